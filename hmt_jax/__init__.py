@@ -1,0 +1,21 @@
+"""Where a network's decision boundary is, feature by feature."""
+
+from hmt_jax import frequency, lanes, models, solvers, statistics, subspaces
+from hmt_jax._checks import PixelRangeWarning
+from hmt_jax.margins import MarginResult, deepfool, measure_margins
+from hmt_jax.solvers import Solution, Status
+
+__all__ = [
+    "MarginResult",
+    "PixelRangeWarning",
+    "Solution",
+    "Status",
+    "deepfool",
+    "frequency",
+    "lanes",
+    "measure_margins",
+    "models",
+    "solvers",
+    "statistics",
+    "subspaces",
+]

@@ -1,0 +1,81 @@
+"""Checks of what users give: shapes while tracing, values once on the host."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax.frequency import flip
+from hmt_jax.solvers import Status
+
+# What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
+_RANGE_TOLERANCE = 1e-3
+
+
+class PixelRangeWarning(UserWarning):
+    """Pixels leave [0, 1], and not because the images are flipped."""
+
+
+def check_image(image: jax.Array) -> None:
+    if image.ndim != 3:
+        raise ValueError(
+            f"image must have shape (height, width, channels), got {image.shape}; add the channel axis of a grey image "
+            "with image[..., None], and give batches to measure_margins"
+        )
+    _check_floating(image)
+
+
+def check_images(images: jax.Array) -> None:
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (N, height, width, channels), got {images.shape}; add the channel axis of grey "
+            "images with images[..., None], and the batch axis of one image with image[None]"
+        )
+    if not images.size:
+        raise ValueError(f"images is empty, with shape {images.shape}: give at least one image")
+    _check_floating(images)
+    _warn_of_range(images)
+
+
+def check_subspace(subspace, images: jax.Array) -> None:
+    """The subspace, a single one, must be one of images of this shape."""
+    image_shape = getattr(subspace, "image_shape", images.shape[1:])
+    if image_shape != images.shape[1:]:
+        raise ValueError(
+            f"the subspaces are for images of shape {image_shape}, but images have shape {images.shape[1:]} after the "
+            "batch axis; make the subspaces for that shape"
+        )
+
+
+def check_logits_were_finite(status: np.ndarray, images: jax.Array) -> None:
+    is_finite = np.asarray(jnp.isfinite(images).all(axis=(1, 2, 3)))
+    if is_finite.any() and (status[:, is_finite] == Status.NON_FINITE).all():
+        raise ValueError(
+            f"classifier gives NaN or infinite logits or gradients for every one of {is_finite.sum()} finite images: "
+            "check its parameters and its normalisation"
+        )
+
+
+def _check_floating(images):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+
+
+def _warn_of_range(images):
+    finite = images[np.asarray(jnp.isfinite(images).all(axis=(1, 2, 3)))]
+    outside = finite[np.asarray(_leaves_range(finite))]
+    is_unexplained = np.asarray(_leaves_range(flip(outside))) if len(outside) else np.zeros(0, bool)
+    if is_unexplained.any():
+        worst = outside[is_unexplained]
+        warnings.warn(
+            f"pixels of {is_unexplained.sum()} of {len(images)} images leave [0, 1], from {worst.min():.3g} to "
+            f"{worst.max():.3g}, and flipping their frequencies does not explain it; give images before normalisation, "
+            "or silence hmt_jax.PixelRangeWarning if they are meant to be so",
+            PixelRangeWarning,
+            stacklevel=4,
+        )
+
+
+def _leaves_range(images):
+    return ((images < -_RANGE_TOLERANCE) | (images > 1 + _RANGE_TOLERANCE)).any(axis=(1, 2, 3))

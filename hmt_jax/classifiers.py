@@ -1,0 +1,121 @@
+"""Classifiers as pytrees, and their restrictions to subspaces.
+
+A classifier is any callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L). Its parameters
+travel as data: two networks of one architecture share every compiled function.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from hmt_jax.solvers import Restriction
+from hmt_jax.subspaces import Subspace
+
+Classifier = Callable[[jax.Array], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Module:
+    """A callable pytree apart: the arrays as data, all else (activation functions, flags) as its static structure."""
+
+    arrays: list[jax.Array]
+    structure: Any = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        treedef, others = self.structure
+        arrays = iter(self.arrays)
+        return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])(images)
+
+
+class _Array:
+    """Stands for an array in the static structure of a module."""
+
+
+_ARRAY = _Array()
+
+
+def as_pytree(classifier: Classifier) -> Classifier:
+    """The classifier as a callable pytree with nothing but arrays for leaves, fit to be an argument of `jax.jit`.
+
+    Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
+    any other callable pytree. What a plain function closes over is compiled in as constants, and a new function
+    compiles anew; give parameters as data with `jax.tree_util.Partial(function, parameters)`.
+
+    Raises:
+      TypeError: if it can't be called.
+      ValueError: if a module is in training mode, where predictions depend on the batch or on chance.
+    """
+    if not callable(classifier):
+        raise TypeError(f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}")
+    if isinstance(classifier, linen.Module):
+        return _linen_classifier(classifier)
+    if isinstance(classifier, nnx.Module):
+        _check_evaluation_mode(classifier)
+        return jax.tree_util.Partial(_call_nnx, *nnx.split(classifier))
+    leaves, treedef = jax.tree.flatten(classifier)
+    if jax.tree_util.all_leaves([classifier]):
+        return jax.tree_util.Partial(classifier)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    if len(arrays) == len(leaves):
+        return classifier
+    return _Module(arrays, (treedef, tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)))
+
+
+def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Restriction:
+    """The restriction g(z) = classifier(image + embed(z)) of a classifier around one image: (d,) to (L,).
+
+    The logits of an image with a NaN or infinite pixel are NaN, whatever the classifier makes of it.
+
+    Raises:
+      ValueError: if the classifier does not give logits of shape (1, L) with L >= 2.
+    """
+    is_finite = jnp.isfinite(image).all()
+
+    def restriction(z):
+        logits = jnp.asarray(classifier((image + subspace.embed(z))[None]))
+        if logits.ndim != 2 or logits.shape[0] != 1:
+            raise ValueError(
+                f"classifier must map images (N, height, width, channels) to logits (N, L); for N = 1 it gave "
+                f"{logits.shape}"
+            )
+        if logits.shape[1] < 2:
+            raise ValueError(
+                "classifier has one class only, so that no label can change; give a binary classifier two logits, "
+                "such as (0, logit)"
+            )
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
+        return jnp.where(is_finite, logits[0], jnp.nan)
+
+    return restriction
+
+
+def _call_nnx(graphdef, state, images):
+    return nnx.merge(graphdef, state)(images)
+
+
+def _linen_classifier(module: linen.Module) -> Classifier:
+    if module.scope is None:
+        raise ValueError(
+            "a Flax Linen module has no parameters of its own: give module.bind(variables), or "
+            "jax.tree_util.Partial(module.apply, variables)"
+        )
+    unbound, variables = module.unbind()
+    return jax.tree_util.Partial(unbound.apply, variables)
+
+
+def _check_evaluation_mode(module: nnx.Module):
+    for path, part in nnx.iter_modules(module):
+        if getattr(part, "use_running_average", None) is False or getattr(part, "deterministic", None) is False:
+            name = ".".join(map(str, path)) or type(part).__name__
+            raise ValueError(f"the classifier's {name} is in training mode: call classifier.eval() first")
+
+
+def _is_array(leaf) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)

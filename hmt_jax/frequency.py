@@ -1,0 +1,91 @@
+"""Filters in the frequency domain of the orthonormal two-dimensional DCT.
+
+Every function maps images of shape (..., height, width, channels) to images of the same shape, one channel at a
+time. Frequencies grow with the row and the column of the coefficient array; (0, 0) is the constant image. All
+filters are orthogonal projections, but `flip`, which is an orthogonal map and its own inverse.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_SPATIAL_AXES = (-3, -2)
+
+
+@functools.cache
+def dct_matrix(length: int) -> np.ndarray:
+    """The orthonormal DCT-II of signals of `length` samples as a (length, length) float64 matrix.
+
+    Row k holds the cosine of frequency k, so that `dct_matrix(n) @ signal` are the coefficients of the signal and
+    `dct_matrix(n).T @ coefficients` is the signal again. The array is shared and read-only.
+    """
+    frequencies, samples = np.arange(length)[:, None], np.arange(length)
+    # Reduced to one period while still whole numbers, so that the cosines are right to the last bits.
+    angles = (2 * samples + 1) * frequencies % (4 * length)
+    matrix = np.sqrt(2 / length) * np.cos(np.pi * angles / (2 * length))
+    matrix[0] = np.sqrt(1 / length)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def dct(images: jax.Array) -> jax.Array:
+    """DCT coefficients of images, orthonormal: the L2 norm of each channel stays what it is."""
+    return jax.scipy.fft.dctn(_as_images(images), axes=_SPATIAL_AXES, norm="ortho")
+
+
+def inverse_dct(coefficients: jax.Array) -> jax.Array:
+    """Images with the given DCT coefficients; the inverse of `dct`."""
+    return jax.scipy.fft.idctn(_as_images(coefficients), axes=_SPATIAL_AXES, norm="ortho")
+
+
+def flip(images: jax.Array) -> jax.Array:
+    """Images with both frequency axes reversed: low frequencies become high ones and the other way round.
+
+    A flipped image is real-valued and leaves [0, 1], at the same L2 norm. Flipping twice gives the image back.
+
+    >>> import jax.numpy as jnp
+    >>> constant = jnp.ones((4, 4, 1))
+    >>> bool(jnp.allclose(flip(flip(constant)), constant, atol=1e-6))
+    True
+    """
+    return inverse_dct(jnp.flip(dct(images), _SPATIAL_AXES))
+
+
+def low_pass(images: jax.Array, size: int) -> jax.Array:
+    """Images with only the frequencies [0, size) x [0, size) left."""
+    return _keep(images, size, lambda frequencies, length: frequencies < size)
+
+
+def high_pass(images: jax.Array, size: int) -> jax.Array:
+    """Images with only the last size x size frequencies left."""
+    return _keep(images, size, lambda frequencies, length: frequencies >= length - size)
+
+
+def cutoff_low(images: jax.Array, size: int) -> jax.Array:
+    """Images without the frequencies [0, size) x [0, size); all others stay."""
+    return _as_images(images) - low_pass(images, size)
+
+
+def _keep(images, size, is_kept):
+    images = _as_images(images)
+    height, width = images.shape[-3:-1]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"size must be between 1 and {min(height, width)} for {height} x {width} images, got {size}")
+    rows = is_kept(np.arange(height), height)
+    columns = is_kept(np.arange(width), width)
+    mask = np.outer(rows, columns)[:, :, None]
+    return inverse_dct(jnp.where(mask, dct(images), 0))
+
+
+def _as_images(images) -> jax.Array:
+    images = jnp.asarray(images)
+    if images.ndim < 3:
+        raise ValueError(
+            f"images must have shape (..., height, width, channels), got {images.shape}; "
+            "add the channel axis of grey images with images[..., None]"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+    return images

@@ -1,0 +1,240 @@
+"""Margins of a classifier: one sample in one subspace, or many samples in many subspaces."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax import _checks, lanes
+from hmt_jax.classifiers import Classifier, as_pytree, restrict
+from hmt_jax.solvers import DeepFool, Solution, Solver, Status
+from hmt_jax.subspaces import Subspace
+
+# Lanes on each device, if not given: on a CPU, larger batches leave its caches.
+_NUM_LANES = {"cpu": 64, "gpu": 512, "tpu": 512}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class MarginResult:
+    """Margins of N samples in R subspaces. Every array has leading axes (R, N); R = 1 for a single subspace.
+
+    Attributes:
+      margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. Where `status` is
+        not converged it is no margin: the distance reached, NaN, or infinity, as `hmt_jax.Status` says.
+      label: the predicted label of the sample, right or wrong; -1 if its logits are not finite.
+      adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
+      num_steps: steps that the solver took.
+      status: a `hmt_jax.Status` for each pair.
+      coordinates: (R, N, d) perturbations in the coordinates of their subspaces, if they were asked for.
+      solver: the solver that was run.
+      precision: the precision of matrix products in the classifier.
+      work: the lanes and their use.
+    """
+
+    margin: np.ndarray
+    label: np.ndarray
+    adversarial_label: np.ndarray
+    num_steps: np.ndarray
+    status: np.ndarray
+    coordinates: np.ndarray | None
+    solver: Solver = dataclasses.field(metadata={"static": True})
+    precision: str = dataclasses.field(metadata={"static": True})
+    work: lanes.Work = dataclasses.field(metadata={"static": True})
+
+    @property
+    def is_converged(self) -> np.ndarray:
+        """Which pairs have a margin."""
+        return self.status == Status.CONVERGED
+
+    def raise_unless_converged(self) -> None:
+        """Raises a ValueError that names the first pairs without a margin, if there are any."""
+        missing = np.argwhere(~self.is_converged)
+        if len(missing):
+            first = ", ".join(f"({r}, {n}) {Status(self.status[r, n]).name}" for r, n in missing[:5].tolist())
+            raise ValueError(
+                f"{len(missing)} of {self.status.size} (subspace, sample) pairs have no margin; the first: {first}"
+            )
+
+
+def deepfool(
+    classifier: Classifier,
+    image: jax.Array,
+    subspace: Subspace,
+    *,
+    num_candidates: int = 10,
+    overshoot: float = 0.02,
+    max_steps: int = 100,
+) -> Solution:
+    """DeepFool for one image in one subspace; pure, so that it can be compiled and mapped.
+
+    `measure_margins` is faster for many images or subspaces; `hmt_jax.solvers.deepfool` describes the steps.
+
+    Args:
+      classifier: callable pytree from images (N, height, width, channels) to logits (N, L).
+      image: (height, width, channels), with pixels in [0, 1].
+      subspace: a single subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`.
+      num_candidates: classes to move towards, the label included.
+      overshoot: relative length added to every iterate before the label is checked, and to the result.
+      max_steps: steps after which the sample is given up.
+
+    Returns:
+      A `hmt_jax.Solution`, whose `coordinates` are the perturbation in the subspace.
+
+    Raises:
+      ValueError: for an image or logits of the wrong shape, or settings out of range.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(2, 2, 1)
+    >>> solution = deepfool(classifier, image, subspaces.full((2, 2, 1)))
+    >>> f"{solution.margin:.4f}"  # (1 + 0.02) * (0.9 - 0.5) / sqrt(2)
+    '0.2885'
+    """
+    image = jnp.asarray(image)
+    _checks.check_image(image)
+    solver = DeepFool(num_candidates, overshoot, max_steps)
+    return _solve_one(solver, as_pytree(classifier), image, subspace)
+
+
+def measure_margins(
+    classifier: Classifier,
+    images: jax.Array,
+    subspaces: Subspace,
+    solver: Solver | None = None,
+    *,
+    keep_coordinates: bool = False,
+    precision: str = "highest",
+    num_lanes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **deepfool_settings: Any,
+) -> MarginResult:
+    """Margins of every image in every subspace: the smallest perturbations inside it that change the label.
+
+    All pairs of a subspace and an image run through one compiled program, in as many lanes as fit the device; networks
+    of one architecture and stacks of one kind share it. Computation is in the precision of images and parameters.
+
+    Args:
+      classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
+        an Equinox module, a `jax.tree_util.Partial`, a plain function. Normalisation belongs to it.
+      images: (N, height, width, channels), floating point in [0, 1], or such images flipped. A sample with a NaN or
+        an infinite pixel gets status NON_FINITE and disturbs no other.
+      subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
+      solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
+      keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
+      precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
+        Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
+      num_lanes: pairs advanced together on each device; chosen for the device if not given.
+      devices: where to run; all local devices if not given.
+      progress: called with the numbers of finished pairs and of all pairs, every few steps.
+      **deepfool_settings: `num_candidates`, `overshoot`, `max_steps`: short for `solver=deepfool(...)`.
+
+    Returns:
+      A `MarginResult` with axes (R, N).
+
+    Raises:
+      ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images, or
+        a classifier whose logits are NaN or infinite for every image.
+      TypeError: for a classifier that can't be called, or settings besides a solver.
+
+    Warns:
+      PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 4, 4, 1))
+    >>> result = measure_margins(classifier, images, subspaces.dct_diagonal((4, 4, 1), size=2, step=1))
+    >>> result.margin.shape, bool(result.is_converged.all())
+    ((3, 5), True)
+    """
+    if solver is not None and deepfool_settings:
+        raise TypeError(f"give either solver or {', '.join(deepfool_settings)}, which belong to solvers.deepfool")
+    solver = DeepFool(**deepfool_settings) if solver is None else solver
+    images = jnp.asarray(images)
+    _checks.check_images(images)
+    stack, num_subspaces = _as_stack(subspaces)
+    _checks.check_subspace(jax.tree.map(lambda leaf: leaf[0], stack), images)
+    classifier = as_pytree(classifier)
+
+    num_pairs = num_subspaces * len(images)
+    if num_lanes is None:
+        platform = (jax.local_devices() if devices is None else devices)[0].platform
+        num_lanes = min(_NUM_LANES.get(platform, 512), num_pairs)
+    method = _PairMethod(solver, precision, keep_coordinates)
+    solution, work = lanes.solve(
+        method,
+        (classifier, images, stack),
+        np.arange(num_pairs),
+        num_lanes=num_lanes,
+        devices=devices,
+        progress=progress,
+    )
+    fields = jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, len(images), *leaf.shape[1:]), solution)
+    result = MarginResult(**fields._asdict(), solver=solver, precision=precision, work=work)
+    _checks.check_logits_were_finite(result.status, images)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _PairMethod:
+    """A solver as a `lanes.Method`: item r N + n is image n in subspace r."""
+
+    solver: Solver
+    precision: str
+    keep_coordinates: bool
+
+    def start(self, data, item):
+        return _start(self.solver, *self._pair(data, item))
+
+    def step(self, data, item, state):
+        with jax.default_matmul_precision(self.precision):
+            return self.solver.step(restrict(*self._pair(data, item)), state)
+
+    def done(self, state):
+        return self.solver.done(state)
+
+    def result(self, state):
+        solution = self.solver.result(state)
+        return solution if self.keep_coordinates else solution._replace(coordinates=None)
+
+    def _pair(self, data, item):
+        classifier, images, stack = data
+        subspace = jax.tree.map(lambda leaf: leaf[item // len(images)], stack)
+        return classifier, images[item % len(images)], subspace
+
+
+def _start(solver, classifier, image, subspace):
+    """The solver's start at the origin, in the common precision of the image and the logits."""
+    logits = jax.eval_shape(classifier, image[None])
+    dtype = jnp.result_type(image.dtype, logits.dtype)
+    origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
+    return solver.start(restrict(classifier, image, subspace), origin)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _solve_one(solver, classifier, image, subspace):
+    with jax.default_matmul_precision("highest"):
+        restriction = restrict(classifier, image, subspace)
+        state = jax.lax.while_loop(
+            lambda state: ~solver.done(state),
+            lambda state: solver.step(restriction, state),
+            _start(solver, classifier, image, subspace),
+        )
+        return solver.result(state)
+
+
+def _as_stack(subspaces):
+    num_stacked = getattr(subspaces, "num_stacked", None)
+    if num_stacked is not None:
+        return subspaces, num_stacked
+    if not (hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")):
+        raise TypeError(
+            f"subspaces must be one subspace or a stack of hmt_jax.subspaces, got {type(subspaces)}; "
+            "hmt_jax.subspaces.stack joins several of one kind"
+        )
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], subspaces), 1

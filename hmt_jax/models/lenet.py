@@ -1,0 +1,29 @@
+"""LeNet, as the paper trains it on MNIST."""
+
+import jax
+from flax import nnx
+
+from hmt_jax.models import _layers
+
+
+class LeNet(nnx.Module):
+    """Two 5 x 5 convolutions (6 and 16 filters) with max-pooling, then 120-84-L linear units; ReLU between."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, rngs: nnx.Rngs):
+        height, width, channels = image_shape
+        # The first convolution keeps the size, the second takes 4 off, and each pooling halves.
+        pooled = [(length // 2 - 4) // 2 for length in (height, width)]
+        if min(pooled) < 1:
+            raise ValueError(f"lenet needs images of at least 12 x 12, got {height} x {width}")
+        self.conv1 = _layers.conv(channels, 6, 5, padding=2, rngs=rngs)
+        self.conv2 = _layers.conv(6, 16, 5, rngs=rngs)
+        self.fc1 = _layers.linear(16 * pooled[0] * pooled[1], 120, rngs=rngs)
+        self.fc2 = _layers.linear(120, 84, rngs=rngs)
+        self.fc3 = _layers.linear(84, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = _layers.max_pool(jax.nn.relu(self.conv1(images)))
+        x = _layers.max_pool(jax.nn.relu(self.conv2(x)))
+        x = jax.nn.relu(self.fc1(_layers.flatten(x)))
+        x = jax.nn.relu(self.fc2(x))
+        return self.fc3(x)

@@ -1,0 +1,49 @@
+"""A strict world for every test, and the data that some of them compare with."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import hmt_jax
+from hmt_jax import models
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shared",
+        default=os.environ.get("HMT_JAX_SHARED"),
+        help="folder with reference/ and tfds/: results of the authors' code, and prepared data sets; "
+        "HMT_JAX_SHARED if not given",
+    )
+
+
+def pytest_configure(config):
+    # Simulated devices must be asked for before JAX is first used.
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared(request) -> pathlib.Path:
+    """The folder of reference results and prepared data sets."""
+    path = request.config.getoption("--shared")
+    if path is None:
+        pytest.skip("compares with data outside the project: give its folder with --shared or HMT_JAX_SHARED")
+    return pathlib.Path(path)
+
+
+@pytest.fixture(scope="session")
+def reference(shared) -> dict[str, np.ndarray]:
+    """Margins of a LeNet on 40 MNIST test images, from the authors' code in float64."""
+    with np.load(shared / "reference" / "lenet_mnist_deepfool_float64.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def reference_lenet(reference) -> models.Normalized:
+    """The LeNet of the reference results."""
+    weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
+    return hmt_jax.models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
