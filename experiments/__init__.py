@@ -1,0 +1,1 @@
+"""Experiments on margins: a configuration each, run by name with `python -m experiments`."""

@@ -33,6 +33,18 @@ class _Module:
         return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])(images)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Linen:
+    """A Linen module and its variables. Equal modules share compiled code; their bound methods would not be equal."""
+
+    module: linen.Module = dataclasses.field(metadata={"static": True})
+    variables: Any
+
+    def __call__(self, images: jax.Array) -> Any:
+        return self.module.apply(self.variables, images)
+
+
 class _Array:
     """Stands for an array in the static structure of a module."""
 
@@ -106,8 +118,7 @@ def _linen_classifier(module: linen.Module) -> Classifier:
             "a Flax Linen module has no parameters of its own: give module.bind(variables), or "
             "jax.tree_util.Partial(module.apply, variables)"
         )
-    unbound, variables = module.unbind()
-    return jax.tree_util.Partial(unbound.apply, variables)
+    return _Linen(*module.unbind())
 
 
 def _check_evaluation_mode(module: nnx.Module):

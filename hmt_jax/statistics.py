@@ -1,0 +1,110 @@
+"""Summaries of margins over samples.
+
+A sample whose search ended without a boundary (out of steps, zero gradient) has a *censored* margin: it enters order
+statistics as larger than every margin that was found, so that a median is finite only if more than half of the samples
+have one. Samples with non-finite logits have no margin at all and are left out. Both are counted.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from hmt_jax.margins import MarginResult
+from hmt_jax.solvers import Status
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginSummary:
+    """Order statistics of margins, for each of R subspaces.
+
+    Attributes:
+      median: (R,) medians; infinite where half of the margins or more are censored, NaN where there are none.
+      median_interval: (R, 2) bootstrap interval of each median.
+      confidence: the probability with which that interval should cover the median.
+      percentiles: (R, P) percentiles of the margins.
+      ranks: the P percentages that `percentiles` holds, in [0, 100].
+      counts: for each `hmt_jax.Status`, by its lower-case name, the (R,) numbers of samples.
+    """
+
+    median: np.ndarray
+    median_interval: np.ndarray
+    confidence: float
+    percentiles: np.ndarray
+    ranks: tuple[float, ...]
+    counts: dict[str, np.ndarray]
+
+
+def summarize(
+    result: MarginResult,
+    *,
+    ranks: Sequence[float] = (5, 50, 95),
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    key: jax.Array | None = None,
+) -> MarginSummary:
+    """Medians, percentiles and counts for each subspace, over its samples.
+
+    The interval of a median is that of the percentile bootstrap: the median of as many samples drawn with
+    replacement, over `num_resamples` draws, the same draws for every subspace.
+
+    Args:
+      result: margins with axes (R, N).
+      ranks: percentages, in [0, 100], of the percentiles to give.
+      confidence: of the interval, in (0, 1).
+      num_resamples: draws of the bootstrap.
+      key: random key of the draws; `jax.random.key(0)` if not given.
+
+    Raises:
+      ValueError: for ranks, a confidence or a number of resamples out of range.
+    """
+    if not all(0 <= rank <= 100 for rank in ranks):
+        raise ValueError(f"ranks must be percentages between 0 and 100, got {tuple(ranks)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    margins = censored_margins(result)
+    tail = 50 * (1 - confidence)
+    key = jax.random.key(0) if key is None else key
+    medians = bootstrap_medians(key, margins, num_resamples)
+    return MarginSummary(
+        median=np.array([percentile(row, 50) for row in margins]),
+        median_interval=np.array([[percentile(row, tail), percentile(row, 100 - tail)] for row in medians]),
+        confidence=confidence,
+        percentiles=np.array([[percentile(row, rank) for rank in ranks] for row in margins]),
+        ranks=tuple(ranks),
+        counts={status.name.lower(): np.sum(result.status == status, axis=1) for status in Status},
+    )
+
+
+def censored_margins(result: MarginResult) -> np.ndarray:
+    """Margins (R, N) with infinity for every censored sample, and NaN for every sample that has none."""
+    status = np.asarray(result.status)
+    margins = np.where(status == Status.CONVERGED, result.margin, np.inf)
+    return np.where(status == Status.NON_FINITE, np.nan, margins)
+
+
+def percentile(values: np.ndarray, rank: float) -> float:
+    """The percentile of values (N,), of which some may be infinite, with NaNs left out; NaN if none is left.
+
+    Interpolates linearly between neighbouring values, as NumPy does; between a finite and an infinite one, where
+    nothing lies halfway, it is infinite.
+    """
+    values = np.asarray(values)
+    values = np.sort(values[~np.isnan(values)])
+    if not values.size:
+        return np.nan
+    position = rank / 100 * (values.size - 1)
+    below, above = values[int(np.floor(position))], values[int(np.ceil(position))]
+    if below == above:
+        return float(below)
+    return float(below + (position % 1) * (above - below))
+
+
+def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -> np.ndarray:
+    """Medians (R, num_resamples) of margins (R, N), over samples drawn with replacement."""
+    num_samples = margins.shape[1]
+    draws = np.asarray(jax.random.randint(key, (num_resamples, num_samples), 0, num_samples))
+    return np.array([[percentile(row[draw], 50) for draw in draws] for row in margins])

@@ -340,7 +340,7 @@ def orthogonal_complement(subspace: Subspace) -> Subspace:
         case DCTWindowComplement():
             return DCTWindow(subspace.corner, subspace.size, subspace.image_shape)
         case SpanComplement(reflector=p):
-            first_axes = jnp.eye(*p.shape[-2:], dtype=p.dtype)
+            first_axes = jnp.eye(p.shape[-2], p.shape[-1], dtype=p.dtype)
             head = jnp.swapaxes(p[..., : p.shape[-1], :], -1, -2)
             return Span(first_axes - 2 * jnp.matmul(p, head, precision=_PRECISION), subspace.image_shape)
         case Span(basis=basis):

@@ -55,7 +55,7 @@ def create(
     """
     network = _architecture(name)(_check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
     _check_statistics(image_shape, mean, std)
-    return Normalized(network, mean, std)
+    return Normalized(network, jnp.asarray(mean), jnp.asarray(std))
 
 
 def from_torch(
@@ -100,7 +100,7 @@ def from_torch(
     expected = {_torch_name(path): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
     _check_arrays(name, arrays, {key: _torch_shape(variable) for key, (_, variable) in expected.items()})
     weights = [(path, variable.replace(_from_torch(arrays[key]))) for key, (path, variable) in expected.items()]
-    return Normalized(nnx.merge(graphdef, nnx.from_flat_state(weights)), mean, std)
+    return Normalized(nnx.merge(graphdef, nnx.from_flat_state(weights)), jnp.asarray(mean), jnp.asarray(std))
 
 
 def _architecture(name):

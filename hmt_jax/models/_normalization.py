@@ -20,8 +20,8 @@ class Normalized(nnx.Module):
 
     def __init__(self, network: nnx.Module, mean: jax.Array, std: jax.Array):
         self.network = network
-        self.mean = Statistic(jnp.asarray(mean))
-        self.std = Statistic(jnp.asarray(std))
+        self.mean = Statistic(mean)
+        self.std = Statistic(std)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         # In the precision of the images: the statistics are constants, not a reason to compute in float64.

@@ -58,7 +58,7 @@ class DeepFool:
         label, others = candidates[0], candidates[1:]
 
         cotangents = jax.nn.one_hot(others, logits.size, dtype=logits.dtype)
-        cotangents -= jax.nn.one_hot(label, logits.size, dtype=logits.dtype)
+        cotangents -= jax.nn.one_hot(label, logits.size, dtype=logits.dtype)[None]
         normals = jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
         norms = jnp.linalg.norm(normals, axis=1)
         gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)

@@ -27,7 +27,7 @@ class Solution(NamedTuple):
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps taken.
       status: a `Status`.
-      coordinates: the perturbation in the subspace's coordinates, (d,).
+      coordinates: the perturbation in the subspace's coordinates, (d,); None where they are not kept.
     """
 
     margin: jax.Array
@@ -35,7 +35,7 @@ class Solution(NamedTuple):
     adversarial_label: jax.Array
     num_steps: jax.Array
     status: jax.Array
-    coordinates: jax.Array
+    coordinates: jax.Array | None
 
 
 class Solver(Protocol):

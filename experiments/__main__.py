@@ -1,0 +1,72 @@
+"""The command line: `python -m experiments list`, `run NAME`, `prepare DATA`."""
+
+import argparse
+import pathlib
+import sys
+
+from experiments import config, run
+from hmt_jax import data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Does what the arguments say; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _list(options) -> None:
+    width = max(map(len, config.names()))
+    for name in config.names():
+        print(f"{name:<{width}}  {config.title(name)}")
+
+
+def _run(options) -> None:
+    experiment = config.override(config.load(options.name), options.set)
+    path = options.folder or pathlib.Path("results") / options.name
+    run.run(options.name, experiment, path, data_dir=options.data_dir, fresh=options.fresh)
+
+
+def _prepare(options) -> None:
+    data.prepare(options.name, options.data_dir)
+    print(f"{options.name} is prepared")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description="Experiments on margins.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    lister = commands.add_parser("list", help="the experiments there are")
+    lister.set_defaults(command=_list)
+
+    runner = commands.add_parser("run", help="run an experiment, or what is left of it to do")
+    runner.add_argument("name", metavar="NAME", nargs="?", default="digits", help="of the experiment (default: digits)")
+    runner.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change fields of its configuration",
+    )
+    runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME)")
+    runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
+    runner.set_defaults(command=_run)
+
+    preparer = commands.add_parser("prepare", help="download and prepare a data set")
+    preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
+    preparer.set_defaults(command=_prepare)
+
+    for subparser in (runner, preparer):
+        subparser.add_argument(
+            "--data-dir", help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file an experiment: its docstring is the lab note, `CONFIG` the configuration."""

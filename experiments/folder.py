@@ -1,0 +1,110 @@
+"""The folder of a run: which configuration it belongs to, and files that are written whole or not at all."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from experiments.config import Experiment
+
+_PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
+_CONFIG = "config.json"
+_RESULTS = (
+    "environment.json",
+    "history.json",
+    "checkpoint.safetensors",
+    "measurement.json",
+    "margins.npz",
+    "summary.json",
+    "margins.png",
+)
+
+
+def open_folder(path: pathlib.Path, name: str, config: Experiment, *, fresh: bool = False) -> None:
+    """Makes the folder of a run, or takes it up again; `fresh` removes the results that are there.
+
+    Raises:
+      ValueError: if the folder holds another configuration, or files that no run wrote. Nothing is changed then.
+    """
+    described = {"experiment": name, **dataclasses.asdict(config)}
+    if (path / _CONFIG).exists():
+        _check_config(path, read_json(path / _CONFIG), described)
+    elif path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder")
+    path.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        for result in _RESULTS:
+            (path / result).unlink(missing_ok=True)
+    write_json(path / _CONFIG, described)
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`, which takes its place when the block ends well and is removed otherwise."""
+    temporary = path.with_name(f"part-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a value as JSON, for people to read as well."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text())
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, devices, and the commit of this checkout."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "commit": _git("rev-parse", "HEAD"),
+        "is_commit_modified": bool(_git("status", "--porcelain")),
+    }
+
+
+def _check_config(path, found, expected):
+    differences = [
+        f"{field} is {found.get(field)!r} there, {expected.get(field)!r} here"
+        for field in {**found, **expected}
+        if found.get(field) != expected.get(field)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to another configuration ({'; '.join(differences)}), and stays as it is: give another "
+            "folder with --folder"
+        )
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments):
+    """What git prints about this checkout; None where there is no git or no checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(pathlib.Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
