@@ -27,22 +27,39 @@ _RESULTS = (
 )
 
 
-def open_folder(path: pathlib.Path, name: str, config: Experiment, *, fresh: bool = False) -> None:
-    """Makes the folder of a run, or takes it up again; `fresh` removes the results that are there.
+def check(path: pathlib.Path, name: str, config: Experiment) -> None:
+    """Makes sure that a folder is new, or that of this experiment with this configuration.
 
     Raises:
-      ValueError: if the folder holds another configuration, or files that no run wrote. Nothing is changed then.
+      ValueError: if it holds another configuration, or files that no run wrote.
     """
-    described = {"experiment": name, **dataclasses.asdict(config)}
-    if (path / _CONFIG).exists():
-        _check_config(path, read_json(path / _CONFIG), described)
-    elif path.exists() and any(path.iterdir()):
-        raise ValueError(f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder")
+    if not (path / _CONFIG).exists():
+        if path.exists() and any(path.iterdir()):
+            raise ValueError(
+                f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder"
+            )
+        return
+    found, expected = read_json(path / _CONFIG), _described(name, config)
+    differences = [
+        f"{field} is {found.get(field)!r} there, {expected.get(field)!r} here"
+        for field in {**found, **expected}
+        if found.get(field) != expected.get(field)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to another configuration ({'; '.join(differences)}), and stays as it is: give another "
+            "folder with --folder"
+        )
+
+
+def start(path: pathlib.Path, name: str, config: Experiment, *, fresh: bool) -> None:
+    """Makes the folder of a run, or takes up one that `check` found right; `fresh` removes the results in it."""
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
         for result in _RESULTS:
             (path / result).unlink(missing_ok=True)
-    write_json(path / _CONFIG, described)
+    write_json(path / _CONFIG, _described(name, config))
+    write_json(path / "environment.json", environment())
 
 
 @contextlib.contextmanager
@@ -79,17 +96,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _check_config(path, found, expected):
-    differences = [
-        f"{field} is {found.get(field)!r} there, {expected.get(field)!r} here"
-        for field in {**found, **expected}
-        if found.get(field) != expected.get(field)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} belongs to another configuration ({'; '.join(differences)}), and stays as it is: give another "
-            "folder with --folder"
-        )
+def _described(name, config):
+    return {"experiment": name, **dataclasses.asdict(config)}
 
 
 def _version(package):

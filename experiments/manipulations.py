@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax import frequency
-from hmt_jax.training import as_floats
+from hmt_jax import data, frequency
 
 _MANIPULATIONS = {"none": lambda images: images, "flip": frequency.flip}
 _CHUNK = 2000  # images transformed at a time, to bound memory
@@ -20,8 +19,10 @@ def apply(name: str, images: np.ndarray) -> np.ndarray:
     """Images (N, height, width, channels), uint8 or in [0, 1], manipulated: in floating point, but for "none"."""
     if name == "none":
         return images
-    manipulate = jax.jit(lambda chunk: _MANIPULATIONS[name](as_floats(chunk)))
-    return np.concatenate([manipulate(images[first : first + _CHUNK]) for first in range(0, len(images), _CHUNK)])
+    manipulate = jax.jit(_MANIPULATIONS[name])
+    return np.concatenate(
+        [manipulate(data.as_floats(images[first : first + _CHUNK])) for first in range(0, len(images), _CHUNK)]
+    )
 
 
 def normalization(name: str, train_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,33 +30,39 @@ def run(name: str, config: Experiment, path: pathlib.Path, *, data_dir: str | No
     Raises:
       ValueError: if the folder belongs to another configuration, or the data set is not prepared.
     """
-    folder.open_folder(path, name, config, fresh=fresh)
-    if (path / "margins.png").exists():
+    folder.check(path, name, config)
+    if (path / "margins.png").exists() and not fresh:
         print(f"{name} is finished already; --fresh starts over")
     else:
+        # All that can be wrong with the configuration shows before the folder is touched.
         dataset = data.load(config.data, data_dir)
-        folder.write_json(path / "environment.json", folder.environment())
-        classifier = _train(config, dataset, path)
+        diagonal = subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
+        classifier, architecture = _untrained(config, dataset)
+        folder.start(path, name, config, fresh=fresh)
+        if not (path / "checkpoint.safetensors").exists():
+            _train(config, dataset, classifier, architecture, path)
         if not (path / "margins.npz").exists():
-            _measure(config, dataset, classifier, path)
+            _measure(config, dataset, diagonal, path)
         _summarize(name, config, path)
     print(_report(folder.read_json(path / "summary.json")))
     print(f"\nresults: {path}\npicture: {path / 'margins.png'}")
 
 
-def _train(config, dataset, path) -> models.Normalized:
-    """The trained classifier, with its history and checkpoint written."""
-    checkpoint = path / "checkpoint.safetensors"
-    if checkpoint.exists():
-        return models.load(checkpoint)[0]
+def _untrained(config, dataset) -> tuple[models.Normalized, dict[str, Any]]:
+    """The classifier with random weights, and the arguments that made it."""
     architecture = {
         "name": config.network,
-        "image_shape": dataset.train_images.shape[1:],
+        "image_shape": dataset.image_shape,
         "num_classes": dataset.num_classes,
     }
     mean, std = manipulations.normalization(config.manipulation, dataset.train_images)
-    init_key, order_key = jax.random.split(jax.random.key(config.seed))
-    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
+    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    return models.create(**architecture, key=init_key, mean=mean, std=std), architecture
+
+
+def _train(config, dataset, classifier, architecture, path) -> None:
+    """Trains the classifier and writes its history and checkpoint."""
+    _, order_key = jax.random.split(jax.random.key(config.seed))
     train_images = manipulations.apply(config.manipulation, dataset.train_images)
     test_images = manipulations.apply(config.manipulation, dataset.test_images)
 
@@ -76,7 +82,7 @@ def _train(config, dataset, path) -> models.Normalized:
                     "seconds": round(time.perf_counter() - started, 2),
                 }
             )
-            bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}")
+            bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
             bar.update()
 
         classifier = training.train(
@@ -84,21 +90,19 @@ def _train(config, dataset, path) -> models.Normalized:
         )
     folder.write_json(path / "history.json", history)
     models.save(
-        checkpoint,
+        path / "checkpoint.safetensors",
         classifier,
         architecture=architecture,
         data=config.data,
         manipulation=config.manipulation,
         training=history[-1],
     )
-    return classifier
 
 
-def _measure(config, dataset, classifier, path) -> None:
+def _measure(config, dataset, diagonal, path) -> None:
     """Measures the first test images along the diagonal, and writes their margins with all that they belong to."""
-    images = dataset.test_images[: config.num_images]
-    images = training.as_floats(manipulations.apply(config.manipulation, images))
-    diagonal = subspaces.dct_diagonal(images.shape[1:], config.window_size, config.window_step)
+    classifier, _ = models.load(path / "checkpoint.safetensors")
+    images = data.as_floats(manipulations.apply(config.manipulation, dataset.test_images[: config.num_images]))
     started = time.perf_counter()
     with tqdm.tqdm(total=len(diagonal) * len(images), desc="margins", unit="pair") as bar:
         result = hmt_jax.measure_margins(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from hmt_jax import _checks, lanes
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
@@ -63,7 +64,7 @@ class MarginResult:
 
 def deepfool(
     classifier: Classifier,
-    image: jax.Array,
+    image: ArrayLike,
     subspace: Subspace,
     *,
     num_candidates: int = 10,
@@ -103,7 +104,7 @@ def deepfool(
 
 def measure_margins(
     classifier: Classifier,
-    images: jax.Array,
+    images: ArrayLike,
     subspaces: Subspace,
     solver: Solver | None = None,
     *,

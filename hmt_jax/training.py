@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from hmt_jax.classifiers import Classifier, as_pytree
 
@@ -71,8 +72,8 @@ class _Sums(NamedTuple):
 
 def train(
     classifier: nnx.Module,
-    images: jax.Array,
-    labels: jax.Array,
+    images: ArrayLike,
+    labels: ArrayLike,
     recipe: Recipe,
     key: jax.Array,
     *,
@@ -100,10 +101,10 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
-    images, labels = _on_device(images, labels)
-    state = start(classifier, recipe, len(images))
+    pixels, targets = _on_device(images, labels)
+    state = start(classifier, recipe, len(pixels))
     for epoch in range(recipe.num_epochs):
-        state, metrics = train_epoch(state, images, labels, recipe, jax.random.fold_in(key, epoch))
+        state, metrics = train_epoch(state, pixels, targets, recipe, jax.random.fold_in(key, epoch))
         if not np.isfinite(metrics.loss):
             raise FloatingPointError(
                 f"the training loss became {metrics.loss} in epoch {epoch}: lower max_learning_rate "
@@ -139,18 +140,18 @@ def train_epoch(
     return state, Metrics(float(sums.loss) / len(images), int(sums.num_correct) / len(images))
 
 
-def evaluate(classifier: Classifier, images: jax.Array, labels: jax.Array, *, batch_size: int = 1000) -> Metrics:
+def evaluate(classifier: Classifier, images: ArrayLike, labels: ArrayLike, *, batch_size: int = 1000) -> Metrics:
     """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
 
     Raises:
       ValueError: for images and labels of unequal number, or none.
     """
-    images, labels = _on_device(images, labels)
+    pixels, targets = _on_device(images, labels)
     pytree = as_pytree(classifier)
-    batches = _pad(np.arange(len(images)), min(batch_size, len(images)))
-    sums = [_evaluate_batch(pytree, images, labels, batch) for batch in batches]
+    batches = _pad(np.arange(len(pixels)), min(batch_size, len(pixels)))
+    sums = [_evaluate_batch(pytree, pixels, targets, batch) for batch in batches]
     loss = sum(float(s.loss) for s in sums)
-    return Metrics(loss / len(images), sum(int(s.num_correct) for s in sums) / len(images))
+    return Metrics(loss / len(pixels), sum(int(s.num_correct) for s in sums) / len(pixels))
 
 
 def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
@@ -174,7 +175,8 @@ def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _scan_epoch(recipe, state, images, labels, key):
     def step(carry, batch):
-        return _step(recipe, len(images), *carry, images, labels, batch), None
+        state, sums = carry
+        return _step(recipe, len(images), state, sums, images, labels, batch), None
 
     return jax.lax.scan(step, (state, _zero_sums()), _batches(recipe, len(images), key))[0]
 
@@ -199,7 +201,7 @@ _train_step = jax.jit(_step, static_argnums=(0, 1), donate_argnums=(2, 3))
 
 def _sum_over(classifier, images, labels, batch) -> _Sums:
     """Loss and right labels summed over the samples of a batch of indices, -1 standing for none."""
-    logits = classifier(as_floats(images[batch]))
+    logits = classifier(_as_floats(images[batch]))
     targets = labels[batch]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return _Sums(
@@ -211,7 +213,7 @@ def _sum_over(classifier, images, labels, batch) -> _Sums:
 _evaluate_batch = jax.jit(_sum_over)
 
 
-def as_floats(images: jax.Array) -> jax.Array:
+def _as_floats(images: jax.Array) -> jax.Array:
     """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
@@ -233,11 +235,11 @@ def _zero_sums() -> _Sums:
     return _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
-def _on_device(images, labels):
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
+def _on_device(images: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    pixels, targets = jnp.asarray(images), jnp.asarray(labels)
+    if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
         raise ValueError(
             "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
-            f"{images.shape} and {labels.shape}"
+            f"{pixels.shape} and {targets.shape}"
         )
-    return images, labels.astype(jnp.int32)
+    return pixels, targets.astype(jnp.int32)

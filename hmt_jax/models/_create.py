@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models.lenet import LeNet
@@ -28,8 +29,8 @@ def create(
     *,
     image_shape: ImageShape,
     num_classes: int,
-    mean: Sequence[float] | jax.Array = (0.0,),
-    std: Sequence[float] | jax.Array = (1.0,),
+    mean: ArrayLike | Sequence[float] = (0.0,),
+    std: ArrayLike | Sequence[float] = (1.0,),
     **options: Any,
 ) -> Normalized:
     """A classifier with random weights, initialised as PyTorch initialises its layers.
@@ -63,8 +64,8 @@ def from_torch(
     state_dict: Mapping[str, Any],
     *,
     image_shape: ImageShape,
-    mean: Sequence[float] | jax.Array,
-    std: Sequence[float] | jax.Array,
+    mean: ArrayLike | Sequence[float],
+    std: ArrayLike | Sequence[float],
     num_classes: int | None = None,
     **options: Any,
 ) -> Normalized:

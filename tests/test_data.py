@@ -1,0 +1,471 @@
+"""Data sets: against scikit-learn's and published facts, and prepared from small files served on this machine."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.hashing import Hasher
+
+from hmt_jax import data
+from hmt_jax.data import _tfds
+
+SIZES = {"train": 25, "test": 10}
+CLASS_NAMES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "lorry"]
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """A function that publishes a small data set under its name: returns its splits, in the published order."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+
+        def publish(name):
+            splits = {split: random_split(name, size) for split, size in SIZES.items()}
+            files = mnist_files(splits) if name == "mnist" else cifar10_files(splits)
+            url_infos = {}
+            for file, content in files.items():
+                (folder / file).write_bytes(content)
+                info = checksums.UrlInfo(len(content), hashlib.sha256(content).hexdigest(), file)
+                url_infos[f"http://127.0.0.1:{server.server_port}/{file}"] = info
+            monkeypatch.setattr(tfds.builder_cls(name), "url_infos", url_infos)
+            monkeypatch.setitem(_tfds.SIZES, name, dict(SIZES))
+            return splits
+
+        yield publish
+
+
+@pytest.fixture
+def prepared(tmp_path, publish):
+    """A folder with a small MNIST."""
+    publish("mnist")
+    data.prepare("mnist", tmp_path)
+    return tmp_path
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def forbid_network(monkeypatch):
+    """Lets every use of the network fail from now on. Returns a list that grows with each."""
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return attempts
+
+
+def random_split(name, size):
+    shape = (28, 28) if name == "mnist" else (32, 32, 3)
+    rng = np.random.default_rng(size)
+    return rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, 10, size, np.uint8)
+
+
+def mnist_files(splits):
+    def idx(array):
+        return gzip.compress(
+            bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+        )
+
+    return {
+        f"{prefix}-{content}-idx{array.ndim}-ubyte.gz": idx(array)
+        for split, prefix in (("train", "train"), ("test", "t10k"))
+        for content, array in zip(("images", "labels"), splits[split], strict=True)
+    }
+
+
+def cifar10_files(splits):
+    def records(images, labels):
+        return b"".join(
+            bytes([label]) + b"".join(image[:, :, channel].tobytes() for channel in range(3))
+            for image, label in zip(images, labels, strict=True)
+        )
+
+    train_images, train_labels = splits["train"]
+    contents = {
+        f"data_batch_{i + 1}.bin": records(train_images[5 * i : 5 * i + 5], train_labels[5 * i : 5 * i + 5])
+        for i in range(5)
+    }
+    contents["test_batch.bin"] = records(*splits["test"])
+    contents["batches.meta.txt"] = "\n".join([*CLASS_NAMES, "", ""]).encode()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        folder = tarfile.TarInfo("cifar-10-batches-bin")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for file, content in contents.items():
+            member = tarfile.TarInfo(f"{folder.name}/{file}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return {"cifar-10-binary.tar.gz": stream.getvalue()}
+
+
+def assert_is_published(dataset, splits):
+    """All samples are there, in the order in which TFDS hashes their places."""
+    for split, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        hasher = Hasher(split)
+        order = sorted(range(SIZES[split]), key=hasher.hash_key)
+        published_images, published_labels = splits[split]
+        np.testing.assert_array_equal(images, published_images.reshape(-1, *dataset.image_shape)[order])
+        np.testing.assert_array_equal(labels, published_labels[order])
+
+
+def assert_nothing_is_left(data_dir, name):
+    assert not list((data_dir / name).glob("*"))
+    with pytest.raises(ValueError, match="is not prepared"):
+        data.load(name, data_dir)
+
+
+def rows(images):
+    return sorted(image.tobytes() for image in images)
+
+
+def test_names():
+    assert data.names() == ("cifar10", "digits", "mnist")
+
+
+def test_importing_costs_no_heavy_package():
+    heavy = {"PIL", "array_record", "requests", "sklearn", "tensorflow_datasets"}
+    program = "import sys, hmt_jax.data; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert not heavy & set(imported.split())
+
+
+# Digits
+
+
+def test_digits_are_those_of_sklearn():
+    digits, stored = data.load("digits"), sklearn.datasets.load_digits()
+    images = np.concatenate([digits.train_images, digits.test_images])
+    labels = np.concatenate([digits.train_labels, digits.test_labels])
+    assert images.dtype == np.float32
+    assert digits.image_shape == (8, 8, 1)
+    assert digits.num_classes == 10
+    pairs = zip((16 * images).reshape(-1, 64).astype(int), labels, strict=True)
+    expected = zip(stored.data.astype(int), stored.target, strict=True)
+    assert sorted((*image, label) for image, label in pairs) == sorted((*image, label) for image, label in expected)
+
+
+def test_digits_are_split_without_overlap_and_evenly_over_classes():
+    digits = data.load("digits")
+    assert (len(digits.train_images), len(digits.test_images)) == (1437, 360)
+    assert not set(rows(digits.train_images)) & set(rows(digits.test_images))
+    num_test = np.bincount(digits.test_labels)
+    num_samples = num_test + np.bincount(digits.train_labels)
+    assert np.abs(num_test - num_samples / 5).max() < 1
+
+
+def test_digits_are_split_alike_every_time():
+    first, second = data.load("digits"), data.load("digits")
+    np.testing.assert_array_equal(first.train_images, second.train_images)
+    np.testing.assert_array_equal(first.test_images, second.test_images)
+
+
+def test_digits_need_no_preparation(monkeypatch):
+    attempts = forbid_network(monkeypatch)
+    assert "nothing to prepare" in data.prepare("digits")
+    assert not attempts
+
+
+# Prepared data sets
+
+
+def test_mnist(shared, reference):
+    mnist = data.load("mnist", shared / "tfds")
+    assert mnist.train_images.shape == (60_000, 28, 28, 1)
+    assert mnist.test_images.shape == (10_000, 28, 28, 1)
+    assert mnist.train_images.dtype == mnist.test_images.dtype == np.uint8
+    assert mnist.num_classes == 10
+    num_train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    num_test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(mnist.train_labels).tolist() == num_train
+    assert np.bincount(mnist.test_labels).tolist() == num_test
+    assert round(mnist.train_images.mean() / 255, 4) == 0.1307
+    assert round(mnist.train_images.std() / 255, 4) == 0.3081
+
+    label_of = {image.tobytes(): label for image, label in zip(mnist.test_images, mnist.test_labels, strict=True)}
+    assert [label_of[image.tobytes()] for image in reference["images"]] == reference["labels"].tolist()
+
+
+def test_cifar10(shared):
+    cifar10 = data.load("cifar10", shared / "tfds")
+    assert cifar10.train_images.shape == (50_000, 32, 32, 3)
+    assert cifar10.test_images.shape == (10_000, 32, 32, 3)
+    assert cifar10.train_images.dtype == cifar10.test_images.dtype == np.uint8
+    assert cifar10.num_classes == 10
+    assert np.bincount(cifar10.train_labels).tolist() == [5000] * 10
+    assert np.bincount(cifar10.test_labels).tolist() == [1000] * 10
+    np.testing.assert_allclose(cifar10.train_images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=5e-5)
+
+
+@pytest.mark.parametrize("function", [data.load, data.prepare])
+def test_unknown_name(function):
+    with pytest.raises(ValueError, match=r"unknown data set 'minst'; the known ones are cifar10, digits, mnist"):
+        function("minst")
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_load_what_is_not_prepared(name, tmp_path, monkeypatch):
+    attempts = forbid_network(monkeypatch)
+    match = rf"{name} is not prepared in {tmp_path}: run `python -m experiments prepare {name}`, or .* TFDS_DATA_DIR"
+    with pytest.raises(ValueError, match=match):
+        data.load(name, tmp_path)
+    assert not attempts
+
+
+def test_data_dir_is_that_of_the_environment_if_not_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "here"))
+    with pytest.raises(ValueError, match=f"is not prepared in {tmp_path / 'here'}:"):
+        data.load("mnist")
+    with pytest.raises(ValueError, match=f"is not prepared in {tmp_path / 'there'}:"):
+        data.load("mnist", tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("digits", "sklearn"), ("mnist", "tensorflow_datasets"), ("mnist", "array_record"), ("mnist", "PIL")],
+)
+def test_load_without_a_package(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"{name} can't be read without {module}: pip install 'hmt-jax\[data\]'"
+    ):
+        data.load(name, tmp_path)
+
+
+def test_prepare_without_a_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "importlib_resources", None)
+    with pytest.raises(ModuleNotFoundError, match=r"without importlib_resources: pip install 'hmt-jax\[data\]'"):
+        data.prepare("mnist", tmp_path)
+
+
+# Preparation
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_prepare_and_load(name, tmp_path, publish):
+    splits = publish(name)
+    assert "is prepared now" in data.prepare(name, tmp_path)
+    dataset = data.load(name, tmp_path)
+    assert dataset.name == name
+    assert dataset.num_classes == 10
+    assert dataset.train_images.dtype == np.uint8
+    assert_is_published(dataset, splits)
+
+
+def test_tfds_reads_what_is_prepared(tmp_path, publish):
+    publish("cifar10")
+    data.prepare("cifar10", tmp_path)
+    source = tfds.data_source("cifar10", split="test", data_dir=tmp_path, download=False)
+    assert source.dataset_info.features["label"].names == CLASS_NAMES
+    assert sorted(sample["id"] for sample in source) == [f"test_{i:05d}".encode() for i in range(10)]
+
+
+def test_prepare_what_is_prepared(prepared, monkeypatch):
+    attempts = forbid_network(monkeypatch)
+    files = {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    assert "is prepared already" in data.prepare("mnist", prepared)
+    assert files == {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    assert not attempts
+
+
+def test_prepare_from_files_put_there_by_hand(tmp_path, publish, monkeypatch):
+    splits = publish("mnist")
+    attempts = forbid_network(monkeypatch)
+    manual_dir = tmp_path / "downloads" / "manual"
+    manual_dir.mkdir(parents=True)
+    for file, content in mnist_files(splits).items():
+        (manual_dir / file).write_bytes(content)
+    data.prepare("mnist", tmp_path)
+    assert_is_published(data.load("mnist", tmp_path), splits)
+    assert not attempts
+
+
+def test_prepare_without_a_network(tmp_path, monkeypatch):
+    attempts = forbid_network(monkeypatch)
+    match = (
+        r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put what you get into "
+        rf"{tmp_path}/downloads/manual, and run `python -m experiments prepare cifar10` again \(.*no network here"
+    )
+    with pytest.raises(ConnectionError, match=match):
+        data.prepare("cifar10", tmp_path)
+    assert len(attempts) == 1
+    assert_nothing_is_left(tmp_path, "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"), [(None, "can't download mnist.*404"), (b"not it", "can't download mnist.*wrong checksum")]
+)
+def test_prepare_from_files_that_are_missing_or_wrong(content, match, tmp_path, publish):
+    publish("mnist")
+    file = tmp_path / "published" / "t10k-images-idx3-ubyte.gz"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConnectionError, match=match):
+        data.prepare("mnist", tmp_path)
+    assert_nothing_is_left(tmp_path, "mnist")
+
+
+def test_prepare_fails_if_samples_are_missing(tmp_path, publish, monkeypatch):
+    publish("cifar10")
+    monkeypatch.setitem(_tfds.SIZES, "cifar10", {"train": 25, "test": 11})
+    with pytest.raises(ValueError, match=r"has {'train': 25, 'test': 10} samples, expected {'train': 25, 'test': 11}"):
+        data.prepare("cifar10", tmp_path)
+    assert_nothing_is_left(tmp_path, "cifar10")
+
+
+def test_prepare_after_an_interruption(tmp_path, publish, monkeypatch):
+    def interrupt(builder):
+        raise KeyboardInterrupt
+
+    splits = publish("mnist")
+    with monkeypatch.context() as patch:
+        patch.setattr(_tfds, "read", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            data.prepare("mnist", tmp_path)
+    assert_nothing_is_left(tmp_path, "mnist")
+    data.prepare("mnist", tmp_path)
+    assert_is_published(data.load("mnist", tmp_path), splits)
+
+
+def test_load_with_samples_missing(prepared, monkeypatch):
+    monkeypatch.undo()
+    match = (
+        r"has {'train': 25, 'test': 10} samples, expected {'train': 60000, 'test': 10000}: delete that folder and run"
+    )
+    with pytest.raises(ValueError, match=match):
+        data.load("mnist", prepared)
+
+
+@pytest.mark.parametrize("num_bytes", [None, 0, 1000])
+def test_load_what_is_damaged(num_bytes, prepared):
+    (file,) = (prepared / "mnist").glob("*/mnist-test*")
+    if num_bytes is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:num_bytes])
+    with pytest.raises(ValueError, match=r"3.0.1 is damaged \(.*\): delete that folder and run `python -m experiments"):
+        data.load("mnist", prepared)
+
+
+@pytest.mark.parametrize("function", [data.load, data.prepare])
+@pytest.mark.parametrize("file_format", ["tfrecord", "parquet"])
+def test_other_file_formats(function, file_format, prepared, monkeypatch):
+    attempts = forbid_network(monkeypatch)
+    (file,) = prepared.glob("mnist/*/dataset_info.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": file_format}))
+    with pytest.raises(ValueError, match=f"3.0.1 is in {file_format} format, expected array_record.* another data_dir"):
+        function("mnist", prepared)
+    assert not attempts
+
+
+# Arrays
+
+
+def arrays(**changes):
+    images, labels = np.zeros((3, 4, 5, 1), np.uint8), np.array([2, 0, 1])
+    return {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:2],
+        "test_labels": labels[:2],
+    } | changes
+
+
+def test_from_arrays_keeps_arrays():
+    images = np.random.default_rng(0).random((2, 4, 5, 1))
+    dataset = data.from_arrays(**arrays(test_images=images), name="mine")
+    assert dataset.name == "mine"
+    assert dataset.image_shape == (4, 5, 1)
+    assert dataset.num_classes == 3
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+    np.testing.assert_array_equal(dataset.train_labels, [2, 0, 1])
+    np.testing.assert_array_equal(dataset.test_images, images)
+
+
+def test_from_arrays_counts_classes_of_both_sets():
+    assert data.from_arrays(**arrays(test_labels=np.array([0, 6]))).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "match"),
+    [
+        (
+            "train_images",
+            np.zeros((3, 4, 5), np.uint8),
+            r"got \(3, 4, 5\); add .* grey images with train_images\[\.\.\., None\]",
+        ),
+        (
+            "test_images",
+            np.zeros((0, 4, 5, 1), np.uint8),
+            r"test_images is empty, with shape \(0, 4, 5, 1\): give at least one",
+        ),
+        (
+            "test_images",
+            np.zeros((2, 4, 5, 1), int),
+            r"uint8, or floating point in \[0, 1\], got int64; .*astype\(np\.uint8\)",
+        ),
+        ("train_images", np.full((3, 4, 5, 1), 255.0), r"lie in \[0, 1\] .*, got 255 to 255; divide them by"),
+        ("train_images", np.full((3, 4, 5, 1), -0.5), r"lie in \[0, 1\] .*, got -0.5 to -0.5"),
+        ("train_images", np.full((3, 4, 5, 1), np.nan), r"lie in \[0, 1\] .*, got nan to nan"),
+        ("train_labels", np.eye(3), r"must have shape \(N,\), got \(3, 3\); .* train_labels\.argmax\(-1\)"),
+        ("test_labels", np.array([0.0, 1.0]), r"whole numbers from 0, got float64; .* test_labels\.astype\(int\)"),
+        ("test_labels", np.array([0, -1]), r"test_labels must be whole numbers from 0, but the lowest one is -1"),
+        (
+            "train_labels",
+            np.array([1, 2, 3]),
+            r"must count from 0, but the lowest one is 1: subtract it from all labels",
+        ),
+        ("train_labels", np.array([0, 1]), r"train_images has 3 images, but train_labels has 2 labels"),
+        ("test_labels", np.array([0]), r"test_images has 2 images, but test_labels has 1 labels"),
+        (
+            "test_images",
+            np.zeros((2, 5, 4, 1), np.uint8),
+            r"of shape \(4, 5, 1\), but test_images of shape \(5, 4, 1\)",
+        ),
+    ],
+)
+def test_from_arrays_refuses(argument, value, match):
+    with pytest.raises(ValueError, match=match):
+        data.from_arrays(**arrays(**{argument: value}))
+
+
+def test_as_floats():
+    np.testing.assert_array_equal(data.as_floats(np.array([0, 51, 255], np.uint8)), np.float32([0, 0.2, 1]))
+    halves = np.full(2, 0.5, np.float32)
+    assert data.as_floats(halves) is halves
+    assert data.as_floats(np.full(2, 0.5)).dtype == np.float32
+    with pytest.raises(ValueError, match="images must be uint8, or floating point"):
+        data.as_floats(np.array([0, 255]))

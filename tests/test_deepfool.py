@@ -1,0 +1,500 @@
+"""DeepFool against closed forms of linear classifiers and a NumPy loop, and what it says when there is no margin."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+
+import hmt_jax
+from hmt_jax import Status, solvers, subspaces
+
+SHAPE = (4, 5, 2)
+NUM_PIXELS = 40
+NUM_IMAGES = 6
+
+# A few dozen float64 roundings, amplified where a gap between logits is small.
+FLOAT64 = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_images(seed=0, num_images=NUM_IMAGES):
+    return np.random.default_rng(seed).uniform(size=(num_images, *SHAPE))
+
+
+def window_basis(row, column, size):
+    """The pixels of each frequency of a window, as columns, by SciPy."""
+    columns = []
+    for i in range(row, row + size):
+        for j in range(column, column + size):
+            for channel in range(SHAPE[2]):
+                coefficients = np.zeros(SHAPE)
+                coefficients[i, j, channel] = 1
+                columns.append(scipy.fft.idctn(coefficients, axes=(0, 1), norm="ortho").ravel())
+    return np.stack(columns, axis=1)
+
+
+def random_basis(dimension=7):
+    return np.linalg.qr(np.random.default_rng(5).normal(size=(NUM_PIXELS, dimension)))[0]
+
+
+# Name: the subspace, and the orthogonal projector onto it.
+SUBSPACES = {
+    "window": (
+        lambda: subspaces.dct_window(SHAPE, row=1, column=2, size=3),
+        lambda: window_basis(1, 2, 3) @ window_basis(1, 2, 3).T,
+    ),
+    "random": (lambda: subspaces.from_basis(random_basis(), SHAPE), lambda: random_basis() @ random_basis().T),
+    "complement": (
+        lambda: subspaces.orthogonal_complement(subspaces.from_basis(random_basis(), SHAPE)),
+        lambda: np.eye(NUM_PIXELS) - random_basis() @ random_basis().T,
+    ),
+    "complement of a window": (
+        lambda: subspaces.orthogonal_complement(subspaces.dct_window(SHAPE, row=1, column=2, size=3)),
+        lambda: np.eye(NUM_PIXELS) - window_basis(1, 2, 3) @ window_basis(1, 2, 3).T,
+    ),
+    "full": (lambda: subspaces.full(SHAPE), lambda: np.eye(NUM_PIXELS)),
+}
+
+
+def linear_logits(weights, biases, images):
+    return images.reshape(len(images), -1) @ weights.T + biases[None]
+
+
+def linear_parameters(num_classes):
+    """Weights and biases of unequal sizes, so that no two boundaries are alike."""
+    rng = np.random.default_rng(num_classes)
+    scales = rng.uniform(0.3, 3, size=(num_classes, 1))
+    return scales * rng.normal(size=(num_classes, NUM_PIXELS)), 2 * rng.normal(size=num_classes)
+
+
+def solve_all(classifier, images, subspace, **settings):
+    return jax.vmap(lambda image: hmt_jax.deepfool(classifier, image, subspace, **settings))(images)
+
+
+def embed_all(subspace, coordinates):
+    return np.asarray(jax.vmap(subspace.embed)(coordinates)).reshape(len(coordinates), -1)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_candidates", "dtype"),
+    [(2, 10, "float32"), (2, 10, "float64"), (3, 10, "float64"), (10, 10, "float32"), (10, 10, "float64")],
+)
+@pytest.mark.parametrize("name", SUBSPACES)
+def test_linear_classifiers_have_margins_in_closed_form(name, num_classes, num_candidates, dtype):
+    check_linear(name, num_classes, num_candidates, dtype)
+
+
+@pytest.mark.parametrize("num_candidates", [2, 4])
+def test_only_candidates_are_moved_towards(num_candidates):
+    check_linear("window", 10, num_candidates, "float64")
+
+
+def check_linear(name, num_classes, num_candidates, dtype):
+    weights, biases = linear_parameters(num_classes)
+    images = random_images()
+    projector = SUBSPACES[name][1]()
+    with jax.enable_x64(dtype == "float64"):
+        subspace = SUBSPACES[name][0]()
+        classifier = jax.tree_util.Partial(linear_logits, *map(jnp.asarray, (weights, biases)))
+        solution = solve_all(classifier, images, subspace, num_candidates=num_candidates)
+        perturbations = embed_all(subspace, solution.coordinates)
+    assert solution.margin.dtype == dtype
+    # In float32 the gaps between logits, of the order of 1, are differences of numbers up to 30.
+    tolerance = {"rtol": 2e-4, "atol": 2e-5} if dtype == "float32" else FLOAT64
+
+    for n, image in enumerate(images):
+        logits = weights @ image.ravel() + biases
+        label, *others = np.argsort(-logits)[:num_candidates]
+        normals = {k: projector @ (weights[k] - weights[label]) for k in others}
+        distances = {k: (logits[label] - logits[k]) / np.linalg.norm(normals[k]) for k in others}
+        nearest = min(distances, key=distances.get)
+        expected = 1.02 * distances[nearest] * normals[nearest] / np.linalg.norm(normals[nearest])
+        np.testing.assert_allclose(solution.margin[n], 1.02 * distances[nearest], **tolerance)
+        np.testing.assert_allclose(perturbations[n], expected, **tolerance)
+        assert solution.label[n] == label
+        assert solution.adversarial_label[n] == np.argmax(logits + weights @ expected) != label
+        assert solution.num_steps[n] == 1
+        assert solution.status[n] == Status.CONVERGED
+
+
+def tanh_parameters(num_classes=5, num_hidden=8, seed=0):
+    """A two-layer network that bends within a step of DeepFool."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(num_hidden, NUM_PIXELS)) / 2,
+        rng.normal(size=num_hidden),
+        rng.normal(size=(num_classes, num_hidden)),
+        rng.normal(size=num_classes),
+    )
+
+
+def tanh_logits(parameters, images):
+    first, first_bias, second, second_bias = parameters
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
+    return hidden @ second.T + second_bias[None]
+
+
+def tanh_classifier(parameters):
+    return jax.tree_util.Partial(tanh_logits, tuple(map(jnp.asarray, parameters)))
+
+
+def numpy_tanh(parameters, pixels):
+    """Logits and their Jacobian, by hand."""
+    first, first_bias, second, second_bias = parameters
+    hidden = np.tanh(first @ pixels + first_bias)
+    return second @ hidden + second_bias, second @ ((1 - hidden**2)[:, None] * first)
+
+
+class NumpySolution(NamedTuple):
+    perturbation: np.ndarray
+    margin: float
+    num_steps: int
+    label: int
+    adversarial_label: int
+
+
+def numpy_deepfool(parameters, image, basis, num_candidates=10, overshoot=0.02, max_steps=100):
+    """The steps that the docstring of hmt_jax.solvers.deepfool gives, one sample and one candidate at a time."""
+    pixels = image.ravel()
+    label, *others = np.argsort(-numpy_tanh(parameters, pixels)[0])[:num_candidates]
+    adversarial_label, num_steps, z = label, 0, np.zeros(basis.shape[1])
+    while adversarial_label == label and num_steps < max_steps:
+        logits, jacobian = numpy_tanh(parameters, pixels + basis @ z)
+        nearest, direction = np.inf, None
+        for k in others:
+            normal = basis.T @ (jacobian[k] - jacobian[label])
+            distance = abs(logits[k] - logits[label]) / np.linalg.norm(normal)
+            if distance < nearest:
+                nearest, direction = distance, normal / np.linalg.norm(normal)
+        z = z + max(nearest, 1e-4) * direction
+        num_steps += 1
+        adversarial_label = np.argmax(numpy_tanh(parameters, pixels + (1 + overshoot) * basis @ z)[0])
+    perturbation = (1 + overshoot) * basis @ z
+    return NumpySolution(perturbation, np.linalg.norm(perturbation), num_steps, label, adversarial_label)
+
+
+BASES = {
+    "window": lambda: window_basis(1, 2, 3),
+    "random": random_basis,
+    "full": lambda: np.eye(NUM_PIXELS),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("window", {}),
+        ("random", {}),
+        ("full", {}),
+        ("window", {"num_candidates": 2}),
+        ("random", {"num_candidates": 3, "overshoot": 0.5}),
+        ("window", {"overshoot": 0.0}),
+        ("random", {"max_steps": 1}),
+        ("full", {"max_steps": 2}),
+    ],
+    ids=str,
+)
+def test_curved_boundaries_agree_with_a_numpy_loop(name, settings, x64):
+    parameters, images, basis = tanh_parameters(), random_images(1, num_images=16), BASES[name]()
+    subspace = SUBSPACES[name][0]()
+    solution = solve_all(tanh_classifier(parameters), images, subspace, **settings)
+    perturbations = embed_all(subspace, solution.coordinates)
+    expected = [numpy_deepfool(parameters, image, basis, **settings) for image in images]
+    for n, one in enumerate(expected):
+        assert solution.num_steps[n] == one.num_steps
+        assert solution.label[n] == one.label
+        assert solution.adversarial_label[n] == one.adversarial_label
+        has_margin = one.adversarial_label != one.label
+        assert solution.status[n] == (Status.CONVERGED if has_margin else Status.OUT_OF_STEPS)
+        np.testing.assert_allclose(solution.margin[n], one.margin, **FLOAT64)
+        np.testing.assert_allclose(perturbations[n], one.perturbation, **FLOAT64)
+        assert one.margin > 0
+    # The network is curved enough for the comparison to say something.
+    most_steps = max(one.num_steps for one in expected)
+    assert most_steps >= min(settings.get("max_steps", 3), 3)
+    if "max_steps" in settings:
+        assert {one.adversarial_label == one.label for one in expected} == {False, True}
+
+
+def assert_same_solutions(solution, expected):
+    for name in ("label", "adversarial_label", "num_steps", "status"):
+        np.testing.assert_array_equal(getattr(solution, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(solution.margin, expected.margin, **FLOAT64)
+
+
+@pytest.fixture
+def curved(x64):
+    """A curved classifier, images, a subspace, and its solutions."""
+    parameters, images, subspace = tanh_parameters(), random_images(1), SUBSPACES["random"][0]()
+    return parameters, images, subspace, solve_all(tanh_classifier(parameters), images, subspace)
+
+
+def test_a_constant_added_to_the_logits_changes_nothing(curved):
+    (*layers, biases), images, subspace, expected = curved
+    solution = solve_all(tanh_classifier((*layers, biases + 7)), images, subspace)
+    assert_same_solutions(solution, expected)
+    np.testing.assert_allclose(solution.coordinates, expected.coordinates, **FLOAT64)
+
+
+def test_permuting_the_classes_permutes_the_labels(curved):
+    (first, first_bias, second, second_bias), images, subspace, expected = curved
+    order = np.array([3, 0, 4, 1, 2])
+    solution = solve_all(tanh_classifier((first, first_bias, second[order], second_bias[order])), images, subspace)
+    solution = solution._replace(
+        label=order[solution.label], adversarial_label=order[np.asarray(solution.adversarial_label)]
+    )
+    assert_same_solutions(solution, expected)
+
+
+def test_another_basis_of_the_same_span_changes_nothing(curved):
+    parameters, images, subspace, expected = curved
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(7, 7)))[0]
+    rotated = subspaces.from_basis(random_basis() @ rotation, SHAPE)
+    solution = solve_all(tanh_classifier(parameters), images, rotated)
+    assert_same_solutions(solution, expected)
+    np.testing.assert_allclose(
+        embed_all(rotated, solution.coordinates), embed_all(subspace, expected.coordinates), **FLOAT64
+    )
+
+
+def test_moving_the_origin_with_the_classifier_changes_nothing(curved):
+    (first, first_bias, *second), images, subspace, expected = curved
+    offset = random_images(9, num_images=1)[0]
+    moved = tanh_classifier((first, first_bias - first @ offset.ravel(), *second))
+    assert_same_solutions(solve_all(moved, images + offset, subspace), expected)
+
+
+def test_eager_compiled_and_mapped_agree(curved):
+    parameters, images, subspace, mapped = curved
+    classifier = tanh_classifier(parameters)
+    compiled = jax.jit(functools.partial(hmt_jax.deepfool, overshoot=0.02))
+    for n, image in enumerate(images):
+        expected = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
+        assert_same_solutions(hmt_jax.deepfool(classifier, image, subspace), expected)
+        assert_same_solutions(compiled(classifier, image, subspace), expected)
+
+
+def test_the_four_methods_of_a_solver_are_all_it_takes(curved):
+    parameters, images, _, mapped = curved
+
+    def restriction(z):
+        return tanh_logits(parameters, jnp.asarray(images[0].ravel() + random_basis() @ z)[None])[0]
+
+    solver = solvers.deepfool()
+    state = solver.start(restriction, jnp.zeros(7))
+    while not solver.done(state):
+        state = solver.step(restriction, state)
+    assert_same_solutions(solver.result(state), jax.tree.map(lambda leaf: leaf[0], mapped))
+    assert hash(solver) == hash(solvers.deepfool())
+    assert solver == solvers.deepfool(num_candidates=10, overshoot=0.02, max_steps=100)
+
+
+def test_networks_and_subspaces_can_be_mapped_over(x64):
+    image = random_images(1)[0]
+    diagonal = subspaces.dct_diagonal(SHAPE, size=2, step=1)
+    networks = [tanh_classifier(tanh_parameters(seed=seed)) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    over_subspaces = jax.vmap(hmt_jax.deepfool, in_axes=(None, None, 0))
+    solutions = jax.vmap(over_subspaces, in_axes=(0, None, None))(stacked, image, diagonal)
+    assert solutions.margin.shape == (2, 3)
+    for i, network in enumerate(networks):
+        for r, window in enumerate(diagonal):
+            expected = hmt_jax.deepfool(network, image, window)
+            assert_same_solutions(jax.tree.map(lambda leaf, i=i, r=r: leaf[i, r], solutions), expected)
+
+
+class Line(NamedTuple):
+    """A subspace of no class of ours."""
+
+    direction: jax.Array
+
+    def coordinates(self, image):
+        return jnp.vdot(self.direction, image)[None]
+
+    def embed(self, z):
+        return z[0] * self.direction
+
+
+def test_any_pytree_with_coordinates_and_embed_is_a_subspace(curved):
+    parameters, images, _, _ = curved
+    direction = random_basis(1)
+    solution = solve_all(tanh_classifier(parameters), images, Line(jnp.asarray(direction.reshape(SHAPE))))
+    expected = solve_all(tanh_classifier(parameters), images, subspaces.from_basis(direction, SHAPE))
+    assert_same_solutions(solution, expected)
+
+
+@pytest.mark.parametrize(
+    ("image_dtype", "weight_dtype", "expected"),
+    [("float32", "float32", "float32"), ("float32", "float64", "float64"), ("float64", "float32", "float64")],
+)
+def test_the_precision_is_that_of_image_and_parameters(image_dtype, weight_dtype, expected, x64):
+    weights, biases = (parameter.astype(weight_dtype) for parameter in linear_parameters(3))
+    classifier = jax.tree_util.Partial(linear_logits, jnp.asarray(weights), jnp.asarray(biases))
+    solution = hmt_jax.deepfool(classifier, random_images()[0].astype(image_dtype), subspaces.full(SHAPE))
+    assert solution.margin.dtype == solution.coordinates.dtype == expected
+
+
+def logits_of_sum(*functions):
+    """A classifier whose logits are functions of the sum of the pixels."""
+    return lambda images: jnp.stack([function(jnp.sum(images, axis=(1, 2, 3))) for function in functions], axis=1)
+
+
+# A convex gap, exp(-s) - exp(-3), which every linearisation undershoots: s -> s + 1 - exp(s - 3) from s = 0.
+FIRST_STEP = 1 - np.exp(-3)
+SECOND_STEP = 1 - np.exp(FIRST_STEP - 3)
+
+# Name: classifier, pixel, settings, and the expected status, margin, label and number of steps.
+FAILURES = {
+    "one step of many": (
+        logits_of_sum(lambda s: jnp.exp(-s), lambda s: jnp.full_like(s, np.exp(-3))),
+        0.0,
+        {"max_steps": 1},
+        (Status.OUT_OF_STEPS, 1.02 * FIRST_STEP, 0, 1),
+    ),
+    "two steps of many": (
+        logits_of_sum(lambda s: jnp.exp(-s), lambda s: jnp.full_like(s, np.exp(-3))),
+        0.0,
+        {"max_steps": 2},
+        (Status.OUT_OF_STEPS, 1.02 * (FIRST_STEP + SECOND_STEP), 0, 2),
+    ),
+    "constant": (
+        logits_of_sum(jnp.zeros_like, jnp.ones_like),
+        0.3,
+        {},
+        (Status.ZERO_GRADIENT, np.inf, 1, 1),
+    ),
+    "saturates before the boundary": (
+        logits_of_sum(lambda s: 1 - jnp.minimum(s, 0.5), jnp.zeros_like),
+        0.0,
+        {},
+        (Status.ZERO_GRADIENT, np.inf, 0, 2),
+    ),
+    "NaN logit": (logits_of_sum(jnp.log, jnp.zeros_like), -1.0, {}, (Status.NON_FINITE, np.nan, -1, 1)),
+    "infinite logit": (logits_of_sum(lambda s: 1 / s, jnp.zeros_like), 0.0, {}, (Status.NON_FINITE, np.nan, -1, 1)),
+    "infinite gradient": (logits_of_sum(jnp.sqrt, jnp.ones_like), 0.0, {}, (Status.NON_FINITE, np.nan, 1, 1)),
+    "NaN after one step": (
+        logits_of_sum(jnp.log, lambda s: jnp.full_like(s, -1)),
+        1.0,
+        {},
+        (Status.NON_FINITE, np.nan, 0, 1),
+    ),
+    "NaN after three steps": (
+        logits_of_sum(lambda s: jnp.where(s < 2, jnp.exp(-s), jnp.nan), lambda s: jnp.full_like(s, np.exp(-3))),
+        0.0,
+        {},
+        (Status.NON_FINITE, np.nan, 0, 3),
+    ),
+    "NaN pixel": (logits_of_sum(jnp.zeros_like, jnp.ones_like), np.nan, {}, (Status.NON_FINITE, np.nan, -1, 1)),
+    "infinite pixel": (logits_of_sum(jnp.zeros_like, jnp.ones_like), np.inf, {}, (Status.NON_FINITE, np.nan, -1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_have_a_status_and_never_a_margin_of_zero(name, x64):
+    classifier, pixel, settings, (status, margin, label, num_steps) = FAILURES[name]
+    image = jnp.full((1, 1, 1), pixel)
+    solution = hmt_jax.deepfool(classifier, image, subspaces.full((1, 1, 1)), **settings)
+    assert solution.status == status
+    np.testing.assert_allclose(solution.margin, margin, **FLOAT64)
+    assert solution.margin != 0
+    assert solution.label == label
+    assert solution.adversarial_label == label
+    assert solution.num_steps == num_steps
+
+
+def test_the_undershooting_example_converges_if_it_may(x64):
+    classifier, pixel, _, _ = FAILURES["one step of many"]
+    solution = hmt_jax.deepfool(classifier, jnp.full((1, 1, 1), pixel), subspaces.full((1, 1, 1)))
+    assert solution.status == Status.CONVERGED
+    # The boundary is at 3, and the last iterate not beyond it, before the overshoot.
+    assert 3 < solution.margin <= 1.02 * 3
+
+
+def test_a_subspace_in_which_logits_are_constant_gives_an_infinite_margin():
+    weights = np.zeros((2, 4), np.float32)
+    weights[0, 1] = 1
+    classifier = jax.tree_util.Partial(linear_logits, jnp.asarray(weights), jnp.array([0.0, 1.0]))
+    image = np.full((2, 2, 1), 0.5, np.float32)
+    blind, seeing = (subspaces.from_basis(np.eye(4)[:, [pixel]], (2, 2, 1)) for pixel in (0, 1))
+    solution = hmt_jax.deepfool(classifier, image, blind)
+    assert solution.status == Status.ZERO_GRADIENT
+    assert solution.margin == np.inf
+    solution = hmt_jax.deepfool(classifier, image, seeing)
+    assert solution.status == Status.CONVERGED
+    np.testing.assert_allclose(solution.margin, 1.02 * 0.5, rtol=1e-6)
+
+
+def test_candidates_with_a_zero_gradient_are_passed_over(x64):
+    weights, biases = linear_parameters(4)
+    image = random_images()[0]
+    label = np.argmax(weights @ image.ravel() + biases)
+    parallel, *others = [k for k in range(4) if k != label]
+    # As near in the logits as can be, but no perturbation brings it nearer.
+    weights[parallel] = weights[label]
+    biases[parallel] = biases[label] - 1e-3
+    logits = weights @ image.ravel() + biases
+    distances = [(logits[label] - logits[k]) / np.linalg.norm(weights[label] - weights[k]) for k in others]
+    classifier = jax.tree_util.Partial(linear_logits, *map(jnp.asarray, (weights, biases)))
+    solution = hmt_jax.deepfool(classifier, image, subspaces.full(SHAPE))
+    assert solution.status == Status.CONVERGED
+    np.testing.assert_allclose(solution.margin, 1.02 * min(distances), **FLOAT64)
+    assert solution.adversarial_label == others[np.argmin(distances)]
+
+
+def test_a_sample_on_the_boundary_has_the_shortest_step_for_a_margin(x64):
+    weights = jnp.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    classifier = jax.tree_util.Partial(linear_logits, weights, jnp.zeros(3))
+    solution = hmt_jax.deepfool(classifier, jnp.full((2, 2, 1), 0.5), subspaces.full((2, 2, 1)))
+    assert solution.status == Status.CONVERGED
+    assert (solution.label, solution.adversarial_label) == (0, 1)
+    np.testing.assert_allclose(solution.margin, 1.02 * 1e-4, rtol=1e-12)
+
+
+def test_one_bad_sample_leaves_its_neighbours_alone(curved):
+    parameters, images, subspace, expected = curved
+    images[2, 1, 1, 0] = np.nan
+    solution = solve_all(tanh_classifier(parameters), images, subspace)
+    assert solution.status[2] == Status.NON_FINITE
+    assert np.isnan(solution.margin[2])
+    others = np.arange(NUM_IMAGES) != 2
+    for leaf, expected_leaf in zip(solution, expected, strict=True):
+        np.testing.assert_array_equal(leaf[others], expected_leaf[others])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_candidates": 1}, "num_candidates must be at least 2, the label and one other class, got 1"),
+        ({"overshoot": -0.1}, r"overshoot must not be negative, got -0\.1"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.deepfool(**settings)
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.deepfool(logits_of_sum(jnp.sin, jnp.cos), jnp.zeros((1, 1, 1)), subspaces.full((1, 1, 1)), **settings)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4, 1)])
+def test_the_rank_of_the_image_is_checked(shape):
+    with pytest.raises(
+        ValueError,
+        match=r"image must have shape \(height, width, channels\), got \(.*\); add the channel axis of a grey image "
+        r"with image\[\.\.\., None\], and give batches to measure_margins",
+    ):
+        hmt_jax.deepfool(logits_of_sum(jnp.sin, jnp.cos), np.zeros(shape, np.float32), subspaces.full((4, 4, 1)))
+
+
+def test_integer_images_are_refused():
+    with pytest.raises(ValueError, match=r"images must be floating point in \[0, 1\], got uint8"):
+        hmt_jax.deepfool(logits_of_sum(jnp.sin, jnp.cos), np.zeros((4, 4, 1), np.uint8), subspaces.full((4, 4, 1)))

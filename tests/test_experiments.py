@@ -1,0 +1,206 @@
+"""The runner, from the command line to the files it leaves."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import hmt_jax
+from experiments import __main__ as command_line
+from experiments import config, folder, manipulations
+from hmt_jax import data, frequency, models, subspaces
+
+QUICK = ["--set", "num_epochs=2", "num_images=12"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a quick run of `digits`."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+    return path
+
+
+def fails(capsys, *arguments) -> str:
+    """What the command line says on its way to a status that is not 0."""
+    assert command_line.main(list(map(str, arguments))) != 0
+    return capsys.readouterr().err
+
+
+def test_list_has_every_experiment_with_a_line(capsys):
+    command_line.main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(config.names())
+    assert {"digits", "mnist_lenet", "mnist_lenet_flipped"} <= set(config.names())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_every_configuration_loads():
+    for name in config.names():
+        assert isinstance(config.load(name), config.Experiment)
+
+
+def test_a_run_leaves_all_its_files(finished):
+    assert {file.name for file in finished.iterdir()} == {
+        "config.json",
+        "environment.json",
+        "history.json",
+        "checkpoint.safetensors",
+        "measurement.json",
+        "margins.npz",
+        "summary.json",
+        "margins.png",
+    }
+    described = json.loads((finished / "config.json").read_text())
+    assert described["experiment"] == "digits"
+    assert described["num_images"] == 12
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert (finished / "margins.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stored_margins_are_those_of_the_stored_classifier(finished):
+    classifier, header = models.load(finished / "checkpoint.safetensors")
+    digits = data.load("digits")
+    with np.load(finished / "margins.npz") as arrays:
+        margins = dict(arrays)
+    assert margins["margin"].shape == (6, 12)
+    np.testing.assert_array_equal(margins["true_label"], digits.test_labels[:12])
+    window = subspaces.dct_window((8, 8, 1), *margins["corner"][4].tolist(), size=3)
+    for n in range(3):
+        solution = hmt_jax.deepfool(classifier, digits.test_images[n], window)
+        np.testing.assert_allclose(solution.margin, margins["margin"][4, n], rtol=1e-4)  # float32
+    logits = classifier(digits.test_images)
+    accuracy = np.mean(np.argmax(logits, axis=1) == digits.test_labels)
+    assert header["training"]["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_summary_is_that_of_the_stored_margins(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    with np.load(finished / "margins.npz") as arrays:
+        medians = np.median(arrays["margin"], axis=1)
+        assert (arrays["status"] == hmt_jax.Status.CONVERGED).all()
+    np.testing.assert_allclose([window["median"] for window in summary["windows"]], medians, rtol=1e-6)
+    history = json.loads((finished / "history.json").read_text())
+    assert len(history) == 2
+    assert summary["test_accuracy"] == history[-1]["test_accuracy"]
+
+
+def test_a_finished_run_is_reused(finished, capsys):
+    before = {file: file.stat().st_mtime_ns for file in finished.iterdir() if file.name != "config.json"}
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(finished)]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_an_interrupted_run_goes_on_from_its_last_stage(finished, tmp_path, monkeypatch):
+    path = tmp_path / "digits"
+    path.mkdir()
+    for name in ("config.json", "history.json", "checkpoint.safetensors"):
+        (path / name).write_bytes((finished / name).read_bytes())
+    monkeypatch.setattr(hmt_jax.training, "train", None)  # training again would fail
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+    with np.load(path / "margins.npz") as resumed, np.load(finished / "margins.npz") as arrays:
+        np.testing.assert_array_equal(resumed["margin"], arrays["margin"])
+
+
+def test_fresh_starts_over(finished, tmp_path):
+    path = tmp_path / "digits"
+    path.mkdir()
+    for file in finished.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    (path / "summary.json").write_text("{}")
+    (path / "notes.txt").write_text("mine")
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path), "--fresh"]) == 0
+    assert json.loads((path / "summary.json").read_text())["num_images"] == 12
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_the_folder_of_another_configuration_is_refused(finished, capsys):
+    before = {file: file.read_bytes() for file in finished.iterdir()}
+    for flags in ([], ["--fresh"]):
+        message = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", finished, *flags)
+        assert "belongs to another configuration (seed is 0 there, 7 here)" in message
+        assert "give another folder with --folder" in message
+    assert {file: file.read_bytes() for file in finished.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("...")
+    message = fails(capsys, "run", "digits", "--folder", tmp_path, "--fresh")
+    assert "holds files but no config.json" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["run", "nothing"], ["unknown experiment 'nothing'", "digits", "mnist_lenet_flipped"]),
+        (["run", "digits", "--set", "epochs=3"], ["unknown field 'epochs'", "num_epochs", "window_size"]),
+        (["run", "digits", "--set", "num_epochs"], ["expected field=value after --set, got 'num_epochs'"]),
+        (["run", "digits", "--set", "num_epochs=many"], ["num_epochs must be of type int, got 'many'"]),
+        (["run", "digits", "--set", "network=resnet"], ["unknown network 'resnet'", "lenet", "mlp"]),
+        (["run", "digits", "--set", "data=svhn"], ["unknown data 'svhn'", "cifar10", "digits"]),
+        (["run", "digits", "--set", "manipulation=turn"], ["unknown manipulation 'turn'", "none, flip"]),
+        (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),
+        (["run", "digits", "--set", "window_step=0"], ["window_step must be at least 1, got 0"]),
+        (["run", "digits", "--set", "num_candidates=1"], ["num_candidates must be at least 2"]),
+        (["run", "digits", "--set", "num_epochs=0"], ["num_epochs must be positive, got 0"]),
+        (["run", "digits", "--set", "window_size=9"], ["size must be between 1 and 8"]),
+        (["prepare", "imagenet"], ["unknown data set 'imagenet'", "cifar10, digits, mnist"]),
+    ],
+)
+def test_bad_input_is_told_before_any_work(arguments, messages, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = fails(capsys, *arguments)
+    assert told.startswith("error: ")
+    assert "Traceback" not in told
+    for message in messages:
+        assert message in told
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
+
+
+def test_data_that_are_not_prepared_are_told_at_once(tmp_path, capsys):
+    told = fails(capsys, "run", "mnist_lenet", "--folder", tmp_path / "run", "--data-dir", tmp_path / "data")
+    assert "mnist is not prepared" in told
+    assert "python -m experiments prepare mnist" in told
+
+
+def test_failed_writing_leaves_what_was_there(tmp_path):
+    path = tmp_path / "summary.json"
+    folder.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        folder.write_json(path, {"a": float("nan")})
+    assert folder.read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_overrides_keep_the_other_fields():
+    base = config.load("mnist_lenet")
+    changed = config.override(base, ["seed=3", "overshoot=0.5"])
+    assert changed == dataclasses.replace(base, seed=3, overshoot=0.5)
+
+
+def test_flipped_data_are_normalised_by_the_flipped_mean_image():
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 2), dtype=np.uint8)
+    scaled = images / 255
+    mean, std = manipulations.normalization("none", images)
+    np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-12)
+    flipped_mean, flipped_std = manipulations.normalization("flip", images)
+    np.testing.assert_array_equal(flipped_std, std)
+    flipped = manipulations.apply("flip", images)
+    expected = frequency.flip(np.asarray(scaled, np.float32) - mean.astype(np.float32).reshape(1, 1, 1, -1))
+    np.testing.assert_allclose(flipped - flipped_mean, expected, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("name", ["mnist_lenet", "mnist_lenet_flipped"])
+def test_mnist_runs_on_a_small_network(name, shared, tmp_path):
+    quick = ["network=logistic", "num_epochs=1", "num_images=5", "window_step=10"]
+    arguments = ["run", name, "--set", *quick, "--folder", str(tmp_path), "--data-dir", str(shared / "tfds")]
+    assert command_line.main(arguments) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.8
+    assert [window["row"] for window in summary["windows"]] == [0, 10, 20]

@@ -1,0 +1,588 @@
+"""Margins of many samples in many subspaces: the authors' results, shapes, invariances, compilations and bad input."""
+
+import dataclasses
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hmt_jax
+from hmt_jax import Status, frequency, models, solvers, subspaces
+
+SHAPE = (4, 5, 2)
+NUM_PIXELS = 40
+NUM_IMAGES = 7
+
+# Batches of other sizes round otherwise, and every step of DeepFool amplifies that a little.
+FLOAT64 = {"rtol": 1e-10, "atol": 0}
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def tanh_logits(parameters, images):
+    first, first_bias, second, second_bias = parameters
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
+    return hidden @ second.T + second_bias[None]
+
+
+def tanh_parameters(seed=0, num_classes=5, num_hidden=8):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(num_hidden, NUM_PIXELS)) / 2,
+        rng.normal(size=num_hidden),
+        rng.normal(size=(num_classes, num_hidden)),
+        rng.normal(size=num_classes),
+    )
+
+
+def tanh_classifier(seed=0, dtype="float64"):
+    parameters = tuple(jnp.asarray(parameter, dtype) for parameter in tanh_parameters(seed))
+    return jax.tree_util.Partial(tanh_logits, parameters)
+
+
+def random_images(seed=0, num_images=NUM_IMAGES, dtype="float64"):
+    return np.random.default_rng(seed).uniform(size=(num_images, *SHAPE)).astype(dtype)
+
+
+def diagonal():
+    return subspaces.dct_diagonal(SHAPE, size=2, step=1)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Seven images in three windows, in float64 on all devices, with the perturbations."""
+    with jax.enable_x64(True):
+        return hmt_jax.measure_margins(tanh_classifier(), random_images(), diagonal(), keep_coordinates=True)
+
+
+def assert_same(result, expected, columns=slice(None)):
+    """The results at the columns of `expected` are those of `result`."""
+    for name in ("label", "adversarial_label", "num_steps", "status"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name)[:, columns], err_msg=name)
+    np.testing.assert_allclose(result.margin, expected.margin[:, columns], **FLOAT64)
+
+
+# The authors' results. A prototype agreed with them to 1.6e-15; what counts is that no step takes another turn.
+PARITY = {"rtol": 1e-9, "atol": 0}
+
+
+@pytest.fixture(scope="module")
+def lenet(reference):
+    """The LeNet of the reference results with float64 statistics."""
+    weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
+    with jax.enable_x64(True):
+        return models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+
+
+def mnist_diagonal(step=1):
+    windows = subspaces.dct_diagonal((28, 28, 1), size=8, step=1)
+    return subspaces.stack(windows[index] for index in range(0, 21, step))
+
+
+def check_parity(result, reference, group):
+    np.testing.assert_array_equal(result.num_steps, reference[f"{group}/steps"])
+    np.testing.assert_array_equal(result.label, reference[f"{group}/label"])
+    np.testing.assert_array_equal(result.adversarial_label, reference[f"{group}/label_adv"])
+    np.testing.assert_allclose(result.margin, reference[f"{group}/margin"], **PARITY)
+    is_converged = reference[f"{group}/label_adv"] != reference[f"{group}/label"]
+    np.testing.assert_array_equal(result.status, np.where(is_converged, Status.CONVERGED, Status.OUT_OF_STEPS))
+
+
+@pytest.mark.slow
+def test_the_diagonal_agrees_with_the_authors_code(lenet, reference, x64):
+    images = reference["images"][..., None] / 255
+    windows = mnist_diagonal()
+    result = hmt_jax.measure_margins(lenet, images, windows, keep_coordinates=True, devices=jax.devices()[:2])
+    check_parity(result, reference, "diagonal_8x8_step1")
+    embed = jax.vmap(lambda window, coordinates: jax.vmap(window.embed)(coordinates))
+    perturbations = np.moveaxis(embed(windows, result.coordinates[:, :4]), -1, 2)
+    # Relative to the perturbations, whose norms are 2 to 80: pixels near zero are differences.
+    np.testing.assert_allclose(perturbations, reference["diagonal_8x8_step1/perturbation_first4"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, reference):
+    images = (reference["images"][..., None] / 255).astype(np.float32)
+    result = hmt_jax.measure_margins(reference_lenet, images, mnist_diagonal(), devices=jax.devices()[:2])
+    assert result.margin.dtype == np.float32
+    expected = reference["diagonal_8x8_step1/margin"]
+    # Where rounding makes an iterate take another turn, single margins may move by more.
+    is_close = np.abs(result.margin - expected) <= 1e-3 * expected
+    assert np.mean(is_close) >= 0.99
+
+
+def test_the_whole_space_agrees_with_the_authors_code(lenet, reference, x64):
+    images = reference["images"][..., None] / 255
+    result = hmt_jax.measure_margins(lenet, images, subspaces.full((28, 28, 1)), devices=jax.devices()[:1])
+    check_parity(result, reference, "full_space")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("candidates3", {"num_candidates": 3}),
+        ("maxsteps1", {"max_steps": 1}),
+        ("overshoot0.5", {"overshoot": 0.5}),
+    ],
+)
+def test_settings_agree_with_the_authors_code(name, settings, lenet, reference, x64):
+    images = reference["images"][:10, ..., None] / 255
+    windows = mnist_diagonal(step=5)
+    result = hmt_jax.measure_margins(lenet, images, windows, devices=jax.devices()[:1], **settings)
+    check_parity(result, reference, f"diagonal_8x8_every5th_{name}")
+
+
+def test_results_are_laid_out_by_subspace_and_sample(measured, x64):
+    for name in ("margin", "label", "adversarial_label", "num_steps", "status"):
+        field = getattr(measured, name)
+        assert isinstance(field, np.ndarray)
+        assert field.shape == (3, NUM_IMAGES)
+    assert measured.coordinates.shape == (3, NUM_IMAGES, 8)
+    assert measured.solver == solvers.deepfool()
+    assert measured.precision == "highest"
+    assert measured.is_converged.all()
+
+    one_by_one = jax.vmap(hmt_jax.deepfool, in_axes=(None, 0, None))
+    for r, window in enumerate(diagonal()):
+        expected = one_by_one(tanh_classifier(), random_images(), window)
+        assert_same(
+            jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], measured), jax.tree.map(lambda x: x[None], expected)
+        )
+        np.testing.assert_allclose(measured.coordinates[r], expected.coordinates, rtol=0, atol=1e-10)
+
+
+def test_a_single_subspace_is_a_stack_of_one(measured, x64):
+    result = hmt_jax.measure_margins(tanh_classifier(), random_images(), diagonal()[1])
+    assert result.coordinates is None
+    assert result.margin.shape == (1, NUM_IMAGES)
+    assert_same(result, jax.tree.map(lambda leaf: leaf[1:2], measured))
+
+
+def test_perturbations_are_as_long_as_the_margin_and_change_the_label(measured, x64):
+    for r, window in enumerate(diagonal()):
+        perturbations = np.asarray(jax.vmap(window.embed)(measured.coordinates[r]))
+        norms = np.linalg.norm(perturbations.reshape(NUM_IMAGES, -1), axis=1)
+        np.testing.assert_allclose(norms, measured.margin[r], rtol=1e-12)
+        labels = np.argmax(tanh_classifier()(random_images()), axis=1)
+        perturbed_labels = np.argmax(tanh_classifier()(random_images() + perturbations), axis=1)
+        np.testing.assert_array_equal(measured.label[r], labels)
+        np.testing.assert_array_equal(measured.adversarial_label[r], perturbed_labels)
+        assert (labels != perturbed_labels).all()
+
+
+@pytest.mark.parametrize(("num_devices", "num_lanes"), [(1, 1), (1, 5), (2, 64), (8, 2)])
+def test_lanes_and_devices_do_not_matter(num_devices, num_lanes, measured, x64):
+    devices = jax.devices()[:num_devices]
+    result = hmt_jax.measure_margins(
+        tanh_classifier(), random_images(), diagonal(), devices=devices, num_lanes=num_lanes
+    )
+    assert_same(result, measured)
+    assert result.work.num_lanes == num_lanes
+    assert result.work.num_busy_lane_steps == measured.num_steps.sum()
+
+
+def test_the_order_of_the_images_does_not_matter(measured, x64):
+    order = np.random.default_rng(1).permutation(NUM_IMAGES)
+    assert_same(hmt_jax.measure_margins(tanh_classifier(), random_images()[order], diagonal()), measured, order)
+
+
+def test_progress_counts_pairs(x64):
+    calls = []
+    hmt_jax.measure_margins(
+        tanh_classifier(), random_images(), diagonal(), progress=lambda *numbers: calls.append(numbers)
+    )
+    assert calls[-1] == (3 * NUM_IMAGES, 3 * NUM_IMAGES)
+    assert calls == sorted(calls)
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, -np.inf])
+def test_a_bad_image_disturbs_no_other(pixel, measured, x64):
+    images = random_images()
+    images[3, 2, 1, 0] = pixel
+    result = hmt_jax.measure_margins(tanh_classifier(), images, diagonal())
+    assert (result.status[:, 3] == Status.NON_FINITE).all()
+    assert np.isnan(result.margin[:, 3]).all()
+    assert (result.label[:, 3] == -1).all()
+    others = np.arange(NUM_IMAGES) != 3
+    assert_same(jax.tree.map(lambda leaf: leaf[:, others], result), measured, others)
+
+
+def test_images_that_are_all_bad_have_a_status_and_no_error(x64):
+    result = hmt_jax.measure_margins(tanh_classifier(), np.full((NUM_IMAGES, *SHAPE), np.nan), diagonal())
+    assert (result.status == Status.NON_FINITE).all()
+
+
+@pytest.mark.parametrize("is_x64_enabled", [False, True])
+def test_float32_stays_float32(is_x64_enabled, measured):
+    with jax.enable_x64(is_x64_enabled):
+        classifier = tanh_classifier(dtype="float32")
+        images = random_images(dtype="float32")
+        result = hmt_jax.measure_margins(classifier, images, diagonal(), keep_coordinates=True)
+    assert result.margin.dtype == result.coordinates.dtype == np.float32
+    # Not in float64 on the way either: rounding shows, at about 1e-6 for gaps between logits that are not small.
+    error = np.abs(result.margin / measured.margin - 1)
+    assert 1e-9 < error.max() < 1e-3
+
+
+def test_float64_stays_float64(measured):
+    assert measured.margin.dtype == measured.coordinates.dtype == np.float64
+
+
+def linear_logits(weights, images):
+    return images.reshape(len(images), -1) @ weights
+
+
+@dataclasses.dataclass(frozen=True)
+class ToTheOtherClass:
+    """A solver of our own: for two linear logits, one step to the boundary is the answer."""
+
+    def start(self, restriction, origin):
+        return origin, jnp.asarray(-1), jnp.asarray(False)
+
+    def step(self, restriction, state):
+        z, _, _ = state
+        logits, jacobian = restriction(z), jax.jacobian(restriction)(z)
+        label = jnp.argmax(logits)
+        normal = jacobian[1 - label] - jacobian[label]
+        return (logits[label] - logits[1 - label]) * normal / jnp.vdot(normal, normal), label, jnp.asarray(True)
+
+    def done(self, state):
+        return state[2]
+
+    def result(self, state):
+        z, label, _ = state
+        return solvers.Solution(
+            margin=jnp.linalg.norm(z),
+            label=label,
+            adversarial_label=1 - label,
+            num_steps=jnp.asarray(1),
+            status=jnp.asarray(Status.CONVERGED),
+            coordinates=z,
+        )
+
+
+def test_any_solver_can_be_given(x64):
+    weights = np.random.default_rng(0).normal(size=(NUM_PIXELS, 2))
+    classifier = jax.tree_util.Partial(linear_logits, jnp.asarray(weights))
+    images = random_images()
+    result = hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE), ToTheOtherClass())
+    logits = images.reshape(NUM_IMAGES, -1) @ weights
+    expected = np.abs(logits[:, 0] - logits[:, 1]) / np.linalg.norm(weights[:, 0] - weights[:, 1])
+    np.testing.assert_allclose(result.margin, expected[None], rtol=1e-12)
+    np.testing.assert_array_equal(result.label, np.argmax(logits, axis=1)[None])
+    assert result.solver == ToTheOtherClass()
+
+
+class Line(NamedTuple):
+    """A subspace of no class of ours."""
+
+    direction: jax.Array
+
+    def coordinates(self, image):
+        return jnp.vdot(self.direction, image)[None]
+
+    def embed(self, z):
+        return z[0] * self.direction
+
+
+def test_any_pytree_with_coordinates_and_embed_is_a_subspace(x64):
+    direction = np.linalg.qr(np.random.default_rng(2).normal(size=(NUM_PIXELS, 1)))[0]
+    result = hmt_jax.measure_margins(tanh_classifier(), random_images(), Line(jnp.asarray(direction.reshape(SHAPE))))
+    span = subspaces.from_basis(direction, SHAPE)
+    assert_same(result, hmt_jax.measure_margins(tanh_classifier(), random_images(), span))
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, "highest"), ({"precision": "default"}, "default")])
+def test_the_classifier_runs_in_the_precision_that_is_recorded(settings, expected):
+    precisions = []
+
+    def classifier(images):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return linear_logits(np.eye(NUM_PIXELS, 3, dtype=np.float32), images)
+
+    images = random_images(dtype="float32")
+    result = hmt_jax.measure_margins(classifier, images, diagonal(), devices=jax.devices()[:1], **settings)
+    assert result.precision == expected
+    # Where only shapes are asked for, no precision is set.
+    assert expected in precisions
+    assert set(precisions) <= {None, expected}
+
+
+# How often the body of a classifier was traced.
+TRACES = []
+
+
+def counted_logits(weights, images):
+    TRACES.append(images.shape)
+    return linear_logits(weights, images)
+
+
+def test_all_windows_and_networks_of_a_kind_share_one_compilation():
+    def measure(seed, window):
+        rng = np.random.default_rng(seed)
+        weights = jnp.asarray(rng.normal(size=(784, 10)), jnp.float32)
+        images = rng.uniform(size=(2, 28, 28, 1)).astype(np.float32)
+        classifier = jax.tree_util.Partial(counted_logits, weights)
+        return hmt_jax.measure_margins(classifier, images, window, devices=jax.devices()[:1]).margin
+
+    windows = subspaces.dct_diagonal((28, 28, 1), size=8, step=1)
+    first = measure(0, windows[0])
+    num_traces = len(TRACES)
+    assert num_traces > 0
+    margins = [measure(0, window) for window in windows]
+    assert len(TRACES) == num_traces
+    # Data all the same: nothing of the first window or network was baked in.
+    np.testing.assert_array_equal(margins[0], first)
+    assert len({margin.tobytes() for margin in margins}) == 21
+    other = measure(1, windows[0])
+    assert len(TRACES) == num_traces
+    assert not np.isclose(other, first).any()
+
+
+def test_networks_of_one_architecture_share_one_compilation(monkeypatch):
+    num_traces = 0
+    call = models.LeNet.__call__
+
+    def counted(self, images):
+        nonlocal num_traces
+        num_traces += 1
+        return call(self, images)
+
+    monkeypatch.setattr(models.LeNet, "__call__", counted)
+    image_shape = (12, 12, 1)
+    images = np.random.default_rng(0).uniform(size=(2, *image_shape)).astype(np.float32)
+    margins, counts = [], []
+    for seed in range(3):
+        network = models.create("lenet", jax.random.key(seed), image_shape=image_shape, num_classes=3)
+        result = hmt_jax.measure_margins(
+            network, images, subspaces.full(image_shape), devices=jax.devices()[:1], max_steps=3
+        )
+        margins.append(result.margin)
+        counts.append(num_traces)
+    assert counts[0] > 0
+    assert counts[0] == counts[1] == counts[2]
+    assert not np.isclose(margins[0], margins[1]).any()
+
+
+def test_compilations_are_not_shared_between_functions():
+    images = random_images(dtype="float32")
+
+    def make(scale):
+        offset = jnp.array([scale, 0.0])
+        return lambda images: images.reshape(len(images), -1)[:, :2] + offset[None]
+
+    near, far = (hmt_jax.measure_margins(make(scale), images, subspaces.full(SHAPE)).margin[0] for scale in (2.0, 4.0))
+    pixels = images.reshape(NUM_IMAGES, -1)
+    for margins, scale in ((near, 2), (far, 4)):
+        expected = 1.02 * (pixels[:, 0] + scale - pixels[:, 1]) / np.sqrt(2)
+        np.testing.assert_allclose(margins, expected, rtol=1e-5)
+
+
+def two_logits(images):
+    """Half a pixel against another one."""
+    pixels = images.reshape(len(images), -1)
+    return jnp.stack([pixels[:, 0] / 2, pixels[:, 1]], axis=1)
+
+
+def measure_two(images, **settings):
+    return hmt_jax.measure_margins(two_logits, images, subspaces.full(images.shape[1:]), **settings)
+
+
+def boundary_images(num_images=4):
+    """Images that use all of [0, 1]."""
+    images = random_images(num_images=num_images, dtype="float32")
+    images[:, 0, 0, 0], images[:, 3, 4, 1] = 0, 1
+    return images
+
+
+@pytest.mark.parametrize(
+    ("transform", "lowest", "highest"),
+    [
+        (lambda images: 255 * images, "0", "255"),
+        (lambda images: (images - 0.5) / 0.25, "-2", "2"),
+        (lambda images: images - 0.01, r"-0\.01", r"0\.99"),
+        (lambda images: 2 * frequency.flip(images), r"-[0-9.]+", r"[0-9.]+"),
+    ],
+    ids=["8-bit", "normalised", "slightly dark", "flipped and stretched"],
+)
+def test_pixels_out_of_range_give_a_warning(transform, lowest, highest):
+    with pytest.warns(
+        hmt_jax.PixelRangeWarning,
+        match=rf"^pixels of 4 of 4 images leave \[0, 1\], from {lowest} to {highest}, and flipping their frequencies "
+        r"does not explain it; give images before normalisation, or silence hmt_jax\.PixelRangeWarning if they are "
+        "meant to be so$",
+    ) as warned:
+        result = measure_two(transform(boundary_images()))
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert result.is_converged.all()
+
+
+def test_only_images_out_of_range_are_counted():
+    images = boundary_images()
+    images[1] *= 3
+    images[2, 0, 0, 0] = np.nan
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"pixels of 1 of 4 images leave \[0, 1\], from 0 to 3, "):
+        measure_two(images)
+
+
+@pytest.mark.parametrize("flipped", [[0, 1, 2, 3], [1, 2], []])
+def test_images_and_flipped_images_give_no_warning(flipped):
+    images = boundary_images()
+    images[flipped] = frequency.flip(images)[np.array(flipped, int)]
+    assert len(flipped) == np.sum((images.min(axis=(1, 2, 3)) < 0) | (images.max(axis=(1, 2, 3)) > 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measure_two(images).is_converged.all()
+
+
+def test_the_warning_can_be_silenced_by_its_category():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
+        assert measure_two(255 * boundary_images()).is_converged.all()
+
+
+def test_pairs_without_a_margin_can_be_made_an_error(measured, x64):
+    measured.raise_unless_converged()
+    result = hmt_jax.measure_margins(tanh_classifier(), random_images(), diagonal(), max_steps=1)
+    missing = np.argwhere(measured.num_steps > 1).tolist()
+    assert len(missing) > 5
+    first = ", ".join(rf"\({r}, {n}\) OUT_OF_STEPS" for r, n in missing[:5])
+    with pytest.raises(
+        ValueError,
+        match=rf"^{len(missing)} of 21 \(subspace, sample\) pairs have no margin; the first: {first}$",
+    ):
+        result.raise_unless_converged()
+
+
+def test_solver_and_settings_exclude_each_other():
+    with pytest.raises(
+        TypeError,
+        match=r"give either solver or max_steps, overshoot, which belong to solvers\.deepfool",
+    ):
+        measure_two(boundary_images(), solver=solvers.deepfool(), max_steps=3, overshoot=0.1)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_steps'"):
+        measure_two(boundary_images(), num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_candidates": 1}, "num_candidates must be at least 2"),
+        ({"overshoot": -1}, "overshoot must not be negative"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"num_lanes": 0}, "num_lanes and steps_per_call must be at least 1, got 0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        measure_two(boundary_images(), **settings)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), SHAPE, (1, 2, 4, 5, 2)])
+def test_the_rank_of_the_images_is_checked(shape):
+    with pytest.raises(
+        ValueError,
+        match=r"images must have shape \(N, height, width, channels\), got \(.*\); add the channel axis of grey images "
+        r"with images\[\.\.\., None\], and the batch axis of one image with image\[None\]",
+    ):
+        hmt_jax.measure_margins(two_logits, np.zeros(shape, np.float32), subspaces.full(SHAPE))
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match=r"images is empty, with shape \(0, 4, 5, 2\): give at least one image"):
+        measure_two(boundary_images(num_images=0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_images_must_be_floating_point(dtype):
+    with pytest.raises(
+        ValueError, match=rf"images must be floating point in \[0, 1\], got {dtype}; divide 8-bit images by 255"
+    ):
+        measure_two(boundary_images().astype(dtype))
+
+
+@pytest.mark.parametrize("image_shape", [(4, 5, 3), (5, 4, 2)])
+@pytest.mark.parametrize("make", [subspaces.full, lambda shape: subspaces.dct_diagonal(shape, 2, 1)])
+def test_subspaces_must_be_for_the_shape_of_the_images(image_shape, make):
+    with pytest.raises(
+        ValueError,
+        match=rf"the subspaces are for images of shape \({', '.join(map(str, image_shape))}\), but images have shape "
+        r"\(4, 5, 2\) after the batch axis; make the subspaces for that shape",
+    ):
+        hmt_jax.measure_margins(two_logits, boundary_images(), make(image_shape))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: [subspaces.full(SHAPE)], lambda: np.eye(NUM_PIXELS, dtype=np.float32), lambda: None],
+    ids=["list", "array", "None"],
+)
+def test_what_is_no_subspace_is_refused(make):
+    with pytest.raises(
+        TypeError,
+        match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got <class '.*'>; "
+        r"hmt_jax\.subspaces\.stack joins several of one kind",
+    ):
+        hmt_jax.measure_margins(two_logits, boundary_images(), make())
+
+
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        (
+            lambda images: two_logits(images)[0],
+            r"classifier must map images \(N, height, width, channels\) to logits \(N, L\); for N = 1 it gave \(2,\)",
+        ),
+        (lambda images: two_logits(images).T, r"for N = 1 it gave \(2, 1\)"),
+        (
+            lambda images: two_logits(images)[:, :1],
+            r"classifier has one class only, so that no label can change; give a binary classifier two logits, such as "
+            r"\(0, logit\)",
+        ),
+        (
+            lambda images: two_logits(images).round().astype(jnp.int32),
+            "classifier must give logits in floating point, before any argmax, got int32",
+        ),
+    ],
+    ids=["no batch axis", "transposed", "one class", "integers"],
+)
+def test_logits_are_checked(classifier, message):
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.measure_margins(classifier, boundary_images(), subspaces.full(SHAPE))
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.deepfool(classifier, boundary_images()[0], subspaces.full(SHAPE))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_classifier_that_is_never_finite_is_an_error(value):
+    images = boundary_images()
+    images[2, 0, 0, 0] = np.nan
+    with pytest.raises(
+        ValueError,
+        match="classifier gives NaN or infinite logits or gradients for every one of 3 finite images: check its "
+        "parameters and its normalisation",
+    ):
+        hmt_jax.measure_margins(lambda images: two_logits(images) + value, images, subspaces.full(SHAPE))
+
+
+@pytest.mark.parametrize("classifier", [None, "lenet", np.eye(3)])
+def test_a_classifier_must_be_callable(classifier):
+    with pytest.raises(
+        TypeError,
+        match=r"classifier must be callable on images \(N, height, width, channels\), got <class '.*'>",
+    ):
+        hmt_jax.measure_margins(classifier, boundary_images(), subspaces.full(SHAPE))
+    with pytest.raises(TypeError, match="classifier must be callable"):
+        hmt_jax.deepfool(classifier, boundary_images()[0], subspaces.full(SHAPE))

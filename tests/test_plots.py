@@ -1,0 +1,66 @@
+"""The picture of margins: what is drawn, read back from the figure."""
+
+import io
+
+import numpy as np
+import pytest
+from test_statistics import make_result
+
+from hmt_jax import Status, plots
+
+MARGINS = np.random.default_rng(0).lognormal(sigma=2, size=(4, 300))
+
+
+@pytest.fixture(scope="module")
+def axes():
+    return plots.margin_distribution(make_result(MARGINS), ticks=list("abcd"), title="a title").axes[0]
+
+
+def collection(axes, label):
+    return next(c for c in axes.collections if c.get_label() == label)
+
+
+def test_median_line(axes):
+    line = next(line for line in axes.lines if line.get_label() == "median")
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(4))
+    np.testing.assert_allclose(line.get_ydata(), np.median(MARGINS, axis=1))
+
+
+def test_band_reaches_from_5_to_95_percent(axes):
+    vertices = collection(axes, "5% to 95%").get_paths()[0].vertices
+    for position in range(4):
+        heights = vertices[vertices[:, 0] == position, 1]
+        expected = np.percentile(MARGINS[position], [5, 95])
+        np.testing.assert_allclose([heights.min(), heights.max()], expected)
+
+
+def test_swarm_holds_every_sample_beside_its_subspace(axes):
+    offsets = collection(axes, "samples").get_offsets()
+    for position, margins in enumerate(MARGINS):
+        is_here = np.round(offsets[:, 0]) == position
+        np.testing.assert_allclose(np.sort(offsets[is_here, 1]), np.sort(margins))
+    assert np.abs(offsets[:, 0] - np.round(offsets[:, 0])).max() < 0.5
+
+
+def test_margins_are_on_a_logarithmic_axis_with_the_given_names(axes):
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == list("abcd")
+    assert axes.get_title() == "a title"
+
+
+def test_samples_without_margin_are_counted_on_the_edge():
+    status = np.zeros(MARGINS.shape, int)
+    status[1, :7] = Status.OUT_OF_STEPS
+    status[1, 7:9] = Status.NON_FINITE
+    status[3] = Status.ZERO_GRADIENT
+    figure = plots.margin_distribution(make_result(MARGINS, status))
+    figure.savefig(io.BytesIO())
+    axes = figure.axes[0]
+    assert {text.get_text(): text.get_position()[0] for text in axes.texts} == {"9": 1, "300": 3}
+    assert len(collection(axes, "samples").get_offsets()) == 2 * 300 + 291
+
+
+def test_nothing_but_failures_can_be_drawn():
+    figure = plots.margin_distribution(make_result(MARGINS, np.full(MARGINS.shape, Status.OUT_OF_STEPS)))
+    figure.savefig(io.BytesIO())
+    assert len(figure.axes[0].texts) == 4
