@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, ConnectionError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -32,8 +32,7 @@ def _run(options) -> None:
 
 
 def _prepare(options) -> None:
-    data.prepare(options.name, options.data_dir)
-    print(f"{options.name} is prepared")
+    print(data.prepare(options.name, options.data_dir))
 
 
 def _parser() -> argparse.ArgumentParser:

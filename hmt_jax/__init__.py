@@ -1,6 +1,6 @@
 """Where a network's decision boundary is, feature by feature."""
 
-from hmt_jax import frequency, lanes, models, solvers, statistics, subspaces
+from hmt_jax import data, frequency, lanes, models, solvers, statistics, subspaces, training
 from hmt_jax._checks import PixelRangeWarning
 from hmt_jax.margins import MarginResult, deepfool, measure_margins
 from hmt_jax.solvers import Solution, Status
@@ -10,6 +10,7 @@ __all__ = [
     "PixelRangeWarning",
     "Solution",
     "Status",
+    "data",
     "deepfool",
     "frequency",
     "lanes",
@@ -18,4 +19,5 @@ __all__ = [
     "solvers",
     "statistics",
     "subspaces",
+    "training",
 ]

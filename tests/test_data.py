@@ -161,9 +161,6 @@ def test_importing_costs_no_heavy_package():
     assert not heavy & set(imported.split())
 
 
-# Digits
-
-
 def test_digits_are_those_of_sklearn():
     digits, stored = data.load("digits"), sklearn.datasets.load_digits()
     images = np.concatenate([digits.train_images, digits.test_images])
@@ -195,9 +192,6 @@ def test_digits_need_no_preparation(monkeypatch):
     attempts = forbid_network(monkeypatch)
     assert "nothing to prepare" in data.prepare("digits")
     assert not attempts
-
-
-# Prepared data sets
 
 
 def test_mnist(shared, reference):
@@ -267,9 +261,6 @@ def test_prepare_without_a_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "importlib_resources", None)
     with pytest.raises(ModuleNotFoundError, match=r"without importlib_resources: pip install 'hmt-jax\[data\]'"):
         data.prepare("mnist", tmp_path)
-
-
-# Preparation
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -359,13 +350,22 @@ def test_prepare_after_an_interruption(tmp_path, publish, monkeypatch):
     assert_is_published(data.load("mnist", tmp_path), splits)
 
 
-def test_load_with_samples_missing(prepared, monkeypatch):
+@pytest.mark.parametrize("function", [data.load, data.prepare])
+def test_samples_missing(function, prepared, monkeypatch):
     monkeypatch.undo()
     match = (
         r"has {'train': 25, 'test': 10} samples, expected {'train': 60000, 'test': 10000}: delete that folder and run"
     )
     with pytest.raises(ValueError, match=match):
+        function("mnist", prepared)
+
+
+def test_a_folder_without_its_description(prepared):
+    (prepared / "mnist" / "3.0.1" / "dataset_info.json").unlink()
+    with pytest.raises(ValueError, match="mnist is not prepared in"):
         data.load("mnist", prepared)
+    with pytest.raises(ValueError, match=r"3.0.1 is no complete data set: delete that folder and run `python -m exp"):
+        data.prepare("mnist", prepared)
 
 
 @pytest.mark.parametrize("num_bytes", [None, 0, 1000])
@@ -385,12 +385,11 @@ def test_other_file_formats(function, file_format, prepared, monkeypatch):
     attempts = forbid_network(monkeypatch)
     (file,) = prepared.glob("mnist/*/dataset_info.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": file_format}))
-    with pytest.raises(ValueError, match=f"3.0.1 is in {file_format} format, expected array_record.* another data_dir"):
+    with pytest.raises(
+        ValueError, match=rf"3.0.1 is in {file_format} format, expected array_record.* another data_dir"
+    ):
         function("mnist", prepared)
     assert not attempts
-
-
-# Arrays
 
 
 def arrays(**changes):

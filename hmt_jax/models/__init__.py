@@ -1,9 +1,30 @@
 """The networks of the paper, with their normalisation, as classifiers."""
 
-from hmt_jax.models._create import create, from_torch, names
+from hmt_jax.models._create import create, names
 from hmt_jax.models._files import load, save
 from hmt_jax.models._normalization import Normalized
+from hmt_jax.models._torch import from_torch, to_torch
+from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
 from hmt_jax.models.mlp import MLP, Logistic
+from hmt_jax.models.resnet import CifarResNet, ResNet
+from hmt_jax.models.vgg import VGG, CifarVGG
 
-__all__ = ["MLP", "LeNet", "Logistic", "Normalized", "create", "from_torch", "load", "names", "save"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "CifarDenseNet",
+    "CifarResNet",
+    "CifarVGG",
+    "DenseNet",
+    "LeNet",
+    "Logistic",
+    "Normalized",
+    "ResNet",
+    "create",
+    "from_torch",
+    "load",
+    "names",
+    "save",
+    "to_torch",
+]

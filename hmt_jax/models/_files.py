@@ -3,15 +3,15 @@
 import json
 import os
 import pathlib
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hmt_jax.models._create import create
+from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
 
 _HEADER = "hmt_jax"
@@ -54,12 +54,57 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
         arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     header = json.loads(metadata[_HEADER])
     architecture = {**header["architecture"], "image_shape": tuple(header["architecture"]["image_shape"])}
-    classifier = create(**architecture, key=jax.random.key(0), mean=arrays["mean"], std=arrays["std"])
-    variables = _variables(classifier)
-    if {_name(p): v.shape for p, v in variables} != {name: array.shape for name, array in arrays.items()}:
+    graphdef, abstract = nnx.split(_create.outline(**architecture))
+    variables = {_name(("network", *path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
+    if {name: variable.shape for name, (_, variable) in variables.items()} != {
+        name: array.shape for name, array in arrays.items() if name not in {"mean", "std"}
+    }:
         raise ValueError(f"the arrays of {file} do not fit its architecture {architecture}")
-    nnx.update(classifier, nnx.from_flat_state([(p, v.replace(jnp.asarray(arrays[_name(p)]))) for p, v in variables]))
+    _create.check_statistics(architecture["image_shape"], arrays["mean"], arrays["std"])
+    state = nnx.from_flat_state([(p, v.replace(jnp.asarray(arrays[name]))) for name, (p, v) in variables.items()])
+    classifier = _create.in_evaluation_mode(nnx.merge(graphdef, state), arrays["mean"], arrays["std"])
     return classifier, header
+
+
+def read_state_dict(file: str | os.PathLike) -> Mapping[str, Any]:
+    """What a .safetensors or .npz file holds, or a .pt, .pth or .t7 file of PyTorch's: arrays or tensors by name.
+
+    No code of the file is run: PyTorch unpickles nothing but tensors, numbers, strings and containers of them.
+
+    Raises:
+      ValueError: for another kind of file, or one that needs more than that.
+      ImportError: for a file of PyTorch's if that is not installed.
+    """
+    suffix = pathlib.Path(file).suffix
+    if suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(file)
+    if suffix == ".npz":
+        with np.load(file) as arrays:
+            return dict(arrays)
+    if suffix in {".pt", ".pth", ".t7"}:
+        return _read_torch_file(file)
+    raise ValueError(f"weights must be in a file .safetensors, .npz, .pt, .pth or .t7, got {os.fspath(file)!r}")
+
+
+def _read_torch_file(file):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"reading {file} needs PyTorch: install torch, or convert the file to .safetensors or .npz"
+        ) from error
+    try:
+        state_dict = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} does not hold tensors alone, and reading the rest could run code from the file; "
+            "save the state dict by itself, with torch.save(model.state_dict(), file)"
+        ) from error
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"{file} must hold a state dict, tensors by name, got {type(state_dict)}")
+    return state_dict
 
 
 def _variables(classifier):

@@ -10,20 +10,43 @@ from flax import nnx
 _KERNEL_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def conv(num_in: int, num_out: int, size: int, *, padding: int = 0, rngs: nnx.Rngs) -> nnx.Conv:
+def conv(
+    num_in: int,
+    num_out: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    use_bias: bool = True,
+    kernel_init: nnx.Initializer = _KERNEL_INIT,
+    bias_init: nnx.Initializer | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
     return nnx.Conv(
         num_in,
         num_out,
         (size, size),
+        strides=stride,
         padding=padding,
-        kernel_init=_KERNEL_INIT,
-        bias_init=_bias_init(num_in * size**2),
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=_bias_init(num_in * size**2) if bias_init is None else bias_init,
         rngs=rngs,
     )
 
 
+def conv_for_norm(num_in: int, num_out: int, size: int, *, stride: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+    """A convolution that keeps the size but for the stride, without bias: the batch norm after it has one."""
+    return conv(num_in, num_out, size, stride=stride, padding=size // 2, use_bias=False, rngs=rngs)
+
+
 def linear(num_in: int, num_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(num_in, num_out, kernel_init=_KERNEL_INIT, bias_init=_bias_init(num_in), rngs=rngs)
+
+
+def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    # PyTorch's momentum of 0.1 weighs the new statistics, Flax's the old ones.
+    return nnx.BatchNorm(num_features, epsilon=1e-5, momentum=0.9, rngs=rngs)
 
 
 def flatten(images: jax.Array) -> jax.Array:
@@ -31,20 +54,59 @@ def flatten(images: jax.Array) -> jax.Array:
     return jnp.moveaxis(images, -1, 1).reshape(len(images), -1)
 
 
-def max_pool(images: jax.Array, size: int = 2) -> jax.Array:
-    """Maxima over adjoining size x size windows; rows and columns that do not fill a window are dropped.
+def max_pool(images: jax.Array, size: int = 2, *, stride: int | None = None, padding: int = 0) -> jax.Array:
+    """Maxima over size x size windows, `stride` apart (`size` if not given), of images padded with -inf on all sides.
 
-    The gradient goes to the first maximum of a window in row-major order, as in PyTorch. On constant backgrounds all
-    windows tie, and any other choice moves margins. Comparisons of strided slices, which XLA differentiates several
-    times faster than its window reductions on CPU.
+    Rows and columns that do not fill a window are dropped. The gradient goes to the first maximum of a window in
+    row-major order, as in PyTorch. On constant backgrounds all windows tie, and any other choice moves margins.
+    Comparisons of strided slices, which XLA differentiates several times faster than its window reductions on CPU.
     """
-    height, width = (length // size * size for length in images.shape[1:3])
-    maximum = images[:, 0:height:size, 0:width:size]
+    stride = stride or size
+    if padding:
+        sides = (padding, padding)
+        images = jnp.pad(images, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
+    # How far the first pixels of all windows reach.
+    height, width = ((length - size) // stride * stride + 1 for length in images.shape[1:3])
+    maximum = images[:, 0:height:stride, 0:width:stride]
     for row in range(size):
         for column in range(size):
-            pixel = images[:, row:height:size, column:width:size]
+            pixel = images[:, row : row + height : stride, column : column + width : stride]
             maximum = jnp.where((pixel > maximum) | jnp.isnan(pixel), pixel, maximum)
     return maximum
+
+
+def avg_pool(images: jax.Array, size: int) -> jax.Array:
+    """Means over adjoining size x size windows; rows and columns that do not fill a window are dropped."""
+    height, width = (length // size for length in images.shape[1:3])
+    whole = images[:, : height * size, : width * size]
+    return whole.reshape(len(images), height, size, width, size, -1).mean((2, 4))
+
+
+def global_avg_pool(images: jax.Array) -> jax.Array:
+    """Means over all pixels: vectors (N, C)."""
+    return images.mean((1, 2))
+
+
+def adaptive_avg_pool(images: jax.Array, size: int) -> jax.Array:
+    """Means over size x size windows, (N, size, size, C), of PyTorch's `AdaptiveAvgPool2d`.
+
+    Window i of n rows reaches from floor(i n / size) to ceil((i + 1) n / size): windows overlap or repeat pixels where
+    `size` does not divide n.
+    """
+    for axis in (1, 2):
+        length = images.shape[axis]
+        windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+        means = [jax.lax.slice_in_dim(images, *window, axis=axis).mean(axis) for window in windows]
+        images = jnp.stack(means, axis)
+    return images
+
+
+def check_image_size(network: str, image_shape: tuple[int, int, int], least: int, most: int | None = None) -> None:
+    """Raises ValueError unless height and width lie within `least` and `most`, both included."""
+    height, width, _ = image_shape
+    if min(height, width) < least or (most is not None and max(height, width) > most):
+        limits = f"at least {least} x {least}" + (f" and at most {most} x {most}" if most is not None else "")
+        raise ValueError(f"{network} needs images of {limits}, got {height} x {width}")
 
 
 def _bias_init(fan_in: int):

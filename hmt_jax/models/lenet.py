@@ -1,9 +1,11 @@
 """LeNet, as the paper trains it on MNIST."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from hmt_jax.models import _layers
+from hmt_jax.models._convolution import conv_relu_pool
 
 
 class LeNet(nnx.Module):
@@ -22,8 +24,14 @@ class LeNet(nnx.Module):
         self.fc3 = _layers.linear(84, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = _layers.max_pool(jax.nn.relu(self.conv1(images)))
-        x = _layers.max_pool(jax.nn.relu(self.conv2(x)))
+        x = self._conv_relu_pool(self.conv1, images, padding=2)
+        x = self._conv_relu_pool(self.conv2, x, padding=0)
         x = jax.nn.relu(self.fc1(_layers.flatten(x)))
         x = jax.nn.relu(self.fc2(x))
         return self.fc3(x)
+
+    @staticmethod
+    def _conv_relu_pool(conv: nnx.Conv, images: jax.Array, *, padding: int) -> jax.Array:
+        dtype = jnp.promote_types(images.dtype, conv.kernel[...].dtype)
+        arrays = (array.astype(dtype) for array in (images, conv.kernel[...], conv.bias[...]))
+        return conv_relu_pool(*arrays, padding)

@@ -1,0 +1,270 @@
+"""One network written in every way that a classifier can be written in."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import hmt_jax
+from hmt_jax import classifiers, subspaces
+
+SHAPE = (4, 3, 2)
+NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
+NUM_IMAGES = 5
+
+# How often the body of a network was traced.
+TRACES = []
+
+
+def activation(x):
+    TRACES.append(x.shape)
+    return jax.nn.softplus(x)
+
+
+class Weights(NamedTuple):
+    """A network, as the callable pytree that it may be."""
+
+    first: jax.Array
+    first_bias: jax.Array
+    second: jax.Array
+    second_bias: jax.Array
+
+    def __call__(self, images):
+        hidden = activation(images.reshape(len(images), -1) @ self.first + self.first_bias[None])
+        return hidden @ self.second + self.second_bias[None]
+
+
+class NnxNetwork(nnx.Module):
+    def __init__(self, weights):
+        self.hidden = nnx.Linear(NUM_PIXELS, NUM_HIDDEN, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(NUM_HIDDEN, NUM_CLASSES, rngs=nnx.Rngs(0))
+        self.hidden.kernel[...], self.hidden.bias[...] = weights.first, weights.first_bias
+        self.head.kernel[...], self.head.bias[...] = weights.second, weights.second_bias
+
+    def __call__(self, images):
+        return self.head(activation(self.hidden(images.reshape(len(images), -1))))
+
+
+class LinenNetwork(linen.Module):
+    num_hidden: int
+    num_classes: int
+
+    @linen.compact
+    def __call__(self, images):
+        hidden = activation(linen.Dense(self.num_hidden, name="hidden")(images.reshape(len(images), -1)))
+        return linen.Dense(self.num_classes, name="head")(hidden)
+
+
+def linen_variables(weights):
+    return {
+        "params": {
+            "hidden": {"kernel": weights.first, "bias": weights.first_bias},
+            "head": {"kernel": weights.second, "bias": weights.second_bias},
+        }
+    }
+
+
+class EquinoxNetwork(equinox.Module):
+    """With an activation function and a number among the leaves."""
+
+    weights: Weights
+    activation: Callable
+    scale: float = 1.0
+
+    def __call__(self, images):
+        first, first_bias, second, second_bias = self.weights
+        hidden = self.activation(images.reshape(len(images), -1) @ first + first_bias[None])
+        return self.scale * (hidden @ second) + second_bias[None]
+
+
+KINDS = {
+    "Partial": lambda weights: jax.tree_util.Partial(Weights.__call__, weights),
+    "NamedTuple": lambda weights: weights,
+    "nnx": NnxNetwork,
+    "Linen": lambda weights: LinenNetwork(NUM_HIDDEN, NUM_CLASSES).bind(linen_variables(weights)),
+    "Equinox": lambda weights: EquinoxNetwork(weights, activation),
+}
+
+
+def random_weights(seed):
+    rng = np.random.default_rng(seed)
+    shapes = [(NUM_PIXELS, NUM_HIDDEN), (NUM_HIDDEN,), (NUM_HIDDEN, NUM_CLASSES), (NUM_CLASSES,)]
+    return Weights(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
+
+
+def random_images():
+    return np.random.default_rng(7).uniform(size=(NUM_IMAGES, *SHAPE)).astype(np.float32)
+
+
+def measure(classifier):
+    window = subspaces.dct_window(SHAPE, row=0, column=1, size=2)
+    return hmt_jax.measure_margins(classifier, random_images(), window, devices=jax.devices()[:1], num_lanes=3)
+
+
+def numpy_logits(weights, images):
+    first, first_bias, second, second_bias = (np.asarray(parameter, np.float64) for parameter in weights)
+    hidden = np.logaddexp(0, images.reshape(len(images), -1) @ first + first_bias)
+    return hidden @ second + second_bias
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Margins of plain functions that hold their weights, for two sets of weights."""
+
+    def plain_function(weights):
+        return lambda images: weights(images)
+
+    return [measure(plain_function(random_weights(seed))) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_classifier_gives_the_same_margins_and_shares_one_compilation(kind, expected):
+    num_traces = []
+    for seed in (0, 1):
+        result = measure(KINDS[kind](random_weights(seed)))
+        num_traces.append(len(TRACES))
+        labels = np.argmax(numpy_logits(random_weights(seed), random_images()), axis=1)
+        np.testing.assert_array_equal(result.label, labels[None])
+        # A few steps of DeepFool on logits that are rounded otherwise.
+        np.testing.assert_allclose(result.margin, expected[seed].margin, rtol=1e-4)
+        np.testing.assert_array_equal(result.num_steps, expected[seed].num_steps)
+        assert result.is_converged.all()
+    assert num_traces[0] == num_traces[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_data_of_single_margins_too(kind):
+    image, subspace = random_images()[0], subspaces.full(SHAPE)
+    first = hmt_jax.deepfool(KINDS[kind](random_weights(0)), image, subspace)
+    num_traces = len(TRACES)
+    second = hmt_jax.deepfool(KINDS[kind](random_weights(1)), image, subspace)
+    assert len(TRACES) == num_traces
+    assert first.margin != second.margin
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classifiers_become_pytrees_of_arrays(kind):
+    weights = random_weights(0)
+    classifier = classifiers.as_pytree(KINDS[kind](weights))
+    leaves = jax.tree.leaves(classifier)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert sorted(leaf.shape for leaf in leaves) == sorted(leaf.shape for leaf in weights)
+    logits = jax.jit(lambda classifier, images: classifier(images))(classifier, random_images())
+    # Sums of 24 numbers of the order of 1, in float32.
+    np.testing.assert_allclose(logits, numpy_logits(weights, random_images()), rtol=0, atol=2e-5)
+    # As they are already, they stay so.
+    assert jax.tree.structure(classifiers.as_pytree(classifier)) == jax.tree.structure(classifier)
+
+
+def test_what_is_no_array_is_part_of_the_compiled_program():
+    weights, images = random_weights(0), random_images()
+    compiled = jax.jit(lambda classifier, images: classifier(images))
+    for scale in (1.0, 2.0):
+        scaled = weights._replace(second=scale * weights.second)
+        classifier = classifiers.as_pytree(EquinoxNetwork(weights, activation, scale))
+        np.testing.assert_allclose(compiled(classifier, images), numpy_logits(scaled, images), rtol=0, atol=4e-5)
+
+
+class Regularised(nnx.Module):
+    """Linear logits behind what behaves otherwise in training."""
+
+    def __init__(self, layers):
+        self.layers = nnx.List(layers)
+
+    def __call__(self, images):
+        for layer in self.layers:
+            images = layer(images)
+        return images.reshape(len(images), -1)[:, :2]
+
+
+def batch_norm():
+    return nnx.BatchNorm(SHAPE[2], rngs=nnx.Rngs(0))
+
+
+def dropout():
+    return nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (lambda: Regularised([dropout()]), r"layers\.0"),
+        (lambda: Regularised([jnp.square, batch_norm()]), r"layers\.1"),
+        (lambda: Regularised([nnx.Sequential(jnp.square, dropout())]), r"layers\.0\.layers\.1"),
+        (lambda: batch_norm(), "BatchNorm"),
+    ],
+    ids=["dropout", "batch norm", "nested", "itself"],
+)
+def test_modules_in_training_mode_are_refused(module, name):
+    message = rf"the classifier's {name} is in training mode: call classifier\.eval\(\) first"
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda module: module.eval() or module,
+        lambda module: nnx.view(module, deterministic=True, use_running_average=True),
+    ],
+    ids=["eval", "view"],
+)
+def test_modules_in_evaluation_mode_use_running_statistics(evaluate):
+    norm = batch_norm()
+    mean, variance = np.array([0.25, -0.5]), np.array([4.0, 0.25])
+    norm.mean[...], norm.var[...] = mean, variance
+    module = Regularised([dropout(), norm])
+    result = measure(evaluate(module))
+    # Logits are the two channels of the first pixel; the window has 2 x 2 of the 4 x 3 frequencies of each.
+    means_of_cosines = linear_map_of_first_pixel()
+    logits = (random_images()[:, 0, 0] - mean) / np.sqrt(variance + norm.epsilon)
+    norms = np.linalg.norm(means_of_cosines) * np.sqrt(np.sum(1 / (variance + norm.epsilon)))
+    np.testing.assert_allclose(result.margin[0], 1.02 * np.abs(logits[:, 0] - logits[:, 1]) / norms, rtol=1e-5)
+
+
+def linear_map_of_first_pixel():
+    """The first pixel of one channel of the window of `measure`, as a function of its coordinates."""
+    rows = [np.sqrt(1 / 4), np.sqrt(2 / 4) * np.cos(np.pi / 8)]
+    columns = [np.sqrt(2 / 3) * np.cos(np.pi / 6), np.sqrt(2 / 3) * np.cos(np.pi / 3)]
+    return np.outer(rows, columns)
+
+
+def test_linen_modules_must_be_bound():
+    module = LinenNetwork(NUM_HIDDEN, NUM_CLASSES)
+    with pytest.raises(
+        ValueError,
+        match=r"a Flax Linen module has no parameters of its own: give module\.bind\(variables\), or "
+        r"jax\.tree_util\.Partial\(module\.apply, variables\)",
+    ):
+        hmt_jax.measure_margins(module, random_images(), subspaces.full(SHAPE))
+
+
+def test_applying_a_linen_module_by_hand_is_the_same(expected):
+    module = LinenNetwork(NUM_HIDDEN, NUM_CLASSES)
+    result = measure(jax.tree_util.Partial(module.apply, linen_variables(random_weights(0))))
+    np.testing.assert_allclose(result.margin, expected[0].margin, rtol=1e-4)
+
+
+def test_the_restriction_is_the_classifier_around_the_image():
+    weights, image = random_weights(0), random_images()[0]
+    window = subspaces.dct_window(SHAPE, row=0, column=1, size=2)
+    z = np.random.default_rng(1).normal(size=window.dimension).astype(np.float32)
+    restriction = classifiers.restrict(weights, image, window)
+    np.testing.assert_allclose(restriction(jnp.zeros(8)), numpy_logits(weights, image[None])[0], rtol=0, atol=2e-5)
+    moved = image + np.asarray(window.embed(z))
+    np.testing.assert_allclose(restriction(z), numpy_logits(weights, moved[None])[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf])
+def test_the_restriction_of_a_bad_image_is_nan_whatever_the_classifier_makes_of_it(pixel):
+    image = random_images()[0]
+    image[3, 2, 1] = pixel
+    restriction = classifiers.restrict(lambda images: images[:, 0, 0], image, subspaces.full(SHAPE))
+    assert np.isnan(restriction(jnp.zeros(NUM_PIXELS))).all()

@@ -1,0 +1,329 @@
+"""Networks against NumPy and against the logits of the authors' LeNet."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hmt_jax import models
+from hmt_jax.models import _layers
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape) / 4
+
+
+def numpy_conv(images, weight, bias, padding):
+    """Cross-correlation of images (N, C, H, W) with weights (O, C, K, K), as PyTorch's convolutions."""
+    images = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(images, weight.shape[2:], axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None]
+
+
+def numpy_max_pool(images, size=2):
+    """Images (N, C, H, W), one output at a time."""
+    height, width = images.shape[2] // size, images.shape[3] // size
+    pooled = np.zeros((*images.shape[:2], height, width))
+    for i in range(height):
+        for j in range(width):
+            window = images[:, :, size * i : size * (i + 1), size * j : size * (j + 1)]
+            pooled[:, :, i, j] = window.max(axis=(2, 3))
+    return pooled
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def channels_first(images):
+    return np.moveaxis(images, -1, 1)
+
+
+def lenet_weights(rng, channels, num_flat, num_classes):
+    return {
+        "conv1.weight": normal(rng, 6, channels, 5, 5),
+        "conv1.bias": normal(rng, 6),
+        "conv2.weight": normal(rng, 16, 6, 5, 5),
+        "conv2.bias": normal(rng, 16),
+        "fc1.weight": normal(rng, 120, num_flat),
+        "fc1.bias": normal(rng, 120),
+        "fc2.weight": normal(rng, 84, 120),
+        "fc2.bias": normal(rng, 84),
+        "fc3.weight": normal(rng, num_classes, 84),
+        "fc3.bias": normal(rng, num_classes),
+    }
+
+
+def numpy_lenet(weights, images):
+    x = channels_first(images)
+    x = numpy_max_pool(relu(numpy_conv(x, weights["conv1.weight"], weights["conv1.bias"], padding=2)))
+    x = numpy_max_pool(relu(numpy_conv(x, weights["conv2.weight"], weights["conv2.bias"], padding=0)))
+    x = x.reshape(len(x), -1)
+    x = relu(x @ weights["fc1.weight"].T + weights["fc1.bias"])
+    x = relu(x @ weights["fc2.weight"].T + weights["fc2.bias"])
+    return x @ weights["fc3.weight"].T + weights["fc3.bias"]
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(size=shape)
+
+
+MEAN, STD = np.array([0.4, 0.5, 0.3]), np.array([0.2, 0.3, 0.25])
+
+
+def test_lenet_gives_the_logits_of_the_authors_lenet(reference, x64):
+    weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
+    classifier = models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+    logits = classifier(jnp.asarray(reference["images"][..., None] / 255))
+    # Sums of some hundred numbers of the order of 10.
+    np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-12)
+
+
+# The second height leaves a row over in both poolings.
+@pytest.mark.parametrize(("height", "width", "num_flat"), [(16, 20, 16 * 2 * 3), (19, 12, 16 * 2 * 1)])
+def test_lenet_on_images_of_other_shapes_agrees_with_numpy(height, width, num_flat, x64):
+    weights = lenet_weights(np.random.default_rng(0), 3, num_flat, num_classes=7)
+    images = random_images(2, height, width, 3)
+    classifier = models.from_torch("lenet", weights, image_shape=(height, width, 3), mean=MEAN, std=STD)
+    logits = classifier(jnp.asarray(images))
+    assert logits.shape == (2, 7)
+    np.testing.assert_allclose(logits, numpy_lenet(weights, (images - MEAN) / STD), rtol=0, atol=1e-12)
+
+
+def test_mlp_agrees_with_numpy(x64):
+    rng = np.random.default_rng(1)
+    widths = [5 * 4 * 3, 8, 6, 9, 4]
+    weights = {}
+    for i, (num_in, num_out) in enumerate(itertools.pairwise(widths)):
+        weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"] = normal(rng, num_out, num_in), normal(rng, num_out)
+    images = random_images(3, 5, 4, 3)
+    classifier = models.from_torch("mlp", weights, image_shape=(5, 4, 3), mean=MEAN, std=STD, num_hidden=(8, 6, 9))
+
+    x = channels_first((images - MEAN) / STD).reshape(3, -1)
+    for i in range(4):
+        x = x @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
+        x = relu(x) if i < 3 else x
+    np.testing.assert_allclose(classifier(jnp.asarray(images)), x, rtol=0, atol=1e-12)
+
+
+def test_logistic_agrees_with_numpy(x64):
+    rng = np.random.default_rng(2)
+    weights = {"linear.weight": normal(rng, 5, 60), "linear.bias": normal(rng, 5)}
+    images = random_images(3, 5, 4, 3)
+    classifier = models.from_torch("logistic", weights, image_shape=(5, 4, 3), mean=MEAN, std=STD)
+    vectors = channels_first((images - MEAN) / STD).reshape(3, -1)
+    expected = vectors @ weights["linear.weight"].T + weights["linear.bias"]
+    np.testing.assert_allclose(classifier(jnp.asarray(images)), expected, rtol=0, atol=1e-12)
+
+
+def test_the_precision_is_that_of_the_weights_and_images(x64):
+    weights = {"linear.weight": np.eye(2, 60, dtype=np.float32), "linear.bias": np.zeros(2, np.float32)}
+    classifier = models.from_torch("logistic", weights, image_shape=(5, 4, 3), mean=MEAN, std=STD)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(classifier, nnx.Param))} == {np.dtype("float32")}
+    images = random_images(1, 5, 4, 3)
+    assert classifier(jnp.asarray(images, jnp.float32)).dtype == np.float32
+    assert classifier(jnp.asarray(images)).dtype == np.float64
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(4, 6, 2), (5, 7, 2), (9, 7, 3), (2, 3, 2)])
+def test_max_pool_takes_maxima_of_whole_windows(height, width, size, x64):
+    images = random_images(2, height, width, 3) - 0.5
+    expected = np.moveaxis(numpy_max_pool(channels_first(images), size), 1, -1)
+    np.testing.assert_array_equal(_layers.max_pool(jnp.asarray(images), size), expected)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(4, 6, 2), (5, 7, 2), (9, 7, 3)])
+def test_the_gradient_of_max_pool_goes_to_the_first_maximum(height, width, size, x64):
+    # Three values only, so that most windows tie, and one window all alike.
+    images = np.random.default_rng(3).integers(3, size=(2, height, width, 3)).astype(float)
+    images[0, :size, :size] = 1
+    pooled, pull_back = jax.vjp(lambda images: _layers.max_pool(images, size), jnp.asarray(images))
+    cotangent = random_images(*pooled.shape)
+    expected = np.zeros_like(images)
+    num_ties = 0
+    for n, i, j, channel in np.ndindex(pooled.shape):
+        rows, columns = slice(size * i, size * (i + 1)), slice(size * j, size * (j + 1))
+        window = images[n, rows, columns, channel]
+        num_ties += np.sum(window == window.max()) > 1
+        first = np.unravel_index(np.argmax(window), window.shape)
+        expected[n, size * i + first[0], size * j + first[1], channel] = cotangent[n, i, j, channel]
+    assert num_ties > pooled.size / 2
+    np.testing.assert_array_equal(pull_back(jnp.asarray(cotangent))[0], expected)
+
+
+@pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_max_pool_keeps_nan(position):
+    images = np.ones((1, 4, 4, 1), np.float32)
+    images[0, position[0], position[1], 0] = np.nan
+    np.testing.assert_array_equal(_layers.max_pool(jnp.asarray(images))[0, :, :, 0], [[np.nan, 1], [1, 1]])
+
+
+def num_parameters(classifier):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(classifier, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_shape", "options", "expected"),
+    [
+        ("lenet", (28, 28, 1), {}, 61_706),
+        ("logistic", (28, 28, 1), {}, 7_850),
+        ("mlp", (28, 28, 1), {}, 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10),
+        ("mlp", (2, 3, 1), {"num_hidden": ()}, 70),
+    ],
+)
+def test_the_number_of_parameters(name, image_shape, options, expected):
+    classifier = models.create(name, jax.random.key(0), image_shape=image_shape, num_classes=10, **options)
+    assert num_parameters(classifier) == expected
+    # Everything that training should move, and nothing that it should not, is a parameter.
+    assert len(jax.tree.leaves(nnx.state(classifier))) == len(jax.tree.leaves(nnx.state(classifier, nnx.Param))) + 2
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_random_weights_follow_the_key(name):
+    first, again, other = (
+        nnx.to_flat_state(
+            nnx.state(models.create(name, jax.random.key(seed), image_shape=(12, 12, 2), num_classes=3), nnx.Param)
+        )
+        for seed in (0, 0, 1)
+    )
+    for (path, one), (_, same), (_, different) in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one[...], same[...], err_msg=str(path))
+        assert not np.isclose(one[...], different[...]).all(), path
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_layers_are_initialised_as_pytorch_does(name):
+    classifier = models.create(name, jax.random.key(0), image_shape=(12, 12, 2), num_classes=10)
+    parameters = dict(nnx.to_flat_state(nnx.state(classifier, nnx.Param)))
+    for path, kernel in parameters.items():
+        if path[-1] != "kernel":
+            continue
+        fan_in = np.prod(kernel.shape[:-1])
+        bias = parameters[(*path[:-1], "bias")]
+        for values in (np.ravel(kernel[...]), np.ravel(bias[...])):
+            scaled = values * np.sqrt(fan_in)
+            assert np.abs(scaled).max() <= 1 + 1e-6, path
+            assert np.abs(scaled).max() > 0.5, path
+        # Uniform in [-1, 1] once scaled: the mean of n numbers is within 5 deviations, 0.58 each over sqrt(n), of 0,
+        # the mean square, with deviations of 0.30, of 1 / 3.
+        scaled = np.ravel(kernel[...]) * np.sqrt(fan_in)
+        assert abs(np.mean(scaled)) < 5 * 0.58 / np.sqrt(scaled.size), path
+        assert abs(np.mean(scaled**2) - 1 / 3) < 5 * 0.30 / np.sqrt(scaled.size), path
+
+
+def test_layers_have_weights_of_their_own():
+    classifier = models.create("mlp", jax.random.key(0), image_shape=(4, 5, 5), num_classes=100)
+    first, second, third = (layer.kernel[...] for layer in classifier.network.layers)
+    assert first.shape == second.shape == third.shape
+    assert not np.isclose(first, second).all()
+    assert not np.isclose(second, third).all()
+
+
+class Identity(nnx.Module):
+    def __call__(self, images):
+        return images
+
+
+def test_normalisation_subtracts_and_divides():
+    images = random_images(2, 4, 5, 3).astype(np.float32)
+    for mean in (MEAN, random_images(4, 5, 3, seed=1), np.array([0.5])):
+        for std in (STD, np.array([0.5])):
+            normalized = models.Normalized(Identity(), jnp.asarray(mean), jnp.asarray(std))(jnp.asarray(images))
+            np.testing.assert_allclose(normalized, (images - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_image_normalises_each_pixel(x64):
+    mean = random_images(5, 4, 3, seed=1)
+    weights = {"linear.weight": normal(np.random.default_rng(2), 5, 60), "linear.bias": np.zeros(5)}
+    classifier = models.from_torch("logistic", weights, image_shape=(5, 4, 3), mean=mean, std=STD)
+    # The mean image itself has no logits but the biases.
+    np.testing.assert_array_equal(classifier(jnp.asarray(mean[None])), np.zeros((1, 5)))
+
+
+def test_statistics_are_no_parameters_and_have_no_gradient_of_their_own():
+    classifier = models.create(
+        "logistic", jax.random.key(0), image_shape=(2, 2, 3), num_classes=2, mean=tuple(MEAN), std=tuple(STD)
+    )
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(nnx.state(classifier, nnx.Param)))
+    assert shapes == [(2,), (12, 2)]
+    np.testing.assert_allclose(classifier.mean[...], MEAN, rtol=1e-6)
+
+
+@pytest.mark.parametrize("build", ["create", "from_torch"])
+def test_unknown_names_list_the_known_ones(build):
+    builders = {
+        "create": lambda: models.create("resnet", jax.random.key(0), image_shape=(8, 8, 1), num_classes=2),
+        "from_torch": lambda: models.from_torch("resnet", {}, image_shape=(8, 8, 1), mean=(0,), std=(1,)),
+    }
+    with pytest.raises(ValueError, match=r"^unknown model 'resnet'; the known ones are lenet, logistic, mlp$"):
+        builders[build]()
+
+
+def test_a_state_dict_that_does_not_fit_is_told_everything_at_once():
+    weights = lenet_weights(np.random.default_rng(0), 1, 400, num_classes=10)
+    del weights["conv1.bias"], weights["fc2.weight"]
+    weights["bn1.weight"] = np.ones(6)
+    weights["conv2.weight"] = np.moveaxis(weights["conv2.weight"], 0, -1)
+    weights["fc1.weight"] = weights["fc1.weight"].T
+    with pytest.raises(
+        ValueError,
+        match=r"^the state dict does not fit lenet: missing: conv1\.bias \(6,\); missing: fc2\.weight \(84, 120\); "
+        r"unexpected: bn1\.weight \(6,\); "
+        r"conv2\.weight has shape \(6, 5, 5, 16\), expected \(16, 6, 5, 5\); "
+        r"fc1\.weight has shape \(400, 120\), expected \(120, 400\)$",
+    ):
+        models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+
+
+def test_the_number_of_classes_is_checked_if_given():
+    weights = {"linear.weight": np.zeros((5, 4)), "linear.bias": np.zeros(5)}
+    with pytest.raises(
+        ValueError,
+        match=r"linear\.bias has shape \(5,\), expected \(3,\)",
+    ):
+        models.from_torch("logistic", weights, image_shape=(2, 2, 1), mean=(0,), std=(1,), num_classes=3)
+
+
+@pytest.mark.parametrize("image_shape", [(8, 8), (8, 8, 0), (1, 8, 8, 1)])
+def test_image_shapes_are_checked(image_shape):
+    message = r"image_shape must be \(height, width, channels\), all at least 1, got \("
+    with pytest.raises(ValueError, match=message):
+        models.create("mlp", jax.random.key(0), image_shape=image_shape, num_classes=2)
+    with pytest.raises(ValueError, match=message):
+        models.from_torch("mlp", {}, image_shape=image_shape, mean=(0,), std=(1,))
+
+
+def test_lenet_needs_images_of_some_size():
+    with pytest.raises(ValueError, match="lenet needs images of at least 12 x 12, got 11 x 28"):
+        models.create("lenet", jax.random.key(0), image_shape=(11, 28, 1), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (
+            (0.1, 0.2),
+            (1.0,),
+            r"mean must have one number for each of 3 channels, or be an image of shape \(4, 5, 3\), got shape \(2,\)",
+        ),
+        ((0.0,), np.ones((5, 4, 3)), r"std must have one number for each of 3 channels, .*, got shape \(5, 4, 3\)"),
+        (0.5, (1.0,), r"mean must have one number for each of 3 channels, .*, got shape \(\)"),
+        ((0.0,), (1.0, 0.0, 1.0), r"std must be positive, got \(1\.0, 0\.0, 1\.0\)"),
+        ((0.0,), (-1.0,), r"std must be positive, got \(-1\.0,\)"),
+        ((0.0,), (np.nan,), r"std must be positive, got \(nan,\)"),
+    ],
+)
+def test_statistics_are_checked(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        models.create("logistic", jax.random.key(0), image_shape=(4, 5, 3), num_classes=2, mean=mean, std=std)
+    with pytest.raises(ValueError, match=message):
+        models.from_torch("logistic", {}, image_shape=(4, 5, 3), mean=mean, std=std)
