@@ -36,14 +36,15 @@ def conv_relu_pool(images: jax.Array, kernel: jax.Array, bias: jax.Array, paddin
 
 
 def _forward(images, kernel, bias, padding):
-    """The result, and what the backward pass needs."""
-    activations = jax.nn.relu(_convolve(images, kernel, padding) + bias.reshape(1, 1, 1, -1))
-    height, width = (length // 2 * 2 for length in activations.shape[1:3])
-    windows = jnp.stack([activations[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)])
-    # Reductions, and not comparisons, which XLA would fuse into the backward pass and repeat for every class there.
-    maximum, winner = windows.max(0), jnp.argmax(windows, 0).astype(jnp.int8)
-    winner = jnp.where(maximum > 0, winner, jnp.int8(-1))
-    return maximum, (images, kernel, bias, winner)
+    """The result, and what the backward pass needs: with the rest, the winner of each window, 1 to 4, or 0 for none."""
+    responses = _convolve(images, kernel, padding) + bias.reshape(1, 1, 1, -1)
+    height, width = (length // 2 * 2 for length in responses.shape[1:3])
+    pixels = [responses[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+    windows = jnp.stack([jnp.zeros_like(pixels[0]), *pixels])
+    # An argmax, and not comparisons, which XLA would fuse with the convolution into the backward pass and repeat there
+    # for every class.
+    winner = jnp.argmax(windows, 0).astype(jnp.int8)
+    return windows.max(0), (images, kernel, bias, winner)
 
 
 def _backward(padding, residuals, gradient):
@@ -99,15 +100,15 @@ def _image_gradient_by_rows(gradient, winner, kernel, padding, shape):
     num_images, num_rows, num_columns, num_filters = gradient.shape
     _, height, width, channels = shape
     num_pairs = (len(kernel) + 1) // 2
-    position = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 4, 1)
+    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 4, 1)
     row_length = num_columns * num_filters
     is_winner = winner.reshape(num_images, num_rows, 1, row_length) == position
     masked = jnp.where(is_winner, gradient.reshape(num_images, num_rows, 1, row_length), 0)
     rows = masked.reshape(-1, 4 * row_length) @ _row_matrix(kernel, num_columns, width, padding)
     rows = rows.reshape(num_images, num_rows, num_pairs, 2 * width * channels)
-    pairs = sum(
-        jnp.pad(rows[:, :, first], ((0, 0), (first, num_pairs - 1 - first), (0, 0))) for first in range(num_pairs)
-    )
+    pairs = jnp.stack(
+        [jnp.pad(rows[:, :, first], ((0, 0), (first, num_pairs - 1 - first), (0, 0))) for first in range(num_pairs)]
+    ).sum(0)
     seen = pairs.reshape(num_images, -1, width, channels)[:, padding:][:, :height]
     return jnp.pad(seen, ((0, 0), (0, height - seen.shape[1]), (0, 0), (0, 0)))
 
@@ -132,7 +133,7 @@ def _row_matrix(kernel, num_columns, width, padding):
 def _unpool(gradient, winner, size):
     """Gradients (N, rows, columns, filters) at the winners of their windows, in arrays of the unpooled size."""
     num_images, num_rows, num_columns, num_filters = gradient.shape
-    position = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
     is_winner = winner.reshape(num_images, num_rows, 1, num_columns, 1, num_filters) == position
     blocks = jnp.where(is_winner, gradient.reshape(num_images, num_rows, 1, num_columns, 1, num_filters), 0)
     unpooled = blocks.reshape(num_images, 2 * num_rows, 2 * num_columns, num_filters)

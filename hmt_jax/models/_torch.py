@@ -100,8 +100,8 @@ def from_torch(
 def to_torch(classifier: Normalized) -> dict[str, np.ndarray]:
     """The weights of a classifier of `create` or `from_torch` in PyTorch's layout, for `load_state_dict`.
 
-    Names are torchvision's for the ImageNet and MNIST forms, and those of kuangliu/pytorch-cifar and of the paper's code
-    for the CIFAR forms. The normalisation is left out: `classifier.mean` and `classifier.std` are it.
+    Names are torchvision's for the ImageNet and MNIST forms, and those of kuangliu/pytorch-cifar and of the paper's
+    code for the CIFAR forms. The normalisation is left out: `classifier.mean` and `classifier.std` are it.
 
     >>> import jax
     >>> from hmt_jax import models
@@ -128,7 +128,7 @@ def _torch_name(path, dialect: _Dialect) -> str:
 
 
 def _keys(network, arrays) -> dict[tuple, str]:
-    """The key of each variable's array: the name in the first dialect that the state dict has, or in the first of all."""
+    """The key of each variable's array: its name in the first dialect that has one here, or in the first of all."""
     dialects = _dialects(network)
     candidates = {
         path: [_torch_name(path, dialect) for dialect in dialects] for path, _ in nnx.to_flat_state(nnx.state(network))

@@ -11,8 +11,9 @@ from hmt_jax.models import _layers
 # 3 x 3 convolutions before each of the five poolings, for configurations A, B, D and E: Table 1 of the paper.
 NUM_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
-# The variance is that of torchvision and of the paper's networks (He et al., 2015): with PyTorch's default, a sixth of it, the signal dies away in deep networks without batch norm, which then do not train. Uniform, not normal:
-# XLA takes minutes to compile millions of normal numbers on CPU.
+# The variance is that of torchvision and of the paper's networks (He et al., 2015). With PyTorch's default, a sixth of
+# it, the signal dies away in deep networks without batch norm, which then do not train. Uniform, not normal: XLA can
+# take minutes to compile millions of normal numbers on CPU.
 _KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "uniform")
 
 
@@ -44,8 +45,8 @@ class VGG(nnx.Module):
 class CifarVGG(nnx.Module):
     """The CIFAR form: as in kuangliu/pytorch-cifar one linear layer, with `num_hidden` more of them and dropout.
 
-    The paper's VGG-19 for CIFAR-10 has `num_hidden=(512, 512)`. Five poolings must leave one pixel: images of 32 x 32 to
-    63 x 63.
+    The paper's VGG-19 for CIFAR-10 has `num_hidden=(512, 512)`. Five poolings must leave one pixel: images of 32 x 32
+    to 63 x 63.
     """
 
     def __init__(

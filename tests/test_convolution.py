@@ -1,0 +1,89 @@
+"""The fast convolution with ReLU and pooling, against plain loops and against PyTorch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from hmt_jax.models import _convolution
+
+# (height, width, channels, filters, kernel size, padding): LeNet's layers, then odd and uneven sizes.
+SHAPES = [(28, 28, 1, 6, 5, 2), (14, 14, 6, 16, 5, 0), (9, 12, 2, 3, 3, 1), (11, 8, 1, 2, 5, 1), (7, 7, 3, 2, 1, 0)]
+
+
+def torch_conv_relu_pool(images, kernel, bias, padding, gradient):
+    """Values and gradients by PyTorch, in the layout of this library."""
+    x, k, b = (
+        torch.tensor(np.asarray(array), requires_grad=True)
+        for array in (images.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), bias)
+    )
+    y = torch.nn.functional.max_pool2d(torch.relu(torch.nn.functional.conv2d(x, k, b, padding=padding)), 2)
+    y.backward(torch.tensor(np.asarray(gradient).transpose(0, 3, 1, 2)))
+    values = (y.detach().permute(0, 2, 3, 1), x.grad.permute(0, 2, 3, 1), k.grad.permute(2, 3, 1, 0), b.grad)
+    return [value.numpy() for value in values]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_values_and_gradients_are_pytorchs(shape, is_flat):
+    height, width, channels, num_filters, size, padding = shape
+    rng = np.random.default_rng(0)
+    # Eighths, so that all sums are exact: PyTorch's own rounding breaks ties of flat backgrounds elsewhere.
+    draw = (lambda shape: rng.integers(-8, 9, shape) / 8) if is_flat else (lambda shape: rng.normal(size=shape))
+    images = draw((3, height, width, channels))
+    if is_flat:  # a background that ties in every window, with one object on it
+        images[:, :3] = images[:, 6:] = images[:, :, :2] = images[:, :, 5:] = 0.25
+    kernel, bias = draw((size, size, channels, num_filters)), draw((num_filters,))
+    with jax.enable_x64(True):
+        pooled = jax.eval_shape(functools.partial(_convolution.conv_relu_pool, padding=padding), images, kernel, bias)
+        gradient = rng.normal(size=pooled.shape)
+        value, pull_back = jax.vjp(
+            lambda *a: _convolution.conv_relu_pool(*a, padding), *map(jnp.asarray, (images, kernel, bias))
+        )
+        found = (value, *pull_back(jnp.asarray(gradient)))
+    expected = torch_conv_relu_pool(images, kernel, bias, padding, gradient)
+    for ours, theirs in zip(found, expected, strict=True):
+        # float64; on a flat background any other choice of the winner changes gradients by their own size
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_by_rows_is_that_of_other_devices(shape):
+    height, width, channels, num_filters, size, padding = shape
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=(size, size, channels, num_filters)), jnp.float32)
+    rows, columns = ((length + 2 * padding - size + 1) // 2 for length in (height, width))
+    gradient = jnp.asarray(rng.normal(size=(2, rows, columns, num_filters)), jnp.float32)
+    winner = jnp.asarray(rng.integers(0, 5, gradient.shape), jnp.int8)
+    arguments = (gradient, winner, kernel, padding, (2, height, width, channels))
+    by_rows = _convolution._image_gradient_by_rows(*arguments)
+    default = _convolution._image_gradient(*arguments)
+    np.testing.assert_allclose(by_rows, default, rtol=1e-4, atol=1e-4)  # float32, other order of sums
+
+
+def test_one_channel_by_taps_is_a_convolution():
+    rng = np.random.default_rng(2)
+    images, kernel = rng.normal(size=(2, 9, 7, 1)), rng.normal(size=(5, 5, 1, 3))
+    with jax.enable_x64(True):
+        found = _convolution._convolve_one_channel(jnp.asarray(images), jnp.asarray(kernel), 2)
+        expected = _convolution._xla_convolve(jnp.asarray(images), jnp.asarray(kernel), 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_patches_give_equal_responses():
+    # Rounding that differs from place to place would break the ties of flat backgrounds.
+    images = jnp.full((3, 28, 28, 1), -0.4242, jnp.float32)
+    kernel = jnp.asarray(np.random.default_rng(3).normal(size=(5, 5, 1, 6)), jnp.float32)
+    responses = np.asarray(jax.jit(_convolution._convolve, static_argnums=2)(images, kernel, 0))
+    np.testing.assert_array_equal(responses, np.broadcast_to(responses[:1, :1, :1], responses.shape))
+
+
+def test_nan_pixels_are_not_pooled_away():
+    images = jnp.zeros((1, 6, 6, 1)).at[0, 2, 3, 0].set(jnp.nan)
+    kernel = jnp.ones((1, 1, 1, 2))
+    value = np.asarray(_convolution.conv_relu_pool(images, kernel, jnp.zeros(2), 0))
+    assert np.isnan(value[0, 1, 1]).all()
+    assert np.isnan(value).sum() == 2
