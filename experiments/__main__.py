@@ -1,10 +1,13 @@
-"""The command line: `python -m experiments list`, `run NAME`, `prepare DATA`."""
+"""The command line: `python -m experiments list`, `run NAME`, `prepare DATA`, `benchmark`."""
 
 import argparse
+import os
 import pathlib
 import sys
 
-from experiments import config, run
+import jax
+
+from experiments import benchmark, config, run
 from hmt_jax import data
 
 
@@ -26,6 +29,7 @@ def _list(options) -> None:
 
 
 def _run(options) -> None:
+    _cache_compilations(options.cache_dir)
     experiment = config.override(config.load(options.name), options.set)
     path = options.folder or pathlib.Path("results") / options.name
     run.run(options.name, experiment, path, data_dir=options.data_dir, fresh=options.fresh)
@@ -33,6 +37,22 @@ def _run(options) -> None:
 
 def _prepare(options) -> None:
     print(data.prepare(options.name, options.data_dir))
+
+
+def _benchmark(options) -> None:
+    if options.scaling:
+        benchmark.scaling(options.output, data_dir=options.data_dir)
+    else:
+        benchmark.benchmark(options.names, options.output, data_dir=options.data_dir, reference=options.reference)
+
+
+def _cache_compilations(path: pathlib.Path | None) -> None:
+    """Keeps what XLA compiles, for later runs: in the given folder, the one JAX is set to, or the user's cache."""
+    if path is None and jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(path or home / "hmt_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,13 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME)")
     runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
+    runner.add_argument("--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)")
     runner.set_defaults(command=_run)
 
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
     preparer.set_defaults(command=_prepare)
 
-    for subparser in (runner, preparer):
+    timer = commands.add_parser("benchmark", help="how fast margins are measured here")
+    timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
+    timer.add_argument("--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' repository")
+    timer.add_argument("--scaling", action="store_true", help="time and memory over numbers of pairs and devices")
+    timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
+    timer.set_defaults(command=_benchmark)
+
+    for subparser in (runner, preparer, timer):
         subparser.add_argument(
             "--data-dir", help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)"
         )

@@ -15,8 +15,11 @@ from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
 from hmt_jax.subspaces import Subspace
 
-# Lanes on each device, if not given: on a CPU, larger batches leave its caches.
-_NUM_LANES = {"cpu": 64, "gpu": 512, "tpu": 512}
+# What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
+# twenty-fourth of the memory: ten backward passes at a time have about as much in flight each, and half is to spare.
+_CPU_BYTES = 2**20
+_ACCELERATOR_SHARE = 1 / 24
+_LEAST_LANES, _MOST_LANES = 8, 1024
 
 
 @jax.tree_util.register_dataclass
@@ -164,8 +167,8 @@ def measure_margins(
 
     num_pairs = num_subspaces * len(images)
     if num_lanes is None:
-        platform = (jax.local_devices() if devices is None else devices)[0].platform
-        num_lanes = min(_NUM_LANES.get(platform, 512), num_pairs)
+        device = (jax.local_devices() if devices is None else devices)[0]
+        num_lanes = min(_choose_num_lanes(classifier, images, device), num_pairs)
     method = _PairMethod(solver, precision, keep_coordinates)
     solution, work = lanes.solve(
         method,
@@ -227,6 +230,23 @@ def _solve_one(solver, classifier, image, subspace):
             _start(solver, classifier, image, subspace),
         )
         return solver.result(state)
+
+
+def _choose_num_lanes(classifier, images, device) -> int:
+    """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
+    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, images[0]))
+    num_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    num_kept -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(classifier))
+    budget = _CPU_BYTES
+    if device.platform != "cpu":
+        budget = int(_ACCELERATOR_SHARE * (device.memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"])
+    lanes_within = budget // max(num_kept, 1)
+    return min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
+
+
+def _kept(classifier, image):
+    """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
+    return jax.vjp(lambda image: classifier(image[None]), image)[1]
 
 
 def _as_stack(subspaces):

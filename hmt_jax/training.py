@@ -8,7 +8,7 @@ travels between host and device; on CPU, where XLA compiles convolutions badly i
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from hmt_jax.classifiers import Classifier, as_pytree
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +73,14 @@ class _Sums(NamedTuple):
 
 
 def train(
-    classifier: nnx.Module,
+    classifier: Module,
     images: ArrayLike,
     labels: ArrayLike,
     recipe: Recipe,
     key: jax.Array,
     *,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
-) -> nnx.Module:
+) -> Module:
     """Trains a classifier from the parameters it has, and returns the trained one; the given one stays as it is.
 
     Args:
@@ -122,7 +124,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     return TrainState(structure, parameters, statistics, _optimizer(recipe, num_samples).init(parameters))
 
 
-def classifier_of(state: TrainState) -> nnx.Module:
+def classifier_of(state: TrainState) -> Any:
     """The classifier as it is at a state."""
     return nnx.merge(state.structure, state.parameters, state.statistics)
 

@@ -26,6 +26,12 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compilation_cache(tmp_path_factory):
+    """Keeps what the runner compiles out of the user's cache."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+
+
 @pytest.fixture(scope="session")
 def shared(request) -> pathlib.Path:
     """The folder of reference results and prepared data sets."""

@@ -86,7 +86,7 @@ def embed_all(subspace, coordinates):
 
 @pytest.mark.parametrize(
     ("num_classes", "num_candidates", "dtype"),
-    [(2, 10, "float32"), (2, 10, "float64"), (3, 10, "float64"), (10, 10, "float32"), (10, 10, "float64")],
+    [(2, 10, "float64"), (3, 10, "float32"), (10, 10, "float32"), (10, 10, "float64")],
 )
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_linear_classifiers_have_margins_in_closed_form(name, num_classes, num_candidates, dtype):

@@ -168,6 +168,38 @@ def test_data_that_are_not_prepared_are_told_at_once(tmp_path, capsys):
     assert "python -m experiments prepare mnist" in told
 
 
+def test_a_second_run_compiles_nothing(tmp_path):
+    arguments = [
+        "run",
+        "digits",
+        "--set",
+        "num_epochs=1",
+        "num_images=4",
+        "seed=11",
+        "--cache-dir",
+        str(tmp_path / "xla"),
+    ]
+    misses = []
+
+    def listener(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            misses.append(event)
+
+    cache_dir = jax.config.values["jax_compilation_cache_dir"]
+    jax.monitoring.register_event_listener(listener)
+    try:
+        jax.clear_caches()
+        assert command_line.main([*arguments, "--folder", str(tmp_path / "first")]) == 0
+        assert misses
+        misses.clear()
+        jax.clear_caches()
+        assert command_line.main([*arguments, "--folder", str(tmp_path / "second")]) == 0
+        assert not misses
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+        jax.config.update("jax_compilation_cache_dir", cache_dir)
+
+
 def test_failed_writing_leaves_what_was_there(tmp_path):
     path = tmp_path / "summary.json"
     folder.write_json(path, {"a": 1})

@@ -224,7 +224,9 @@ def test_float32_stays_float32(is_x64_enabled, measured):
     with jax.enable_x64(is_x64_enabled):
         classifier = tanh_classifier(dtype="float32")
         images = random_images(dtype="float32")
-        result = hmt_jax.measure_margins(classifier, images, diagonal(), keep_coordinates=True)
+        result = hmt_jax.measure_margins(
+            classifier, images, diagonal(), keep_coordinates=True, devices=jax.devices()[:1]
+        )
     assert result.margin.dtype == result.coordinates.dtype == np.float32
     # Not in float64 on the way either: rounding shows, at about 1e-6 for gaps between logits that are not small.
     error = np.abs(result.margin / measured.margin - 1)
@@ -359,7 +361,7 @@ def test_networks_of_one_architecture_share_one_compilation(monkeypatch):
     image_shape = (12, 12, 1)
     images = np.random.default_rng(0).uniform(size=(2, *image_shape)).astype(np.float32)
     margins, counts = [], []
-    for seed in range(3):
+    for seed in range(2):
         network = models.create("lenet", jax.random.key(seed), image_shape=image_shape, num_classes=3)
         result = hmt_jax.measure_margins(
             network, images, subspaces.full(image_shape), devices=jax.devices()[:1], max_steps=3
@@ -367,7 +369,7 @@ def test_networks_of_one_architecture_share_one_compilation(monkeypatch):
         margins.append(result.margin)
         counts.append(num_traces)
     assert counts[0] > 0
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] == counts[1]
     assert not np.isclose(margins[0], margins[1]).any()
 
 
@@ -378,7 +380,10 @@ def test_compilations_are_not_shared_between_functions():
         offset = jnp.array([scale, 0.0])
         return lambda images: images.reshape(len(images), -1)[:, :2] + offset[None]
 
-    near, far = (hmt_jax.measure_margins(make(scale), images, subspaces.full(SHAPE)).margin[0] for scale in (2.0, 4.0))
+    def measure(scale):
+        return hmt_jax.measure_margins(make(scale), images, subspaces.full(SHAPE), devices=jax.devices()[:1]).margin[0]
+
+    near, far = measure(2.0), measure(4.0)
     pixels = images.reshape(NUM_IMAGES, -1)
     for margins, scale in ((near, 2), (far, 4)):
         expected = 1.02 * (pixels[:, 0] + scale - pixels[:, 1]) / np.sqrt(2)
@@ -575,7 +580,9 @@ def test_a_classifier_that_is_never_finite_is_an_error(value):
         match="classifier gives NaN or infinite logits or gradients for every one of 3 finite images: check its "
         "parameters and its normalisation",
     ):
-        hmt_jax.measure_margins(lambda images: two_logits(images) + value, images, subspaces.full(SHAPE))
+        hmt_jax.measure_margins(
+            lambda images: two_logits(images) + value, images, subspaces.full(SHAPE), devices=jax.devices()[:1]
+        )
 
 
 @pytest.mark.parametrize("classifier", [None, "lenet", np.eye(3)])

@@ -311,6 +311,14 @@ def test_image_shapes_are_checked(image_shape):
         models.from_torch("mlp", {}, image_shape=image_shape, mean=(0,), std=(1,))
 
 
+def test_an_image_shape_may_be_a_list():
+    weights = {"linear.weight": np.eye(2, 4, dtype=np.float32), "linear.bias": np.zeros(2, np.float32)}
+    image = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1)
+    classifier = models.from_torch("logistic", weights, image_shape=[2, 2, 1], mean=(0,), std=(2,))
+    np.testing.assert_array_equal(classifier(jnp.asarray(image)), [[0, 0.5]])
+    assert num_parameters(models.create("logistic", jax.random.key(0), image_shape=[2, 2, 1], num_classes=2)) == 10
+
+
 def test_lenet_needs_images_of_some_size():
     with pytest.raises(ValueError, match="lenet needs images of at least 12 x 12, got 11 x 28"):
         models.create("lenet", jax.random.key(0), image_shape=(11, 28, 1), num_classes=10)

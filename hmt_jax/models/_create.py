@@ -92,7 +92,9 @@ class _OneKey:
         return jax.random.key(0)
 
 
-def in_evaluation_mode(network: nnx.Module, mean: ArrayLike, std: ArrayLike) -> Normalized:
+def in_evaluation_mode(
+    network: nnx.Module, mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]
+) -> Normalized:
     """The network with its normalisation; batch norm uses its running statistics, and nothing is dropped out."""
     classifier = Normalized(network, jnp.asarray(mean), jnp.asarray(std))
     classifier.eval()
@@ -113,9 +115,10 @@ def check_image_shape(image_shape) -> ImageShape:
 
 
 def check_statistics(image_shape, mean, std):
+    image_shape = check_image_shape(image_shape)
     for argument, value in (("mean", mean), ("std", std)):
         shape = np.shape(value)
-        if shape not in {(1,), image_shape[2:], tuple(image_shape)}:
+        if shape not in {(1,), image_shape[2:], image_shape}:
             raise ValueError(
                 f"{argument} must have one number for each of {image_shape[2]} channels, or be an image of shape "
                 f"{image_shape}, got shape {shape}"

@@ -156,11 +156,15 @@ def _as_array(value) -> np.ndarray:
 
 def _from_torch(array):
     """Kernels with their output axis last, as Flax has them. A copy, for PyTorch may go on training."""
-    return jnp.array(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array)
+    return jnp.asarray(_copy(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array))
 
 
 def _to_torch(array):
-    return np.array(np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array, order="C")
+    return _copy(np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array)
+
+
+def _copy(array):
+    return np.array(array, order="C")
 
 
 def _torch_shape(variable):

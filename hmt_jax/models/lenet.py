@@ -32,6 +32,7 @@ class LeNet(nnx.Module):
 
     @staticmethod
     def _conv_relu_pool(conv: nnx.Conv, images: jax.Array, *, padding: int) -> jax.Array:
-        dtype = jnp.promote_types(images.dtype, conv.kernel[...].dtype)
-        arrays = (array.astype(dtype) for array in (images, conv.kernel[...], conv.bias[...]))
-        return conv_relu_pool(*arrays, padding)
+        assert conv.bias is not None
+        kernel, bias = conv.kernel[...], conv.bias[...]
+        dtype = jnp.promote_types(images.dtype, kernel.dtype)
+        return conv_relu_pool(images.astype(dtype), kernel.astype(dtype), bias.astype(dtype), padding)

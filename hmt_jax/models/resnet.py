@@ -13,7 +13,7 @@ class _Block(nnx.Module):
     """Two or three convolutions with batch norm, added to their input. `downsample` brings that to their shape."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, *, rngs: nnx.Rngs):
-        self.downsample = nnx.List()
+        self.downsample: nnx.List = nnx.List()
         if stride != 1 or num_in != num_out:
             self.downsample.append(_layers.conv_for_norm(num_in, num_out, 1, stride=stride, rngs=rngs))
             self.downsample.append(_layers.batch_norm(num_out, rngs=rngs))
@@ -73,7 +73,7 @@ class ResNet(nnx.Module):
         self.conv1 = self._first_conv(image_shape, rngs)
         self.bn1 = _layers.batch_norm(64, rngs=rngs)
         num_features = 64
-        groups = []
+        groups: list[nnx.List] = []
         for num_blocks, num_filters, stride in zip(NUM_BLOCKS[depth], (64, 128, 256, 512), (1, 2, 2, 2), strict=True):
             groups.append(nnx.List())
             for i in range(num_blocks):

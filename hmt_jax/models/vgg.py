@@ -72,7 +72,7 @@ class CifarVGG(nnx.Module):
 
 
 def _features(num_in, depth, use_batch_norm, rngs):
-    layers = nnx.List()
+    layers: nnx.List = nnx.List()
     for num_convs, num_filters in zip(NUM_CONVS[depth], (64, 128, 256, 512, 512), strict=True):
         for _ in range(num_convs):
             layers.append(_conv(num_in, num_filters, rngs))
@@ -91,7 +91,7 @@ def _conv(num_in, num_out, rngs):
 
 def _head(widths, rngs):
     """Linear layers, with ReLU and dropout between. Dropout gets no key: random state is no part of a classifier."""
-    layers = nnx.List()
+    layers: nnx.List = nnx.List()
     for pair in itertools.pairwise(widths):
         layers += [_layers.linear(*pair, rngs=rngs), jax.nn.relu, nnx.Dropout(0.5)]
     del layers[-2:]

@@ -103,9 +103,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.Identity() if is_cifar else nn.AdaptiveAvgPool2d(7)
         widths = [512, *num_hidden] if is_cifar else [512 * 49, 4096, 4096]
-        layers = [
-            layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU(), nn.Dropout())
-        ]
+        layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU(), nn.Dropout())]
         last = nn.Linear(widths[-1], num_classes)
         self.classifier = nn.Sequential(*layers, last) if layers else last
 
@@ -166,9 +164,15 @@ class DenseBlock(nn.Sequential):
 
 
 def dense_layer(num_in, norm="norm"):
-    first = [(f"{norm}1", nn.BatchNorm2d(num_in)), ("relu1", nn.ReLU()), ("conv1", nn.Conv2d(num_in, 128, 1, bias=False))]
+    first = [
+        (f"{norm}1", nn.BatchNorm2d(num_in)),
+        ("relu1", nn.ReLU()),
+        ("conv1", nn.Conv2d(num_in, 128, 1, bias=False)),
+    ]
     conv = nn.Conv2d(128, 32, 3, padding=1, bias=False)
-    return nn.Sequential(OrderedDict([*first, (f"{norm}2", nn.BatchNorm2d(128)), ("relu2", nn.ReLU()), ("conv2", conv)]))
+    return nn.Sequential(
+        OrderedDict([*first, (f"{norm}2", nn.BatchNorm2d(128)), ("relu2", nn.ReLU()), ("conv2", conv)])
+    )
 
 
 def transition(num_in, norm):

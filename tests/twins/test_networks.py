@@ -1,0 +1,623 @@
+"""The paper's networks against PyTorch: logits, gradients, margins, and weights in and out."""
+
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+import torch_twins
+from flax import nnx
+from safetensors.numpy import save_file
+
+import hmt_jax
+from hmt_jax import models, subspaces
+from hmt_jax.classifiers import as_pytree
+from hmt_jax.models import _create, _layers
+
+MEAN, STD = np.array([0.4, 0.5, 0.3]), np.array([0.2, 0.3, 0.25])
+
+# Two sizes of images for each form. The second ones are neither square nor multiples of any stride, and leave rows over
+# in poolings; 9 columns of features are not a multiple of VGG's 7 windows, and 1 row is less.
+SIZES = {
+    "resnet": [(64, 64), (49, 70)],
+    "resnet_cifar": [(32, 32), (27, 40)],
+    "resnet_mnist": [(28, 28), (35, 41)],
+    "vgg": [(64, 64), (32, 288)],
+    "vgg_cifar": [(32, 32), (40, 63)],
+    "densenet": [(64, 64), (29, 50)],
+    "densenet_cifar": [(32, 32), (47, 36)],
+}
+DEEP = ("resnet101", "densenet169", "densenet201", "vgg13", "vgg16", "vgg19")
+
+
+def form(name):
+    return re.sub(r"\d+|_bn", "", name)
+
+
+def all_names():
+    """Every network but those of `test_models.py`; deep ones, and VGG with its 100 million weights, are slow."""
+    params = []
+    for name in models.names():
+        if form(name) in SIZES:
+            is_slow = name.startswith(DEEP) and not (name.startswith("vgg") and name.endswith("cifar"))
+            params.append(pytest.param(name, marks=[pytest.mark.slow] if is_slow else []))
+    return params
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(size=shape)
+
+
+def twin_of(name, channels=3, num_classes=7, seed=0):
+    """A PyTorch network with random weights in float32."""
+    with torch.device("meta"):
+        network = torch_twins.build(name, channels, num_classes)
+    return torch_twins.randomize(network.to_empty(device="cpu"), seed)
+
+
+def imported(name, network, image_shape, **options):
+    channels = image_shape[-1]
+    state_dict = network if isinstance(network, dict) else network.state_dict()
+    return models.from_torch(
+        name, state_dict, image_shape=image_shape, mean=MEAN[:channels], std=STD[:channels], **options
+    )
+
+
+def torch_input(images):
+    channels = images.shape[-1]
+    return torch.tensor(np.moveaxis((images - MEAN[:channels]) / STD[:channels], -1, 1))
+
+
+def torch_logits_and_gradients(network, images):
+    """In float64: logits, and the gradients of their sum with weights 1, 2, ... over the normalised images."""
+    normalized = torch_input(images).requires_grad_()
+    logits = network(normalized)
+    (logits * torch.arange(1, logits.shape[1] + 1)).sum().backward()
+    return logits.detach().numpy(), np.moveaxis(normalized.grad.numpy(), 1, -1) / STD[: images.shape[-1]]
+
+
+@jax.jit
+def logits_and_gradients(classifier, images):
+    logits, pull_back = jax.vjp(classifier, images)
+    weights = jnp.broadcast_to(jnp.arange(1, logits.shape[1] + 1, dtype=logits.dtype), logits.shape)
+    return logits, pull_back(weights)[0]
+
+
+def check_against_twin(name, network, images, dtype, tolerance):
+    network = network.double()
+    weights = {key: value.numpy().astype(dtype) for key, value in network.state_dict().items()}
+    classifier = as_pytree(imported(name, weights, images.shape[1:]))
+    ours = logits_and_gradients(classifier, jnp.asarray(images, dtype))
+    # In float32, rounding turns a unit on or off here and there among a million, and the pixels behind it change.
+    least_shares = (1, 1) if dtype == np.float64 else (1, 0.9)
+    expected_ones = torch_logits_and_gradients(network, images)
+    for value, expected, least_share in zip(ours, expected_ones, least_shares, strict=True):
+        assert value.dtype == dtype
+        # Relative to the largest: every value is a sum of thousands of terms of that order.
+        scale = np.abs(expected).max()
+        assert 1e-3 < scale < 1e3
+        assert np.mean(np.abs(value - expected) <= tolerance * scale) >= least_share
+
+
+@pytest.mark.parametrize("name", all_names())
+def test_networks_agree_with_pytorch(name, x64):
+    channels = 1 if name.endswith("mnist") else 3
+    network = twin_of(name, channels)
+    first, second = SIZES[form(name)]
+    check_against_twin(name, network, random_images(2, *first, channels), np.float64, 1e-10)
+    check_against_twin(name, network, random_images(2, *second, channels), np.float32, 1e-4)
+
+
+def test_the_vgg_of_the_paper_has_two_hidden_layers(x64):
+    network = torch_twins.VGG(19, 3, 7, is_cifar=True, num_hidden=(512, 512))
+    network = torch_twins.randomize(network).double().eval()
+    images = random_images(2, 32, 32, 3)
+    classifier = imported("vgg19_cifar", network, (32, 32, 3), num_hidden=(512, 512))
+    logits, _ = torch_logits_and_gradients(network, images)
+    np.testing.assert_allclose(jax.jit(as_pytree(classifier))(jnp.asarray(images)), logits, rtol=0, atol=1e-10)
+    assert set(models.to_torch(classifier)) == set(network.state_dict())
+
+
+def window_basis(corner, size, image_shape):
+    """(D, size * size * channels), by SciPy: the images whose DCT is 1 at one frequency of one channel."""
+    basis = []
+    for row, column, channel in np.ndindex(size, size, image_shape[2]):
+        spectrum = np.zeros(image_shape)
+        spectrum[corner + row, corner + column, channel] = 1
+        basis.append(scipy.fft.idctn(spectrum, axes=(0, 1), norm="ortho").ravel())
+    return np.stack(basis, 1)
+
+
+def torch_deepfool(network, image, basis, num_candidates, overshoot=0.02, max_steps=100):
+    """DeepFool on one image in the span of a basis, as plainly as it can be: margin, labels, steps."""
+    image, basis = torch.tensor(image), torch.tensor(basis)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+
+    def logits_at(z):
+        pixels = image + (basis @ z).reshape(image.shape)
+        return network(((pixels - mean) / std).permute(2, 0, 1)[None])[0]
+
+    z = torch.zeros(basis.shape[1], dtype=torch.float64)
+    label, *others = logits_at(z).argsort(descending=True)[:num_candidates].tolist()
+    for num_steps in range(1, max_steps + 1):
+        z.requires_grad_()
+        logits = logits_at(z)
+        steps = []
+        for other in others:
+            (normal,) = torch.autograd.grad(logits[other] - logits[label], z, retain_graph=True)
+            distance = (logits[other] - logits[label]).abs() / normal.norm()
+            steps.append((distance.item(), normal / normal.norm()))
+        distance, direction = min(steps, key=lambda step: step[0])
+        z = z.detach() + max(distance, 1e-4) * direction
+        adversarial_label = logits_at((1 + overshoot) * z).argmax().item()
+        if adversarial_label != label:
+            return (1 + overshoot) * z.norm().item(), label, adversarial_label, num_steps
+    raise AssertionError("no boundary found")
+
+
+@pytest.mark.slow
+def test_margins_of_an_imported_network_are_those_of_a_plain_loop_in_pytorch(x64):
+    image_shape, num_candidates = (32, 32, 3), 3
+    network = twin_of("resnet18_cifar").double()
+    images = random_images(2, *image_shape)
+    windows = subspaces.stack([subspaces.dct_window(image_shape, corner, corner, size=4) for corner in (0, 10)])
+    result = hmt_jax.measure_margins(
+        imported("resnet18_cifar", network, image_shape),
+        images,
+        windows,
+        num_candidates=num_candidates,
+        devices=jax.devices()[:1],
+    )
+    for r, corner in enumerate((0, 10)):
+        basis = window_basis(corner, 4, image_shape)
+        for n in range(2):
+            margin, *labels_and_steps = torch_deepfool(network, images[n], basis, num_candidates)
+            assert [result.label[r, n], result.adversarial_label[r, n], result.num_steps[r, n]] == labels_and_steps
+            # Some steps of a network that amplifies rounding by some orders of magnitude.
+            np.testing.assert_allclose(result.margin[r, n], margin, rtol=1e-8)
+
+
+SMALL_NAMES = ["lenet", "resnet18_cifar", "resnet18", "vgg11_bn_cifar", "vgg11_cifar"]
+
+
+def size_of(name):
+    return (28, 28) if name == "lenet" else SIZES[form(name)][0]
+
+
+@pytest.mark.parametrize("name", [*SMALL_NAMES, "densenet121", "densenet121_cifar"])
+def test_weights_come_back_to_pytorch_as_they_were(name):
+    network = twin_of(name)
+    classifier = imported(name, network, (*size_of(name), 3))
+    state_dict = {key: value for key, value in network.state_dict().items() if "num_batches" not in key}
+    exported = models.to_torch(classifier)
+    assert set(exported) == set(state_dict)
+    for key, value in exported.items():
+        assert value.dtype == np.float32
+        assert value.flags.c_contiguous
+        np.testing.assert_array_equal(value, state_dict[key].numpy(), err_msg=key)
+    # PyTorch itself is content with them, too.
+    twin_of(name, seed=1).load_state_dict({key: torch.from_numpy(value) for key, value in exported.items()})
+
+
+@pytest.mark.parametrize("name", [*SMALL_NAMES, "resnet18_mnist"])
+def test_save_and_load(name, tmp_path):
+    image_shape = (*size_of(name), 3)
+    classifier = imported(name, twin_of(name), image_shape)
+    architecture = {"name": name, "image_shape": image_shape, "num_classes": 7}
+    models.save(tmp_path / "it.safetensors", classifier, architecture=architecture)
+    loaded, _ = models.load(tmp_path / "it.safetensors")
+    assert nnx.split(loaded)[0] == nnx.split(classifier)[0]
+    assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(nnx.state(classifier))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(classifier))
+
+
+def test_save_and_load_with_hidden_layers_and_dropout(tmp_path):
+    architecture = {"name": "vgg11_cifar", "image_shape": (32, 32, 1), "num_classes": 3, "num_hidden": [6, 5]}
+    classifier = models.create(**architecture, key=jax.random.key(0))
+    models.save(tmp_path / "it.safetensors", classifier, architecture=architecture)
+    loaded, _ = models.load(tmp_path / "it.safetensors")
+    images = jnp.asarray(random_images(2, 32, 32, 1), jnp.float32)
+    np.testing.assert_array_equal(loaded(images), classifier(images))
+
+
+def test_a_file_that_does_not_fit_its_architecture_is_refused(tmp_path):
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=3)
+    architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 4}
+    models.save(tmp_path / "it.safetensors", classifier, architecture=architecture)
+    with pytest.raises(ValueError, match=r"the arrays of .* do not fit its architecture"):
+        models.load(tmp_path / "it.safetensors")
+
+
+def renamed(state_dict, *substitutions):
+    """A state dict under other names, which must differ for at least one tensor."""
+    names = {}
+    for name in state_dict:
+        names[name] = name
+        for pattern, replacement in substitutions:
+            names[name] = re.sub(pattern, replacement, names[name])
+    assert any(new != old for old, new in names.items())
+    return {names[name]: value for name, value in state_dict.items()}
+
+
+def to_kuangliu(match):
+    return f"dense{match[1]}.{int(match[2]) - 1}."
+
+
+TORCHVISION_TO_KUANGLIU = (
+    (r"^features\.conv0", "conv1"),
+    (r"^features\.norm0", "bn1"),
+    (r"^features\.norm5", "bn"),
+    (r"^features\.denseblock(\d)\.denselayer(\d+)\.", to_kuangliu),
+    (r"^(dense\d\.\d+)\.norm", r"\1.bn"),
+    (r"^features\.transition(\d)\.norm", r"trans\1.bn"),
+    (r"^features\.transition(\d)\.conv", r"trans\1.conv"),
+    (r"^classifier", "linear"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "substitutions"),
+    [
+        ("resnet18", [(r"downsample", "shortcut"), (r"^fc\.", "linear.")]),
+        ("resnet18_cifar", [(r"shortcut", "downsample"), (r"^linear\.", "fc.")]),
+        ("resnet18_mnist", [(r"^fc\.", "linear.")]),
+        ("densenet121", [(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3")]),
+        ("densenet121", TORCHVISION_TO_KUANGLIU),
+        ("resnet18_cifar", [(r"^", "module.")]),
+        ("resnet18_cifar", [(r"^", "model.")]),
+        ("resnet18_cifar", [(r"^", "module.model.")]),
+        ("vgg11_cifar", [(r"^", "model.module.")]),
+    ],
+)
+def test_other_names_of_tensors(name, substitutions):
+    network = twin_of(name)
+    image_shape = (*size_of(name), 3)
+    expected = nnx.state(imported(name, network, image_shape))
+    state = nnx.state(imported(name, renamed(network.state_dict(), *substitutions), image_shape))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_two_names_of_one_tensor_are_not_taken_for_one_another():
+    weights = dict(twin_of("resnet18_cifar").state_dict())
+    weights["fc.weight"] = weights["linear.weight"] + 1
+    weights["module.linear.bias"] = weights["linear.bias"]
+    message = r"unexpected: fc\.weight \(7, 512\); unexpected: module\.linear\.bias \(7,\)$"
+    with pytest.raises(ValueError, match=message):
+        imported("resnet18_cifar", weights, (32, 32, 3))
+
+
+def test_faults_of_a_state_dict_are_listed_by_its_own_names():
+    weights = renamed(twin_of("resnet18_cifar").state_dict(), ("shortcut", "downsample"), (r"^linear\.", "fc."))
+    del weights["layer2.0.downsample.1.running_var"], weights["bn1.bias"]
+    weights["fc.weight"] = weights["fc.weight"].T
+    weights["normalize.mean"] = torch.zeros(3)
+    with pytest.raises(
+        ValueError,
+        match=r"^the state dict does not fit resnet18_cifar: missing: bn1\.bias \(64,\); "
+        r"missing: layer2\.0\.shortcut\.1\.running_var \(128,\); unexpected: normalize\.mean \(3,\); "
+        r"fc\.weight has shape \(512, 7\), expected \(7, 512\)$",
+    ):
+        imported("resnet18_cifar", weights, (32, 32, 3), num_classes=7)
+
+
+def test_parameters_that_pytorch_goes_on_training_are_copied():
+    network = torch_twins.randomize(torch_twins.build("lenet", 1, 3))
+    classifier = imported("lenet", dict(network.named_parameters()), (28, 28, 1))
+    before = models.to_torch(classifier)
+    with torch.no_grad():
+        network.fc3.weight.add_(1)
+        network.fc3.bias.add_(1)
+    for name, array in models.to_torch(classifier).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def write(file, state_dict):
+    arrays = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
+    if file.suffix == ".safetensors":
+        save_file(arrays, file)
+    elif file.suffix == ".npz":
+        np.savez(file, **arrays)
+    else:
+        torch.save(state_dict, file, _use_new_zipfile_serialization=file.suffix != ".t7")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt", "pth", "t7"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_files(suffix, as_text, tmp_path):
+    weights = twin_of("lenet", channels=1).state_dict()
+    file = tmp_path / f"weights.{suffix}"
+    write(file, weights)
+    classifier = models.from_torch(
+        "lenet", str(file) if as_text else file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,)
+    )
+    for name, array in models.to_torch(classifier).items():
+        np.testing.assert_array_equal(array, weights[name].numpy())
+
+
+@pytest.mark.parametrize("key", ["state_dict", "net", "model"])
+def test_wrapped_state_dicts(key, tmp_path):
+    network = twin_of("resnet18_cifar")
+    torch.save({key: network.state_dict(), "acc": 95.0, "epoch": 7}, tmp_path / "checkpoint.pth")
+    classifier = models.from_torch(
+        "resnet18_cifar", tmp_path / "checkpoint.pth", image_shape=(32, 32, 3), mean=MEAN, std=STD
+    )
+    np.testing.assert_array_equal(models.to_torch(classifier)["conv1.weight"], network.conv1.weight.detach().numpy())
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "t7"])
+def test_code_in_a_file_is_not_run(suffix, tmp_path):
+    trace = tmp_path / "code_was_run"
+    pickle.loads(pickle.dumps(Hostile(trace)))
+    assert trace.exists()  # so that the file would do harm, were it unpickled
+    trace.unlink()
+
+    file = tmp_path / f"hostile.{suffix}"
+    write(file, {**twin_of("lenet", channels=1).state_dict(), "epoch": Hostile(trace)})
+    message = r"hostile\.\w+ does not hold tensors alone, and reading the rest could run code from the file; save the"
+    with pytest.raises(ValueError, match=message):
+        models.from_torch("lenet", file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+    assert not trace.exists()
+    np.savez(tmp_path / "hostile.npz", epoch=np.array(Hostile(trace), dtype=object))
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
+        models.from_torch("lenet", tmp_path / "hostile.npz", image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+    assert not trace.exists()
+
+
+def test_whole_pickled_networks_and_other_files_are_refused(tmp_path):
+    torch.save(torch_twins.build("lenet", 1, 3), tmp_path / "network.pt")
+    torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    for file, message in [
+        ("network.pt", r"save the state dict by itself, with torch\.save\(model\.state_dict\(\), file\)$"),
+        ("list.pt", "list.pt must hold a state dict, tensors by name, got <class 'list'>"),
+        ("it.h5", r"^weights must be in a file \.safetensors, \.npz, \.pt, \.pth or \.t7, got '.*it\.h5'$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            models.from_torch("lenet", tmp_path / file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+
+
+def test_files_of_pytorch_need_pytorch(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        ImportError, match=r"needs PyTorch: install torch, or convert the file to \.safetensors or \.npz"
+    ):
+        models.from_torch("lenet", tmp_path / "it.pt", image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+
+
+def test_the_library_works_without_pytorch(tmp_path):
+    write(tmp_path / "lenet.npz", twin_of("lenet", channels=1).state_dict())
+    code = (
+        "import sys; sys.modules['torch'] = None; from hmt_jax import models; "
+        f"lenet = models.from_torch('lenet', {str(tmp_path / 'lenet.npz')!r}, image_shape=(28, 28, 1), mean=(0,), "
+        "std=(1,)); print(len(models.to_torch(lenet)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "10\n"
+
+
+def num_parameters(network):
+    return sum(np.prod(variable.shape) for _, variable in nnx.to_flat_state(nnx.state(network, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("resnet18_cifar", 10, 11_173_962),
+        ("resnet50", 1000, 25_557_032),
+        ("vgg16", 1000, 138_357_544),
+        ("densenet121", 1000, 7_978_856),
+    ],
+)
+def test_the_number_of_parameters(name, num_classes, expected):
+    assert num_parameters(_create.outline(name, (32, 32, 3), num_classes)) == expected
+
+
+def test_the_numbers_of_parameters_are_those_of_pytorch():
+    for param in all_names():
+        (name,) = param.values
+        with torch.device("meta"):
+            twin = torch_twins.build(name, 2, 5)
+        expected = sum(parameter.numel() for parameter in twin.parameters())
+        assert num_parameters(_create.outline(name, (32, 32, 2), 5)) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "image_shape", "message"),
+    [
+        ("vgg11", (31, 40, 3), "^VGG needs images of at least 32 x 32, got 31 x 40"),
+        (
+            "vgg11_cifar",
+            (32, 64, 3),
+            "^the CIFAR form of VGG needs images of at least 32 x 32 and at most 63 x 63, got 32 x 64",
+        ),
+        (
+            "resnet18_cifar",
+            (24, 32, 3),
+            "CIFAR form of ResNet needs images of at least 25 x 25 and at most 56 x 56, got",
+        ),
+        (
+            "resnet18_cifar",
+            (57, 32, 3),
+            "CIFAR form of ResNet needs images of at least 25 x 25 and at most 56 x 56, got",
+        ),
+        ("densenet121", (28, 29, 3), "^DenseNet needs images of at least 29 x 29, got 28 x 29"),
+        ("densenet121_cifar", (31, 32, 3), "of DenseNet needs images of at least 32 x 32 and at most 63 x 63, got 31"),
+    ],
+)
+def test_images_of_the_wrong_size_are_refused(name, image_shape, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(name, jax.random.key(0), image_shape=image_shape, num_classes=10)
+    with pytest.raises(ValueError, match=message):
+        models.from_torch(name, {}, image_shape=image_shape, mean=MEAN, std=STD)
+
+
+# The least and the greatest sizes: PyTorch takes them, and neither one less nor one more.
+@pytest.mark.parametrize(
+    ("name", "least", "greatest"),
+    [
+        ("resnet18", 1, None),
+        ("resnet18_cifar", 25, 56),
+        ("vgg11", 32, None),
+        ("vgg11_cifar", 32, 63),
+        ("densenet121", 29, None),
+        ("densenet121_cifar", 32, 63),
+    ],
+)
+def test_the_limits_of_size_are_those_of_pytorch(name, least, greatest):
+    with torch.device("meta"):
+        network = torch_twins.build(name, 1, 2)
+        for size in (least, greatest or 100):
+            assert network(torch.zeros(1, 1, size, size)).shape == (1, 2)
+        for size in (least - 1, *([greatest + 1] if greatest else [])):
+            with pytest.raises(RuntimeError):
+                network(torch.zeros(1, 1, size, size))
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"^unknown model 'resnet'; the known ones are densenet121, .*, vgg19_cifar$"):
+        models.create("resnet", jax.random.key(0), image_shape=(8, 8, 1), num_classes=2)
+
+
+@pytest.mark.parametrize("build", ["create", "from_torch"])
+def test_networks_are_in_evaluation_mode(build):
+    if build == "create":
+        options = {"image_shape": (32, 32, 3), "num_classes": 7, "num_hidden": (4,)}
+        classifier = models.create("vgg11_bn_cifar", jax.random.key(0), **options)
+        dropouts = [part for _, part in nnx.iter_modules(classifier) if isinstance(part, nnx.Dropout)]
+        assert [part.deterministic for part in dropouts] == [True]
+    else:
+        classifier = imported("vgg11_bn_cifar", twin_of("vgg11_bn_cifar"), (32, 32, 3))
+    norms = [part for _, part in nnx.iter_modules(classifier) if isinstance(part, nnx.BatchNorm)]
+    assert [norm.use_running_average for norm in norms] == [True] * 8
+
+
+def test_training_drops_units_by_a_key_and_moves_the_statistics():
+    classifier = models.create(
+        "vgg11_bn_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=7, num_hidden=(400,)
+    )
+    # Parameters, statistics, and no random state.
+    state = nnx.state(classifier)
+    assert {type(variable) for _, variable in nnx.to_flat_state(state)} == {
+        nnx.Param,
+        nnx.BatchStat,
+        type(classifier.mean),
+    }
+    images = jnp.asarray(random_images(8, 32, 32, 3), jnp.float32)
+    graphdef, state = nnx.split(classifier)
+
+    @jax.jit
+    def logits_in_training(state, key):
+        network = nnx.merge(graphdef, state)
+        network.train()
+        network.set_attributes(nnx.Dropout, rngs=nnx.Rngs(key))
+        return network(images), nnx.state(network, nnx.BatchStat)
+
+    first, statistics = logits_in_training(state, jax.random.key(1))
+    np.testing.assert_array_equal(first, logits_in_training(state, jax.random.key(1))[0])
+    assert not np.allclose(first, logits_in_training(state, jax.random.key(2))[0], rtol=1e-3)
+
+    # Ten per cent of the new mean; the old one is 0.
+    features = torch.tensor(np.moveaxis(np.asarray(images), -1, 1))
+    weights = {name: torch.tensor(array) for name, array in models.to_torch(classifier).items()}
+    convolved = torch.conv2d(features, weights["features.0.weight"], weights["features.0.bias"], padding=1)
+    means = dict(nnx.to_flat_state(statistics))["network", "features", 1, "mean"][...]
+    np.testing.assert_allclose(means, 0.1 * convolved.mean((0, 2, 3)).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_networks_of_one_architecture_share_compiled_code():
+    traces = []
+
+    @jax.jit
+    def logits(classifier, images):
+        traces.append(None)
+        return classifier(images)
+
+    images = jnp.zeros((1, 32, 32, 3))
+    for seed in range(2):
+        logits(as_pytree(imported("vgg11_bn_cifar", twin_of("vgg11_bn_cifar", seed=seed), (32, 32, 3))), images)
+    created = models.create(
+        "vgg11_bn_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=7, mean=MEAN, std=STD
+    )
+    logits(as_pytree(created), images)
+    assert len(traces) == 1
+
+
+def test_vgg_keeps_the_signal_alive():
+    classifier = models.create("vgg19_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=10)
+    features = jnp.asarray(random_images(2, 32, 32, 3), jnp.float32) - 0.5
+    for layer in classifier.network.features:
+        features = layer(features)
+    # With PyTorch's default it would be some 1e-7.
+    assert 1e-3 < float(features.std()) < 10
+
+
+POOLINGS = [
+    ((8, 8), 2, None, 0),
+    ((7, 9), 3, 2, 1),
+    ((8, 6), 3, 2, 1),
+    ((1, 2), 3, 2, 1),
+    ((9, 7), 2, 3, 0),
+    ((6, 7), 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "stride", "padding"), POOLINGS)
+def test_max_pool_and_its_gradient_agree_with_pytorch(shape, size, stride, padding, x64):
+    # Three values only, so that most windows tie; overlapping windows then share their maxima or not.
+    images = np.random.default_rng(3).integers(3, size=(2, *shape, 3)) - 1.0
+    ours, pull_back = jax.vjp(
+        lambda images: _layers.max_pool(images, size, stride=stride, padding=padding), jnp.asarray(images)
+    )
+    pixels = torch.tensor(np.moveaxis(images, -1, 1), requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(pixels, size, stride, padding)
+    cotangent = random_images(*ours.shape)
+    (expected * torch.tensor(np.moveaxis(cotangent, -1, 1))).sum().backward()
+    np.testing.assert_array_equal(ours, np.moveaxis(expected.detach().numpy(), 1, -1))
+    # Sums of up to nine terms, in another order.
+    gradient = pull_back(jnp.asarray(cotangent))[0]
+    np.testing.assert_allclose(gradient, np.moveaxis(pixels.grad.numpy(), 1, -1), rtol=0, atol=1e-14)
+
+
+def test_max_pool_with_overlap_keeps_nan():
+    images = np.ones((1, 6, 6, 1), np.float32)
+    images[0, 1, 1, 0] = np.nan
+    expected = torch.nn.functional.max_pool2d(torch.tensor(images[..., 0]), 3, 2, 1)
+    assert np.isnan(expected.numpy()).sum() == 4
+    np.testing.assert_array_equal(_layers.max_pool(jnp.asarray(images), 3, stride=2, padding=1)[..., 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (14, 21), (1, 1), (2, 3), (9, 16), (8, 5)])
+def test_adaptive_pooling_agrees_with_pytorch(shape, x64):
+    images = random_images(2, *shape, 3)
+    expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(np.moveaxis(images, -1, 1)), 7)
+    ours = _layers.adaptive_avg_pool(jnp.asarray(images), 7)
+    np.testing.assert_allclose(ours, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((8, 8), 2), ((7, 9), 2), ((7, 4), 4)])
+def test_average_pooling_agrees_with_pytorch(shape, size, x64):
+    images = random_images(2, *shape, 3)
+    expected = torch.nn.functional.avg_pool2d(torch.tensor(np.moveaxis(images, -1, 1)), size)
+    ours = _layers.avg_pool(jnp.asarray(images), size)
+    np.testing.assert_allclose(ours, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=1e-14)
