@@ -1,0 +1,133 @@
+"""Images and labels in arrays, checked."""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images, in a training and a test set.
+
+    Attributes:
+      name: of the data set.
+      train_images: (N, height, width, channels), uint8 in [0, 255] as stored, or floating point in [0, 1].
+      train_labels: (N,) int32 in [0, num_classes).
+      test_images: as `train_images`.
+      test_labels: as `train_labels`.
+      num_classes: number of classes.
+    """
+
+    name: str
+    train_images: np.ndarray = dataclasses.field(repr=False)
+    train_labels: np.ndarray = dataclasses.field(repr=False)
+    test_images: np.ndarray = dataclasses.field(repr=False)
+    test_labels: np.ndarray = dataclasses.field(repr=False)
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train_images.shape[1:]
+
+
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as float32: 8-bit ones divided by 255, floating-point ones as they are.
+
+    Raises:
+      ValueError: for any other type.
+
+    >>> as_floats(np.array([0, 255], np.uint8))
+    array([0., 1.], dtype=float32)
+    """
+    _check_type("images", images)
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+
+
+def from_arrays(
+    train_images: npt.ArrayLike,
+    train_labels: npt.ArrayLike,
+    test_images: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    name: str = "arrays",
+) -> Dataset:
+    """A data set from arrays of any origin.
+
+    Args:
+      train_images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
+      train_labels: (N,) whole numbers from 0; the largest one of either set gives the number of classes.
+      test_images: (M, height, width, channels), as `train_images`.
+      test_labels: (M,) whole numbers, as `train_labels`.
+      name: of the data set.
+
+    Raises:
+      ValueError: for arrays that are empty, of the wrong shape, type or range, or that do not fit each other.
+
+    >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0])
+    >>> from_arrays(images, labels, images[:2], labels[:2])
+    Dataset(name='arrays', num_classes=3)
+    """
+    images = {"train_images": np.asarray(train_images), "test_images": np.asarray(test_images)}
+    labels = {"train_labels": np.asarray(train_labels), "test_labels": np.asarray(test_labels)}
+    for argument, array in images.items():
+        _check_images(argument, array)
+    for argument, array in labels.items():
+        _check_labels(argument, array)
+    for part in ("train", "test"):
+        num_images, num_labels = len(images[f"{part}_images"]), len(labels[f"{part}_labels"])
+        if num_images != num_labels:
+            raise ValueError(f"{part}_images has {num_images} images, but {part}_labels has {num_labels} labels")
+    train_shape, test_shape = (array.shape[1:] for array in images.values())
+    if train_shape != test_shape:
+        raise ValueError(f"train_images has images of shape {train_shape}, but test_images of shape {test_shape}")
+    if labels["train_labels"].min() > 0:
+        raise ValueError(
+            f"train_labels must count from 0, but the lowest one is {labels['train_labels'].min()}: subtract it from "
+            "all labels"
+        )
+    num_classes = 1 + max(int(array.max()) for array in labels.values())
+    return Dataset(
+        name=name,
+        num_classes=num_classes,
+        **images,
+        **{argument: array.astype(np.int32) for argument, array in labels.items()},
+    )
+
+
+def _check_images(argument, images):
+    if images.ndim != 4:
+        raise ValueError(
+            f"{argument} must have shape (N, height, width, channels), got {images.shape}; add the channel axis of "
+            f"grey images with {argument}[..., None]"
+        )
+    if not images.size:
+        raise ValueError(f"{argument} is empty, with shape {images.shape}: give at least one image")
+    _check_type(argument, images)
+    # So written that NaN fails, too.
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"{argument} must lie in [0, 1] if they are floating point, got {images.min():g} to {images.max():g}; "
+            "divide them by the value of white, such as 255"
+        )
+
+
+def _check_type(argument, images):
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"{argument} must be uint8, or floating point in [0, 1], got {images.dtype}; convert 8-bit images with "
+            f"{argument}.astype(np.uint8)"
+        )
+
+
+def _check_labels(argument, labels):
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{argument} must have shape (N,), got {labels.shape}; convert one-hot labels with {argument}.argmax(-1)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{argument} must be whole numbers from 0, got {labels.dtype}; convert them with {argument}.astype(int)"
+        )
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"{argument} must be whole numbers from 0, but the lowest one is {labels.min()}")

@@ -1,0 +1,59 @@
+"""Data sets by name."""
+
+import numpy as np
+
+from hmt_jax.data import _tfds
+from hmt_jax.data._dataset import Dataset, from_arrays
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` and `prepare` know."""
+    return tuple(sorted(("digits", *_tfds.SIZES)))
+
+
+def load(name: str, data_dir: _tfds.PathLike | None = None) -> Dataset:
+    """A data set that is on this machine; nothing is downloaded.
+
+    `mnist` and `cifar10` are read as TensorFlow Datasets (TFDS) keeps them in array_record format, which `prepare`
+    makes: uint8, in TFDS's own order. `digits` are the 1,797 images of 8 x 8 pixels that come with scikit-learn, in
+    float32: every fifth sample of each digit is for testing (360), the others are for training (1,437).
+
+    Args:
+      name: one of `names()`.
+      data_dir: the folder of prepared data sets; that of the environment variable TFDS_DATA_DIR, or else TFDS's own,
+        if not given.
+
+    Raises:
+      ValueError: for an unknown name; or a data set that is not prepared, damaged, incomplete or in another format.
+      ModuleNotFoundError: if a package to read it with is missing, as array_record is on Windows.
+
+    >>> digits = load("digits")
+    >>> digits.train_images.shape, digits.test_images.shape, digits.num_classes
+    ((1437, 8, 8, 1), (360, 8, 8, 1), 10)
+    """
+    check_name(name)
+    if name == "digits":
+        return _load_digits()
+    builder = _tfds.find(name, data_dir)
+    if not builder.is_prepared():
+        raise ValueError(
+            f"{name} is not prepared in {builder.data_dir_root}: {_tfds.remedy(name)}, or name the folder that holds "
+            "it with data_dir or the environment variable TFDS_DATA_DIR"
+        )
+    return _tfds.read(builder)
+
+
+def check_name(name: str) -> None:
+    if name not in names():
+        raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(names())}")
+
+
+def _load_digits():
+    _tfds.require("digits", "sklearn")
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    images, labels = (stored.images / 16).astype(np.float32)[..., None], stored.target
+    is_test = np.zeros(len(labels), bool)
+    is_test[np.argsort(labels, kind="stable")[::5]] = True
+    return from_arrays(images[~is_test], labels[~is_test], images[is_test], labels[is_test], "digits")
