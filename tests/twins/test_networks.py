@@ -100,16 +100,19 @@ def check_against_twin(name, network, images, dtype, tolerance):
     network = network.double()
     weights = {key: value.numpy().astype(dtype) for key, value in network.state_dict().items()}
     classifier = as_pytree(imported(name, weights, images.shape[1:]))
-    ours = logits_and_gradients(classifier, jnp.asarray(images, dtype))
-    # In float32, rounding turns a unit on or off here and there among a million, and the pixels behind it change.
-    least_shares = (1, 1) if dtype == np.float64 else (1, 0.9)
-    expected_ones = torch_logits_and_gradients(network, images)
-    for value, expected, least_share in zip(ours, expected_ones, least_shares, strict=True):
-        assert value.dtype == dtype
-        # Relative to the largest: every value is a sum of thousands of terms of that order.
-        scale = np.abs(expected).max()
-        assert 1e-3 < scale < 1e3
-        assert np.mean(np.abs(value - expected) <= tolerance * scale) >= least_share
+    logits, gradients = logits_and_gradients(classifier, jnp.asarray(images, dtype))
+    expected_logits, expected_gradients = torch_logits_and_gradients(network, images)
+    assert logits.dtype == gradients.dtype == dtype
+    # Relative to the largest: every value is a sum of thousands of terms of that order.
+    scale = np.abs(expected_logits).max()
+    assert 1e-3 < scale < 1e3
+    np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=tolerance * scale)
+    scale = np.abs(expected_gradients).max()
+    if dtype == np.float64:
+        np.testing.assert_allclose(gradients, expected_gradients, rtol=0, atol=tolerance * scale)
+    # In float32, rounding turns a unit on or off here and there among millions, and the gradient jumps, by some
+    # thousandths of the largest, in all pixels that this unit sees.
+    assert np.linalg.norm(gradients - expected_gradients) < 0.05 * np.linalg.norm(expected_gradients)
 
 
 @pytest.mark.parametrize("name", all_names())
