@@ -381,6 +381,12 @@ FAILURES = {
     "NaN logit": (logits_of_sum(jnp.log, jnp.zeros_like), -1.0, {}, (Status.NON_FINITE, np.nan, -1, 1)),
     "infinite logit": (logits_of_sum(lambda s: 1 / s, jnp.zeros_like), 0.0, {}, (Status.NON_FINITE, np.nan, -1, 1)),
     "infinite gradient": (logits_of_sum(jnp.sqrt, jnp.ones_like), 0.0, {}, (Status.NON_FINITE, np.nan, 1, 1)),
+    "NaN gradient of one candidate": (
+        logits_of_sum(jnp.ones_like, lambda s: jnp.where(s > 0, jnp.sqrt(s), 0), lambda s: s),
+        0.0,
+        {},
+        (Status.NON_FINITE, np.nan, 0, 1),
+    ),
     "NaN after one step": (
         logits_of_sum(jnp.log, lambda s: jnp.full_like(s, -1)),
         1.0,
@@ -417,6 +423,17 @@ def test_the_undershooting_example_converges_if_it_may(x64):
     assert solution.status == Status.CONVERGED
     # The boundary is at 3, and the last iterate not beyond it, before the overshoot.
     assert 3 < solution.margin <= 1.02 * 3
+
+
+def test_candidates_are_those_at_the_origin_but_all_classes_stop_the_search(x64):
+    # The gap of class 2 is the largest at 0 and the smallest after one step, when it is still no candidate.
+    classifier = logits_of_sum(jnp.zeros_like, lambda s: np.exp(-3) - jnp.exp(-s), lambda s: 1.85 * s - 2)
+    subspace = subspaces.full((1, 1, 1))
+    solution = hmt_jax.deepfool(classifier, jnp.zeros((1, 1, 1)), subspace, num_candidates=2)
+    assert solution.status == Status.CONVERGED
+    assert (solution.label, solution.adversarial_label) == (0, 2)
+    assert solution.num_steps == 2
+    np.testing.assert_allclose(solution.margin, 1.02 * (FIRST_STEP + SECOND_STEP), **FLOAT64)
 
 
 def test_a_subspace_in_which_logits_are_constant_gives_an_infinite_margin():

@@ -121,7 +121,8 @@ def test_networks_agree_with_pytorch(name, x64):
     network = twin_of(name, channels)
     first, second = SIZES[form(name)]
     check_against_twin(name, network, random_images(2, *first, channels), np.float64, 1e-10)
-    check_against_twin(name, network, random_images(2, *second, channels), np.float32, 1e-4)
+    if not name.startswith(DEEP):  # their parts are those of the others, and each size compiles for half a minute
+        check_against_twin(name, network, random_images(2, *second, channels), np.float32, 1e-4)
 
 
 def test_the_vgg_of_the_paper_has_two_hidden_layers(x64):
