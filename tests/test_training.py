@@ -100,7 +100,7 @@ def test_8_bit_images_are_divided_by_255(logistic):
     labels = np.arange(8) % 3
     from_bytes = training.evaluate(logistic, images, labels)
     from_floats = training.evaluate(logistic, (images / 255).astype(np.float32), labels)
-    assert from_bytes == from_floats
+    assert from_bytes == pytest.approx(from_floats, rel=1e-6)  # float32, the division in another program
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 18, 100])
