@@ -35,7 +35,7 @@ class DeepFool:
             raise ValueError(
                 f"num_candidates must be at least 2, the label and one other class, got {self.num_candidates}"
             )
-        if self.overshoot < 0:
+        if not self.overshoot >= 0:  # so written that NaN fails, too
             raise ValueError(f"overshoot must not be negative, got {self.overshoot}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
