@@ -63,11 +63,9 @@ def _check_floating(images):
 
 
 def _warn_of_range(images):
-    finite = images[np.asarray(jnp.isfinite(images).all(axis=(1, 2, 3)))]
-    outside = finite[np.asarray(_leaves_range(finite))]
-    is_unexplained = np.asarray(_leaves_range(flip(outside))) if len(outside) else np.zeros(0, bool)
+    is_unexplained = np.asarray(_leaves_range_unexplained(images))
     if is_unexplained.any():
-        worst = outside[is_unexplained]
+        worst = np.asarray(images)[is_unexplained]
         warnings.warn(
             f"pixels of {is_unexplained.sum()} of {len(images)} images leave [0, 1], from {worst.min():.3g} to "
             f"{worst.max():.3g}, and flipping their frequencies does not explain it; give images before normalisation, "
@@ -75,6 +73,15 @@ def _warn_of_range(images):
             PixelRangeWarning,
             stacklevel=4,
         )
+
+
+@jax.jit
+def _leaves_range_unexplained(images):
+    """Which images leave the range, and still do so flipped; those with NaN or infinite pixels have no range."""
+    is_outside = _leaves_range(images) & jnp.isfinite(images).all(axis=(1, 2, 3))
+    return jax.lax.cond(
+        is_outside.any(), lambda: is_outside & _leaves_range(flip(images)), lambda: jnp.zeros_like(is_outside)
+    )
 
 
 def _leaves_range(images):

@@ -50,7 +50,11 @@ def flip(images: jax.Array) -> jax.Array:
     >>> bool(jnp.allclose(flip(flip(constant)), constant, atol=1e-6))
     True
     """
-    return inverse_dct(jnp.flip(dct(images), _SPATIAL_AXES))
+    images = _as_images(images)
+    # Two matrix products: several times faster than transforms there and back.
+    rows, columns = (jnp.asarray(_flip_matrix(length), images.dtype) for length in images.shape[-3:-1])
+    flipped = jnp.einsum("ij,...jkc->...ikc", rows, images, precision="highest")
+    return jnp.einsum("ij,...kjc->...kic", columns, flipped, precision="highest")
 
 
 def low_pass(images: jax.Array, size: int) -> jax.Array:
@@ -66,6 +70,13 @@ def high_pass(images: jax.Array, size: int) -> jax.Array:
 def cutoff_low(images: jax.Array, size: int) -> jax.Array:
     """Images without the frequencies [0, size) x [0, size); all others stay."""
     return _as_images(images) - low_pass(images, size)
+
+
+@functools.cache
+def _flip_matrix(length: int) -> np.ndarray:
+    """The symmetric (length, length) matrix that reverses the order of a signal's DCT coefficients."""
+    matrix = dct_matrix(length)
+    return matrix.T @ matrix[::-1]
 
 
 def _keep(images, size, is_kept):

@@ -20,6 +20,8 @@ from hmt_jax.subspaces import Subspace
 _CPU_BYTES = 2**20
 _ACCELERATOR_SHARE = 1 / 24
 _LEAST_LANES, _MOST_LANES = 8, 1024
+# At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
+_PAIRS_PER_LANE = 20
 
 
 @jax.tree_util.register_dataclass
@@ -167,8 +169,12 @@ def measure_margins(
 
     num_pairs = num_subspaces * len(images)
     if num_lanes is None:
-        device = (jax.local_devices() if devices is None else devices)[0]
-        num_lanes = min(_choose_num_lanes(classifier, images, device), num_pairs)
+        devices = jax.local_devices() if devices is None else devices
+        num_lanes = min(
+            _choose_num_lanes(classifier, images, devices[0]),
+            max(num_pairs // (_PAIRS_PER_LANE * len(devices)), _LEAST_LANES),
+            num_pairs,
+        )
     method = _PairMethod(solver, precision, keep_coordinates)
     solution, work = lanes.solve(
         method,
