@@ -1,25 +1,33 @@
-"""Training of classifiers on data that lie on the device, and exact evaluation.
+"""Training of classifiers, plain or adversarial, and exact evaluation.
 
 The recipe is the paper's: SGD with momentum, coupled weight decay on all parameters, a clip of the gradient's global
-norm, and a learning rate that rises and falls linearly. An epoch is one compiled loop over its batches, so that nothing
-travels between host and device; on CPU, where XLA compiles convolutions badly inside loops, the host makes the loop.
+norm, and a learning rate that rises and falls linearly. Arrays lie on the device, and an epoch is one compiled loop
+over its batches, so that nothing travels between host and device; on CPU, where XLA compiles convolutions badly inside
+loops, the host makes the loop. Batches are split over all local devices: each holds a copy of the parameters and of
+the data, and batch norm takes its statistics over the whole batch.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax.classifiers import Classifier, as_pytree
 
 Module = TypeVar("Module", bound=nnx.Module)
+Attack = Callable[[Classifier, jax.Array, jax.Array, jax.Array], jax.Array]
+
+_AXIS = "data"
+_NEVER = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +36,15 @@ class Recipe:
 
     Attributes:
       num_epochs: passes through the training set.
-      batch_size: samples in a step; the last batch of an epoch holds what is left.
+      batch_size: samples in a step, over all devices. The last batch of an epoch is filled up with samples from its
+        beginning, which count for the statistics of batch norm and for nothing else.
       max_learning_rate: reached after 2/5 of the steps, from 0 and down to 0 again.
       momentum: of SGD.
       weight_decay: times every parameter, added to its gradient.
       max_gradient_norm: L2 norm over all parameters to which gradients are clipped, before weight decay.
+      compute_dtype: `float32`, or `bfloat16` for networks that compute in it, with parameters, batch-norm statistics
+        and loss in float32.
+      augment: changes the images of a batch at random, from (key, images); `crop_and_mirror`, say.
     """
 
     num_epochs: int = 30
@@ -41,6 +53,8 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_gradient_norm: float = 0.5
+    compute_dtype: str = "float32"
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "max_learning_rate", "max_gradient_norm"):
@@ -49,6 +63,8 @@ class Recipe:
         for name in ("momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
 
 
 class TrainState(NamedTuple):
@@ -56,8 +72,10 @@ class TrainState(NamedTuple):
 
     structure: nnx.GraphDef
     parameters: nnx.State
-    statistics: nnx.State  # all other variables of the classifier
+    batch_statistics: nnx.State
+    constants: nnx.State  # all other variables of the classifier
     optimizer: optax.OptState
+    num_steps: jax.Array  # steps taken
 
 
 class Metrics(NamedTuple):
@@ -67,9 +85,29 @@ class Metrics(NamedTuple):
     accuracy: float
 
 
+class Stream(Protocol):
+    """Batches that come from outside the device, such as `hmt_jax.data.loader` makes them.
+
+    An epoch gives every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
+    depends on the epoch's number alone.
+    """
+
+    num_samples: int
+    batch_size: int
+
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+
+
+class _Batch(NamedTuple):
+    images: jax.Array
+    labels: jax.Array
+    is_counted: jax.Array  # False for samples that only fill up the batch
+
+
 class _Sums(NamedTuple):
     loss: jax.Array
     num_correct: jax.Array
+    first_bad_step: jax.Array  # whose loss or gradient is not finite
 
 
 def train(
@@ -79,22 +117,30 @@ def train(
     recipe: Recipe,
     key: jax.Array,
     *,
+    attack: Attack | None = None,
+    state: TrainState | None = None,
+    devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
 ) -> Module:
     """Trains a classifier from the parameters it has, and returns the trained one; the given one stays as it is.
 
     Args:
-      classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L).
+      classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
+        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point.
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
-      key: random key of the order of the samples.
+      key: random key of the order of the samples, and of all else that is random.
+      attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
+        such as `hmt_jax.attacks.pgd`. It sees the classifier in evaluation mode, and training sees its images only.
+      state: to go on from, after any epoch of a training with the same arguments; its end will be the same, too.
+      devices: where to train; all local devices if not given.
       on_epoch: called after every epoch with its number (from 0), the state, and the epoch's metrics on the training
-        batches, each before its step.
+        batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none.
-      FloatingPointError: if the loss of an epoch is not finite.
+      ValueError: for images and labels of unequal number, or none, or a batch size that the devices can't share.
+      FloatingPointError: if a loss or a gradient is not finite.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
@@ -103,57 +149,102 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
-    pixels, targets = _on_device(images, labels)
-    state = start(classifier, recipe, len(pixels))
-    for epoch in range(recipe.num_epochs):
-        state, metrics = train_epoch(state, pixels, targets, recipe, jax.random.fold_in(key, epoch))
-        if not np.isfinite(metrics.loss):
-            raise FloatingPointError(
-                f"the training loss became {metrics.loss} in epoch {epoch}: lower max_learning_rate "
-                f"({recipe.max_learning_rate}), or check the images for NaN"
-            )
-        if on_epoch is not None:
-            on_epoch(epoch, state, metrics)
-    return classifier_of(state)
+    pixels, targets = _checked(images, labels)
+    mesh, attack = _mesh(devices), _as_argument(attack)
+    samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
+    run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
+    return _train(
+        classifier,
+        len(pixels),
+        recipe,
+        lambda state, epoch: run_epoch(recipe, mesh, attack, state, samples, jax.random.fold_in(key, epoch)),
+        mesh,
+        state,
+        on_epoch,
+    )
+
+
+def train_on_stream(
+    classifier: Module,
+    stream: Stream,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    attack: Attack | None = None,
+    state: TrainState | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
+) -> Module:
+    """`train` on data that do not fit the device: on the batches of a stream, two of which are on their way there.
+
+    Args:
+      classifier, recipe, attack, state, devices, on_epoch: as in `train`; the recipe's batch size is the stream's.
+      stream: of batches, `hmt_jax.data.loader(...)` for instance.
+      key: random key of attacks, dropout and augmentation; the order is the stream's.
+
+    Raises:
+      ValueError: for a batch size that is not the stream's, or that the devices can't share.
+      FloatingPointError: if a loss or a gradient is not finite.
+    """
+    if stream.batch_size != recipe.batch_size:
+        raise ValueError(
+            f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
+        )
+    mesh, attack = _mesh(devices), _as_argument(attack)
+
+    def run_epoch(state, epoch):
+        step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
+        sums = _zero_sums()
+        for batch in _in_flight(_filled(stream.epoch(epoch), recipe.batch_size), mesh):
+            state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
+        return state, sums
+
+    return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
 
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
     """The state before the first step of training on so many samples."""
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
-    structure, parameters, statistics = jax.tree.map(jnp.copy, nnx.split(classifier, nnx.Param, ...))
-    return TrainState(structure, parameters, statistics, _optimizer(recipe, num_samples).init(parameters))
+    structure, parameters, *others = jax.tree.map(jnp.copy, nnx.split(classifier, nnx.Param, nnx.BatchStat, ...))
+    return TrainState(
+        structure,
+        parameters,
+        *others,
+        optimizer=_optimizer(recipe, num_samples).init(parameters),
+        num_steps=jnp.zeros((), jnp.int32),
+    )
 
 
 def classifier_of(state: TrainState) -> Any:
     """The classifier as it is at a state."""
-    return nnx.merge(state.structure, state.parameters, state.statistics)
+    # A copy, for batch norm updates its statistics in place.
+    return nnx.merge(state.structure, state.parameters, state.batch_statistics, state.constants, copy=True)
 
 
-def train_epoch(
-    state: TrainState, images: jax.Array, labels: jax.Array, recipe: Recipe, key: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """One pass through the samples in the order that the key draws. The buffers of the given state are used up."""
-    if jax.default_backend() == "cpu":
-        sums = _zero_sums()
-        for batch in np.asarray(_batches(recipe, len(images), key)):
-            state, sums = _train_step(recipe, len(images), state, sums, images, labels, batch)
-    else:
-        state, sums = _scan_epoch(recipe, state, images, labels, key)
-    return state, Metrics(float(sums.loss) / len(images), int(sums.num_correct) / len(images))
-
-
-def evaluate(classifier: Classifier, images: ArrayLike, labels: ArrayLike, *, batch_size: int = 1000) -> Metrics:
+def evaluate(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    batch_size: int = 1000,
+    devices: Sequence[jax.Device] | None = None,
+) -> Metrics:
     """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
 
     Raises:
       ValueError: for images and labels of unequal number, or none.
     """
-    pixels, targets = _on_device(images, labels)
-    pytree = as_pytree(classifier)
-    batches = _pad(np.arange(len(pixels)), min(batch_size, len(pixels)))
-    sums = [_evaluate_batch(pytree, pixels, targets, batch) for batch in batches]
-    loss = sum(float(s.loss) for s in sums)
-    return Metrics(loss / len(pixels), sum(int(s.num_correct) for s in sums) / len(pixels))
+    pixels, targets = _checked(images, labels)
+    mesh = _mesh(devices)
+    pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
+    batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
+    batches = (
+        (pixels[first : first + batch_size], targets[first : first + batch_size])
+        for first in range(0, len(pixels), batch_size)
+    )
+    sums = [_evaluate_batch(pytree, batch) for batch in _in_flight(_filled(batches, batch_size), mesh)]
+    loss = sum(float(loss) for loss, _ in sums)
+    return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
 
 
 def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
@@ -165,8 +256,160 @@ def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
     return lambda step: jnp.interp(step + 1, corners, jnp.array([0, recipe.max_learning_rate, 0]))
 
 
+def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Images (N, height, width, channels) moved by up to four pixels each way, over black, and mirrored or not."""
+    crop_key, mirror_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 9)
+    is_mirrored = jax.random.bernoulli(mirror_key, shape=(len(images),))
+    padded = jnp.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    cropped = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))(
+        padded, corners
+    )
+    return jnp.where(is_mirrored[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
+    """The epochs that are left. `run_epoch` takes a state and a number, and gives a state and sums."""
+    if recipe.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
+            "give fewer devices"
+        )
+    state = start(classifier, recipe, num_samples) if state is None else state
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    for epoch in range(int(state.num_steps) // _steps_per_epoch(recipe, num_samples), recipe.num_epochs):
+        state, sums = run_epoch(state, epoch)
+        if (bad_step := int(sums.first_bad_step)) != _NEVER:
+            raise FloatingPointError(
+                f"the loss or its gradient became NaN or infinite in step {bad_step}, in epoch {epoch}: lower "
+                f"max_learning_rate ({recipe.max_learning_rate}), or check the images for NaN"
+            )
+        if on_epoch is not None:
+            on_epoch(epoch, state, Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples))
+    return classifier_of(jax.device_put(state, mesh.devices.flat[0]))
+
+
+def _host_epoch(recipe, mesh, attack, state, samples, key):
+    """One pass through the samples, in the order that the key draws."""
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    order_key, step_key = jax.random.split(key)
+    num_samples, sums = len(samples[0]), _zero_sums()
+    for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
+        indices, is_counted = jax.device_put(rows, sharding)
+        state, sums = _train_step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key)
+    return state, sums
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _device_epoch(recipe, mesh, attack, state, samples, key):
+    """As `_host_epoch`, as one compiled loop."""
+    order_key, step_key = jax.random.split(key)
+    rows = _order(recipe, len(samples[0]), order_key)
+    rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, _AXIS)))
+
+    def step(carry, row):
+        return _step_at(recipe, attack, *carry, samples, *row, step_key), None
+
+    return jax.lax.scan(step, (state, _zero_sums()), rows)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _order(recipe, num_samples, key):
+    """Indices of the samples in a random order, (steps, B), and which of them count: the last row is filled up."""
+    shape = (_steps_per_epoch(recipe, num_samples), recipe.batch_size)
+    order = jnp.resize(jax.random.permutation(key, num_samples), shape)
+    return order, jnp.arange(order.size).reshape(shape) < num_samples
+
+
+def _step_at(recipe, attack, state, sums, samples, indices, is_counted, key):
+    images, labels = samples
+    batch = _Batch(images[indices], labels[indices], is_counted)
+    return _step(recipe, len(images), attack, state, sums, batch, key)
+
+
+_train_step_at = jax.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
+
+
+def _step(recipe, num_samples, attack, state, sums, batch, key):
+    """One step of SGD on a batch."""
+    attack_key, dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 3)
+    images = _as_floats(batch.images)
+    if recipe.augment is not None:
+        images = recipe.augment(augment_key, images)
+    if attack is not None:
+        frozen = as_pytree(classifier_of(_in_dtype(recipe, state)))
+        images = attack(
+            jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen), images, batch.labels, attack_key
+        )
+
+    def loss_fn(parameters):
+        classifier = classifier_of(_in_dtype(recipe, state._replace(parameters=parameters)))
+        classifier.train()
+        classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(dropout_key), raise_if_not_found=False)
+        logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+        loss, num_correct = _sum_over(logits, batch)
+        return loss / jnp.sum(batch.is_counted), (loss, num_correct, nnx.state(classifier, nnx.BatchStat))
+
+    gradients, (loss, num_correct, batch_statistics) = jax.grad(loss_fn, has_aux=True)(state.parameters)
+    updates, optimizer = _optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
+    is_good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    sums = _Sums(
+        loss=sums.loss + loss,
+        num_correct=sums.num_correct + num_correct,
+        first_bad_step=jnp.minimum(sums.first_bad_step, jnp.where(is_good, _NEVER, state.num_steps)),
+    )
+    state = state._replace(
+        parameters=optax.apply_updates(state.parameters, updates),
+        batch_statistics=batch_statistics,
+        optimizer=optimizer,
+        num_steps=state.num_steps + 1,
+    )
+    return state, sums
+
+
+_train_step = jax.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ComputeIn:
+    """Applies a classifier to images in a dtype; logits are float32 for the loss."""
+
+    dtype: str
+
+    def __call__(self, classifier, images):
+        if self.dtype == "float32":
+            return classifier(images)
+        return classifier(images.astype(self.dtype)).astype(jnp.float32)
+
+
+def _in_dtype(recipe, state):
+    """The state with what the network computes with in the recipe's dtype; the statistics of batch norm stay."""
+    if recipe.compute_dtype == "float32":
+        return state
+    parameters, constants = jax.tree.map(
+        lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        (state.parameters, state.constants),
+    )
+    return state._replace(parameters=parameters, constants=constants)
+
+
+def _sum_over(logits, batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and right labels, summed over the samples that count."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    is_correct = logits.argmax(-1) == batch.labels
+    return (
+        jnp.sum(losses, where=batch.is_counted),
+        jnp.sum(is_correct, where=batch.is_counted, dtype=jnp.int32),
+    )
+
+
+@jax.jit
+def _evaluate_batch(classifier, batch):
+    return _sum_over(classifier(_as_floats(batch.images)), batch)
+
+
 def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation:
-    num_steps = recipe.num_epochs * -(-num_samples // recipe.batch_size)
+    num_steps = recipe.num_epochs * _steps_per_epoch(recipe, num_samples)
     return optax.chain(
         optax.clip_by_global_norm(recipe.max_gradient_norm),
         optax.add_decayed_weights(recipe.weight_decay),
@@ -174,45 +417,8 @@ def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _scan_epoch(recipe, state, images, labels, key):
-    def step(carry, batch):
-        state, sums = carry
-        return _step(recipe, len(images), state, sums, images, labels, batch), None
-
-    return jax.lax.scan(step, (state, _zero_sums()), _batches(recipe, len(images), key))[0]
-
-
-def _step(recipe, num_samples, state, sums, images, labels, batch):
-    """One step of SGD on the samples whose indices are in the batch; -1 stands for none."""
-
-    def loss_fn(parameters):
-        classifier = nnx.merge(state.structure, parameters, state.statistics)
-        batch_sums = _sum_over(classifier, images, labels, batch)
-        return batch_sums.loss / jnp.sum(batch >= 0), batch_sums
-
-    gradients, batch_sums = jax.grad(loss_fn, has_aux=True)(state.parameters)
-    updates, optimizer = _optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
-    parameters = optax.apply_updates(state.parameters, updates)
-    state = state._replace(parameters=parameters, optimizer=optimizer)
-    return state, jax.tree.map(jnp.add, sums, batch_sums)
-
-
-_train_step = jax.jit(_step, static_argnums=(0, 1), donate_argnums=(2, 3))
-
-
-def _sum_over(classifier, images, labels, batch) -> _Sums:
-    """Loss and right labels summed over the samples of a batch of indices, -1 standing for none."""
-    logits = classifier(_as_floats(images[batch]))
-    targets = labels[batch]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return _Sums(
-        loss=jnp.sum(losses, where=batch >= 0),
-        num_correct=jnp.sum(logits.argmax(-1) == targets, where=batch >= 0, dtype=jnp.int32),
-    )
-
-
-_evaluate_batch = jax.jit(_sum_over)
+def _steps_per_epoch(recipe, num_samples) -> int:
+    return -(-num_samples // recipe.batch_size)
 
 
 def _as_floats(images: jax.Array) -> jax.Array:
@@ -220,28 +426,46 @@ def _as_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _batches(recipe, num_samples, key):
-    """A random order of the samples, in rows of a batch each."""
-    return _pad(jax.random.permutation(key, num_samples), recipe.batch_size)
+def _filled(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[_Batch]:
+    """Batches of one size: short ones are filled up with their own samples, which do not count."""
+    for images, labels in batches:
+        rows = np.resize(np.arange(len(images)), batch_size)
+        if len(images) < batch_size:
+            images, labels = images[rows], labels[rows]
+        yield _Batch(images, labels, np.arange(batch_size) < len(np.unique(rows)))
 
 
-def _pad(indices, batch_size):
-    """Indices in rows of one batch each, the last one filled up with -1."""
-    num_missing = -len(indices) % batch_size
-    xp: Any = np if isinstance(indices, np.ndarray) else jnp
-    return xp.pad(indices, (0, num_missing), constant_values=-1).reshape(-1, batch_size)
+def _in_flight(batches: Iterable[_Batch], mesh) -> Iterator[_Batch]:
+    """The batches split over the devices, the next one on its way while one is worked on."""
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    placed = (jax.device_put(batch, sharding) for batch in batches)
+    ahead = list(itertools.islice(placed, 2))
+    while ahead:
+        yield ahead.pop(0)
+        ahead.extend(itertools.islice(placed, 1))
+
+
+def _as_argument(attack):
+    """The attack as a pytree: a plain function is its own static structure."""
+    return jax.tree_util.Partial(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+
+
+def _mesh(devices) -> jax.sharding.Mesh:
+    devices = jax.local_devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
 def _zero_sums() -> _Sums:
-    return _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32))
+    return _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(_NEVER, jnp.int32))
 
 
-def _on_device(images: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    pixels, targets = jnp.asarray(images), jnp.asarray(labels)
+def _checked(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
+    """Images and labels as arrays, where they are."""
+    pixels = images if isinstance(images, jax.Array) else np.asarray(images)
+    targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
     if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
         raise ValueError(
             "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
             f"{pixels.shape} and {targets.shape}"
         )
-    return pixels, targets.astype(jnp.int32)
+    return pixels, targets.astype(np.int32)

@@ -11,6 +11,7 @@ from flax import nnx
 from hmt_jax import models, training
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
+ONE = jax.devices()[:1]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,9 @@ def numpy_sgd(images, labels, kernel, bias, order):
 def test_training_is_the_recipe(samples, logistic):
     key = jax.random.key(5)
     images, labels = samples
-    trained = training.train(logistic, images, labels, RECIPE, key)
-    order = [np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), 18)) for epoch in range(3)]
+    trained = training.train(logistic, images, labels, RECIPE, key, devices=ONE)
+    order_keys = [jax.random.split(jax.random.fold_in(key, epoch))[0] for epoch in range(3)]
+    order = [np.asarray(jax.random.permutation(order_key, 18)) for order_key in order_keys]
     expected = numpy_sgd(images, labels, *weights_of(logistic), order)
     # float32 over 15 steps
     for found, wanted in zip(weights_of(trained), expected, strict=True):
@@ -74,25 +76,199 @@ def test_training_is_the_recipe(samples, logistic):
 
 def test_training_leaves_the_given_classifier_alone(samples, logistic):
     before = [array.copy() for array in weights_of(logistic)]
-    training.train(logistic, *samples, RECIPE, jax.random.key(0))
+    training.train(logistic, *samples, RECIPE, jax.random.key(0), devices=ONE)
     for array, copy in zip(weights_of(logistic), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 def test_statistics_are_not_trained(samples, logistic):
-    trained = training.train(logistic, *samples, RECIPE, jax.random.key(0))
+    trained = training.train(logistic, *samples, RECIPE, jax.random.key(0), devices=ONE)
     np.testing.assert_array_equal(trained.mean[...], logistic.mean[...])
     np.testing.assert_array_equal(trained.std[...], logistic.std[...])
 
 
-def test_device_loop_is_the_host_loop(samples, logistic):
-    images, labels = jnp.asarray(samples[0]), jnp.asarray(samples[1], jnp.int32)
-    key = jax.random.key(2)
-    state, metrics = training.train_epoch(training.start(logistic, RECIPE, 18), images, labels, RECIPE, key)
-    scanned, sums = training._scan_epoch(RECIPE, training.start(logistic, RECIPE, 18), images, labels, key)
+def test_device_loop_is_the_host_loop(samples, convolutional):
+    key, mesh = jax.random.key(2), training._mesh(ONE)
+    placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
+    by_host, by_device = (
+        run_epoch(RECIPE, mesh, None, training.start(convolutional, RECIPE, 18), placed, key)
+        for run_epoch in (training._host_epoch, training._device_epoch)
+    )
     # The same products in another compiled program.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, scanned)
-    np.testing.assert_allclose(metrics.loss, sums.loss / 18, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_host, by_device)
+
+
+class Convolutional(nnx.Module):
+    """Three filters, batch norm, and their mean responses, partly dropped out."""
+
+    def __init__(self, rngs, rate=0.0):
+        self.conv = nnx.Conv(1, 3, (2, 2), rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(rate)
+
+    def __call__(self, images):
+        return self.dropout(self.norm(self.conv(images)).mean((1, 2)) ** 2)
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    module = Convolutional(nnx.Rngs(0))
+    module.eval()
+    return module
+
+
+def test_batch_norm_uses_and_follows_the_statistics_of_batches(samples, convolutional):
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, batch_size=18, max_learning_rate=1e-9)
+    trained = training.train(convolutional, images, labels, recipe, jax.random.key(0), devices=ONE)
+    responses = np.asarray(convolutional.conv(images), np.float64)
+    mean, variance = responses.mean((0, 1, 2)), responses.var((0, 1, 2))
+    # Flax's momentum of 0.99, from means of 0 and variances of 1; in float32.
+    np.testing.assert_allclose(trained.norm.mean[...], 0.01 * mean, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(trained.norm.var[...], 0.99 + 0.01 * variance, rtol=1e-6)
+    assert trained.norm.use_running_average
+
+
+def test_samples_that_fill_up_a_batch_count_for_statistics_only(samples):
+    """Batches of 12: the second holds 6 new samples and 6 of the first one's."""
+    images, labels = samples
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 3, 1), num_classes=3)
+    seen = []
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, batch_size=12, max_learning_rate=1e-9)
+    training.train(
+        classifier, images, labels, recipe, jax.random.key(0), devices=ONE, on_epoch=lambda *r: seen.append(r[2])
+    )
+    expected = training.evaluate(classifier, images, labels, devices=ONE)
+    np.testing.assert_allclose(seen[0].loss, expected.loss, rtol=1e-6)  # float32
+    assert seen[0].accuracy == expected.accuracy
+
+
+def test_devices_share_every_batch(samples, convolutional):
+    recipe = dataclasses.replace(RECIPE, batch_size=8)
+    one, eight = (
+        training.train(convolutional, *samples, recipe, jax.random.key(3), devices=devices)
+        for devices in (ONE, jax.devices())
+    )
+    # Sums over eight parts, in float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), nnx.state(one), nnx.state(eight))
+    assert eight.conv.kernel[...].devices() == {jax.devices()[0]}
+    found, expected = (training.evaluate(one, *samples, devices=devices) for devices in (jax.devices(), ONE))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_going_on_from_a_state_ends_the_same(samples, convolutional):
+    images, labels = samples
+    states = {}
+
+    def keep(epoch, state, metrics):
+        states[epoch] = jax.tree.map(jnp.copy, state)
+
+    arguments = (convolutional, images, labels, RECIPE, jax.random.key(4))
+    whole = training.train(*arguments, devices=ONE, on_epoch=keep)
+    epochs = []
+    resumed = training.train(*arguments, state=states[0], devices=ONE, on_epoch=lambda *r: epochs.append(r[0]))
+    assert epochs == [1, 2]
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(whole), nnx.state(resumed))
+
+
+class Stream:
+    """The samples in their order, in batches of 4: the last one has 2."""
+
+    num_samples, batch_size = 18, 4
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def epoch(self, number):
+        for first in range(0, 18, 4):
+            yield self.images[first : first + 4], self.labels[first : first + 4]
+
+
+def test_streams_train_as_arrays_do(samples, logistic):
+    images, labels = samples
+    trained = training.train_on_stream(logistic, Stream(images, labels), RECIPE, jax.random.key(0), devices=ONE)
+    expected = numpy_sgd(images, labels, *weights_of(logistic), [np.arange(18)] * 3)
+    # float32 over 15 steps
+    for found, wanted in zip(weights_of(trained), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+    recipe = dataclasses.replace(RECIPE, batch_size=8)
+    with pytest.raises(ValueError, match="the stream's batch_size is 4 and the recipe's 8"):
+        training.train_on_stream(logistic, Stream(images, labels), recipe, jax.random.key(0), devices=ONE)
+
+
+def test_bfloat16_comes_close(samples, convolutional):
+    recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
+    exact, rounded = (
+        training.train(convolutional, *samples, each, jax.random.key(0), devices=ONE) for each in (RECIPE, recipe)
+    )
+    start = np.asarray(convolutional.conv.kernel[...])
+    moved, difference = exact.conv.kernel[...] - start, rounded.conv.kernel[...] - exact.conv.kernel[...]
+    assert rounded.conv.kernel[...].dtype == rounded.norm.mean[...].dtype == jnp.float32
+    # bfloat16 has 8 bits; and it was used, for float32 would differ by 1e-6 at most.
+    assert 1e-4 < np.linalg.norm(difference) / np.linalg.norm(moved) < 0.1
+
+
+def test_dropout_is_drawn_anew_in_every_step(samples):
+    module = Convolutional(nnx.Rngs(0), rate=0.5)
+    module.eval()
+    first, again, other = (
+        training.train(module, *samples, RECIPE, jax.random.key(seed), devices=ONE) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.conv.kernel[...], again.conv.kernel[...])
+    assert (first.conv.kernel[...] != other.conv.kernel[...]).any()
+    assert first.dropout.deterministic
+
+
+def test_attacks_change_what_is_trained_on(samples, logistic):
+    """An attack by plain arithmetic, against training on images so changed beforehand."""
+    images, labels = samples
+    dimmed = training.train(logistic, images / 2, labels, RECIPE, jax.random.key(0), devices=ONE)
+    attacked = training.train(
+        logistic, images, labels, RECIPE, jax.random.key(0), attack=lambda f, x, y, key: x / 2, devices=ONE
+    )
+    for found, expected in zip(weights_of(attacked), weights_of(dimmed), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # float32, in another program
+
+
+def test_attacks_see_the_classifier_in_evaluation_mode(samples, convolutional):
+    seen = []
+
+    def attack(classifier, images, labels, key):
+        jax.debug.callback(lambda logits, images: seen.append((logits, images)), classifier(images), images)
+        return images
+
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, batch_size=18)
+    training.train(convolutional, *samples, recipe, jax.random.key(0), attack=attack, devices=ONE)
+    jax.effects_barrier()
+    ((logits, images),) = seen
+    np.testing.assert_allclose(logits, convolutional(images), rtol=1e-5, atol=1e-6)
+
+
+def test_augmented_images_are_moved_and_mirrored():
+    images = np.random.default_rng(0).uniform(0.1, 1, (64, 6, 7, 2)).astype(np.float32)
+    augmented = np.asarray(training.crop_and_mirror(jax.random.key(0), jnp.asarray(images)))
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    found = set()
+    for n in range(64):
+        crops = {
+            (row, column, mirrored): padded[n, row : row + 6, column : column + 7][:, :: -1 if mirrored else 1]
+            for row in range(9)
+            for column in range(9)
+            for mirrored in (False, True)
+        }
+        matches = [place for place, crop in crops.items() if np.array_equal(crop, augmented[n])]
+        assert matches
+        found.update(matches)
+    assert {mirrored for _, _, mirrored in found} == {False, True}
+    assert {row for row, _, _ in found} == {column for _, column, _ in found} == set(range(9))
+
+
+def test_augmentation_is_part_of_the_step(samples, logistic):
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, augment=lambda key, batch: 1 - batch)
+    found = training.train(logistic, images, labels, recipe, jax.random.key(0), devices=ONE)
+    expected = training.train(logistic, 1 - images, labels, RECIPE, jax.random.key(0), devices=ONE)
+    np.testing.assert_allclose(weights_of(found)[0], weights_of(expected)[0], rtol=1e-5, atol=1e-6)  # float32
 
 
 def test_8_bit_images_are_divided_by_255(logistic):
@@ -124,7 +300,9 @@ def test_metrics_of_an_epoch_are_means_over_its_samples(samples, logistic):
 
 
 def test_same_key_same_classifier(samples, logistic):
-    first, second, other = (training.train(logistic, *samples, RECIPE, jax.random.key(seed)) for seed in (1, 1, 2))
+    first, second, other = (
+        training.train(logistic, *samples, RECIPE, jax.random.key(seed), devices=ONE) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(weights_of(first)[0], weights_of(second)[0])
     assert (weights_of(first)[0] != weights_of(other)[0]).any()
 
@@ -141,9 +319,9 @@ def test_networks_of_one_architecture_share_the_compiled_step(samples):
             num_traces += 1
             return self.linear(images.reshape(len(images), -1))
 
-    training.train(Counted(nnx.Rngs(0)), *samples, RECIPE, jax.random.key(0))
+    training.train(Counted(nnx.Rngs(0)), *samples, RECIPE, jax.random.key(0), devices=ONE)
     after_first = num_traces
-    training.train(Counted(nnx.Rngs(1)), *samples, RECIPE, jax.random.key(1))
+    training.train(Counted(nnx.Rngs(1)), *samples, RECIPE, jax.random.key(1), devices=ONE)
     assert num_traces == after_first
 
 
@@ -154,6 +332,8 @@ def test_bad_recipes():
         training.Recipe(weight_decay=-0.1)
     with pytest.raises(ValueError, match="max_learning_rate must be positive, got nan"):
         training.Recipe(max_learning_rate=float("nan"))
+    with pytest.raises(ValueError, match="compute_dtype must be 'float32' or 'bfloat16', got 'float16'"):
+        training.Recipe(compute_dtype="float16")
 
 
 def test_bad_samples(samples, logistic):
@@ -162,11 +342,26 @@ def test_bad_samples(samples, logistic):
         with pytest.raises(
             ValueError, match=r"images must have shape \(N, height, width, channels\) and labels \(N,\)"
         ):
-            training.train(logistic, *wrong, RECIPE, jax.random.key(0))
+            training.train(logistic, *wrong, RECIPE, jax.random.key(0), devices=ONE)
 
 
-def test_loss_that_is_not_finite_stops_training(samples, logistic):
-    images, labels = samples
-    broken = np.where(np.arange(18).reshape(-1, 1, 1, 1) == 7, np.nan, images)
-    with pytest.raises(FloatingPointError, match="training loss became nan in epoch 0: lower max_learning_rate"):
-        training.train(logistic, broken, labels, RECIPE, jax.random.key(0))
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, epoch):
+    """The stream breaks in the third batch of an epoch of five."""
+
+    class Broken(Stream):
+        def epoch(self, number):
+            for step, (images, labels) in enumerate(super().epoch(number)):
+                yield np.where((number, step) == (epoch, 2), np.nan, images), labels
+
+    seen = []
+    with pytest.raises(FloatingPointError, match=rf"in step {5 * epoch + 2}, in epoch {epoch}: lower max_learning"):
+        training.train_on_stream(
+            logistic, Broken(*samples), RECIPE, jax.random.key(0), devices=ONE, on_epoch=lambda *r: seen.append(r[0])
+        )
+    assert seen == list(range(epoch))
+
+
+def test_batches_that_devices_cannot_share(samples, logistic):
+    with pytest.raises(ValueError, match="batch_size 4 is not divisible by the number of devices, 8"):
+        training.train(logistic, *samples, RECIPE, jax.random.key(0))
