@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, ConnectionError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

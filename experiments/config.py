@@ -5,23 +5,40 @@ import importlib
 import pkgutil
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import configs, manipulations
-from hmt_jax import data, models, solvers, training
+from hmt_jax import attacks, data, models, solvers, training
+
+_BOOLEANS = {"true": True, "false": False}
+_AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Trains a network on a data set and measures its margins along the diagonal of the DCT.
+    """Trains a network on a data set, and measures its margins along the diagonal of the DCT.
 
     Attributes:
       data: name of a data set of `hmt_jax.data`.
-      manipulation: what is done to all its images, a name in `experiments.manipulations`.
+      manipulation: what is done to all its images, as `experiments.manipulations` names it.
       network: name of an architecture of `hmt_jax.models`.
       seed: of all that is random.
       num_epochs: of training.
       batch_size: of training.
       max_learning_rate: of training.
+      compute_dtype: of training, `float32` or `bfloat16`.
+      augmentation: of training, `none` or `crop_and_mirror`.
+      attack: for adversarial training: `none`, `pgd` or `deepfool`.
+      norm: of perturbations, `l2` or `linf`.
+      epsilon: their greatest norm, in pixels in [0, 1].
+      attack_steps: of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
+      attack_band: the frequencies that the attack in training may use, `all` or a band of
+        `experiments.manipulations`.
+      evaluation_steps: of the PGD under which accuracy is measured after training; 0 to leave that out.
+      evaluation_restarts: of that PGD.
+      with_baseline: whether the same network is trained without the attack, too, and measured beside.
+      measure_every: epochs from one measurement of margins while training to the next; 0 for none.
+      num_monitored: test images whose margins, and robustness, are measured while training.
       num_images: test images whose margins are measured: the first ones.
       window_size: frequencies along each side of a window.
       window_step: frequencies from one window of the diagonal to the next.
@@ -39,6 +56,18 @@ class Experiment:
     num_epochs: int = 30
     batch_size: int = 128
     max_learning_rate: float = 0.21
+    compute_dtype: str = "float32"
+    augmentation: str = "none"
+    attack: str = "none"
+    norm: str = "l2"
+    epsilon: float = 1.0
+    attack_steps: int = 7
+    attack_band: str = "all"
+    evaluation_steps: int = 0
+    evaluation_restarts: int = 1
+    with_baseline: bool = False
+    measure_every: int = 0
+    num_monitored: int = 100
     num_images: int = 1000
     num_candidates: int = 10
     overshoot: float = 0.02
@@ -48,25 +77,72 @@ class Experiment:
         for field, known in (
             ("data", data.names()),
             ("network", models.names()),
-            ("manipulation", manipulations.names()),
+            ("attack", ("none", "pgd", "deepfool")),
+            ("augmentation", tuple(_AUGMENTATIONS)),
         ):
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; the known ones are {', '.join(known)}")
-        for field in ("num_images", "window_size", "window_step"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for least, fields in (
+            (1, ("num_images", "num_monitored", "window_size", "window_step", "evaluation_restarts")),
+            (0, ("evaluation_steps", "measure_every")),
+        ):
+            for field in fields:
+                if getattr(self, field) < least:
+                    raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        if self.measure_every > self.num_epochs:
+            raise ValueError(
+                f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "
+                f"{self.num_epochs}"
+            )
         # Settings out of range fail here, before any work.
-        _ = self.recipe, self.solver
+        manipulations.check(self.manipulation)
+        if self.attack_band != "all":
+            manipulations.band(self.attack_band, (256, 256, 1))
+        _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
 
     @property
     def recipe(self) -> training.Recipe:
         return training.Recipe(
-            num_epochs=self.num_epochs, batch_size=self.batch_size, max_learning_rate=self.max_learning_rate
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            max_learning_rate=self.max_learning_rate,
+            compute_dtype=self.compute_dtype,
+            augment=_AUGMENTATIONS[self.augmentation],
         )
 
     @property
     def solver(self) -> solvers.DeepFool:
         return solvers.deepfool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+    @property
+    def domain(self) -> str:
+        """Where perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
+        return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
+
+    def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
+        """The attack of adversarial training on images of a shape; None for standard training."""
+        band = None if self.attack_band == "all" else manipulations.band(self.attack_band, image_shape)
+        if self.attack == "deepfool":
+            return attacks.deepfool(
+                epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
+            )
+        pgd = attacks.pgd(
+            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
+        )
+        return pgd if self.attack == "pgd" else None
+
+    @property
+    def evaluation_attack(self) -> attacks.Attack | None:
+        """The attack under which accuracy is measured; None if it is not."""
+        if not self.evaluation_steps:
+            return None
+        return attacks.pgd(
+            norm=self.norm,
+            epsilon=self.epsilon,
+            num_steps=self.evaluation_steps,
+            num_restarts=self.evaluation_restarts,
+            domain=self.domain,
+        )
 
 
 def names() -> tuple[str, ...]:
@@ -95,7 +171,7 @@ def override(config: Experiment, assignments: Sequence[str]) -> Experiment:
       ValueError: for what is not an assignment, an unknown field, or a value of the wrong type.
     """
     types = typing.get_type_hints(type(config))
-    values = {}
+    values: dict[str, Any] = {}
     for assignment in assignments:
         field, separator, text = assignment.partition("=")
         if not separator:
@@ -103,8 +179,8 @@ def override(config: Experiment, assignments: Sequence[str]) -> Experiment:
         if field not in types:
             raise ValueError(f"unknown field {field!r}; the known ones are {', '.join(types)}")
         try:
-            values[field] = types[field](text)
-        except ValueError:
+            values[field] = _BOOLEANS[text] if types[field] is bool else types[field](text)
+        except (ValueError, KeyError):
             raise ValueError(f"{field} must be of type {types[field].__name__}, got {text!r}") from None
     return dataclasses.replace(config, **values)
 

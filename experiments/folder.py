@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -19,11 +20,16 @@ _CONFIG = "config.json"
 _RESULTS = (
     "environment.json",
     "history.json",
+    "checkpoints",
     "checkpoint.safetensors",
+    "best.safetensors",
+    "robustness.json",
     "measurement.json",
     "margins.npz",
     "summary.json",
+    "history.png",
     "margins.png",
+    "baseline",
 )
 
 
@@ -57,7 +63,10 @@ def start(path: pathlib.Path, name: str, config: Experiment, *, fresh: bool) -> 
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
         for result in _RESULTS:
-            (path / result).unlink(missing_ok=True)
+            if (path / result).is_dir():
+                shutil.rmtree(path / result)
+            else:
+                (path / result).unlink(missing_ok=True)
     write_json(path / _CONFIG, _described(name, config))
     write_json(path / "environment.json", environment())
 

@@ -1,39 +1,93 @@
-"""What is done to all images of a data set before training and measurement."""
+"""What is done to all images of a data set before training and measurement.
+
+A manipulation is named by a text: `none`, `flip` (reverses both frequency axes), or a *band*, the subspace that images
+are restricted to:
+
+    low_pass:B                the frequencies [0, B) x [0, B)
+    high_pass:B               the last B x B frequencies
+    cutoff_low:B              all but [0, B) x [0, B)
+    window:ROW,COLUMN,SIZE    a window of the DCT
+    outside:ROW,COLUMN,SIZE   all but that window
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax import data, frequency
+from hmt_jax import data, frequency, subspaces
 
-_MANIPULATIONS = {"none": lambda images: images, "flip": frequency.flip}
+_NUM_NUMBERS = {"low_pass": 1, "high_pass": 1, "cutoff_low": 1, "window": 3, "outside": 3}
+_SYNTAX = "none, flip, low_pass:B, high_pass:B, cutoff_low:B, window:ROW,COLUMN,SIZE, outside:ROW,COLUMN,SIZE"
 _CHUNK = 2000  # images transformed at a time, to bound memory
 
 
-def names() -> tuple[str, ...]:
-    """The manipulations there are."""
-    return tuple(_MANIPULATIONS)
+def check(name: str) -> None:
+    """Raises ValueError unless the name is that of a manipulation."""
+    if name not in ("none", "flip"):
+        _parse(name)
+
+
+def band(name: str, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
+    """The subspace of images of a shape that a band's name stands for.
+
+    Raises:
+      ValueError: if the name is that of no band, or the band does not fit the images.
+    """
+    kind, numbers = _parse(name)
+    if kind in ("window", "outside"):
+        row, column, size = numbers
+    else:
+        (size,) = numbers
+        height, width, _ = image_shape
+        row, column = (height - size, width - size) if kind == "high_pass" else (0, 0)
+    window = subspaces.dct_window(image_shape, row, column, size)
+    return subspaces.orthogonal_complement(window) if kind in ("cutoff_low", "outside") else window
 
 
 def apply(name: str, images: np.ndarray) -> np.ndarray:
     """Images (N, height, width, channels), uint8 or in [0, 1], manipulated: in floating point, but for "none"."""
     if name == "none":
         return images
-    manipulate = jax.jit(_MANIPULATIONS[name])
-    return np.concatenate(
-        [manipulate(data.as_floats(images[first : first + _CHUNK])) for first in range(0, len(images), _CHUNK)]
-    )
+    if name == "flip":
+        return _in_chunks(frequency.flip, images)
+    return restrict(images, band(name, images.shape[1:]))
+
+
+def restrict(images: np.ndarray, subspace: subspaces.Subspace) -> np.ndarray:
+    """The orthogonal projections of images (N, height, width, channels) onto a subspace, in floating point."""
+    return _in_chunks(jax.vmap(lambda image: subspace.embed(subspace.coordinates(image))), images)
 
 
 def normalization(name: str, train_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What to subtract from manipulated images, and to divide by: statistics of the original training images.
+    """What to subtract from manipulated images, and to divide by, from the original training images.
 
-    The mean and the standard deviation of each channel. The mean of flipped images is the flip of the constant image
-    with those means.
+    Flipped images: the flip of the constant image of the original means, and the original standard deviations. All
+    others: the mean and the standard deviation of each channel after the manipulation.
     """
-    scale = 255 if train_images.dtype == np.uint8 else 1
-    mean = train_images.mean(axis=(0, 1, 2), dtype=np.float64) / scale
-    std = train_images.std(axis=(0, 1, 2), dtype=np.float64) / scale
-    if name == "flip":
-        mean = np.asarray(frequency.flip(jnp.broadcast_to(mean, train_images.shape[1:])))
-    return mean, std
+    if name != "flip":
+        images = apply(name, train_images)
+        scale = 255 if images.dtype == np.uint8 else 1
+        mean, std = (function(axis=(0, 1, 2), dtype=np.float64) for function in (images.mean, images.std))
+        return mean / scale, std / scale
+    mean, std = normalization("none", train_images)
+    return np.asarray(frequency.flip(jnp.broadcast_to(mean, train_images.shape[1:]))), std
+
+
+def _in_chunks(manipulate, images):
+    compiled = jax.jit(manipulate)
+    return np.concatenate(
+        [compiled(data.as_floats(images[first : first + _CHUNK])) for first in range(0, len(images), _CHUNK)]
+    )
+
+
+def _parse(name: str) -> tuple[str, list[int]]:
+    kind, _, text = name.partition(":")
+    if kind not in _NUM_NUMBERS:
+        raise ValueError(f"unknown manipulation {name!r}; the known ones are {_SYNTAX}")
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != _NUM_NUMBERS[kind]:
+        raise ValueError(f"expected whole numbers as in {_SYNTAX}, got {name!r}")
+    return kind, numbers

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ import tqdm
 import hmt_jax
 from experiments import folder, manipulations
 from experiments.config import Experiment
-from hmt_jax import data, lanes, models, plots, statistics, subspaces, training
+from hmt_jax import attacks, checkpoints, data, lanes, models, plots, statistics, subspaces, training
 
 _FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status")
 
@@ -29,6 +30,8 @@ def run(name: str, config: Experiment, path: pathlib.Path, *, data_dir: str | No
 
     Raises:
       ValueError: if the folder belongs to another configuration, or the data set is not prepared.
+      FloatingPointError: if training diverges.
+      OSError: if the folder can't be written.
     """
     folder.check(path, name, config)
     if (path / "margins.png").exists() and not fresh:
@@ -37,10 +40,18 @@ def run(name: str, config: Experiment, path: pathlib.Path, *, data_dir: str | No
         # All that can be wrong with the configuration shows before the folder is touched.
         dataset = data.load(config.data, data_dir)
         diagonal = subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
+        attack = config.training_attack(dataset.image_shape)
         classifier, architecture = _untrained(config, dataset)
         folder.start(path, name, config, fresh=fresh)
+        if config.with_baseline:
+            print(f"{name}, without the attack:")
+            baseline = dataclasses.replace(config, attack="none", with_baseline=False)
+            run(name, baseline, path / "baseline", data_dir=data_dir)
+            print(f"\n{name}:")
         if not (path / "checkpoint.safetensors").exists():
-            _train(config, dataset, classifier, architecture, path)
+            _train(config, dataset, diagonal, attack, classifier, architecture, path)
+        if config.evaluation_attack is not None and not (path / "robustness.json").exists():
+            _evaluate_robustness(config, dataset, diagonal, path)
         if not (path / "margins.npz").exists():
             _measure(config, dataset, diagonal, path)
         _summarize(name, config, path)
@@ -56,47 +67,121 @@ def _untrained(config, dataset) -> tuple[models.Normalized, dict[str, Any]]:
         "num_classes": dataset.num_classes,
     }
     mean, std = manipulations.normalization(config.manipulation, dataset.train_images)
-    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    init_key, *_ = _keys(config)
     return models.create(**architecture, key=init_key, mean=mean, std=std), architecture
 
 
-def _train(config, dataset, classifier, architecture, path) -> None:
-    """Trains the classifier and writes its history and checkpoint."""
-    _, order_key = jax.random.split(jax.random.key(config.seed))
+def _keys(config) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Random keys of the weights, of training, and of attacks in evaluation."""
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    return init_key, train_key, jax.random.fold_in(train_key, config.num_epochs)
+
+
+def _train(config, dataset, diagonal, attack, classifier, architecture, path) -> None:
+    """Trains the classifier, from its last checkpoint if there is one, and writes its history and itself."""
+    _, train_key, _ = _keys(config)
     train_images = manipulations.apply(config.manipulation, dataset.train_images)
     test_images = manipulations.apply(config.manipulation, dataset.test_images)
+    state = training.start(classifier, config.recipe, len(train_images))
 
-    history: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    with tqdm.tqdm(total=config.num_epochs, desc="training", unit="epoch") as bar:
+    with checkpoints.Checkpoints(path / "checkpoints") as kept:
+        history: list[dict[str, Any]] = []
+        first_epoch = 0
+        if kept.last_epoch is not None:
+            state, history = kept.restore(state)
+            first_epoch = kept.last_epoch + 1
+        seconds_before = history[-1]["seconds"] if history else 0
+        started = time.perf_counter()
+        with _bar(config.num_epochs, "training", "epoch", first_epoch) as bar:
 
-        def on_epoch(epoch, state, metrics):
-            test = training.evaluate(training.classifier_of(state), test_images, dataset.test_labels)
-            history.append(
-                {
-                    "epoch": epoch,
-                    "train_loss": metrics.loss,
-                    "train_accuracy": metrics.accuracy,
-                    "test_loss": test.loss,
-                    "test_accuracy": test.accuracy,
-                    "seconds": round(time.perf_counter() - started, 2),
-                }
+            def on_epoch(epoch, state, metrics):
+                trained = training.classifier_of(state)
+                test = training.evaluate(trained, test_images, dataset.test_labels)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "train_loss": metrics.loss,
+                        "train_accuracy": metrics.accuracy,
+                        "test_loss": test.loss,
+                        "test_accuracy": test.accuracy,
+                        "seconds": round(seconds_before + time.perf_counter() - started, 2),
+                    }
+                )
+                if config.measure_every and (epoch + 1) % config.measure_every == 0:
+                    monitored = test_images[: config.num_monitored], dataset.test_labels[: config.num_monitored]
+                    history[-1] |= _monitor(config, trained, *monitored, attack, diagonal)
+                kept.save(epoch, state, score=test.accuracy, history=history)
+                bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
+                bar.update()
+
+            try:
+                training.train(
+                    classifier,
+                    train_images,
+                    dataset.train_labels,
+                    config.recipe,
+                    train_key,
+                    attack=attack,
+                    state=state,
+                    on_epoch=on_epoch,
+                )
+            except FloatingPointError as error:
+                last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
+                raise FloatingPointError(f"{error}; the last good state is {last}, in {path / 'checkpoints'}") from None
+        folder.write_json(path / "history.json", kept.restore(state)[1])
+        for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
+            state, history = kept.restore(state, epoch)
+            models.save(
+                path / f"{file}.safetensors",
+                training.classifier_of(state),
+                architecture=architecture,
+                data=config.data,
+                manipulation=config.manipulation,
+                training=history[-1],
             )
-            bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
-            bar.update()
 
-        classifier = training.train(
-            classifier, train_images, dataset.train_labels, config.recipe, order_key, on_epoch=on_epoch
-        )
-    folder.write_json(path / "history.json", history)
-    models.save(
-        path / "checkpoint.safetensors",
-        classifier,
-        architecture=architecture,
-        data=config.data,
-        manipulation=config.manipulation,
-        training=history[-1],
+
+def _monitor(config, classifier, images, labels, attack, diagonal) -> dict[str, Any]:
+    """Margins and robustness of a classifier in training, on a few test images."""
+    classifier.eval()
+    result = hmt_jax.measure_margins(classifier, data.as_floats(images), diagonal, config.solver)
+    found: dict[str, Any] = {"median_margins": [_number(median) for median in statistics.summarize(result).median]}
+    if attack is not None:
+        found |= _attacked(config, classifier, images, labels, attack, diagonal)
+    return found
+
+
+def _evaluate_robustness(config, dataset, diagonal, path) -> None:
+    """Measures the first test images under attack, and how the attack's strength depends on its number of steps."""
+    classifier, _ = models.load(path / "checkpoint.safetensors")
+    images = data.as_floats(manipulations.apply(config.manipulation, dataset.test_images[: config.num_images]))
+    labels = dataset.test_labels[: len(images)]
+    weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
+    folder.write_json(
+        path / "robustness.json",
+        {
+            "norm": config.norm,
+            "epsilon": config.epsilon,
+            "evaluations": [
+                {
+                    "num_steps": each.evaluation_steps,
+                    **_attacked(config, classifier, images, labels, each.evaluation_attack, diagonal),
+                }
+                for each in (weaker, config)
+            ],
+        },
     )
+
+
+def _attacked(config, classifier, images, labels, attack, diagonal) -> dict[str, Any]:
+    """Accuracy under an attack, and the energy of its perturbations in each window."""
+    *_, attack_key = _keys(config)
+    metrics = attacks.evaluate(classifier, images, labels, attack, attack_key, stack=diagonal)
+    return {
+        "clean_accuracy": metrics.clean_accuracy,
+        "robust_accuracy": metrics.accuracy,
+        "perturbation_energy": [float(energy) for energy in np.asarray(metrics.energy)],
+    }
 
 
 def _measure(config, dataset, diagonal, path) -> None:
@@ -104,7 +189,7 @@ def _measure(config, dataset, diagonal, path) -> None:
     classifier, _ = models.load(path / "checkpoint.safetensors")
     images = data.as_floats(manipulations.apply(config.manipulation, dataset.test_images[: config.num_images]))
     started = time.perf_counter()
-    with tqdm.tqdm(total=len(diagonal) * len(images), desc="margins", unit="pair") as bar:
+    with _bar(len(diagonal) * len(images), "margins", "pair") as bar:
         result = hmt_jax.measure_margins(
             classifier,
             images,
@@ -162,6 +247,9 @@ def _summarize(name, config, path) -> None:
         {
             "experiment": name,
             "test_accuracy": history[-1]["test_accuracy"],
+            "robustness": _robustness(path),
+            "baseline_robustness": _robustness(path / "baseline"),
+            "margin_over_baseline": _margin_over_baseline(summary, path),
             "training_seconds": history[-1]["seconds"],
             "measurement_seconds": round(measurement["seconds"], 2),
             "utilization": round(result.work.utilization, 4),
@@ -170,14 +258,61 @@ def _summarize(name, config, path) -> None:
             "windows": windows,
         },
     )
+    ticks = [str(row) for row, _ in corners.tolist()]
+    xlabel = f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high"
+    if config.measure_every:
+        measured = [entry for entry in history if "median_margins" in entry]
+        _save(
+            plots.margin_history(
+                [entry["epoch"] + 1 for entry in measured],
+                [[np.nan if median is None else median for median in entry["median_margins"]] for entry in measured],
+                title=f"{name}: median margins of {config.num_monitored} test images in training",
+                ticks=ticks,
+                xlabel=xlabel,
+            ),
+            path / "history.png",
+        )
     figure = plots.margin_distribution(
         result,
         title=f"{name}: test accuracy {history[-1]['test_accuracy']:.2%}, {result.margin.shape[1]} test images",
-        ticks=[str(row) for row, _ in corners.tolist()],
-        xlabel=f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high",
+        ticks=ticks,
+        xlabel=xlabel,
     )
-    with folder.whole_file(path / "margins.png") as temporary:
+    _save(figure, path / "margins.png")
+
+
+def _save(figure, path) -> None:
+    with folder.whole_file(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _robustness(path) -> dict[str, Any] | None:
+    """What was measured under the strongest attack in a run's folder."""
+    file = path / "robustness.json"
+    if not file.exists():
+        return None
+    found = folder.read_json(file)
+    return {"norm": found["norm"], "epsilon": found["epsilon"], **found["evaluations"][-1]}
+
+
+def _margin_over_baseline(summary, path) -> list[float | None] | None:
+    """The median margin of each window over that of the network trained without the attack."""
+    file = path / "baseline" / "summary.json"
+    if not file.exists():
+        return None
+    medians = [window["median"] for window in folder.read_json(file)["windows"]]
+    return [
+        _number(median / baseline) if baseline else None
+        for median, baseline in zip(summary.median, medians, strict=True)
+    ]
+
+
+def _bar(total, description, unit, initial=0) -> tqdm.tqdm:
+    """A progress bar; where no terminal shows it, a line now and then."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm.tqdm(
+        total=total, desc=description, unit=unit, initial=initial, mininterval=interval, maxinterval=interval
+    )
 
 
 def _report(summary) -> str:
@@ -185,6 +320,7 @@ def _report(summary) -> str:
     lines = [
         f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
         f"training {summary['training_seconds']:.0f} s, margins {summary['measurement_seconds']:.0f} s",
+        *_robustness_lines(summary),
         f"{'window':>8} {'median':>9} {'95% interval':>19} {'5%':>9} {'95%':>9} {'no margin':>10}",
     ]
     for window in summary["windows"]:
@@ -196,6 +332,22 @@ def _report(summary) -> str:
             f"{_text(percentiles['5']):>9} {_text(percentiles['95']):>9} {num_without:>10}"
         )
     return "\n".join(lines)
+
+
+def _robustness_lines(summary) -> list[str]:
+    lines = []
+    if (found := summary["robustness"]) is not None:
+        norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
+        lines.append(
+            f"accuracy under PGD of {found['num_steps']} steps, {norm} norm at most {found['epsilon']:g}: "
+            f"{found['robust_accuracy']:.2%} ({found['clean_accuracy']:.2%} of the same images without it)"
+        )
+    if (baseline := summary["baseline_robustness"]) is not None:
+        lines.append(f"without adversarial training: {baseline['robust_accuracy']:.2%}")
+    if (ratios := summary["margin_over_baseline"]) is not None:
+        text = " ".join(_text(ratio) for ratio in ratios)
+        lines.append(f"medians over those without adversarial training: {text}")
+    return lines
 
 
 def _text(number) -> str:

@@ -60,6 +60,34 @@ def margin_distribution(
     return figure
 
 
+def margin_history(
+    epochs: Sequence[int],
+    medians: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+    xlabel: str = "subspace, from low to high frequency",
+) -> Figure:
+    """Median margins while a network trained, as a heat map: one row an epoch, one column a subspace.
+
+    Args:
+      epochs: the E epochs after which margins were measured, rising.
+      medians: (E, R) medians; those that are not finite are left blank.
+      title: of the picture.
+      ticks: R names of the subspaces; their numbers if not given.
+      xlabel: of the axis of subspaces.
+    """
+    values = np.ma.masked_invalid(np.asarray(medians, float))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(np.arange(values.shape[1]), np.arange(len(epochs)), values, norm="log", cmap="viridis")
+    axes.set_xticks(range(values.shape[1]), ticks or [str(r) for r in range(values.shape[1])])
+    axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
+    axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
+    figure.colorbar(mesh, ax=axes, label="median margin (L2 norm, pixels in [0, 1])")
+    return figure
+
+
 def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:
     """Positions of finite margins (R, N): spread sideways as far as samples lie close together."""
     xs, ys = [], []

@@ -99,9 +99,9 @@ class Stream(Protocol):
 
 
 class _Batch(NamedTuple):
-    images: jax.Array
-    labels: jax.Array
-    is_counted: jax.Array  # False for samples that only fill up the batch
+    images: Any  # (B, height, width, channels)
+    labels: Any  # (B,)
+    is_counted: Any  # (B,), False for samples that only fill up the batch
 
 
 class _Sums(NamedTuple):
@@ -205,11 +205,13 @@ def train_on_stream(
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
     """The state before the first step of training on so many samples."""
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
-    structure, parameters, *others = jax.tree.map(jnp.copy, nnx.split(classifier, nnx.Param, nnx.BatchStat, ...))
+    split = jax.tree.map(jnp.copy, nnx.split(classifier, nnx.Param, nnx.BatchStat, ...))
+    structure, parameters, batch_statistics, constants = split
     return TrainState(
         structure,
         parameters,
-        *others,
+        batch_statistics,
+        constants,
         optimizer=_optimizer(recipe, num_samples).init(parameters),
         num_steps=jnp.zeros((), jnp.int32),
     )
@@ -308,7 +310,9 @@ def _device_epoch(recipe, mesh, attack, state, samples, key):
     rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, _AXIS)))
 
     def step(carry, row):
-        return _step_at(recipe, attack, *carry, samples, *row, step_key), None
+        state, sums = carry
+        indices, is_counted = row
+        return _step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key), None
 
     return jax.lax.scan(step, (state, _zero_sums()), rows)[0]
 

@@ -33,7 +33,7 @@ def test_list_has_every_experiment_with_a_line(capsys):
     command_line.main(["list"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(config.names())
-    assert {"digits", "mnist_lenet", "mnist_lenet_flipped"} <= set(config.names())
+    assert {"digits", "mnist_lenet", "mnist_lenet_flipped", "mnist_lenet_robust"} <= set(config.names())
     assert all(len(line.split()) > 3 for line in lines)
 
 

@@ -1,0 +1,115 @@
+"""States of training in a folder: the last one, to go on from, and the best one."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from hmt_jax.training import TrainState
+
+
+class Checkpoints:
+    """A folder that keeps the last state of a training and the best one, through Orbax.
+
+    A checkpoint appears under its name when all of it is written, and only then are older ones removed, so that a
+    process killed at any moment, or a full disk, leaves the one before. A checkpoint holds the arrays of the state by
+    their dotted names (`parameters.network.conv1.kernel.value`), and whatever JSON can hold beside them.
+
+    Args:
+      path: the folder; made if it is not there.
+
+    >>> import tempfile
+    >>> from hmt_jax import models, training
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> state = training.start(classifier, training.Recipe(), num_samples=10)
+    >>> with tempfile.TemporaryDirectory() as path, Checkpoints(path) as checkpoints:
+    ...     checkpoints.save(0, state, score=0.9, history=[{"loss": 0.5}])
+    ...     checkpoints.save(1, state, score=0.8, history=[{"loss": 0.5}, {"loss": 0.4}])
+    ...     last, history = checkpoints.restore(state)
+    ...     (checkpoints.last_epoch, checkpoints.best_epoch, len(history))
+    (1, 0, 2)
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        self._ocp = ocp
+        best = preservation_policy.BestN(n=1, get_metric_fn=_score)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(n=1), best]),
+            best_fn=_score,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The epoch after which the last state was saved; None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch after which the best state was saved; None if there is none."""
+        return self._manager.best_step()
+
+    def save(self, epoch: int, state: TrainState, *, score: float, history: Any = None) -> None:
+        """Saves the state after an epoch, with its score (the highest is the best) and its history, fit for JSON.
+
+        What was saved before stays until all of this is written.
+        """
+        items = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(_arrays(state)), history=self._ocp.args.JsonSave({"history": history})
+        )
+        self._manager.save(epoch, args=items, metrics={"score": score})
+        self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
+        """A state of the same structure as the given one, and the history beside it.
+
+        Args:
+          like: a state of such a training, `training.start(...)` for instance.
+          epoch: which one, of `last_epoch` and `best_epoch`; the last if not given.
+
+        Raises:
+          ValueError: if there is no such checkpoint, or it is of another network.
+        """
+        epoch = self.last_epoch if epoch is None else epoch
+        if epoch is None or epoch not in self._manager.all_steps():
+            raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {self._epochs()}")
+        expected = _arrays(like)
+        try:
+            found = self._manager.restore(
+                epoch,
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.StandardRestore(expected), history=self._ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint in {self._manager.directory} does not fit this network and recipe: {error}"
+            ) from None
+        arrays = [found["state"][name] for name in expected]
+        return jax.tree.unflatten(jax.tree.structure(like), arrays), found["history"]["history"]
+
+    def _epochs(self) -> str:
+        return ", ".join(map(str, self._manager.all_steps())) or "none"
+
+
+def _arrays(state: TrainState) -> dict[str, jax.Array]:
+    """The arrays of a state by their dotted names."""
+    leaves, _ = jax.tree.flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
