@@ -1,6 +1,5 @@
 """States of training in a folder: the last one, to go on from, and the best one."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -44,7 +43,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(path).absolute(),
+            options=options,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -87,17 +90,25 @@ class Checkpoints:
         if epoch is None or epoch not in self._manager.all_steps():
             raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {self._epochs()}")
         expected = _arrays(like)
-        try:
-            found = self._manager.restore(
-                epoch,
-                args=self._ocp.args.Composite(
-                    state=self._ocp.args.StandardRestore(expected), history=self._ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError) as error:
+        # Asked first, for a restoration that fails leaves threads behind.
+        there = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
+        here = {name: array.shape for name, array in expected.items()}
+        differences = [
+            f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if differences:
             raise ValueError(
-                f"the checkpoint in {self._manager.directory} does not fit this network and recipe: {error}"
-            ) from None
+                f"the checkpoint in {self._manager.directory} is not of this network and recipe: "
+                f"{'; '.join(differences)}"
+            )
+        found = self._manager.restore(
+            epoch,
+            args=self._ocp.args.Composite(
+                state=self._ocp.args.StandardRestore(expected), history=self._ocp.args.JsonRestore()
+            ),
+        )
         arrays = [found["state"][name] for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), arrays), found["history"]["history"]
 

@@ -9,7 +9,6 @@ the data, and batch norm takes its statistics over the whole batch.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax.classifiers import Classifier, as_pytree
+from hmt_jax.data import prefetch
 
 Module = TypeVar("Module", bound=nnx.Module)
 Attack = Callable[[Classifier, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -191,11 +191,12 @@ def train_on_stream(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
         )
     mesh, attack = _mesh(devices), _as_argument(attack)
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums()
-        for batch in _in_flight(_filled(stream.epoch(epoch), recipe.batch_size), mesh):
+        for batch in prefetch(_filled(stream.epoch(epoch), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
         return state, sums
 
@@ -239,12 +240,13 @@ def evaluate(
     pixels, targets = _checked(images, labels)
     mesh = _mesh(devices)
     pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
     batches = (
         (pixels[first : first + batch_size], targets[first : first + batch_size])
         for first in range(0, len(pixels), batch_size)
     )
-    sums = [_evaluate_batch(pytree, batch) for batch in _in_flight(_filled(batches, batch_size), mesh)]
+    sums = [_evaluate_batch(pytree, batch) for batch in prefetch(_filled(batches, batch_size), sharding)]
     loss = sum(float(loss) for loss, _ in sums)
     return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
 
@@ -437,16 +439,6 @@ def _filled(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[_Ba
         if len(images) < batch_size:
             images, labels = images[rows], labels[rows]
         yield _Batch(images, labels, np.arange(batch_size) < len(np.unique(rows)))
-
-
-def _in_flight(batches: Iterable[_Batch], mesh) -> Iterator[_Batch]:
-    """The batches split over the devices, the next one on its way while one is worked on."""
-    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-    placed = (jax.device_put(batch, sharding) for batch in batches)
-    ahead = list(itertools.islice(placed, 2))
-    while ahead:
-        yield ahead.pop(0)
-        ahead.extend(itertools.islice(placed, 1))
 
 
 def _as_argument(attack):

@@ -1,7 +1,21 @@
-"""Data sets by name, in arrays, and those of users."""
+"""Data sets by name, in arrays, and those of users; and batches of data too big for the memory."""
 
 from hmt_jax.data._dataset import Dataset, as_floats, from_arrays
+from hmt_jax.data._image_folder import ImageFolder, image_folder
 from hmt_jax.data._load import load, names
+from hmt_jax.data._loader import Loader, loader, prefetch
 from hmt_jax.data._prepare import prepare
 
-__all__ = ["Dataset", "as_floats", "from_arrays", "load", "names", "prepare"]
+__all__ = [
+    "Dataset",
+    "ImageFolder",
+    "Loader",
+    "as_floats",
+    "from_arrays",
+    "image_folder",
+    "load",
+    "loader",
+    "names",
+    "prefetch",
+    "prepare",
+]

@@ -1,0 +1,179 @@
+"""Batches of data too big for the memory: read, shuffled and shared out by Grain, and kept ahead on the device."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from hmt_jax.data._tfds import require
+
+
+class Source(Protocol):
+    """What gives samples by number: an image (height, width, channels), and its label, a whole number from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+    """Batches of a source, epoch by epoch; `loader` makes one.
+
+    Attributes:
+      source: the samples.
+      batch_size: samples in a batch, over all processes.
+      seed: of the order of the samples.
+      num_workers: threads that read batches ahead.
+      shuffle: whether each epoch has a random order.
+      process_index: number of this process.
+      process_count: of the processes that share each batch.
+    """
+
+    source: Source = dataclasses.field(repr=False)
+    batch_size: int
+    seed: int
+    num_workers: int
+    shuffle: bool
+    process_index: int
+    process_count: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all processes."""
+        return len(self.source) - len(self.source) % self.process_count
+
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of an epoch: images (B, height, width, channels) as the source has them, labels (B,) int32.
+
+        They depend on the seed and the number alone: training that was interrupted goes on with those of the epoch
+        that it had reached.
+
+        Raises:
+          ValueError: for a negative number; and, when its batch is due, what the source raises, or for images of
+            different shapes.
+        """
+        import grain
+
+        if number < 0:
+            raise ValueError(f"number must be at least 0, got {number}: epochs count from 0")
+        samples = grain.MapDataset.source(self.source)
+        if self.shuffle:
+            # Grain itself adds the number of an epoch to the seed: two seeds would share their orders.
+            (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
+            samples = samples.shuffle(seed=int(seed))
+        share = samples[self.process_index : self.num_samples : self.process_count]
+        batches = share.batch(self.batch_size // self.process_count, batch_fn=_stack)
+        # Threads read whole batches, for handing over single samples costs Grain more than reading small ones. With two
+        # batches for each, a thread need not wait until one that is done is asked for.
+        options = grain.ReadOptions(num_threads=self.num_workers, prefetch_buffer_size=2 * self.num_workers)
+        return iter(batches.to_iter_dataset(options))
+
+
+def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int = 0, shuffle: bool = True) -> Loader:
+    """Batches of a source that need not fit into memory, such as an `image_folder`.
+
+    If JAX runs in several processes, each reads its own share of every batch, of the same size in all of them. Samples
+    of the epoch's order that are left over because their number is not divisible by that of the processes, fewer than
+    there are processes, are not in that epoch. All others are in it once; the last batch holds what is left.
+
+    Args:
+      source: samples (image, label) by number; a list of them is one, too. Images (height, width, channels) of one
+        shape, labels whole numbers.
+      batch_size: samples in a batch, over all processes.
+      seed: of the order of the samples, a whole number from 0.
+      num_workers: threads that read batches ahead, which must be safe for the source; each one keeps up to two in
+        memory. With 0, a batch is read when it is asked for.
+      shuffle: whether each epoch has a random order, rather than that of the source.
+
+    Raises:
+      ValueError: for a source that has fewer samples than there are processes, or other than (image, label); a
+        batch_size that is not divisible by their number; or numbers out of range.
+      ModuleNotFoundError: if Grain is missing.
+
+    >>> source = [(np.zeros((8, 8, 3), np.uint8), label) for label in range(5)]
+    >>> batches = loader(source, batch_size=2, shuffle=False)
+    >>> [(images.shape, labels.tolist()) for images, labels in batches.epoch(0)]
+    [((2, 8, 8, 3), [0, 1]), ((2, 8, 8, 3), [2, 3]), ((1, 8, 8, 3), [4])]
+    """
+    require("batches of a loader", "grain")
+    for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("num_workers", num_workers, 0)):
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    process_count = jax.process_count()
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be divisible by the number of processes, got {batch_size} and {process_count}: take "
+            f"{-(-batch_size // process_count) * process_count}"
+        )
+    if len(source) < process_count:
+        raise ValueError(
+            f"source must have a sample for every process, got {len(source)} for {process_count}: give more samples"
+        )
+    _check_sample(source[0])
+    return Loader(source, batch_size, seed, num_workers, shuffle, jax.process_index(), process_count)
+
+
+def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = None, size: int = 2) -> Iterator[Any]:
+    """The same batches on the device, in order, each on its way there before it is asked for.
+
+    Args:
+      batches: arrays, or pytrees of them, such as an epoch of a `loader`.
+      sharding: where to put every array; on the default device if not given. If JAX runs in several processes, each
+        gives its share of the arrays, and gets arrays of all shares.
+      size: batches that are on the device or on their way, with the one that was asked for last.
+
+    Raises:
+      ValueError: for a size below 1; and, when its batch is due, if an array can't be divided as the sharding says,
+        as the last batch of an epoch, which is smaller, often can't: pad it, or leave it out.
+
+    >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
+    [[0, 1], [2, 3], [4, 5]]
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    return _prefetch(batches, sharding, size)
+
+
+def _prefetch(batches, sharding, size):
+    queue: collections.deque[Any] = collections.deque()
+    for batch in batches:
+        if sharding is None:
+            queue.append(jax.device_put(batch))
+        else:
+            queue.append(jax.make_array_from_process_local_data(sharding, batch))
+        if len(queue) == size:
+            yield queue.popleft()
+    yield from queue
+
+
+def _check_sample(sample):
+    is_pair = isinstance(sample, tuple) and len(sample) == 2
+    if not is_pair or np.ndim(sample[0]) != 3 or not _is_whole_number(sample[1]):
+        raise ValueError(
+            "source must have samples (image, label), with images (height, width, channels) and whole numbers for "
+            f"labels, but its first one is {_describe(sample)}: wrap it in a source of such pairs"
+        )
+
+
+def _is_whole_number(label):
+    return np.ndim(label) == 0 and np.issubdtype(np.asarray(label).dtype, np.integer)
+
+
+def _describe(sample):
+    if not isinstance(sample, tuple):
+        return f"a {type(sample).__name__}"
+    return f"({', '.join(f'{array.dtype} {array.shape}' for array in map(np.asarray, sample))})"
+
+
+def _stack(samples):
+    images, labels = zip(*samples, strict=True)
+    shapes = {np.shape(image) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of a source must have one shape, got {', '.join(map(str, sorted(shapes)))}: resize or crop them"
+        )
+    return np.stack(images), np.array(labels, np.int32)

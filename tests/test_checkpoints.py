@@ -1,0 +1,147 @@
+"""Checkpoints: what is kept, and what failures and kills leave."""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hmt_jax import models, training
+from hmt_jax.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPE = training.Recipe(num_epochs=2)
+
+
+class Normed(nnx.Module):
+    """A linear layer and batch norm."""
+
+    def __init__(self):
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+
+def state_of(network, num_classes=3):
+    classifier = models.create(network, jax.random.key(0), image_shape=(8, 8, 1), num_classes=num_classes)
+    return training.start(classifier, RECIPE, num_samples=10)
+
+
+@pytest.fixture(scope="module")
+def state():
+    """A state whose arrays are all different, batch-norm statistics included."""
+    blank = training.start(Normed(), RECIPE, num_samples=10)
+    leaves, structure = jax.tree.flatten(blank)
+    return jax.tree.unflatten(
+        structure, [jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape) + i for i, leaf in enumerate(leaves)]
+    )
+
+
+def small_state(value):
+    blank = state_of("logistic")
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), blank)
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path, state):
+    history = [{"epoch": 0, "loss": 0.1 + 0.2, "note": None}]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, state, score=0.5, history=history)
+    with Checkpoints(tmp_path) as checkpoints:
+        found, found_history = checkpoints.restore(training.start(Normed(), RECIPE, num_samples=10))
+    assert_equal(found, state)
+    assert found_history == history
+    assert found.structure == state.structure
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_epoch is checkpoints.best_epoch is None
+        for epoch, score in enumerate([0.5, 0.9, 0.7, 0.8]):
+            checkpoints.save(epoch, small_state(epoch), score=score)
+        assert (checkpoints.last_epoch, checkpoints.best_epoch) == (3, 1)
+        assert_equal(checkpoints.restore(small_state(-1))[0], small_state(3))
+        assert_equal(checkpoints.restore(small_state(-1), 1)[0], small_state(1))
+        with pytest.raises(ValueError, match=r"no checkpoint of epoch 2 in .*; it has 1, 3"):
+            checkpoints.restore(small_state(-1), 2)
+
+
+def test_the_checkpoint_of_another_network_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, small_state(0), score=0.5)
+        with pytest.raises(ValueError, match=r"not of this network .*linear\.bias\.value is \(3,\) there, \(4,\) here"):
+            checkpoints.restore(state_of("logistic", num_classes=4))
+        with pytest.raises(ValueError, match=r"linear\.bias\.value is \(3,\) there, missing here.* is missing there"):
+            checkpoints.restore(state_of("mlp"))
+    with Checkpoints(tmp_path / "empty") as checkpoints, pytest.raises(ValueError, match="no checkpoint of epoch None"):
+        checkpoints.restore(small_state(0))
+
+
+def test_a_full_disk_leaves_what_was_saved(tmp_path):
+    """Files can't grow beyond 100 bytes, which is how a full disk looks to a process, but for the error's number."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, small_state(0), score=0.5)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(Exception, match=r"[Ff]ile too large|EFBIG"):
+                checkpoints.save(1, small_state(1), score=0.9)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_epoch == 0
+        assert_equal(checkpoints.restore(small_state(-1))[0], small_state(0))
+        checkpoints.save(1, small_state(1), score=0.9)
+        assert_equal(checkpoints.restore(small_state(-1))[0], small_state(1))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
+    settings = ["network=mlp", "num_epochs=40", "batch_size=32", "num_images=2", "measure_every=20"]
+
+    def start(path):
+        command = [sys.executable, "-m", "experiments", "run", "digits", "--set", *settings]
+        command += ["--folder", str(path), "--cache-dir", str(tmp_path / "xla")]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+    finish(start(tmp_path / "alone"))
+    moments = random.Random(0)
+    killed = tmp_path / "killed"
+    for _ in range(5):
+        process = start(killed)
+        while not (killed / "checkpoints").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert not (killed / "checkpoint.safetensors").exists()
+    assert any((killed / "checkpoints").iterdir())
+    finish(start(killed))
+
+    for file in ("checkpoint.safetensors", "best.safetensors"):
+        expected, found = (models.load(path / file) for path in (tmp_path / "alone", killed))
+        jax.tree.map(
+            np.testing.assert_array_equal, *map(jax.tree.leaves, map(models.to_torch, (expected[0], found[0])))
+        )
+    expected, found = (json.loads((path / "history.json").read_text()) for path in (tmp_path / "alone", killed))
+    for entry in (*expected, *found):
+        entry.pop("seconds")
+    assert found == expected
