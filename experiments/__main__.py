@@ -6,14 +6,20 @@ import pathlib
 import sys
 
 import jax
+import jaxlib
 
-from experiments import benchmark, config, run
+from experiments import benchmark, config, run, throughput
 from hmt_jax import data
+
+_ONEDNN_FLAGS = (
+    "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Does what the arguments say; returns the exit status."""
     options = _parser().parse_args(arguments)
+    _use_fast_convolutions()
     try:
         options.command(options)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
@@ -42,8 +48,19 @@ def _prepare(options) -> None:
 def _benchmark(options) -> None:
     if options.scaling:
         benchmark.scaling(options.output, data_dir=options.data_dir)
+    elif options.training:
+        throughput.throughput(options.output, data_dir=options.data_dir)
     else:
         benchmark.benchmark(options.names, options.output, data_dir=options.data_dir, reference=options.reference)
+
+
+def _use_fast_convolutions() -> None:
+    """Lets XLA on CPU convolve by oneDNN: margins of a ResNet come 1.4 times faster, and are the same to rounding.
+
+    Read when JAX first looks for devices. An unknown flag would end the process, and other releases do not know these.
+    """
+    if jaxlib.__version__.startswith("0.12."):
+        os.environ.setdefault("XLA_FLAGS", _ONEDNN_FLAGS)
 
 
 def _cache_compilations(path: pathlib.Path | None) -> None:
@@ -85,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
     timer.add_argument("--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' repository")
     timer.add_argument("--scaling", action="store_true", help="time and memory over numbers of pairs and devices")
+    timer.add_argument("--training", action="store_true", help="images a second in training, and from a folder")
     timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
     timer.set_defaults(command=_benchmark)
 

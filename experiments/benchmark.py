@@ -19,7 +19,7 @@ import hmt_jax
 from experiments import folder
 from experiments.reference import Reference
 from experiments.workloads import PLANS, Workload
-from hmt_jax.classifiers import as_pytree
+from hmt_jax.classifiers import Classifier, as_pytree
 
 _NUM_REPEATS = 3
 _MATRIX_SIZE = {"cpu": 2048}  # elsewhere 8192
@@ -47,21 +47,21 @@ def benchmark(
         raise ValueError(f"unknown workload {unknown[0]!r}; the known ones are {', '.join(PLANS)}")
     is_cpu = jax.default_backend() == "cpu"
     names = names or [name for name, plan in PLANS.items() if plan.num_images_cpu or not is_cpu]
-    matrix_rate = _matrix_rate()
-    print(f"matrix products: {matrix_rate / 1e9:.0f} GFLOP/s on {jax.local_devices()[0].device_kind}", flush=True)
+    rate = matrix_rate()
+    print(f"matrix products: {rate / 1e9:.0f} GFLOP/s on {jax.local_devices()[0].device_kind}", flush=True)
     rows = []
     for name in names:
         plan = PLANS[name]
         num_images = (plan.num_images_cpu or 2) if is_cpu else plan.num_images
         workload = plan.build(num_images, data_dir)
         for stack in workload.subspaces:
-            row = {"workload": name, **_measure(workload, stack, matrix_rate)}
+            row = {"workload": name, **_measure(workload, stack, rate)}
             if reference is not None and workload.network != "resnet50":
                 row |= _compare(workload, stack, reference, plan.num_reference, row["seconds_per_pair"])
             rows.append(row)
             print(_line(row), flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": matrix_rate, "rows": rows})
+    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "rows": rows})
     print(f"\n{_table(rows)}\n\nresults: {path}")
 
 
@@ -97,7 +97,7 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     num_backward = min(result.solver.num_candidates, num_classes) - 1
     num_steps = int(result.num_steps.sum())
     # A backward pass with respect to the image alone costs what a forward pass does.
-    flops = num_steps * (2 + num_backward) * _forward_flops(workload)
+    flops = num_steps * (2 + num_backward) * forward_flops(workload.classifier, workload.images[:1])
     return {
         "dimension": stack.dimension,
         "num_pairs": result.margin.size,
@@ -136,7 +136,7 @@ def _compare(workload, stack, path, num_images, our_seconds) -> dict[str, float]
     return {"reference_seconds_per_pair": theirs, "times_faster": theirs / our_seconds}
 
 
-def _matrix_rate() -> float:
+def matrix_rate() -> float:
     """Floating-point operations a second in float32 products of large square matrices."""
     size = _MATRIX_SIZE.get(jax.default_backend(), 8192)
     matrix = jax.random.normal(jax.random.key(0), (size, size))
@@ -150,10 +150,10 @@ def _matrix_rate() -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
-def _forward_flops(workload) -> float:
-    """Floating-point operations of one forward pass on one image, as XLA counts them."""
-    graph = as_pytree(workload.classifier)
-    lowered = jax.jit(lambda classifier, images: classifier(images)).lower(graph, workload.images[:1])
+def forward_flops(classifier: Classifier, image: jax.Array | np.ndarray) -> float:
+    """Floating-point operations of one forward pass on an image (1, height, width, channels), as XLA counts them."""
+    graph = as_pytree(classifier)
+    lowered = jax.jit(lambda classifier, images: classifier(images)).lower(graph, image)
     cost: Any = lowered.cost_analysis()
     return cost["flops"]
 

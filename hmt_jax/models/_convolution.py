@@ -41,10 +41,21 @@ def _forward(images, kernel, bias, padding):
     height, width = (length // 2 * 2 for length in responses.shape[1:3])
     pixels = [responses[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
     windows = jnp.stack([jnp.zeros_like(pixels[0]), *pixels])
-    # An argmax, and not comparisons, which XLA would fuse with the convolution into the backward pass and repeat there
-    # for every class.
-    winner = jnp.argmax(windows, 0).astype(jnp.int8)
-    return windows.max(0), (images, kernel, bias, winner)
+    # One reduction gives both. XLA would compute the convolution anew for each of two, and, for winners found by
+    # comparisons, in the backward pass of every class.
+    numbers = lax.broadcasted_iota(jnp.int32, windows.shape, 0)
+    maximum, winner = lax.reduce((windows, numbers), (windows.dtype.type(-np.inf), np.int32(0)), _first_maximum, (0,))
+    return maximum, (images, kernel, bias, winner.astype(jnp.int8))
+
+
+def _first_maximum(one, other):
+    """The greater of two pairs (value, number), the one of the lesser number if their values are equal or both NaN."""
+    (value, number), (other_value, other_number) = one, other
+    is_tie = (value == other_value) | (jnp.isnan(value) & jnp.isnan(other_value))
+    takes_one = (
+        (value > other_value) | (jnp.isnan(value) & ~jnp.isnan(other_value)) | (is_tie & (number < other_number))
+    )
+    return jnp.where(takes_one, value, other_value), jnp.where(takes_one, number, other_number)
 
 
 def _backward(padding, residuals, gradient):
@@ -53,9 +64,11 @@ def _backward(padding, residuals, gradient):
     by_rows = functools.partial(_image_gradient_by_rows, padding=padding, shape=images.shape)
     image_gradient = lax.platform_dependent(gradient, winner, kernel, cpu=by_rows, default=to_images)
 
-    unpooled = _unpool(gradient, winner, [length + 2 * padding - len(kernel) + 1 for length in images.shape[1:3]])
-    (kernel_gradient,) = jax.linear_transpose(lambda kernel: _xla_convolve(images, kernel, padding), kernel)(unpooled)
-    return image_gradient, kernel_gradient, unpooled.sum((0, 1, 2)).astype(bias.dtype)
+    to_kernel = functools.partial(_kernel_gradient, padding=padding, shape=kernel.shape)
+    by_rows = functools.partial(_kernel_gradient_by_rows, padding=padding, shape=kernel.shape)
+    kernel_gradient = lax.platform_dependent(gradient, winner, images, cpu=by_rows, default=to_kernel)
+    bias_gradient = jnp.sum(gradient, (0, 1, 2), where=winner > 0)
+    return image_gradient, kernel_gradient, bias_gradient.astype(bias.dtype)
 
 
 conv_relu_pool.defvjp(_forward, _backward)
@@ -82,7 +95,10 @@ def _convolve_one_channel(images, kernel, padding):
         for row in range(len(kernel))
         for column in range(len(kernel))
     )
-    return functools.reduce(jnp.add, taps)
+    responses = functools.reduce(jnp.add, taps)
+    # A product with the identity changes nothing, and XLA fuses nothing through it: fused with the pooling, the sum
+    # takes seven times as long.
+    return jnp.matmul(responses, jnp.eye(kernel.shape[-1], dtype=responses.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _image_gradient(gradient, winner, kernel, padding, shape):
@@ -91,26 +107,53 @@ def _image_gradient(gradient, winner, kernel, padding, shape):
     return jax.linear_transpose(lambda images: _xla_convolve(images, kernel, padding), images)(unpooled)[0]
 
 
+def _kernel_gradient(gradient, winner, images, padding, shape):
+    unpooled = _unpool(gradient, winner, [length + 2 * padding - shape[0] + 1 for length in images.shape[1:3]])
+    kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    return jax.linear_transpose(lambda kernel: _xla_convolve(images, kernel, padding), kernel)(unpooled)[0]
+
+
 def _image_gradient_by_rows(gradient, winner, kernel, padding, shape):
     """The same as one matrix product, from the masked gradients of a row of windows to the image rows they see.
 
     A row of windows lies in two rows of the convolution, which see size + 1 rows of the image, or (size + 1) / 2
     pairs of rows; the windows below see what lies one pair further down. So the products are added up by pairs.
     """
-    num_images, num_rows, num_columns, num_filters = gradient.shape
+    num_images, num_rows, num_columns, _ = gradient.shape
     _, height, width, channels = shape
     num_pairs = (len(kernel) + 1) // 2
-    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 4, 1)
-    row_length = num_columns * num_filters
-    is_winner = winner.reshape(num_images, num_rows, 1, row_length) == position
-    masked = jnp.where(is_winner, gradient.reshape(num_images, num_rows, 1, row_length), 0)
-    rows = masked.reshape(-1, 4 * row_length) @ _row_matrix(kernel, num_columns, width, padding)
+    rows = _rows_of_windows(gradient, winner) @ _row_matrix(kernel, num_columns, width, padding)
     rows = rows.reshape(num_images, num_rows, num_pairs, 2 * width * channels)
     pairs = jnp.stack(
         [jnp.pad(rows[:, :, first], ((0, 0), (first, num_pairs - 1 - first), (0, 0))) for first in range(num_pairs)]
     ).sum(0)
     seen = pairs.reshape(num_images, -1, width, channels)[:, padding:][:, :height]
     return jnp.pad(seen, ((0, 0), (0, height - seen.shape[1]), (0, 0), (0, 0)))
+
+
+def _kernel_gradient_by_rows(gradient, winner, images, padding, shape):
+    """The same as one matrix product, of the masked gradients of rows of windows with the image rows they see."""
+    size, num_columns = shape[0], gradient.shape[2]
+    num_images, num_rows = gradient.shape[:2]
+    _, height, width, channels = images.shape
+    below = max(2 * num_rows + size - 1 - padding - height, 0)
+    padded = jnp.pad(images, ((0, 0), (padding, below), (0, 0), (0, 0)))
+    rows = padded.reshape(num_images, padded.shape[1], width * channels)
+    seen = jnp.stack([rows[:, row : row + 2 * num_rows : 2] for row in range(size + 1)], 2)
+    seen = seen.reshape(num_images * num_rows, (size + 1) * width * channels)
+    products = _rows_of_windows(gradient, winner).T @ seen
+    matrix = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    to_rows = functools.partial(_row_matrix, num_columns=num_columns, width=width, padding=padding)
+    return jax.linear_transpose(to_rows, matrix)(products)[0]
+
+
+def _rows_of_windows(gradient, winner):
+    """Gradients at the winners of windows, a row of windows in each row: (window position, column, filter)."""
+    num_images, num_rows, num_columns, num_filters = gradient.shape
+    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 4, 1)
+    shape = (num_images, num_rows, 1, num_columns * num_filters)
+    masked = jnp.where(winner.reshape(shape) == position, gradient.reshape(shape), 0)
+    return masked.reshape(num_images * num_rows, -1)
 
 
 def _row_matrix(kernel, num_columns, width, padding):
