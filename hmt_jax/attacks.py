@@ -1,0 +1,437 @@
+"""Adversarial attacks on batches of images, and the accuracy that is left under them.
+
+An attack is an immutable callable pytree, `attack(classifier, images, labels, key) -> images`: pure, an argument of
+compiled functions like a classifier, and fit for the inside of a training step. Perturbed images stay within
+`epsilon` of the images and keep their pixels in [0, 1]; with the domain "flipped", images are those that
+`hmt_jax.frequency.flip` gives, and it is the images flipped back that keep their pixels in [0, 1]; "unbounded" keeps
+them in no range. With a subspace, perturbations lie in it. No gradient passes through an attack.
+
+All three bounds hold but for rounding, a few 1e-6 of a pixel in float32. Together they may leave little: an image of
+which many pixels are black can't move in a subspace where every direction darkens one of them, such as the windows of
+an MNIST image that leave out its lowest frequencies. Its attack returns the image, or one hardly different.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from hmt_jax import _checks, solvers
+from hmt_jax.classifiers import Classifier, as_pytree, restrict
+from hmt_jax.frequency import flip
+from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
+from hmt_jax.subspaces import Subspace, full
+
+# Steps of Dykstra's algorithm in a projection. What they leave outside is scaled back.
+_NUM_PROJECTIONS = 10
+# What flipping there and back leaves in float32: pixels that are black stay so to within this.
+_ROUNDING = 1e-6
+
+_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "l2": lambda change: jnp.sqrt(jnp.sum(change**2)),
+    "linf": lambda change: jnp.max(jnp.abs(change)),
+}
+_BALLS = {"l2": l2_ball, "linf": linf_ball}
+_BOXES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "pixels": box,
+    "flipped": flipped_box,
+    "unbounded": lambda images: images,
+}
+_STATIC = {"static": True}
+
+
+class Attack(Protocol):
+    """A callable pytree that gives perturbed images of the same shape."""
+
+    def __call__(self, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bounded:
+    """The bounds that attacks share."""
+
+    subspace: Subspace | None
+    norm: str = dataclasses.field(metadata=_STATIC)
+    epsilon: float = dataclasses.field(metadata=_STATIC)
+    domain: str = dataclasses.field(metadata=_STATIC)
+
+    def __post_init__(self):
+        for name, known in (("norm", _NORMS), ("domain", _BOXES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if not 0 < self.epsilon < math.inf:  # so written that NaN fails, too
+            raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
+
+    def _check(self, images, labels):
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "images must have shape (N, height, width, channels) and labels (N,), got "
+                f"{images.shape} and {labels.shape}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+        if self.subspace is not None:
+            _checks.check_subspace(self.subspace, images)
+
+    def _space(self, image) -> Subspace:
+        return full(image.shape) if self.subspace is None else self.subspace
+
+    def _project(self, point, image):
+        """One point moved to a near one within the bounds around its image."""
+        ball = partial(_BALLS[self.norm], center=image, radius=self.epsilon)
+        to_box = _BOXES[self.domain]
+        if self.subspace is None:
+            if self.domain == "flipped":
+                point = dykstra(point, (ball, to_box), _NUM_PROJECTIONS)
+            # The box holds the image, so that going to it leaves the ball only where their axes differ.
+            return image + self._shorten(to_box(ball(point)) - image)
+        in_subspace = partial(affine, center=image, subspace=self.subspace)
+        change = self._shorten(dykstra(point, (ball, to_box, in_subspace), _NUM_PROJECTIONS) - image)
+        return image + self._share_in_box(image, change) * change
+
+    def _shorten(self, change):
+        return change * (self.epsilon / jnp.maximum(_NORMS[self.norm](change), self.epsilon))
+
+    def _share_in_box(self, image, change):
+        """The largest t <= 1 for which image + t change is in the box."""
+        if self.domain == "unbounded":
+            return 1
+        pixels, change = (flip(image), flip(change)) if self.domain == "flipped" else (image, change)
+        room = jnp.maximum(jnp.where(change > 0, 1 - pixels, pixels), _ROUNDING)
+        return jnp.min(jnp.where(jnp.abs(change) > room, room / jnp.abs(change), 1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PGD(_Bounded):
+    """The attack that `pgd` makes."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    step_size: float = dataclasses.field(metadata=_STATIC)
+    num_restarts: int = dataclasses.field(metadata=_STATIC)
+    random_start: bool = dataclasses.field(metadata=_STATIC)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_num_steps(self.num_steps)
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite, in pixels in [0, 1], got {self.step_size}")
+        if self.num_restarts < 1:
+            raise ValueError(f"num_restarts must be at least 1, got {self.num_restarts}")
+        if self.num_restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"num_restarts={self.num_restarts} would repeat one search: set random_start=True, or num_restarts=1"
+            )
+
+    def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
+        images, labels = jnp.asarray(images), jnp.asarray(labels)
+        self._check(images, labels)
+        return _ascend(self, as_pytree(classifier), images, labels, key)
+
+    def _start(self, key, image):
+        if not self.random_start:
+            return image
+        if self.norm == "linf" and self.subspace is None:
+            change = jax.random.uniform(key, image.shape, image.dtype, -self.epsilon, self.epsilon)
+        else:
+            direction_key, length_key = jax.random.split(key)
+            space = self._space(image)
+            z = jax.random.normal(direction_key, space.coordinates(image).shape, image.dtype)
+            length = self.epsilon * jax.random.uniform(length_key, dtype=image.dtype) ** (1 / z.size)
+            direction = space.embed(z)
+            change = direction * (length / _NORMS[self.norm](direction))
+        return self._project(image + change, image)
+
+    def _step(self, point, image, gradient):
+        if self.subspace is not None:
+            gradient = self.subspace.embed(self.subspace.coordinates(gradient))
+        if self.norm == "linf":
+            direction = jnp.sign(gradient)
+        else:
+            length = _NORMS["l2"](gradient)
+            direction = gradient / jnp.where(length > 0, length, 1)
+        return self._project(point + self.step_size * direction, image)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeepFool(_Bounded):
+    """The attack that `deepfool` makes."""
+
+    solver: solvers.DeepFool = dataclasses.field(metadata=_STATIC)
+
+    def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
+        images, labels = jnp.asarray(images), jnp.asarray(labels)
+        self._check(images, labels)
+        return _cross_boundary(self, as_pytree(classifier), images, labels)
+
+    def _perturb(self, classifier, image, label):
+        space = self._space(image)
+        restriction = restrict(classifier, image, space)
+
+        def step(state, _):
+            is_done = self.solver.done(state)
+            return jax.tree.map(partial(jnp.where, is_done), state, self.solver.step(restriction, state)), None
+
+        origin = jnp.zeros(space.coordinates(image).shape, image.dtype)
+        state = _loop(step, self.solver.start(restriction, origin), length=self.solver.max_steps)
+        solution = self.solver.result(state)
+        change = space.embed(jnp.asarray(solution.coordinates))
+        is_found = (solution.label == label) & jnp.isfinite(change).all()
+        return jnp.where(is_found, self._project(image + change, image), image)
+
+
+def pgd(
+    *,
+    norm: str,
+    epsilon: float,
+    num_steps: int = 10,
+    step_size: float | None = None,
+    num_restarts: int = 1,
+    random_start: bool = True,
+    subspace: Subspace | None = None,
+    domain: str = "pixels",
+) -> PGD:
+    """Projected gradient ascent on the cross-entropy, within a ball around each image.
+
+    With g the gradient of the loss at x, orthogonally projected to the subspace if there is one, and P going back to
+    the bounds, a step is
+
+      x <- P(x + step_size g / ||g||_2)   or, in the L-infinity norm,   x <- P(x + step_size sign(g)).
+
+    The attack returns the point of the greatest loss among all points of all restarts, the image itself included: the
+    loss of no sample falls. It climbs the log-odds against the label, of which the cross-entropy is the softplus; both
+    have the same points and, scaled, the same gradients, but float32 does not lose those of confident classifiers.
+
+    P goes to the ball, then to the box. For flipped images, and in a subspace, Dykstra's algorithm comes first, which
+    goes to about the nearest point of the intersection, and what it leaves outside is shortened at the end.
+
+    A random start is uniform in the ball, or in its part in the subspace, and goes through P. (In the L-infinity norm
+    within a subspace of dimension d: a Gaussian direction, and a length distributed as that of a uniform point.)
+
+    Args:
+      norm: "l2", over all channels, or "linf".
+      epsilon: radius of the ball, in pixels in [0, 1].
+      num_steps: gradients taken in each restart.
+      step_size: length of a step, in pixels; 2.5 * epsilon / num_steps if not given, as Madry et al. suggest.
+      num_restarts: searches, each with a start of its own.
+      random_start: whether a search starts at random; at the image if not.
+      subspace: a single subspace of `hmt_jax.subspaces` that holds the perturbation; all directions if not given.
+      domain: "pixels"; "flipped" for images whose frequencies are flipped; "unbounded" for no box at all, such as for
+        images that are not within [0, 1] themselves.
+
+    Returns:
+      An attack. The pytree's only arrays are those of the subspace: other settings compile anew.
+
+    Raises:
+      ValueError: for settings out of range, and an unknown norm or domain.
+
+    References:
+      Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks",
+      ICLR 2018, arXiv:1706.06083.
+
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> attack = pgd(norm="linf", epsilon=0.1, random_start=False)
+    >>> images = attack(classifier, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]), jax.random.key(0))
+    >>> [round(pixel, 4) for pixel in images.ravel().tolist()]
+    [0.4, 0.6, 0.5, 0.5]
+    """
+    if step_size is None:
+        _check_num_steps(num_steps)
+        step_size = 2.5 * epsilon / num_steps
+    return PGD(subspace, norm, epsilon, domain, num_steps, step_size, num_restarts, random_start)
+
+
+def deepfool(
+    *,
+    epsilon: float,
+    num_steps: int = 5,
+    overshoot: float = 0.02,
+    num_candidates: int = 2,
+    subspace: Subspace | None = None,
+    domain: str = "pixels",
+) -> DeepFool:
+    """Each image moved over its nearest decision boundary by DeepFool, or towards it as far as the bounds allow.
+
+    The perturbation is that of `hmt_jax.solvers.deepfool`, whether or not it reached the boundary, in the L2 ball and
+    the box as `pgd` keeps them. Images whose label the classifier gets wrong stay as they are, and so do those without
+    a finite perturbation. The attack draws nothing: its key may be any.
+
+    Args:
+      epsilon: L2 norm, over all channels, that the perturbation does not exceed, in pixels in [0, 1].
+      num_steps: steps of DeepFool.
+      overshoot: relative length added to the perturbation.
+      num_candidates: classes to move towards, the label included. Each one but the label costs a backward pass.
+      subspace: as in `pgd`.
+      domain: as in `pgd`.
+
+    Raises:
+      ValueError: for settings out of range, and an unknown domain.
+
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.6, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> attack = deepfool(epsilon=1.0, overshoot=0.1)
+    >>> [round(pixel, 4) for pixel in attack(classifier, image, jnp.array([0]), jax.random.key(0)).ravel().tolist()]
+    [0.545, 0.555, 0.5, 0.5]
+    """
+    _check_num_steps(num_steps)
+    return DeepFool(subspace, "l2", epsilon, domain, solvers.DeepFool(num_candidates, overshoot, num_steps))
+
+
+class RobustMetrics(NamedTuple):
+    """Means over samples, with and without an attack.
+
+    Attributes:
+      accuracy: share of right labels of perturbed images, in [0, 1].
+      clean_accuracy: the same of the images themselves.
+      loss: cross-entropy of perturbed images, in nats.
+      clean_loss: the same of the images themselves.
+      energy: (R,) squared L2 norm of the perturbation's part in each subspace of a stack; None without a stack.
+    """
+
+    accuracy: float
+    clean_accuracy: float
+    loss: float
+    clean_loss: float
+    energy: np.ndarray | None
+
+
+def evaluate(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike,
+    attack: Attack,
+    key: jax.Array,
+    *,
+    batch_size: int = 500,
+    stack: Subspace | None = None,
+) -> RobustMetrics:
+    """Accuracy and loss under an attack over all samples, exactly: the last batch is padded, and the padding masked.
+
+    Args:
+      classifier: anything that `hmt_jax.classifiers.as_pytree` takes, in evaluation mode.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point.
+      labels: (N,) whole numbers in [0, L).
+      attack: a callable pytree such as `pgd` and `deepfool` make.
+      key: random key of the attack; each batch has one of its own.
+      batch_size: samples attacked together.
+      stack: subspaces, such as those of `hmt_jax.subspaces.dct_diagonal`, in which to measure the perturbations.
+
+    Raises:
+      ValueError: for images and labels of unequal number, or none, and for a single subspace as the stack.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jnp.array([[0.6, 0.4, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5]]).reshape(2, 2, 2, 1)
+    >>> stack = subspaces.dct_diagonal((2, 2, 1), size=1, step=1)
+    >>> metrics = evaluate(classifier, images, [0, 0], deepfool(epsilon=0.2), jax.random.key(0), stack=stack)
+    >>> metrics.clean_accuracy, metrics.accuracy
+    (1.0, 0.5)
+    """
+    pixels, targets = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
+        raise ValueError(
+            "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
+            f"{pixels.shape} and {targets.shape}"
+        )
+    if stack is not None and stack.num_stacked is None:
+        raise ValueError("stack is a single subspace: give hmt_jax.subspaces.stack([subspace])")
+    pytree = as_pytree(classifier)
+    batch_size = min(batch_size, len(pixels))
+    batches = np.pad(np.arange(len(pixels)), (0, -len(pixels) % batch_size), constant_values=-1)
+    sums = [
+        _evaluate_batch(pytree, attack, stack, pixels, targets, batch, jax.random.fold_in(key, number))
+        for number, batch in enumerate(batches.reshape(-1, batch_size))
+    ]
+    means = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64) / len(pixels), *jax.device_get(sums))
+    accuracy, clean_accuracy, loss, clean_loss = map(float, means[:4])
+    return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, means.energy)
+
+
+@jax.jit
+def _evaluate_batch(classifier, attack, stack, images, labels, batch, key) -> RobustMetrics:
+    """Sums over the samples of a batch of indices, -1 standing for none."""
+    images, labels = images[batch], labels[batch]
+    images = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    perturbed = attack(classifier, images, labels, key)
+
+    def sums(logits):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        num_correct = jnp.sum(logits.argmax(-1) == labels, where=batch >= 0, dtype=jnp.int32)
+        return num_correct, jnp.sum(losses, where=batch >= 0)
+
+    def energy(subspace):
+        energies = jax.vmap(lambda change: jnp.sum(subspace.coordinates(change) ** 2))(perturbed - images)
+        return jnp.sum(energies, where=batch >= 0)
+
+    num_correct, loss = sums(classifier(perturbed))
+    num_clean_correct, clean_loss = sums(classifier(images))
+    return RobustMetrics(
+        accuracy=num_correct,
+        clean_accuracy=num_clean_correct,
+        loss=loss,
+        clean_loss=clean_loss,
+        energy=None if stack is None else jax.vmap(energy)(stack),
+    )
+
+
+class _Best(NamedTuple):
+    """The points of the greatest log-odds so far."""
+
+    images: jax.Array
+    log_odds: jax.Array
+
+    def or_better(self, images, log_odds):
+        is_better = log_odds > self.log_odds  # never for NaN
+        images = jnp.where(is_better[:, None, None, None], images, self.images)
+        return _Best(images, jnp.where(is_better, log_odds, self.log_odds))
+
+
+@jax.jit
+def _ascend(attack, classifier, images, labels, key):
+    classifier, images = jax.lax.stop_gradient((classifier, images))
+    log_odds = partial(_log_odds, classifier, labels)
+
+    def step(carry, _):
+        points, best = carry
+        values, pull_back = jax.vjp(log_odds, points)
+        (gradients,) = pull_back(jnp.ones_like(values))
+        return (jax.vmap(attack._step)(points, images, gradients), best.or_better(points, values)), None
+
+    def restart(best, points):
+        points, best = _loop(step, (points, best), length=attack.num_steps)
+        return best.or_better(points, log_odds(points)), None
+
+    keys = jax.random.split(key, (attack.num_restarts, len(images)))
+    starts = jax.vmap(jax.vmap(attack._start), (0, None))(keys, images)
+    return _loop(restart, _Best(images, log_odds(images)), starts).images
+
+
+@jax.jit
+def _cross_boundary(attack, classifier, images, labels):
+    classifier, images = jax.lax.stop_gradient((classifier, images))
+    return jax.vmap(partial(attack._perturb, classifier))(images, labels)
+
+
+def _loop(body, carry, items=None, length=None) -> Any:
+    """The last carry of a loop; written out on CPU, where XLA compiles convolutions badly inside loops."""
+    return jax.lax.scan(body, carry, items, length, unroll=jax.default_backend() == "cpu")[0]
+
+
+def _log_odds(classifier, labels, images):
+    """log((1 - p) / p) for the probability p of the label, for each image: the cross-entropy is its softplus."""
+    logits = classifier(images)
+    is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    return jax.nn.logsumexp(logits, axis=1, where=~is_label) - jnp.sum(logits, axis=1, where=is_label)
+
+
+def _check_num_steps(num_steps):
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")

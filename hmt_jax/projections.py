@@ -1,0 +1,103 @@
+"""Euclidean projections onto convex sets, and onto where they meet.
+
+Every function takes one point, an array of any shape, to the nearest point of a set, in the L2 norm over all its
+entries. They are pure and single-example: map them over samples with `jax.vmap`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hmt_jax.frequency import flip
+from hmt_jax.subspaces import Subspace
+
+Projection = Callable[[jax.Array], jax.Array]
+
+
+def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array:
+    """The nearest point with L2 distance at most `radius` from the centre.
+
+    >>> l2_ball(jnp.array([6.0, 8.0]), jnp.zeros(2), 5.0).tolist()
+    [3.0, 4.0]
+    """
+    offset = point - center
+    squared_distance = jnp.sum(offset**2)
+    is_outside = squared_distance > jnp.square(radius)
+    # The distance of a point inside is not needed, and its gradient at the centre would be NaN.
+    distance = jnp.sqrt(jnp.where(is_outside, squared_distance, 1))
+    return jnp.where(is_outside, center + offset * (radius / distance), point)
+
+
+def linf_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array:
+    """The nearest point whose entries differ from those of the centre by at most `radius`."""
+    return jnp.clip(point, center - radius, center + radius)
+
+
+def box(point: jax.Array, low: ArrayLike = 0.0, high: ArrayLike = 1.0) -> jax.Array:
+    """The nearest point with entries in [low, high]."""
+    return jnp.clip(point, low, high)
+
+
+def flipped_box(point: jax.Array) -> jax.Array:
+    """The nearest image whose `hmt_jax.frequency.flip` has pixels in [0, 1]: flipped, clipped and flipped back.
+
+    Args:
+      point: (height, width, channels), or such images with leading axes.
+    """
+    pixels = flip(point)
+    # Only what is clipped goes back, so that images that lie inside stay as they are, to the last bit.
+    return point + flip(box(pixels) - pixels)
+
+
+def affine(point: jax.Array, center: jax.Array, subspace: Subspace) -> jax.Array:
+    """The nearest image of the form centre + v with v in a subspace of `hmt_jax.subspaces`."""
+    return center + subspace.embed(subspace.coordinates(point - center))
+
+
+def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int) -> jax.Array:
+    """Approaches the nearest point of the intersection of convex sets, by Dykstra's algorithm.
+
+    In each step every set has its turn: with P_i its projection and p_i a correction, zero at first,
+
+      y = P_i(x + p_i),    p_i <- x + p_i - y,    x <- y.
+
+    Without the corrections, which are plain alternating projections, x would tend to some point of the intersection;
+    with them it tends to the nearest one. After a finite number of steps it lies in the last set, and near the others.
+
+    Args:
+      point: what to project.
+      projections: functions from point to point, one for each set. The sets must be closed and convex, with a common
+        point.
+      num_steps: turns that each set has.
+
+    Raises:
+      ValueError: for no projections, or no steps.
+
+    References:
+      Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert spaces",
+      Advances in Order Restricted Statistical Inference, 1986.
+
+    >>> lower = lambda x: jnp.minimum(x, jnp.array([jnp.inf, 0.0]))  # x_1 <= 0
+    >>> diagonal = lambda x: x - jnp.maximum(x.sum(), 0) / 2  # x_0 + x_1 <= 0
+    >>> nearest = dykstra(jnp.array([1.0, 0.5]), [lower, diagonal], num_steps=30)
+    >>> [round(entry, 4) for entry in nearest.tolist()]
+    [0.25, -0.25]
+    """
+    if not projections:
+        raise ValueError("projections is empty: give at least one function from point to point")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+
+    def step(carry, _):
+        x, corrections = carry
+        next_corrections = []
+        for project, correction in zip(projections, corrections, strict=True):
+            shifted = x + correction
+            x = project(shifted)
+            next_corrections.append(shifted - x)
+        return (x, next_corrections), None
+
+    carry = (point, [jnp.zeros_like(point) for _ in projections])
+    return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -1,0 +1,599 @@
+"""Attacks against closed forms, linear programs and NumPy; their bounds; and the accuracy under them."""
+
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from flax import nnx
+
+import hmt_jax
+from hmt_jax import attacks, data, frequency, models, subspaces, training
+
+SHAPE = (6, 6, 2)
+NUM_PIXELS = 72
+KEY = jax.random.key(7)
+# Attacks that compile fast: no random numbers, few steps.
+QUICK_PGD = partial(attacks.pgd, norm="l2", num_steps=2, random_start=False)
+QUICK_DEEPFOOL = partial(attacks.deepfool, num_steps=2)
+each_attack = pytest.mark.parametrize("make", [QUICK_PGD, QUICK_DEEPFOOL], ids=["pgd", "deepfool"])
+
+# float32: images near 1, flipped back and forth and moved by a few projections.
+ROUNDING = 3e-6
+
+
+def scipy_flip(images):
+    coefficients = scipy.fft.dctn(np.asarray(images, np.float64), axes=(-3, -2), norm="ortho")
+    return scipy.fft.idctn(coefficients[..., ::-1, ::-1, :], axes=(-3, -2), norm="ortho")
+
+
+def random_basis(dimension=40):
+    return np.linalg.qr(np.random.default_rng(5).normal(size=(NUM_PIXELS, dimension)))[0]
+
+
+def window():
+    return subspaces.dct_window(SHAPE, row=1, column=2, size=4)
+
+
+def window_basis():
+    """The pixels of each frequency of the window, as columns, by SciPy."""
+    units = np.eye(NUM_PIXELS).reshape(-1, *SHAPE)[np.arange(NUM_PIXELS).reshape(SHAPE)[1:5, 2:6].ravel()]
+    return scipy.fft.idctn(units, axes=(1, 2), norm="ortho").reshape(-1, NUM_PIXELS).T
+
+
+# Name: the subspace, and an orthonormal basis of it.
+SUBSPACES = {
+    "everywhere": (lambda: None, lambda: np.eye(NUM_PIXELS)),
+    "window": (window, window_basis),
+    "random": (lambda: subspaces.from_basis(random_basis().astype(np.float32), SHAPE), random_basis),
+}
+
+
+def tanh_logits(parameters, images):
+    first, second, bias = parameters
+    return jnp.tanh(images.reshape(len(images), -1) @ first) @ second + bias[None]
+
+
+def tanh_classifier(seed=0, num_classes=4, num_hidden=8):
+    rng = np.random.default_rng(seed)
+    shapes = (NUM_PIXELS, num_hidden), (num_hidden, num_classes), (num_classes,)
+    parameters = tuple(jnp.asarray(rng.normal(size=shape) / 2, jnp.float32) for shape in shapes)
+    return jax.tree_util.Partial(tanh_logits, parameters)
+
+
+def linear_logits(weights, bias, images):
+    return images.reshape(len(images), -1) @ weights + bias[None]
+
+
+def linear_classifier(seed=0, num_classes=2, scale=1.0):
+    """Two logits of unequal weights; and their difference, the normal of the boundary."""
+    rng = np.random.default_rng(seed)
+    weights = (scale * rng.normal(size=(NUM_PIXELS, num_classes)) * rng.uniform(0.5, 2, num_classes)).astype(np.float32)
+    bias = (scale * rng.normal(size=num_classes)).astype(np.float32)
+    return jax.tree_util.Partial(linear_logits, jnp.asarray(weights), jnp.asarray(bias)), weights, bias
+
+
+def grey_images(num_images=6, seed=0):
+    """Images far from black and white."""
+    return np.random.default_rng(seed).uniform(0.4, 0.6, size=(num_images, *SHAPE)).astype(np.float32)
+
+
+def hard_images(seed=0):
+    """Two grey images, two with black and white pixels, one all white but for rounding, and a black one."""
+    rng = np.random.default_rng(seed)
+    saturated = np.clip(rng.uniform(-0.2, 1.2, size=(2, *SHAPE)), 0, 1)
+    return np.concatenate([grey_images(2), saturated, np.full((1, *SHAPE), 1 + 1e-6), np.zeros((1, *SHAPE))]).astype(
+        np.float32
+    )
+
+
+def losses(classifier, images, labels):
+    """Cross-entropies of each image, by SciPy."""
+    logits = np.asarray(classifier(jnp.asarray(images)), np.float64)
+    return -scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+
+
+def norms(changes, norm):
+    return np.linalg.norm(changes.reshape(len(changes), -1), axis=1, ord={"l2": 2, "linf": np.inf}[norm])
+
+
+LABELS = np.arange(6) % 4
+BOUNDS = list(itertools.product(["l2", "linf"], ["pixels", "flipped"], ["everywhere", "window"]))
+EPSILON = {"l2": 0.7, "linf": 0.1}
+
+
+def check_bounds(images, perturbed, norm, epsilon, domain, basis):
+    changes = np.asarray(perturbed, np.float64) - images
+    assert np.isfinite(changes).all()
+    assert norms(changes, norm).max() <= epsilon + ROUNDING
+    pixels = scipy_flip(perturbed) if domain == "flipped" else np.asarray(perturbed)
+    assert pixels.min() >= -ROUNDING
+    assert pixels.max() <= 1 + ROUNDING
+    flat = changes.reshape(len(changes), -1)
+    np.testing.assert_allclose(flat @ basis @ basis.T, flat, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(("norm", "domain", "name"), BOUNDS)
+def test_pgd_stays_within_its_bounds_and_lowers_no_loss(norm, domain, name):
+    make, basis = SUBSPACES[name]
+    images = hard_images()
+    images = scipy_flip(images).astype(np.float32) if domain == "flipped" else images
+    classifier, epsilon = tanh_classifier(), EPSILON[norm]
+    # Steps so long that every projection has something to do.
+    attack = attacks.pgd(
+        norm=norm, epsilon=epsilon, domain=domain, subspace=make(), num_steps=2, step_size=2 * epsilon, num_restarts=2
+    )
+    perturbed = attack(classifier, images, LABELS, KEY)
+    assert perturbed.dtype == np.float32
+    check_bounds(images, perturbed, norm, epsilon, domain, basis())
+    gains = losses(classifier, perturbed, LABELS) - losses(classifier, images, LABELS)
+    assert gains.min() >= -1e-6  # two float32 programs
+    assert gains[:2].min() > 0.01  # the grey images have room
+    if domain == "pixels":
+        # For the reason that the module gives, the black image may not move in these windows.
+        assert name != "window" or norms(np.asarray(perturbed) - images, norm)[5] < 1e-4
+
+
+@pytest.mark.parametrize(("name", "scale"), [("everywhere", 1), ("everywhere", 1e4), ("window", 1), ("random", 1e4)])
+def test_pgd_is_exact_for_linear_classifiers(name, scale):
+    """Also for such that are so confident that the gradient of their cross-entropy is zero in float32."""
+    make, basis = SUBSPACES[name]
+    classifier, weights, _ = linear_classifier(scale=scale)
+    images, labels = grey_images(), LABELS % 2
+    normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
+    normals = np.outer(np.where(labels == 0, 1, -1), basis() @ (basis().T @ normal))
+    attack = attacks.pgd(norm="l2", epsilon=0.3, num_steps=3, random_start=False, subspace=make())
+    expected = images + 0.3 * (normals / norms(normals, "l2")[:, None]).reshape(images.shape)
+    np.testing.assert_allclose(attack(classifier, images, labels, KEY), expected, rtol=0, atol=ROUNDING)
+
+
+def test_signs_are_exact_for_linear_classifiers():
+    classifier, weights, _ = linear_classifier()
+    images, labels = grey_images(), LABELS % 2
+    signs = np.outer(np.where(labels == 0, 1, -1), np.sign(weights[:, 1] - weights[:, 0])).reshape(images.shape)
+    for settings in ({"random_start": False}, {"num_restarts": 2}):
+        attack = attacks.pgd(norm="linf", epsilon=0.05, num_steps=3, **settings)
+        found = attack(classifier, images, labels, KEY)
+        np.testing.assert_allclose(found, images + 0.05 * signs, rtol=0, atol=ROUNDING)
+
+
+def test_from_random_starts_pgd_comes_near_the_optimum():
+    classifier, weights, _ = linear_classifier()
+    images, labels = grey_images(), LABELS % 2
+    attack = attacks.pgd(norm="l2", epsilon=0.3)
+    changes = np.asarray(attack(classifier, images, labels, KEY) - images).reshape(6, -1)
+    normal = weights[:, 1] - weights[:, 0]
+    gains = changes @ normal * np.where(labels == 0, 1, -1)
+    # Starts in 72 dimensions are across the normal. On the sphere, the share a along it grows as da = (1 - a^2) ds with
+    # the way s in radii, 2.5 in all: to tanh(2.5) = 0.987, and a little less in ten steps.
+    assert gains.min() > 0.97 * 0.3 * np.linalg.norm(normal)
+
+
+def best_clipped_gain(image, normal, epsilon):
+    """The largest normal . change with the change in the L2 ball and the box: a clipped multiple of the normal."""
+
+    def change(multiple):
+        return np.clip(image + multiple * normal, 0, 1) - image
+
+    multiple = scipy.optimize.brentq(lambda t: np.linalg.norm(change(t)) - epsilon, 0, 100)
+    return normal @ change(multiple)
+
+
+def test_pgd_comes_near_the_optimum_where_the_box_cuts_the_ball():
+    classifier, weights, _ = linear_classifier()
+    images = hard_images()[2:4].astype(np.float64).clip(0, 1)
+    attack = attacks.pgd(norm="l2", epsilon=0.7, num_steps=20, random_start=False)
+    perturbed = np.asarray(attack(classifier, images.astype(np.float32), np.zeros(2, int), KEY))
+    normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
+    for image, found in zip(images.reshape(2, -1), perturbed.reshape(2, -1), strict=True):
+        share = normal @ (found - image) / best_clipped_gain(image, normal, 0.7)
+        assert 0.99 < share < 1 + 1e-5
+
+
+@pytest.mark.parametrize(("domain", "name"), [("flipped", "everywhere"), ("pixels", "random"), ("flipped", "window")])
+def test_pgd_comes_near_the_optimum_of_the_linear_program(domain, name):
+    make, basis = SUBSPACES[name]
+    classifier, weights, _ = linear_classifier()
+    pixels = np.random.default_rng(3).uniform(0.05, 0.95, size=(2, *SHAPE))
+    images = scipy_flip(pixels) if domain == "flipped" else pixels
+    attack = attacks.pgd(norm="linf", epsilon=0.1, num_steps=20, random_start=False, domain=domain, subspace=make())
+    perturbed = np.asarray(attack(classifier, images.astype(np.float32), np.zeros(2, int), KEY))
+    normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
+    to_pixels = scipy_flip(basis().T.reshape(-1, *SHAPE)) if domain == "flipped" else basis().T.reshape(-1, *SHAPE)
+    to_pixels = to_pixels.reshape(-1, NUM_PIXELS).T
+    for found, image, start in zip(perturbed, images, pixels.reshape(2, -1), strict=True):
+        program = scipy.optimize.linprog(
+            -basis().T @ normal,
+            A_ub=np.concatenate([basis(), -basis(), to_pixels, -to_pixels]),
+            b_ub=np.concatenate([np.full(2 * NUM_PIXELS, 0.1), 1 - start, start]),
+            bounds=(None, None),
+        )
+        share = normal @ (found - image).ravel() / -program.fun
+        assert 0.85 < share < 1 + 1e-5
+
+
+def test_deepfool_of_flipped_images_is_the_flipped_deepfool():
+    images = grey_images()[:4]  # far from the box
+    classifier = tanh_classifier()
+    of_flipped = jax.tree_util.Partial(lambda classifier, images: classifier(frequency.flip(images)), classifier)
+    perturbed = QUICK_DEEPFOOL(epsilon=0.7)(classifier, images, LABELS[:4], KEY)
+    flipped = scipy_flip(images).astype(np.float32)
+    of_flipped_perturbed = QUICK_DEEPFOOL(epsilon=0.7, domain="flipped")(of_flipped, flipped, LABELS[:4], KEY)
+    # Each step amplifies float32 rounding a little.
+    np.testing.assert_allclose(scipy_flip(of_flipped_perturbed), perturbed, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["everywhere", "window"])
+def test_without_a_box_pgd_reaches_the_closed_form_from_any_image(name):
+    make, basis = SUBSPACES[name]
+    images = grey_images() * 5 - 2  # outside [0, 1]
+    weights = np.random.default_rng(3).normal(size=NUM_PIXELS)
+    classifier = jax.tree_util.Partial(
+        lambda w, images: jnp.stack([images.reshape(len(images), -1) @ w, jnp.zeros(len(images))], 1),
+        jnp.asarray(weights, jnp.float32),
+    )
+    attack = attacks.pgd(
+        norm="l2", epsilon=0.7, domain="unbounded", subspace=make(), num_steps=3, step_size=1.0, random_start=False
+    )
+    changes = np.asarray(attack(classifier, images, np.zeros(6, int), KEY)) - images
+    direction = basis() @ basis().T @ weights
+    expected = -0.7 * direction / np.linalg.norm(direction)
+    np.testing.assert_allclose(changes.reshape(6, -1), np.broadcast_to(expected, (6, NUM_PIXELS)), atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(("norm", "name"), [("l2", "everywhere"), ("l2", "window"), ("linf", "window")])
+def test_random_starts_are_uniform_in_the_ball(norm, name):
+    make, basis = SUBSPACES[name]
+    attack = attacks.pgd(norm=norm, epsilon=0.1, subspace=make())
+    image = jnp.full(SHAPE, 0.5)
+    starts = jax.jit(jax.vmap(attack._start, (0, None)))(jax.random.split(KEY, 1000), image)
+    changes = np.asarray(starts - image[None]).reshape(1000, -1)
+    lengths = norms(changes, norm)
+    dimension = basis().shape[1]
+    assert scipy.stats.kstest((lengths / 0.1) ** dimension, "uniform").pvalue > 0.01
+    # The first coordinate of a uniform direction: its square has a beta distribution.
+    coordinates = changes @ basis()
+    shares = coordinates[:, 0] ** 2 / np.sum(coordinates**2, axis=1)
+    assert scipy.stats.kstest(shares, scipy.stats.beta(0.5, (dimension - 1) / 2).cdf).pvalue > 0.01
+
+
+def test_random_starts_are_uniform_in_the_cube():
+    attack = attacks.pgd(norm="linf", epsilon=0.1)
+    image = jnp.full(SHAPE, 0.5)
+    starts = jax.jit(jax.vmap(attack._start, (0, None)))(jax.random.split(KEY, 100), image)
+    assert scipy.stats.kstest(np.ravel(starts - image[None]), scipy.stats.uniform(-0.1, 0.2).cdf).pvalue > 0.01
+
+
+def test_restarts_find_greater_losses():
+    classifier, images = tanh_classifier(), grey_images()
+    once, often = (
+        losses(classifier, attack(classifier, images, LABELS, KEY), LABELS)
+        for attack in (attacks.pgd(norm="l2", epsilon=2.0, num_steps=1, num_restarts=n) for n in (1, 8))
+    )
+    assert often.mean() > once.mean()
+
+
+def test_same_key_same_images():
+    attack = attacks.pgd(norm="l2", epsilon=1.0, num_steps=2)
+    first, second, other = (
+        attack(tanh_classifier(), grey_images(), LABELS, jax.random.key(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+@each_attack
+def test_a_bad_image_disturbs_no_other(make):
+    attack = make(epsilon=0.5)
+    images = grey_images()
+    broken = images.copy()
+    broken[2, 0, 0, 0] = np.nan
+    expected, found = (np.asarray(attack(tanh_classifier(), x, LABELS, KEY)) for x in (images, broken))
+    others = [0, 1, 3, 4, 5]
+    np.testing.assert_allclose(found[others], expected[others], rtol=0, atol=1e-6)  # float32
+    np.testing.assert_array_equal(found[2], broken[2])
+
+
+def test_the_loop_of_accelerators_is_the_written_out_one(monkeypatch):
+    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=3, num_restarts=2)
+    arguments = attack, tanh_classifier(), jnp.asarray(grey_images()), LABELS, KEY
+    expected = attacks._ascend.__wrapped__(*arguments)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_allclose(attacks._ascend.__wrapped__(*arguments), expected, rtol=0, atol=ROUNDING)
+
+
+def counted(logits_fn):
+    """The function as the classifier of a `Partial`, and the list that gets an entry whenever it is traced."""
+    traces = []
+
+    def counting(*arguments):
+        traces.append(None)
+        return logits_fn(*arguments)
+
+    return counting, traces
+
+
+@each_attack
+def test_networks_and_windows_share_the_compiled_attack(make):
+    counting, traces = counted(tanh_logits)
+    stack = subspaces.dct_diagonal(SHAPE, size=4, step=1)
+    attack_fn = jax.jit(lambda attack, *arguments: attack(*arguments))
+    found = []
+    for seed in range(3):
+        classifier = jax.tree_util.Partial(counting, tanh_classifier(seed).args[0])
+        attack = make(epsilon=0.5, subspace=stack[seed])
+        found.append(attack_fn(attack, classifier, grey_images(), LABELS, KEY))
+        if seed == 0:
+            num_traces = len(traces)
+    assert len(traces) == num_traces
+    assert (found[0] != found[1]).any()
+
+
+@each_attack
+def test_no_gradient_passes_through_an_attack(make):
+    classifier, images, attack = tanh_classifier(), jnp.asarray(grey_images()), make(epsilon=0.5)
+
+    def attack_fn(classifier, images):
+        return attack(classifier, images, LABELS, KEY)
+
+    def loss_fn(classifier, images, attack_fn):
+        logits = classifier(attack_fn(classifier, images))
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(6), LABELS])
+
+    fixed = attack_fn(classifier, images)
+    through = jax.jit(jax.grad(partial(loss_fn, attack_fn=attack_fn), argnums=(0, 1)))(classifier, images)
+    expected = jax.grad(partial(loss_fn, attack_fn=lambda classifier, images: fixed))(classifier, images)
+    for found, wanted in zip(jax.tree.leaves(through[0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)  # the attack in another program, in float32
+    np.testing.assert_array_equal(through[1], 0)
+
+
+class Dropping(nnx.Module):
+    """A module with all that a state may hold: parameters, running statistics, and a key and count of chance."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(NUM_PIXELS, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(NUM_PIXELS, 4, rngs=rngs)
+
+    def __call__(self, images):
+        return self.linear(self.dropout(self.norm(images.reshape(len(images), -1))))
+
+
+@each_attack
+def test_modules_are_attacked_in_evaluation_mode(make):
+    module, attack = Dropping(nnx.Rngs(0)), make(epsilon=0.5)
+    module.eval()
+    images = grey_images()
+    structure, state = nnx.split(module)
+    inside = jax.jit(lambda state: attack(nnx.merge(structure, state), images, LABELS, KEY))(state)
+    np.testing.assert_allclose(attack(module, images, LABELS, KEY), inside, rtol=0, atol=ROUNDING)
+    assert (losses(module, inside, LABELS) >= losses(module, images, LABELS) - 1e-6).all()
+    module.train()
+    with pytest.raises(ValueError, match=r"is in training mode: call classifier\.eval\(\) first"):
+        attack(module, images, LABELS, KEY)
+
+
+# DeepFool
+
+
+def test_deepfool_is_exact_for_linear_classifiers():
+    classifier, weights, bias = linear_classifier(num_classes=5)
+    images = grey_images()
+    logits = images.reshape(6, -1).astype(np.float64) @ weights + bias
+    labels = logits.argmax(1)
+    gaps = logits.max(1, keepdims=True) - logits
+    distances = np.full(gaps.shape, np.inf)
+    others = gaps > 0
+    normals = weights[None] - weights.T[labels][:, :, None]
+    distances[others] = (gaps / np.maximum(np.linalg.norm(normals, axis=1), 1e-9))[others]
+    nearest = distances.argmin(1)
+    shortest = distances.min(1)
+    normal = normals[np.arange(6), :, nearest]
+    directions = (normal / norms(normal, "l2")[:, None]).reshape(images.shape)
+    # Both cases: boundaries within reach, and beyond.
+    epsilon = 1.02 * np.mean(np.sort(shortest)[2:4])
+    lengths = np.minimum(1.02 * shortest, epsilon)
+    attack = attacks.deepfool(epsilon=float(epsilon), num_candidates=5)
+    perturbed = attack(classifier, images, labels, KEY)
+    np.testing.assert_allclose(
+        perturbed, images + lengths[:, None, None, None] * directions, rtol=0, atol=10 * ROUNDING
+    )
+    np.testing.assert_array_equal(np.argmax(classifier(perturbed), axis=1) != labels, shortest <= epsilon)
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+def test_deepfool_takes_the_steps_of_the_solver(name):
+    make, _ = SUBSPACES[name]
+    classifier, images = tanh_classifier(), jnp.asarray(grey_images())
+    labels = np.argmax(classifier(images), axis=1)
+    subspace = subspaces.full(SHAPE) if name == "everywhere" else make()
+    solve = partial(hmt_jax.deepfool, subspace=subspace, num_candidates=3, max_steps=2, overshoot=0.1)
+    solution = jax.vmap(lambda image: solve(classifier, image))(images)
+    attack = attacks.deepfool(epsilon=50.0, num_steps=2, num_candidates=3, overshoot=0.1, subspace=make())
+    perturbed = attack(classifier, images, labels, KEY)
+    expected = images + jax.vmap(subspace.embed)(solution.coordinates)
+    is_inside = np.asarray((expected >= 0) & (expected <= 1)).all(axis=(1, 2, 3))
+    assert is_inside.any()
+    np.testing.assert_allclose(perturbed[is_inside], expected[is_inside], rtol=0, atol=10 * ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"), [("pixels", "everywhere"), ("flipped", "everywhere"), ("flipped", "window")]
+)
+def test_deepfool_stays_within_its_bounds(domain, name):
+    make, basis = SUBSPACES[name]
+    images = hard_images()
+    images = scipy_flip(images).astype(np.float32) if domain == "flipped" else images
+    classifier = tanh_classifier()
+    labels = np.argmax(classifier(images), axis=1)
+    attack = attacks.deepfool(epsilon=0.4, domain=domain, subspace=make())
+    check_bounds(images, attack(classifier, images, labels, KEY), "l2", 0.4, domain, basis())
+
+
+def test_deepfool_leaves_images_that_are_wrong_or_have_no_direction():
+    classifier, images = tanh_classifier(), grey_images()
+    labels = np.argmax(classifier(images), axis=1)
+    attack = QUICK_DEEPFOOL(epsilon=0.5)
+    perturbed = attack(classifier, images, (labels + 1) % 4, KEY)
+    np.testing.assert_array_equal(perturbed, images)
+    flat = jax.tree_util.Partial(lambda bias, images: bias + 0 * images.sum(axis=(1, 2, 3))[:, None], jnp.zeros((1, 4)))
+    np.testing.assert_array_equal(attack(flat, images, np.zeros(6, int), KEY), images)
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def digits_mlp():
+    """A small network trained on the digits, and 100 test images."""
+    digits = data.load("digits")
+    classifier = models.create("mlp", KEY, image_shape=(8, 8, 1), num_classes=10, num_hidden=(32,))
+    recipe = training.Recipe(num_epochs=10)
+    trained = training.train(classifier, digits.train_images, digits.train_labels, recipe, KEY)
+    return trained, digits.test_images[:100], digits.test_labels[:100]
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("l2", 0.8), ("linf", 0.12)])
+def test_stronger_attacks_leave_less_accuracy(norm, epsilon, digits_mlp):
+    make = partial(attacks.pgd, norm=norm, random_start=False)
+    ladder = [make(epsilon=epsilon, num_steps=1), *(make(epsilon=epsilon, num_steps=n) for n in (3, 10))]
+    ladder.append(make(epsilon=3 * epsilon, num_steps=10))
+    metrics = [attacks.evaluate(*digits_mlp, attack, KEY) for attack in ladder]
+    accuracies = [metrics[0].clean_accuracy, *(m.accuracy for m in metrics)]
+    assert accuracies[0] > 0.9
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-2] < accuracies[0] - 0.2
+    assert accuracies[-1] < 0.05  # no gradient is masked
+    loss = [metrics[0].clean_loss, *(m.loss for m in metrics)]
+    assert loss == sorted(loss)
+
+
+def shift_images(shift, classifier, images, labels, key):
+    return jnp.clip(images + shift[None], 0, 1)
+
+
+def window_stack():
+    """The four windows of which the frequencies of the images are made up."""
+    return subspaces.stack(subspaces.dct_window(SHAPE, row, column, 3) for row in (0, 3) for column in (0, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_evaluation_is_exact_for_every_batch_size(batch_size):
+    images = np.random.default_rng(2).integers(0, 256, size=(7, *SHAPE), dtype=np.uint8)
+    labels, shift = np.arange(7) % 4, 0.3 * np.random.default_rng(3).normal(size=SHAPE)
+    classifier = tanh_classifier()
+    attack = jax.tree_util.Partial(shift_images, jnp.asarray(shift, jnp.float32))
+    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=batch_size, stack=window_stack())
+    clean = images / 255
+    perturbed = np.clip(clean + shift, 0, 1)
+    for name, expected in (("clean_", clean), ("", perturbed)):
+        expected = expected.astype(np.float32)
+        accuracy = np.mean(np.asarray(classifier(expected)).argmax(1) == labels)
+        assert getattr(metrics, f"{name}accuracy") == accuracy
+        np.testing.assert_allclose(
+            getattr(metrics, f"{name}loss"), losses(classifier, expected, labels).mean(), rtol=1e-5
+        )
+    coefficients = scipy.fft.dctn(perturbed - clean, axes=(1, 2), norm="ortho") ** 2
+    blocks = coefficients.reshape(7, 2, 3, 2, 3, 2).sum(axis=(2, 4, 5)).mean(axis=0).ravel()
+    np.testing.assert_allclose(metrics.energy, blocks, rtol=1e-5)  # float32
+    np.testing.assert_allclose(metrics.energy.sum(), np.mean(norms(perturbed - clean, "l2") ** 2), rtol=1e-5)
+
+
+def test_evaluation_runs_the_attack(digits_mlp):
+    classifier, images, labels = digits_mlp
+    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=3, random_start=False)
+    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=32)
+    perturbed = attack(classifier, images, labels, KEY)
+    assert metrics.accuracy == np.mean(np.asarray(classifier(perturbed)).argmax(1) == labels)
+    np.testing.assert_allclose(metrics.loss, losses(classifier, perturbed, labels).mean(), rtol=1e-4)  # other batches
+    np.testing.assert_allclose(metrics.clean_loss, losses(classifier, images, labels).mean(), rtol=1e-5)
+    assert metrics.energy is None
+
+
+def test_a_perturbation_in_a_window_has_its_energy_there():
+    stack = window_stack()
+    attack = QUICK_PGD(epsilon=0.3, subspace=stack[1])
+    metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, stack=stack)
+    assert 0.05 < metrics.energy[1] <= 0.3**2 + 1e-6
+    np.testing.assert_allclose(np.delete(metrics.energy, 1), 0, atol=1e-10)  # squares of float32 rounding
+
+
+def test_all_batches_and_networks_share_one_compilation():
+    counting, traces = counted(shift_images)
+    attack = jax.tree_util.Partial(counting, jnp.zeros(SHAPE))
+    for seed in range(2):
+        attacks.evaluate(tanh_classifier(seed), grey_images(7), np.zeros(7, int), attack, KEY, batch_size=3)
+    assert len(traces) == 1
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0}, "epsilon must be positive and finite, in pixels in [0, 1], got 0"),
+        ({"epsilon": float("nan")}, "epsilon must be positive and finite, in pixels in [0, 1], got nan"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 0, "step_size": 0.1}, "num_steps must be at least 1, got 0"),
+        ({"step_size": 0.0}, "step_size must be positive and finite, in pixels in [0, 1], got 0.0"),
+        ({"step_size": float("nan")}, "step_size must be positive and finite, in pixels in [0, 1], got nan"),
+        ({"num_restarts": 0}, "num_restarts must be at least 1, got 0"),
+        (
+            {"num_restarts": 3, "random_start": False},
+            "num_restarts=3 would repeat one search: set random_start=True, or num_restarts=1",
+        ),
+        ({"norm": "l1"}, "norm must be one of 'l2', 'linf', got 'l1'"),
+        ({"domain": "dct"}, "domain must be one of 'pixels', 'flipped', 'unbounded', got 'dct'"),
+    ],
+)
+def test_bad_settings_of_pgd(settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        attacks.pgd(**{"norm": "l2", "epsilon": 1.0} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": -1.0}, r"epsilon must be positive and finite, in pixels in \[0, 1\], got -1\.0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"overshoot": -0.1}, r"overshoot must not be negative, got -0\.1"),
+        ({"num_candidates": 1}, "num_candidates must be at least 2"),
+        ({"domain": "dct"}, "domain must be one of 'pixels', 'flipped', 'unbounded', got 'dct'"),
+    ],
+)
+def test_bad_settings_of_deepfool(settings, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.deepfool(**{"epsilon": 1.0} | settings)
+
+
+@each_attack
+def test_bad_images(make):
+    classifier, images, attack = tanh_classifier(), grey_images(), make(epsilon=1.0)
+    for wrong in ((images, LABELS[:-1]), (images[0], LABELS)):
+        with pytest.raises(
+            ValueError, match=r"images must have shape \(N, height, width, channels\) and labels \(N,\), got"
+        ):
+            attack(classifier, *wrong, KEY)
+    with pytest.raises(ValueError, match=r"images must be floating point in .*, got uint8; divide 8-bit images by 255"):
+        attack(classifier, np.zeros((6, *SHAPE), np.uint8), LABELS, KEY)
+    narrow = make(epsilon=1.0, subspace=subspaces.full((6, 5, 2)))
+    with pytest.raises(ValueError, match=r"the subspaces are for images of shape \(6, 5, 2\)"):
+        narrow(classifier, images, LABELS, KEY)
+
+
+def test_bad_arguments_of_evaluate():
+    evaluate = partial(attacks.evaluate, tanh_classifier(), attack=attacks.deepfool(epsilon=1.0), key=KEY)
+    for images, labels in ((grey_images(), LABELS[:-1]), (grey_images()[:0], LABELS[:0])):
+        with pytest.raises(ValueError, match=r"labels \(N,\), with N at least 1, got"):
+            evaluate(images, labels)
+    with pytest.raises(ValueError, match=r"stack is a single subspace: give hmt_jax\.subspaces\.stack\(\[subspace\]\)"):
+        evaluate(grey_images(), LABELS, stack=window())
