@@ -1,6 +1,17 @@
 """Where a network's decision boundary is, feature by feature."""
 
-from hmt_jax import data, frequency, lanes, models, solvers, statistics, subspaces, training
+from hmt_jax import (
+    attacks,
+    data,
+    frequency,
+    lanes,
+    models,
+    projections,
+    solvers,
+    statistics,
+    subspaces,
+    training,
+)
 from hmt_jax._checks import PixelRangeWarning
 from hmt_jax.margins import MarginResult, deepfool, measure_margins
 from hmt_jax.solvers import Solution, Status
@@ -10,12 +21,14 @@ __all__ = [
     "PixelRangeWarning",
     "Solution",
     "Status",
+    "attacks",
     "data",
     "deepfool",
     "frequency",
     "lanes",
     "measure_margins",
     "models",
+    "projections",
     "solvers",
     "statistics",
     "subspaces",

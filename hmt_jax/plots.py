@@ -84,7 +84,9 @@ def margin_history(
     axes.set_xticks(range(values.shape[1]), ticks or [str(r) for r in range(values.shape[1])])
     axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
-    figure.colorbar(mesh, ax=axes, label="median margin (L2 norm, pixels in [0, 1])")
+    scale = figure.colorbar(mesh, ax=axes, label="median margin (L2, pixels in [0, 1])").ax.yaxis
+    scale.set_major_formatter("{x:g}")
+    scale.set_minor_formatter("{x:g}")
     return figure
 
 

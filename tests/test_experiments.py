@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import hmt_jax
 from experiments import __main__ as command_line
 from experiments import config, folder, manipulations
-from hmt_jax import data, frequency, models, subspaces
+from hmt_jax import data, frequency, models, subspaces, training
 
 QUICK = ["--set", "num_epochs=2", "num_images=12"]
 
@@ -47,7 +48,9 @@ def test_a_run_leaves_all_its_files(finished):
         "config.json",
         "environment.json",
         "history.json",
+        "checkpoints",
         "checkpoint.safetensors",
+        "best.safetensors",
         "measurement.json",
         "margins.npz",
         "summary.json",
@@ -108,9 +111,7 @@ def test_an_interrupted_run_goes_on_from_its_last_stage(finished, tmp_path, monk
 
 def test_fresh_starts_over(finished, tmp_path):
     path = tmp_path / "digits"
-    path.mkdir()
-    for file in finished.iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(finished, path)
     (path / "summary.json").write_text("{}")
     (path / "notes.txt").write_text("mine")
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path), "--fresh"]) == 0
@@ -119,12 +120,12 @@ def test_fresh_starts_over(finished, tmp_path):
 
 
 def test_the_folder_of_another_configuration_is_refused(finished, capsys):
-    before = {file: file.read_bytes() for file in finished.iterdir()}
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
     for flags in ([], ["--fresh"]):
         message = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", finished, *flags)
         assert "belongs to another configuration (seed is 0 there, 7 here)" in message
         assert "give another folder with --folder" in message
-    assert {file: file.read_bytes() for file in finished.iterdir()} == before
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
@@ -143,7 +144,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "num_epochs=many"], ["num_epochs must be of type int, got 'many'"]),
         (["run", "digits", "--set", "network=resnet"], ["unknown network 'resnet'", "lenet", "mlp"]),
         (["run", "digits", "--set", "data=svhn"], ["unknown data 'svhn'", "cifar10", "digits"]),
-        (["run", "digits", "--set", "manipulation=turn"], ["unknown manipulation 'turn'", "none, flip"]),
+        (["run", "digits", "--set", "manipulation=turn"], ["unknown manipulation 'turn'", "none, flip, low_pass:B"]),
+        (["run", "digits", "--set", "manipulation=low_pass:x"], ["expected whole numbers as in", "low_pass:x"]),
+        (["run", "digits", "--set", "manipulation=low_pass:9"], ["size must be between 1 and 8"]),
+        (["run", "digits", "--set", "attack=fgsm"], ["unknown attack 'fgsm'", "none, pgd, deepfool"]),
+        (["run", "digits", "--set", "attack=pgd", "epsilon=-1"], ["epsilon must be positive and finite"]),
+        (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["num_steps must be at least 1, got 0"]),
+        (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
+        (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),
+        (["run", "digits", "--set", "with_baseline=maybe"], ["with_baseline must be of type bool, got 'maybe'"]),
         (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),
         (["run", "digits", "--set", "window_step=0"], ["window_step must be at least 1, got 0"]),
         (["run", "digits", "--set", "num_candidates=1"], ["num_candidates must be at least 2"]),
@@ -226,6 +235,94 @@ def test_flipped_data_are_normalised_by_the_flipped_mean_image():
     flipped = manipulations.apply("flip", images)
     expected = frequency.flip(np.asarray(scaled, np.float32) - mean.astype(np.float32).reshape(1, 1, 1, -1))
     np.testing.assert_allclose(flipped - flipped_mean, expected, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("low_pass:3", lambda images: frequency.low_pass(images, 3)),
+        ("high_pass:3", lambda images: frequency.high_pass(images, 3)),
+        ("cutoff_low:3", lambda images: frequency.cutoff_low(images, 3)),
+        ("window:1,2,3", None),
+        ("outside:0,0,2", lambda images: frequency.cutoff_low(images, 2)),
+    ],
+)
+def test_bands_are_the_filters(name, expected):
+    images = np.random.default_rng(0).uniform(size=(5, 8, 7, 2)).astype(np.float32)
+    if expected is None:  # no filter of its own: coefficients kept by hand
+        mask = np.zeros((8, 7, 1), np.float32)
+        mask[1:4, 2:5] = 1
+        wanted = frequency.inverse_dct(frequency.dct(images) * mask[None])
+    else:
+        wanted = expected(images)
+    found = manipulations.apply(name, images)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32
+    mean, std = manipulations.normalization(name, images)
+    np.testing.assert_allclose(mean, found.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(std, found.std((0, 1, 2)), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def robust(tmp_path_factory):
+    """A quick run with adversarial training beside standard training."""
+    path = tmp_path_factory.mktemp("runs") / "robust"
+    settings = ["attack=pgd", "attack_steps=2", "epsilon=0.5", "evaluation_steps=4", "with_baseline=true"]
+    settings += ["network=mlp", "num_epochs=4", "batch_size=64", "measure_every=2", "num_monitored=10", "num_images=20"]
+    assert command_line.main(["run", "digits", "--set", *settings, "--folder", str(path)]) == 0
+    return path
+
+
+def test_adversarial_training_beside_standard_training(robust):
+    summary, baseline = (json.loads((path / "summary.json").read_text()) for path in (robust, robust / "baseline"))
+    ratios = [
+        window["median"] / other["median"]
+        for window, other in zip(summary["windows"], baseline["windows"], strict=True)
+    ]
+    np.testing.assert_allclose(summary["margin_over_baseline"], ratios, rtol=1e-6)
+    assert summary["baseline_robustness"] == baseline["robustness"]
+    assert json.loads((robust / "baseline" / "config.json").read_text())["attack"] == "none"
+    weak, strong = json.loads((robust / "robustness.json").read_text())["evaluations"]
+    assert (weak["num_steps"], strong["num_steps"]) == (1, 4)
+    assert strong["robust_accuracy"] <= strong["clean_accuracy"]
+
+
+def test_margins_and_robustness_while_training(robust):
+    history = json.loads((robust / "history.json").read_text())
+    assert ["median_margins" in entry for entry in history] == [False, True, False, True]
+    assert len(history[1]["median_margins"]) == len(history[1]["perturbation_energy"]) == 6
+    # The last measurement is that of the classifier in the file.
+    classifier, _ = models.load(robust / "checkpoint.safetensors")
+    digits = data.load("digits")
+    result = hmt_jax.measure_margins(classifier, digits.test_images[:10], subspaces.dct_diagonal((8, 8, 1), 3, 1))
+    np.testing.assert_allclose(history[-1]["median_margins"], np.median(result.margin, 1), rtol=1e-4)  # float32
+    assert (robust / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "run"
+    settings = ["--set", "network=mlp", "num_epochs=3", "num_images=2", "--folder", str(path)]
+    train = training.train
+
+    def break_after_one_epoch(*arguments, on_epoch, **options):
+        def on_epoch_then_break(epoch, state, metrics):
+            on_epoch(epoch, state, metrics)
+            raise FloatingPointError("the loss or its gradient became NaN or infinite in step 12")
+
+        train(*arguments, on_epoch=on_epoch_then_break, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", break_after_one_epoch)
+        told = fails(capsys, "run", "digits", *settings)
+    assert "in step 12; the last good state is after epoch 0, in" in told
+    assert command_line.main(["run", "digits", *settings]) == 0
+    assert [entry["epoch"] for entry in json.loads((path / "history.json").read_text())] == [0, 1, 2]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", tmp_path / "file" / "run")
+    assert told.startswith("error: ")
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("name", ["mnist_lenet", "mnist_lenet_flipped"])

@@ -64,3 +64,14 @@ def test_nothing_but_failures_can_be_drawn():
     figure = plots.margin_distribution(make_result(MARGINS, np.full(MARGINS.shape, Status.OUT_OF_STEPS)))
     figure.savefig(io.BytesIO())
     assert len(figure.axes[0].texts) == 4
+
+
+def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
+    medians = np.array([[1.0, 2.0, 3.0], [2.0, np.inf, 4.0]])
+    figure = plots.margin_history([5, 10], medians, title="a title", ticks=["a", "b", "c"])
+    axes, bar = figure.axes
+    (mesh,) = axes.collections
+    np.testing.assert_array_equal(mesh.get_array().filled(-1), [[1, 2, 3], [2, -1, 4]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "10"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+    assert "pixels in [0, 1]" in bar.get_ylabel()
