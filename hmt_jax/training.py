@@ -198,6 +198,7 @@ def train_on_stream(
         sums = _zero_sums()
         for batch in prefetch(_filled(stream.epoch(epoch), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
+            _let_finish(sums, mesh)
         return state, sums
 
     return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
@@ -246,7 +247,10 @@ def evaluate(
         (pixels[first : first + batch_size], targets[first : first + batch_size])
         for first in range(0, len(pixels), batch_size)
     )
-    sums = [_evaluate_batch(pytree, batch) for batch in prefetch(_filled(batches, batch_size), sharding)]
+    sums = []
+    for batch in prefetch(_filled(batches, batch_size), sharding):
+        sums.append(_evaluate_batch(pytree, batch))
+        _let_finish(sums[-1], mesh)
     loss = sum(float(loss) for loss, _ in sums)
     return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
 
@@ -301,6 +305,7 @@ def _host_epoch(recipe, mesh, attack, state, samples, key):
     for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
         indices, is_counted = jax.device_put(rows, sharding)
         state, sums = _train_step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key)
+        _let_finish(sums, mesh)
     return state, sums
 
 
@@ -439,6 +444,12 @@ def _filled(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[_Ba
         if len(images) < batch_size:
             images, labels = images[rows], labels[rows]
         yield _Batch(images, labels, np.arange(batch_size) < len(np.unique(rows)))
+
+
+def _let_finish(arrays, mesh) -> None:
+    """Waits, on simulated devices: they share few threads, and sums over devices of two steps at once can block."""
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(arrays)
 
 
 def _as_argument(attack):
