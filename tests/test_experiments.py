@@ -326,7 +326,9 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["mnist_lenet", "mnist_lenet_flipped"])
-def test_mnist_runs_on_a_small_network(name, shared, tmp_path):
+def test_mnist_runs_on_a_small_network(name, shared, tmp_path, monkeypatch):
+    devices = jax.devices()[:1]  # hundreds of steps, each of which simulated devices would wait for
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
     quick = ["network=logistic", "num_epochs=1", "num_images=5", "window_step=10"]
     arguments = ["run", name, "--set", *quick, "--folder", str(tmp_path), "--data-dir", str(shared / "tfds")]
     assert command_line.main(arguments) == 0
