@@ -96,8 +96,6 @@ class Experiment:
             )
         # Settings out of range fail here, before any work.
         manipulations.check(self.manipulation)
-        if self.attack_band != "all":
-            manipulations.band(self.attack_band, (256, 256, 1))
         _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
 
     @property

@@ -10,6 +10,8 @@ are restricted to:
     outside:ROW,COLUMN,SIZE   all but that window
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,19 +60,21 @@ def restrict(images: np.ndarray, subspace: subspaces.Subspace) -> np.ndarray:
     return _in_chunks(jax.vmap(lambda image: subspace.embed(subspace.coordinates(image))), images)
 
 
-def normalization(name: str, train_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What to subtract from manipulated images, and to divide by, from the original training images.
+def manipulate(name: str, dataset: data.Dataset) -> tuple[data.Dataset, np.ndarray, np.ndarray]:
+    """A data set with all its images manipulated, and what to subtract from them and to divide them by.
 
     Flipped images: the flip of the constant image of the original means, and the original standard deviations. All
     others: the mean and the standard deviation of each channel after the manipulation.
     """
-    if name != "flip":
-        images = apply(name, train_images)
-        scale = 255 if images.dtype == np.uint8 else 1
-        mean, std = (function(axis=(0, 1, 2), dtype=np.float64) for function in (images.mean, images.std))
-        return mean / scale, std / scale
-    mean, std = normalization("none", train_images)
-    return np.asarray(frequency.flip(jnp.broadcast_to(mean, train_images.shape[1:]))), std
+    manipulated = dataclasses.replace(
+        dataset, train_images=apply(name, dataset.train_images), test_images=apply(name, dataset.test_images)
+    )
+    images = dataset.train_images if name == "flip" else manipulated.train_images
+    scale = 255 if images.dtype == np.uint8 else 1
+    mean, std = (function(axis=(0, 1, 2), dtype=np.float64) / scale for function in (images.mean, images.std))
+    if name == "flip":
+        mean = np.asarray(frequency.flip(jnp.broadcast_to(mean, dataset.image_shape)))
+    return manipulated, mean, std
 
 
 def _in_chunks(manipulate, images):

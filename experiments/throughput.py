@@ -137,7 +137,8 @@ def _image_folder(rate, batch_size) -> dict[str, float]:
             seconds.append(time.perf_counter() - started)
     classifier = models.create("resnet50", jax.random.key(0), image_shape=(224, 224, 3), num_classes=2)
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
-    row = _rates(classifier, images, np.zeros(len(images), np.int32), training.Recipe(4, batch_size), rate)
+    recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, batch_size=batch_size)
+    row = _rates(classifier, images, np.zeros(len(images), np.int32), recipe, rate)
     return {"images_per_s": _NUM_FILES / statistics.median(seconds), "step_images_per_s": row["images_per_s"]}
 
 

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, solvers
+from hmt_jax import _batches, _checks, solvers
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
@@ -335,51 +334,34 @@ def evaluate(
     >>> metrics.clean_accuracy, metrics.accuracy
     (1.0, 0.5)
     """
-    pixels, targets = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
-        raise ValueError(
-            "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
-            f"{pixels.shape} and {targets.shape}"
-        )
+    pixels, targets = _batches.check_samples(images, labels)
     if stack is not None and stack.num_stacked is None:
         raise ValueError("stack is a single subspace: give hmt_jax.subspaces.stack([subspace])")
     pytree = as_pytree(classifier)
-    batch_size = min(batch_size, len(pixels))
-    batches = np.pad(np.arange(len(pixels)), (0, -len(pixels) % batch_size), constant_values=-1)
+    batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums = [
-        _evaluate_batch(pytree, attack, stack, pixels, targets, batch, jax.random.fold_in(key, number))
-        for number, batch in enumerate(batches.reshape(-1, batch_size))
+        _evaluate_batch(pytree, attack, stack, batch, jax.random.fold_in(key, number))
+        for number, batch in enumerate(batches)
     ]
     means = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64) / len(pixels), *jax.device_get(sums))
-    accuracy, clean_accuracy, loss, clean_loss = map(float, means[:4])
-    return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, means.energy)
+    accuracy, clean_accuracy, loss, clean_loss = map(float, means[:-1])
+    return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, energy=means[-1])
 
 
 @jax.jit
-def _evaluate_batch(classifier, attack, stack, images, labels, batch, key) -> RobustMetrics:
-    """Sums over the samples of a batch of indices, -1 standing for none."""
-    images, labels = images[batch], labels[batch]
-    images = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-    perturbed = attack(classifier, images, labels, key)
-
-    def sums(logits):
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        num_correct = jnp.sum(logits.argmax(-1) == labels, where=batch >= 0, dtype=jnp.int32)
-        return num_correct, jnp.sum(losses, where=batch >= 0)
+def _evaluate_batch(classifier, attack, stack, batch, key):
+    """The fields of `RobustMetrics`, as sums over the samples of a batch that count."""
+    images = _batches.as_floats(batch.images)
+    perturbed = attack(classifier, images, batch.labels, key)
 
     def energy(subspace):
         energies = jax.vmap(lambda change: jnp.sum(subspace.coordinates(change) ** 2))(perturbed - images)
-        return jnp.sum(energies, where=batch >= 0)
+        return jnp.sum(energies, where=batch.is_counted)
 
-    num_correct, loss = sums(classifier(perturbed))
-    num_clean_correct, clean_loss = sums(classifier(images))
-    return RobustMetrics(
-        accuracy=num_correct,
-        clean_accuracy=num_clean_correct,
-        loss=loss,
-        clean_loss=clean_loss,
-        energy=None if stack is None else jax.vmap(energy)(stack),
-    )
+    loss, num_correct = _batches.sum_over(classifier(perturbed), batch)
+    clean_loss, num_clean_correct = _batches.sum_over(classifier(images), batch)
+    energies = None if stack is None else jax.vmap(energy)(stack)
+    return num_correct, num_clean_correct, loss, clean_loss, energies
 
 
 class _Best(NamedTuple):

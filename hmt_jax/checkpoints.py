@@ -88,15 +88,16 @@ class Checkpoints:
         """
         epoch = self.last_epoch if epoch is None else epoch
         if epoch is None or epoch not in self._manager.all_steps():
-            raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {self._epochs()}")
+            there = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {there}")
         expected = _arrays(like)
         # Asked first, for a restoration that fails leaves threads behind.
-        there = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
+        shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
         here = {name: array.shape for name, array in expected.items()}
         differences = [
-            f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
+            f"{name} is {shapes.get(name, 'missing')} there, {here.get(name, 'missing')} here"
+            for name in {**shapes, **here}
+            if shapes.get(name) != here.get(name)
         ]
         if differences:
             raise ValueError(
@@ -111,9 +112,6 @@ class Checkpoints:
         )
         arrays = [found["state"][name] for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), arrays), found["history"]["history"]
-
-    def _epochs(self) -> str:
-        return ", ".join(map(str, self._manager.all_steps())) or "none"
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ the data, and batch norm takes its statistics over the whole batch.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -20,11 +20,12 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from hmt_jax import _batches
+from hmt_jax.attacks import Attack
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.data import prefetch
 
 Module = TypeVar("Module", bound=nnx.Module)
-Attack = Callable[[Classifier, jax.Array, jax.Array, jax.Array], jax.Array]
 
 _AXIS = "data"
 _NEVER = np.iinfo(np.int32).max
@@ -98,12 +99,6 @@ class Stream(Protocol):
     def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
 
 
-class _Batch(NamedTuple):
-    images: Any  # (B, height, width, channels)
-    labels: Any  # (B,)
-    is_counted: Any  # (B,), False for samples that only fill up the batch
-
-
 class _Sums(NamedTuple):
     loss: jax.Array
     num_correct: jax.Array
@@ -133,7 +128,8 @@ def train(
       key: random key of the order of the samples, and of all else that is random.
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
         such as `hmt_jax.attacks.pgd`. It sees the classifier in evaluation mode, and training sees its images only.
-      state: to go on from, after any epoch of a training with the same arguments; its end will be the same, too.
+      state: to go on from, after any epoch of a training with the same arguments; its end will be the same, too. The
+        steps may take over its buffers: give a copy of what is to be kept.
       devices: where to train; all local devices if not given.
       on_epoch: called after every epoch with its number (from 0), the state, and the epoch's metrics on the training
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
@@ -149,7 +145,7 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
-    pixels, targets = _checked(images, labels)
+    pixels, targets = _batches.check_samples(images, labels)
     mesh, attack = _mesh(devices), _as_argument(attack)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
@@ -196,7 +192,7 @@ def train_on_stream(
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums()
-        for batch in prefetch(_filled(stream.epoch(epoch), recipe.batch_size), sharding):
+        for batch in prefetch(_batches.fill(stream.epoch(epoch), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
@@ -206,8 +202,10 @@ def train_on_stream(
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
     """The state before the first step of training on so many samples."""
+    evaluated = nnx.clone(classifier)
+    evaluated.eval()
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
-    split = jax.tree.map(jnp.copy, nnx.split(classifier, nnx.Param, nnx.BatchStat, ...))
+    split = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, nnx.BatchStat, ...))
     structure, parameters, batch_statistics, constants = split
     return TrainState(
         structure,
@@ -220,7 +218,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 
 def classifier_of(state: TrainState) -> Any:
-    """The classifier as it is at a state."""
+    """The classifier as it is at a state, in evaluation mode."""
     # A copy, for batch norm updates its statistics in place.
     return nnx.merge(state.structure, state.parameters, state.batch_statistics, state.constants, copy=True)
 
@@ -238,17 +236,13 @@ def evaluate(
     Raises:
       ValueError: for images and labels of unequal number, or none.
     """
-    pixels, targets = _checked(images, labels)
+    pixels, targets = _batches.check_samples(images, labels)
     mesh = _mesh(devices)
     pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
-    batches = (
-        (pixels[first : first + batch_size], targets[first : first + batch_size])
-        for first in range(0, len(pixels), batch_size)
-    )
     sums = []
-    for batch in prefetch(_filled(batches, batch_size), sharding):
+    for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
         sums.append(_evaluate_batch(pytree, batch))
         _let_finish(sums[-1], mesh)
     loss = sum(float(loss) for loss, _ in sums)
@@ -334,7 +328,7 @@ def _order(recipe, num_samples, key):
 
 def _step_at(recipe, attack, state, sums, samples, indices, is_counted, key):
     images, labels = samples
-    batch = _Batch(images[indices], labels[indices], is_counted)
+    batch = _batches.Batch(images[indices], labels[indices], is_counted)
     return _step(recipe, len(images), attack, state, sums, batch, key)
 
 
@@ -344,7 +338,7 @@ _train_step_at = jax.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
 def _step(recipe, num_samples, attack, state, sums, batch, key):
     """One step of SGD on a batch."""
     attack_key, dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 3)
-    images = _as_floats(batch.images)
+    images = _batches.as_floats(batch.images)
     if recipe.augment is not None:
         images = recipe.augment(augment_key, images)
     if attack is not None:
@@ -358,7 +352,7 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
         classifier.train()
         classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(dropout_key), raise_if_not_found=False)
         logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
-        loss, num_correct = _sum_over(logits, batch)
+        loss, num_correct = _batches.sum_over(logits, batch)
         return loss / jnp.sum(batch.is_counted), (loss, num_correct, nnx.state(classifier, nnx.BatchStat))
 
     gradients, (loss, num_correct, batch_statistics) = jax.grad(loss_fn, has_aux=True)(state.parameters)
@@ -404,19 +398,9 @@ def _in_dtype(recipe, state):
     return state._replace(parameters=parameters, constants=constants)
 
 
-def _sum_over(logits, batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and right labels, summed over the samples that count."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    is_correct = logits.argmax(-1) == batch.labels
-    return (
-        jnp.sum(losses, where=batch.is_counted),
-        jnp.sum(is_correct, where=batch.is_counted, dtype=jnp.int32),
-    )
-
-
 @jax.jit
 def _evaluate_batch(classifier, batch):
-    return _sum_over(classifier(_as_floats(batch.images)), batch)
+    return _batches.sum_over(classifier(_batches.as_floats(batch.images)), batch)
 
 
 def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation:
@@ -430,20 +414,6 @@ def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation
 
 def _steps_per_epoch(recipe, num_samples) -> int:
     return -(-num_samples // recipe.batch_size)
-
-
-def _as_floats(images: jax.Array) -> jax.Array:
-    """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-
-
-def _filled(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[_Batch]:
-    """Batches of one size: short ones are filled up with their own samples, which do not count."""
-    for images, labels in batches:
-        rows = np.resize(np.arange(len(images)), batch_size)
-        if len(images) < batch_size:
-            images, labels = images[rows], labels[rows]
-        yield _Batch(images, labels, np.arange(batch_size) < len(np.unique(rows)))
 
 
 def _let_finish(arrays, mesh) -> None:
@@ -464,15 +434,3 @@ def _mesh(devices) -> jax.sharding.Mesh:
 
 def _zero_sums() -> _Sums:
     return _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(_NEVER, jnp.int32))
-
-
-def _checked(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
-    """Images and labels as arrays, where they are."""
-    pixels = images if isinstance(images, jax.Array) else np.asarray(images)
-    targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
-    if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
-        raise ValueError(
-            "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
-            f"{pixels.shape} and {targets.shape}"
-        )
-    return pixels, targets.astype(np.int32)

@@ -227,12 +227,15 @@ def test_overrides_keep_the_other_fields():
 def test_flipped_data_are_normalised_by_the_flipped_mean_image():
     images = np.random.default_rng(0).integers(0, 256, (50, 6, 4, 2), dtype=np.uint8)
     scaled = images / 255
-    mean, std = manipulations.normalization("none", images)
+    dataset = data.from_arrays(images, np.zeros(50, int), images[:7], np.ones(7, int))
+    same, mean, std = manipulations.manipulate("none", dataset)
+    np.testing.assert_array_equal(same.test_images, images[:7])
     np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-12)
-    flipped_mean, flipped_std = manipulations.normalization("flip", images)
+    manipulated, flipped_mean, flipped_std = manipulations.manipulate("flip", dataset)
     np.testing.assert_array_equal(flipped_std, std)
-    flipped = manipulations.apply("flip", images)
+    flipped = manipulated.train_images
+    np.testing.assert_array_equal(manipulated.test_images, flipped[:7])
     expected = frequency.flip(np.asarray(scaled, np.float32) - mean.astype(np.float32).reshape(1, 1, 1, -1))
     np.testing.assert_allclose(flipped - flipped_mean, expected, atol=1e-5)  # float32
 
@@ -257,7 +260,8 @@ def test_bands_are_the_filters(name, expected):
         wanted = expected(images)
     found = manipulations.apply(name, images)
     np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32
-    mean, std = manipulations.normalization(name, images)
+    dataset = data.from_arrays(images, np.zeros(5, int), images, np.ones(5, int))
+    _, mean, std = manipulations.manipulate(name, dataset)
     np.testing.assert_allclose(mean, found.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(std, found.std((0, 1, 2)), atol=1e-6)
 
@@ -329,7 +333,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
 def test_mnist_runs_on_a_small_network(name, shared, tmp_path, monkeypatch):
     devices = jax.devices()[:1]  # hundreds of steps, each of which simulated devices would wait for
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    quick = ["network=logistic", "num_epochs=1", "num_images=5", "window_step=10"]
+    quick = ["network=logistic", "num_epochs=1", "batch_size=600", "num_images=5", "window_step=10"]
     arguments = ["run", name, "--set", *quick, "--folder", str(tmp_path), "--data-dir", str(shared / "tfds")]
     assert command_line.main(arguments) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -129,6 +129,21 @@ def test_batch_norm_uses_and_follows_the_statistics_of_batches(samples, convolut
     assert trained.norm.use_running_average
 
 
+def test_a_module_in_training_mode_is_attacked_and_given_back_in_evaluation_mode(samples):
+    module = Convolutional(nnx.Rngs(0))  # as Flax makes it
+    trained = training.train(
+        module,
+        *samples,
+        RECIPE,
+        jax.random.key(0),
+        attack=lambda f, x, y, key: x + 0 * f(x)[:1, :1, None, None],
+        devices=ONE,
+    )
+    assert trained.norm.use_running_average
+    assert not module.norm.use_running_average
+    np.testing.assert_array_equal(module.norm.mean[...], 0)
+
+
 def test_samples_that_fill_up_a_batch_count_for_statistics_only(samples):
     """Batches of 12: the second holds 6 new samples and 6 of the first one's."""
     images, labels = samples

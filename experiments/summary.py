@@ -1,0 +1,156 @@
+"""What a run found: its summary, its pictures, and a table for the terminal."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+import hmt_jax
+from experiments import folder
+from experiments.config import Experiment
+from hmt_jax import lanes, plots, statistics
+
+# The arrays of a `hmt_jax.MarginResult` that a run keeps.
+FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status")
+
+
+def write(name: str, config: Experiment, path: pathlib.Path) -> None:
+    """Writes the summary of a measured run, and last of all the picture of its margins."""
+    result, corners = _read_margins(config, path)
+    history = folder.read_json(path / "history.json")
+    measurement = folder.read_json(path / "measurement.json")
+    summary = statistics.summarize(result)
+    windows = [
+        {
+            "row": row,
+            "column": column,
+            "median": number(summary.median[r]),
+            "median_interval": [number(end) for end in summary.median_interval[r]],
+            "percentiles": {
+                str(rank): number(p) for rank, p in zip(summary.ranks, summary.percentiles[r], strict=True)
+            },
+            "counts": {status: int(counts[r]) for status, counts in summary.counts.items()},
+        }
+        for r, (row, column) in enumerate(corners.tolist())
+    ]
+    folder.write_json(
+        path / "summary.json",
+        {
+            "experiment": name,
+            "test_accuracy": history[-1]["test_accuracy"],
+            "robustness": _robustness(path),
+            "baseline_robustness": _robustness(path / "baseline"),
+            "margin_over_baseline": _margin_over_baseline(summary, path),
+            "training_seconds": history[-1]["seconds"],
+            "measurement_seconds": round(measurement["seconds"], 2),
+            "utilization": round(result.work.utilization, 4),
+            "num_images": result.margin.shape[1],
+            "confidence": summary.confidence,
+            "windows": windows,
+        },
+    )
+    ticks = [str(row) for row, _ in corners.tolist()]
+    xlabel = f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high"
+    if config.measure_every:
+        measured = [entry for entry in history if "median_margins" in entry]
+        _save(
+            plots.margin_history(
+                [entry["epoch"] + 1 for entry in measured],
+                [[np.nan if median is None else median for median in entry["median_margins"]] for entry in measured],
+                title=f"{name}: median margins of {config.num_monitored} test images in training",
+                ticks=ticks,
+                xlabel=xlabel,
+            ),
+            path / "history.png",
+        )
+    figure = plots.margin_distribution(
+        result,
+        title=f"{name}: test accuracy {history[-1]['test_accuracy']:.2%}, {result.margin.shape[1]} test images",
+        ticks=ticks,
+        xlabel=xlabel,
+    )
+    _save(figure, path / "margins.png")
+
+
+def report(path: pathlib.Path) -> str:
+    """The summary in a run's folder as a table for the terminal."""
+    summary = folder.read_json(path / "summary.json")
+    lines = [
+        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
+        f"training {summary['training_seconds']:.0f} s, margins {summary['measurement_seconds']:.0f} s",
+        *_robustness_lines(summary),
+        f"{'window':>8} {'median':>9} {'95% interval':>19} {'5%':>9} {'95%':>9} {'no margin':>10}",
+    ]
+    for window in summary["windows"]:
+        low, high = (_text(end) for end in window["median_interval"])
+        percentiles = window["percentiles"]
+        num_without = sum(count for status, count in window["counts"].items() if status != "converged")
+        lines.append(
+            f"{window['row']:>4},{window['column']:>3} {_text(window['median']):>9} {low:>9} {high:>9} "
+            f"{_text(percentiles['5']):>9} {_text(percentiles['95']):>9} {num_without:>10}"
+        )
+    return "\n".join(lines)
+
+
+def number(value: float) -> float | None:
+    """A number for JSON, which knows neither NaN nor infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
+    """The margins of a run, and the corners of their windows."""
+    measurement = folder.read_json(path / "measurement.json")
+    with np.load(path / "margins.npz") as arrays:
+        fields = {field: arrays[field] for field in FIELDS}
+        corners = arrays["corner"]
+    work = lanes.Work(**measurement["work"])
+    result = hmt_jax.MarginResult(
+        **fields, coordinates=None, solver=config.solver, precision=measurement["precision"], work=work
+    )
+    return result, corners
+
+
+def _robustness(path) -> dict[str, Any] | None:
+    """What was measured under the strongest attack in a run's folder."""
+    file = path / "robustness.json"
+    if not file.exists():
+        return None
+    found = folder.read_json(file)
+    return {"norm": found["norm"], "epsilon": found["epsilon"], **found["evaluations"][-1]}
+
+
+def _margin_over_baseline(summary, path) -> list[float | None] | None:
+    """The median margin of each window over that of the network trained without the attack."""
+    file = path / "baseline" / "summary.json"
+    if not file.exists():
+        return None
+    medians = [window["median"] for window in folder.read_json(file)["windows"]]
+    return [
+        number(median / baseline) if baseline else None
+        for median, baseline in zip(summary.median, medians, strict=True)
+    ]
+
+
+def _robustness_lines(summary) -> list[str]:
+    lines = []
+    if (found := summary["robustness"]) is not None:
+        norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
+        lines.append(
+            f"accuracy under PGD of {found['num_steps']} steps, {norm} norm at most {found['epsilon']:g}: "
+            f"{found['robust_accuracy']:.2%} ({found['clean_accuracy']:.2%} of the same images without it)"
+        )
+    if (baseline := summary["baseline_robustness"]) is not None:
+        lines.append(f"without adversarial training: {baseline['robust_accuracy']:.2%}")
+    if (ratios := summary["margin_over_baseline"]) is not None:
+        text = " ".join(_text(ratio) for ratio in ratios)
+        lines.append(f"medians over those without adversarial training: {text}")
+    return lines
+
+
+def _text(number) -> str:
+    return "-" if number is None else f"{number:.4g}"
+
+
+def _save(figure, path) -> None:
+    with folder.whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")

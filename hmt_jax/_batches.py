@@ -1,0 +1,67 @@
+"""Batches of labelled images of one size, and sums over the samples in them that count."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+
+class Batch(NamedTuple):
+    """B samples, of which some may only fill it up."""
+
+    images: Any  # (B, height, width, channels)
+    labels: Any  # (B,)
+    is_counted: Any  # (B,)
+
+
+def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
+    """Images and int32 labels as arrays, where they are.
+
+    Raises:
+      ValueError: for images and labels of unequal number, or none.
+    """
+    pixels = images if isinstance(images, jax.Array) else np.asarray(images)
+    targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
+        raise ValueError(
+            "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
+            f"{pixels.shape} and {targets.shape}"
+        )
+    return pixels, targets.astype(np.int32)
+
+
+def slices(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
+    """The samples in their order, in batches of one size."""
+    firsts = range(0, len(images), batch_size)
+    return fill(
+        ((images[first : first + batch_size], labels[first : first + batch_size]) for first in firsts), batch_size
+    )
+
+
+def fill(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[Batch]:
+    """Batches of one size: short ones are filled up with their own samples, which do not count."""
+    for images, labels in batches:
+        num_samples = len(images)
+        if num_samples < batch_size:
+            rows = np.resize(np.arange(num_samples), batch_size)
+            images, labels = images[rows], labels[rows]
+        yield Batch(images, labels, np.arange(batch_size) < num_samples)
+
+
+def as_floats(images: jax.Array) -> jax.Array:
+    """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and right labels, summed over the samples that count."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    is_correct = logits.argmax(-1) == batch.labels
+    return (
+        jnp.sum(losses, where=batch.is_counted),
+        jnp.sum(is_correct, where=batch.is_counted, dtype=jnp.int32),
+    )
