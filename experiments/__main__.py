@@ -36,9 +36,16 @@ def _list(options) -> None:
 
 def _run(options) -> None:
     _cache_compilations(options.cache_dir)
-    experiment = config.override(config.load(options.name), options.set)
-    path = options.folder or pathlib.Path("results") / options.name
-    run.run(options.name, experiment, path, data_dir=options.data_dir, fresh=options.fresh)
+    experiment = config.override(config.load(options.name, quick=options.quick), options.set)
+    run.run(
+        options.name,
+        experiment,
+        options.folder or pathlib.Path("results") / (options.name + "_quick" * options.quick),
+        claims=config.checks(options.name),
+        is_quick=options.quick,
+        data_dir=options.data_dir,
+        fresh=options.fresh,
+    )
 
 
 def _prepare(options) -> None:
@@ -89,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="change fields of its configuration",
     )
-    runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME)")
+    runner.add_argument("--quick", action="store_true", help="its quick form, on little data: seconds to two minutes")
+    runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME[_quick])")
     runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
     runner.add_argument("--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)")
     runner.set_defaults(command=_run)

@@ -1,160 +1,75 @@
-"""What an experiment is made of, and how its fields are set from the command line."""
+"""What every experiment is: a configuration that can run, by name, with fields that the command line sets."""
 
+import abc
 import dataclasses
 import importlib
+import pathlib
 import pkgutil
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from experiments import configs, manipulations
-from hmt_jax import attacks, data, models, solvers, training
+from experiments import configs
+from experiments.checks import Check
 
 _BOOLEANS = {"true": True, "false": False}
-_AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Trains a network on a data set, and measures its margins along the diagonal of the DCT.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(abc.ABC):
+    """A kind of experiment; its fields say which one.
+
+    A kind is a frozen dataclass in a file of its own. Fields are numbers, texts, truth values, or tuples of one of
+    them, so that they go into JSON and can be set from the command line.
 
     Attributes:
-      data: name of a data set of `hmt_jax.data`.
-      manipulation: what is done to all its images, as `experiments.manipulations` names it.
-      network: name of an architecture of `hmt_jax.models`.
       seed: of all that is random.
-      num_epochs: of training.
-      batch_size: of training.
-      max_learning_rate: of training.
-      compute_dtype: of training, `float32` or `bfloat16`.
-      augmentation: of training, `none` or `crop_and_mirror`.
-      attack: for adversarial training: `none`, `pgd` or `deepfool`.
-      norm: of perturbations, `l2` or `linf`.
-      epsilon: their greatest norm, in pixels in [0, 1].
-      attack_steps: of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
-      attack_band: the frequencies that the attack in training may use, `all` or a band of
-        `experiments.manipulations`.
-      evaluation_steps: of the PGD under which accuracy is measured after training; 0 to leave that out.
-      evaluation_restarts: of that PGD.
-      with_baseline: whether the same network is trained without the attack, too, and measured beside.
-      measure_every: epochs from one measurement of margins while training to the next; 0 for none.
-      num_monitored: test images whose margins, and robustness, are measured while training.
-      num_images: test images whose margins are measured: the first ones.
-      window_size: frequencies along each side of a window.
-      window_step: frequencies from one window of the diagonal to the next.
-      num_candidates: of DeepFool.
-      overshoot: of DeepFool.
-      max_steps: of DeepFool.
+      results: names of the files and folders that a run of this kind leaves, as patterns such as `margins_*.npz`:
+        what starting over removes.
     """
 
-    data: str
-    network: str
-    window_size: int
-    window_step: int
-    manipulation: str = "none"
     seed: int = 0
-    num_epochs: int = 30
-    batch_size: int = 128
-    max_learning_rate: float = 0.21
-    compute_dtype: str = "float32"
-    augmentation: str = "none"
-    attack: str = "none"
-    norm: str = "l2"
-    epsilon: float = 1.0
-    attack_steps: int = 7
-    attack_band: str = "all"
-    evaluation_steps: int = 0
-    evaluation_restarts: int = 1
-    with_baseline: bool = False
-    measure_every: int = 0
-    num_monitored: int = 100
-    num_images: int = 1000
-    num_candidates: int = 10
-    overshoot: float = 0.02
-    max_steps: int = 100
+    results: ClassVar[tuple[str, ...]]
 
-    def __post_init__(self):
-        for field, known in (
-            ("data", data.names()),
-            ("network", models.names()),
-            ("attack", ("none", "pgd", "deepfool")),
-            ("augmentation", tuple(_AUGMENTATIONS)),
-        ):
-            if getattr(self, field) not in known:
-                raise ValueError(f"unknown {field} {getattr(self, field)!r}; the known ones are {', '.join(known)}")
-        for least, fields in (
-            (1, ("num_images", "num_monitored", "window_size", "window_step", "evaluation_restarts")),
-            (0, ("evaluation_steps", "measure_every")),
-        ):
-            for field in fields:
-                if getattr(self, field) < least:
-                    raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
-        if self.measure_every > self.num_epochs:
-            raise ValueError(
-                f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
-        # Settings out of range fail here, before any work.
-        manipulations.check(self.manipulation)
-        _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
+    def check(self, data_dir: str | None) -> None:  # noqa: B027
+        """Raises ValueError for what only shows once data are there, before any work is done or undone."""
 
-    @property
-    def recipe(self) -> training.Recipe:
-        return training.Recipe(
-            num_epochs=self.num_epochs,
-            batch_size=self.batch_size,
-            max_learning_rate=self.max_learning_rate,
-            compute_dtype=self.compute_dtype,
-            augment=_AUGMENTATIONS[self.augmentation],
-        )
+    @abc.abstractmethod
+    def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
+        """Runs, or does what an earlier call left undone.
 
-    @property
-    def solver(self) -> solvers.DeepFool:
-        return solvers.deepfool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+        Writes the results into the folder `path`, each file whole (`folder.whole_file`), and last of all
+        `summary.json`, with "test_accuracy" in it where there is one, and pictures.
 
-    @property
-    def domain(self) -> str:
-        """Where perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
-        return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
+        Args:
+          name: of the experiment.
+          path: the folder, which is there.
+          data_dir: where prepared data sets are; where TFDS keeps them if None.
+        """
 
-    def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
-        """The attack of adversarial training on images of a shape; None for standard training."""
-        band = None if self.attack_band == "all" else manipulations.band(self.attack_band, image_shape)
-        if self.attack == "deepfool":
-            return attacks.deepfool(
-                epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
-            )
-        pgd = attacks.pgd(
-            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
-        )
-        return pgd if self.attack == "pgd" else None
-
-    @property
-    def evaluation_attack(self) -> attacks.Attack | None:
-        """The attack under which accuracy is measured; None if it is not."""
-        if not self.evaluation_steps:
-            return None
-        return attacks.pgd(
-            norm=self.norm,
-            epsilon=self.epsilon,
-            num_steps=self.evaluation_steps,
-            num_restarts=self.evaluation_restarts,
-            domain=self.domain,
-        )
+    @abc.abstractmethod
+    def report(self, path: pathlib.Path) -> str:
+        """What a finished run found, as text for the terminal."""
 
 
 def names() -> tuple[str, ...]:
-    """The experiments there are: the modules of `experiments.configs`."""
-    return tuple(module.name for module in pkgutil.iter_modules(configs.__path__))
+    """The experiments there are: the modules of `experiments.configs`, but for those that others share (`_NAME`)."""
+    modules = (module.name for module in pkgutil.iter_modules(configs.__path__))
+    return tuple(sorted(name for name in modules if not name.startswith("_")))
 
 
-def load(name: str) -> Experiment:
-    """The experiment of that name.
+def load(name: str, *, quick: bool = False) -> Config:
+    """The experiment of that name, or its quick form.
 
     Raises:
       ValueError: that lists the known names, if it is none of them.
     """
-    return _module(name).CONFIG
+    return _module(name).QUICK if quick else _module(name).CONFIG
+
+
+def checks(name: str) -> tuple[Check, ...]:
+    """The claims that the experiment is to show."""
+    return _module(name).CHECKS
 
 
 def title(name: str) -> str:
@@ -162,13 +77,14 @@ def title(name: str) -> str:
     return (_module(name).__doc__ or "").strip().splitlines()[0]
 
 
-def override(config: Experiment, assignments: Sequence[str]) -> Experiment:
-    """The configuration with `field=value` assignments made.
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """The configuration with `field=value` assignments made; values of a tuple have commas between them.
 
     Raises:
       ValueError: for what is not an assignment, an unknown field, or a value of the wrong type.
     """
-    types = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config))
+    types = {field.name: hints[field.name] for field in dataclasses.fields(config)}
     values: dict[str, Any] = {}
     for assignment in assignments:
         field, separator, text = assignment.partition("=")
@@ -177,10 +93,17 @@ def override(config: Experiment, assignments: Sequence[str]) -> Experiment:
         if field not in types:
             raise ValueError(f"unknown field {field!r}; the known ones are {', '.join(types)}")
         try:
-            values[field] = _BOOLEANS[text] if types[field] is bool else types[field](text)
+            values[field] = _parse(types[field], text)
         except (ValueError, KeyError):
-            raise ValueError(f"{field} must be of type {types[field].__name__}, got {text!r}") from None
+            kind = types[field] if typing.get_args(types[field]) else types[field].__name__
+            raise ValueError(f"{field} must be of type {kind}, got {text!r}") from None
     return dataclasses.replace(config, **values)
+
+
+def _parse(kind, text):
+    if elements := typing.get_args(kind):
+        return tuple(_parse(elements[0], part) for part in text.split(",") if part)
+    return _BOOLEANS[text] if kind is bool else kind(text)
 
 
 def _module(name):

@@ -13,27 +13,15 @@ from typing import Any
 
 import jax
 
-from experiments.config import Experiment
+from experiments.config import Config
 
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
 _CONFIG = "config.json"
-_RESULTS = (
-    "environment.json",
-    "history.json",
-    "checkpoints",
-    "checkpoint.safetensors",
-    "best.safetensors",
-    "robustness.json",
-    "measurement.json",
-    "margins.npz",
-    "summary.json",
-    "history.png",
-    "margins.png",
-    "baseline",
-)
+_ENVIRONMENT = "environment.json"
+_COMMON = (_ENVIRONMENT, "checks.json", "summary.json")
 
 
-def check(path: pathlib.Path, name: str, config: Experiment) -> None:
+def check(path: pathlib.Path, name: str, config: Config) -> None:
     """Makes sure that a folder is new, or that of this experiment with this configuration.
 
     Raises:
@@ -58,17 +46,22 @@ def check(path: pathlib.Path, name: str, config: Experiment) -> None:
         )
 
 
-def start(path: pathlib.Path, name: str, config: Experiment, *, fresh: bool) -> None:
+def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None:
     """Makes the folder of a run, or takes up one that `check` found right; `fresh` removes the results in it."""
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
-        for result in _RESULTS:
-            if (path / result).is_dir():
-                shutil.rmtree(path / result)
-            else:
-                (path / result).unlink(missing_ok=True)
+        for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
+            shutil.rmtree(result) if result.is_dir() else result.unlink()
+    before = path / _ENVIRONMENT
+    seconds = read_json(before)["seconds"] if before.exists() else 0
     write_json(path / _CONFIG, _described(name, config))
-    write_json(path / "environment.json", environment())
+    write_json(path / _ENVIRONMENT, {**environment(), "seconds": seconds})
+
+
+def add_seconds(path: pathlib.Path, seconds: float) -> None:
+    """Adds to the wall time that a run has taken, over all the calls that it took."""
+    found = read_json(path / _ENVIRONMENT)
+    write_json(path / _ENVIRONMENT, {**found, "seconds": round(found["seconds"] + seconds, 2)})
 
 
 @contextlib.contextmanager
@@ -106,7 +99,8 @@ def environment() -> dict[str, Any]:
 
 
 def _described(name, config):
-    return {"experiment": name, **dataclasses.asdict(config)}
+    """A configuration as JSON gives it back."""
+    return json.loads(json.dumps({"experiment": name, **dataclasses.asdict(config)}))
 
 
 def _version(package):

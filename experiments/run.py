@@ -1,28 +1,33 @@
-"""A run, from data to picture: each stage leaves a file, and a stage whose file is there is not run again."""
+"""A run of any experiment, into a folder of its own."""
 
-import dataclasses
 import pathlib
-import sys
 import time
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import numpy as np
-import tqdm
+from experiments import checks, folder
+from experiments.config import Config
 
-import hmt_jax
-from experiments import folder, manipulations, summary
-from experiments.config import Experiment
-from hmt_jax import attacks, checkpoints, data, models, statistics, subspaces, training
+_VERDICTS = "checks.json"  # the last file of a run
 
 
-def run(name: str, config: Experiment, path: pathlib.Path, *, data_dir: str | None = None, fresh: bool = False) -> None:
-    """Runs an experiment into a folder, or what is left of it to do.
+def run(
+    name: str,
+    config: Config,
+    path: pathlib.Path,
+    *,
+    claims: Sequence[checks.Check] = (),
+    is_quick: bool = False,
+    data_dir: str | None = None,
+    fresh: bool = False,
+) -> None:
+    """Runs an experiment into a folder, or what is left of it to do, and checks its claims.
 
     Args:
       name: of the experiment.
       config: its configuration.
       path: the folder; made if it is not there.
+      claims: to be checked when it is finished.
+      is_quick: whether it is a quick form, whose claims prove nothing.
       data_dir: where prepared data sets are; where TFDS keeps them if not given.
       fresh: whether to start over, though results are there.
 
@@ -32,175 +37,24 @@ def run(name: str, config: Experiment, path: pathlib.Path, *, data_dir: str | No
       OSError: if the folder can't be written.
     """
     folder.check(path, name, config)
-    if (path / "margins.png").exists() and not fresh:
+    if is_finished(path) and not fresh:
         print(f"{name} is finished already; --fresh starts over")
     else:
-        # All that can be wrong with the configuration shows before the folder is touched.
-        dataset = data.load(config.data, data_dir)
-        diagonal = subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
-        attack = config.training_attack(dataset.image_shape)
-        dataset, mean, std = manipulations.manipulate(config.manipulation, dataset)
+        config.check(data_dir)
         folder.start(path, name, config, fresh=fresh)
-        if config.with_baseline:
-            print(f"{name}, without the attack:")
-            baseline = dataclasses.replace(config, attack="none", with_baseline=False)
-            run(name, baseline, path / "baseline", data_dir=data_dir)
-            print(f"\n{name}:")
-        if not (path / "checkpoint.safetensors").exists():
-            _train(config, dataset, mean, std, diagonal, attack, path)
-        if config.evaluation_attack is not None and not (path / "robustness.json").exists():
-            _evaluate_robustness(config, dataset, diagonal, path)
-        if not (path / "margins.npz").exists():
-            _measure(config, dataset, diagonal, path)
-        summary.write(name, config, path)
-    print(summary.report(path))
-    print(f"\nresults: {path}\npicture: {path / 'margins.png'}")
+        started = time.perf_counter()
+        try:
+            config.run(name, path, data_dir=data_dir)
+        finally:
+            folder.add_seconds(path, time.perf_counter() - started)
+        verdicts = [claim.apply(path) for claim in claims]
+        folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": verdicts})
+    print(config.report(path))
+    if verdicts := folder.read_json(path / _VERDICTS)["checks"]:
+        print(f"\n{checks.table(verdicts)}" + ("\na quick run: it proves nothing" if is_quick else ""))
+    print(f"\nresults: {path}")
 
 
-def _keys(config) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Random keys of the weights, of training, and of attacks in evaluation."""
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    return init_key, train_key, jax.random.fold_in(train_key, config.num_epochs)
-
-
-def _train(config, dataset, mean, std, diagonal, attack, path) -> None:
-    """Trains a classifier, from its last checkpoint if there is one, and writes its history and itself."""
-    init_key, train_key, _ = _keys(config)
-    architecture = {"name": config.network, "image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
-    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
-    state = training.start(classifier, config.recipe, len(dataset.train_images))
-    with checkpoints.Checkpoints(path / "checkpoints") as kept:
-        state, history = (state, []) if kept.last_epoch is None else kept.restore(state)
-        with _bar(config.num_epochs, "training", "epoch", len(history)) as bar:
-            try:
-                training.train(
-                    classifier,
-                    dataset.train_images,
-                    dataset.train_labels,
-                    config.recipe,
-                    train_key,
-                    attack=attack,
-                    state=state,
-                    on_epoch=_keep_epochs(config, dataset, diagonal, attack, kept, history, bar),
-                )
-            except FloatingPointError as error:
-                last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
-                raise FloatingPointError(f"{error}; the last good state is {last}, in {path / 'checkpoints'}") from None
-        folder.write_json(path / "history.json", history)
-        for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
-            models.save(
-                path / f"{file}.safetensors",
-                training.classifier_of(kept.restore(state, epoch)[0]),
-                architecture=architecture,
-                data=config.data,
-                manipulation=config.manipulation,
-                training=next(entry for entry in history if entry["epoch"] == epoch),
-            )
-
-
-def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar):
-    """What to do after an epoch: it is measured, and kept with the history that grows by it."""
-    seconds_before = history[-1]["seconds"] if history else 0
-    started = time.perf_counter()
-
-    def on_epoch(epoch, state, metrics):
-        classifier = training.classifier_of(state)
-        test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": metrics.loss,
-                "train_accuracy": metrics.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "seconds": round(seconds_before + time.perf_counter() - started, 2),
-            }
-        )
-        if config.measure_every and (epoch + 1) % config.measure_every == 0:
-            history[-1] |= _monitor(config, classifier, dataset, attack, diagonal)
-        kept.save(epoch, state, score=test.accuracy, history=history)
-        bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
-        bar.update()
-
-    return on_epoch
-
-
-def _monitor(config, classifier, dataset, attack, diagonal) -> dict[str, Any]:
-    """Margins and robustness of a classifier in training, on a few test images."""
-    images, labels = _observed(dataset, config.num_monitored)
-    medians = statistics.summarize(hmt_jax.measure_margins(classifier, images, diagonal, config.solver)).median
-    found: dict[str, Any] = {"median_margins": [summary.number(median) for median in medians]}
-    if attack is not None:
-        found |= _attacked(config, classifier, images, labels, attack, diagonal)
-    return found
-
-
-def _observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
-    """The first test images, as floats, and their labels."""
-    return data.as_floats(dataset.test_images[:num_images]), dataset.test_labels[:num_images]
-
-
-def _evaluate_robustness(config, dataset, diagonal, path) -> None:
-    """Measures the first test images under attack, and how the attack's strength depends on its number of steps."""
-    classifier, _ = models.load(path / "checkpoint.safetensors")
-    images, labels = _observed(dataset, config.num_images)
-    weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
-    folder.write_json(
-        path / "robustness.json",
-        {
-            "norm": config.norm,
-            "epsilon": config.epsilon,
-            "evaluations": [
-                {
-                    "num_steps": each.evaluation_steps,
-                    **_attacked(config, classifier, images, labels, each.evaluation_attack, diagonal),
-                }
-                for each in (weaker, config)
-            ],
-        },
-    )
-
-
-def _attacked(config, classifier, images, labels, attack, diagonal) -> dict[str, Any]:
-    """Accuracy under an attack, and the energy of its perturbations in each window."""
-    *_, attack_key = _keys(config)
-    metrics = attacks.evaluate(classifier, images, labels, attack, attack_key, stack=diagonal)
-    return {
-        "clean_accuracy": metrics.clean_accuracy,
-        "robust_accuracy": metrics.accuracy,
-        "perturbation_energy": [float(energy) for energy in np.asarray(metrics.energy)],
-    }
-
-
-def _measure(config, dataset, diagonal, path) -> None:
-    """Measures the first test images along the diagonal, and writes their margins with all that they belong to."""
-    classifier, _ = models.load(path / "checkpoint.safetensors")
-    images, labels = _observed(dataset, config.num_images)
-    started = time.perf_counter()
-    with _bar(len(diagonal) * len(images), "margins", "pair") as bar:
-        result = hmt_jax.measure_margins(
-            classifier,
-            images,
-            diagonal,
-            config.solver,
-            progress=lambda num_finished, _: bar.update(num_finished - bar.n),
-        )
-    folder.write_json(
-        path / "measurement.json",
-        {
-            "seconds": time.perf_counter() - started,
-            "precision": result.precision,
-            "work": dataclasses.asdict(result.work),
-        },
-    )
-    arrays = {field: getattr(result, field) for field in summary.FIELDS}
-    with folder.whole_file(path / "margins.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, corner=diagonal.corner, true_label=labels, **arrays)
-
-
-def _bar(total, description, unit, initial=0) -> tqdm.tqdm:
-    """A progress bar; where no terminal shows it, a line now and then."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm.tqdm(
-        total=total, desc=description, unit=unit, initial=initial, mininterval=interval, maxinterval=interval
-    )
+def is_finished(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a run that came to its end. Without this file, a run only checks its claims anew."""
+    return (path / _VERDICTS).exists()

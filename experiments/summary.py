@@ -7,14 +7,13 @@ import numpy as np
 
 import hmt_jax
 from experiments import folder
-from experiments.config import Experiment
 from hmt_jax import lanes, plots, statistics
 
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
 FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status")
 
 
-def write(name: str, config: Experiment, path: pathlib.Path) -> None:
+def write(name: str, config, path: pathlib.Path) -> None:
     """Writes the summary of a measured run, and last of all the picture of its margins."""
     result, corners = _read_margins(config, path)
     history = folder.read_json(path / "history.json")

@@ -40,7 +40,7 @@ def test_list_has_every_experiment_with_a_line(capsys):
 
 def test_every_configuration_loads():
     for name in config.names():
-        assert isinstance(config.load(name), config.Experiment)
+        assert isinstance(config.load(name), config.Config)
 
 
 def test_a_run_leaves_all_its_files(finished):
@@ -55,6 +55,7 @@ def test_a_run_leaves_all_its_files(finished):
         "margins.npz",
         "summary.json",
         "margins.png",
+        "checks.json",
     }
     described = json.loads((finished / "config.json").read_text())
     assert described["experiment"] == "digits"
@@ -101,7 +102,7 @@ def test_a_finished_run_is_reused(finished, capsys):
 def test_an_interrupted_run_goes_on_from_its_last_stage(finished, tmp_path, monkeypatch):
     path = tmp_path / "digits"
     path.mkdir()
-    for name in ("config.json", "history.json", "checkpoint.safetensors"):
+    for name in ("config.json", "environment.json", "history.json", "checkpoint.safetensors"):
         (path / name).write_bytes((finished / name).read_bytes())
     monkeypatch.setattr(hmt_jax.training, "train", None)  # training again would fail
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0

@@ -6,6 +6,10 @@ Claim: already on tiny images, margins are small along low frequencies, which te
 ones.
 """
 
-from experiments.config import Experiment
+import dataclasses
 
-CONFIG = Experiment(data="digits", network="mlp", num_epochs=60, window_size=3, window_step=1)
+from experiments.diagonal import DiagonalMargins
+
+CONFIG = DiagonalMargins(data="digits", network="mlp", num_epochs=60, window_size=3, window_step=1)
+QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
+CHECKS = ()

@@ -5,6 +5,10 @@
 Claim: the median margin grows from the low to the high frequencies, to more than ten times the least.
 """
 
-from experiments.config import Experiment
+import dataclasses
 
-CONFIG = Experiment(data="mnist", network="lenet", window_size=8, window_step=1)
+from experiments.diagonal import DiagonalMargins
+
+CONFIG = DiagonalMargins(data="mnist", network="lenet", window_size=8, window_step=1)
+QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
+CHECKS = ()

@@ -10,3 +10,5 @@ import dataclasses
 from experiments.configs import mnist_lenet
 
 CONFIG = dataclasses.replace(mnist_lenet.CONFIG, manipulation="flip")
+QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
+CHECKS = ()

@@ -19,3 +19,5 @@ CONFIG = dataclasses.replace(
     evaluation_steps=40,
     with_baseline=True,
 )
+QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
+CHECKS = ()

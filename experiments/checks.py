@@ -1,0 +1,119 @@
+"""Claims, checked on the results of a run.
+
+A claim is a number with a threshold, and a reason for the threshold that was given before the number was known. The
+number has a bootstrap interval; the claim holds if the number itself meets the threshold.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hmt_jax import statistics
+
+_TAILS = (2.5, 97.5)  # percentages that end an interval of 95%
+_NUM_RESAMPLES = 1000
+
+
+class Estimate(NamedTuple):
+    """A number and its 95% interval. Infinite where it comes from censored margins, NaN where it has no value."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A claim on the results of a run.
+
+    Attributes:
+      claim: what is claimed, in words.
+      statistic: the number that decides, from the run's folder.
+      reason: why the threshold is where it is.
+      at_least: the least number with which the claim holds.
+      at_most: the greatest one.
+    """
+
+    claim: str
+    statistic: Callable[[pathlib.Path], Estimate]
+    reason: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self):
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"the check {self.claim!r} has no threshold: give at_least, at_most or both")
+
+    def apply(self, path: pathlib.Path) -> dict[str, Any]:
+        """The claim beside what a run found, for JSON: a number that is infinite or no number is written as text."""
+        estimate = self.statistic(path)
+        at_least = -math.inf if self.at_least is None else self.at_least
+        at_most = math.inf if self.at_most is None else self.at_most
+        return {
+            "claim": self.claim,
+            "reason": self.reason,
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+            **{key: _for_json(number) for key, number in estimate._asdict().items()},
+            "holds": bool(at_least <= estimate.value <= at_most),  # never for NaN
+        }
+
+
+def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estimate:
+    """A statistic of median margins, with its bootstrap interval over the samples.
+
+    Samples are drawn with replacement, the same ones in every subspace and in every run.
+
+    Args:
+      statistic: a number from as many curves of medians, each (R,), as margins are given.
+      *margins: of one run each, (R, N), infinite where they are censored and NaN where there are none, for the same N
+        samples.
+
+    Raises:
+      ValueError: for unequal numbers of samples.
+    """
+    if len({curves.shape[1] for curves in margins}) > 1:
+        raise ValueError(f"margins are of unequal numbers of samples, {[curves.shape[1] for curves in margins]}")
+    rows = np.concatenate(margins)
+    medians = np.array([statistics.percentile(row, 50) for row in rows])
+    resampled = statistics.bootstrap_medians(jax.random.key(0), rows, _NUM_RESAMPLES)
+    ends = np.cumsum([len(curves) for curves in margins])[:-1]
+    with np.errstate(invalid="ignore", divide="ignore"):  # censored medians: infinity over infinity is no number
+        value = float(statistic(*np.split(medians, ends)))
+        values = np.array([statistic(*np.split(column, ends)) for column in resampled.T])
+    return Estimate(value, *(statistics.percentile(values, rank) for rank in _TAILS))
+
+
+def from_share(share: float, num_samples: int) -> Estimate:
+    """A share of samples, such as an accuracy, with its bootstrap interval over them."""
+    rng = np.random.default_rng(0)
+    shares = rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples  # as drawing with replacement does
+    return Estimate(share, *(float(end) for end in np.percentile(shares, _TAILS)))
+
+
+def table(verdicts: Sequence[dict[str, Any]]) -> str:
+    """Claims beside what was found, as text for the terminal."""
+    rows = [("claim", "found", "95% interval", "threshold", "")]
+    rows += [(verdict["claim"], *cells(verdict)) for verdict in verdicts]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def cells(verdict: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What was found, its interval, the threshold, and whether the claim holds."""
+    value, low, high = (f"{float(verdict[key]):.3g}" for key in Estimate._fields)
+    bounds = [
+        f"{sign} {verdict[key]:g}" for sign, key in ((">=", "at_least"), ("<=", "at_most")) if verdict[key] is not None
+    ]
+    return value, f"{low} to {high}", ", ".join(bounds), "holds" if verdict["holds"] else "DOES NOT HOLD"
+
+
+def _for_json(number):
+    return number if math.isfinite(number) else str(number)

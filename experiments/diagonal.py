@@ -1,0 +1,159 @@
+"""The experiment on images: a network is trained, and its margins are measured along the diagonal of the DCT."""
+
+import dataclasses
+import pathlib
+from typing import ClassVar
+
+from experiments import config, manipulations, stages, summary
+from hmt_jax import attacks, data, models, solvers, training
+
+_AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiagonalMargins(config.Config):
+    """Trains a network on a data set, and measures its margins along the diagonal of the DCT.
+
+    Attributes:
+      data: name of a data set of `hmt_jax.data`.
+      manipulation: what is done to all its images, as `experiments.manipulations` names it.
+      network: name of an architecture of `hmt_jax.models`.
+      num_epochs: of training.
+      batch_size: of training.
+      max_learning_rate: of training.
+      compute_dtype: of training, `float32` or `bfloat16`.
+      augmentation: of training, `none` or `crop_and_mirror`.
+      attack: for adversarial training: `none`, `pgd` or `deepfool`.
+      norm: of perturbations, `l2` or `linf`.
+      epsilon: their greatest norm, in pixels in [0, 1].
+      attack_steps: of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
+      attack_band: the frequencies that the attack in training may use, `all` or a band of
+        `experiments.manipulations`.
+      evaluation_steps: of the PGD under which accuracy is measured after training; 0 to leave that out.
+      evaluation_restarts: of that PGD.
+      with_baseline: whether the same network is trained without the attack, too, and measured beside.
+      measure_every: epochs from one measurement of margins while training to the next; 0 for none.
+      num_monitored: test images whose margins, and robustness, are measured while training.
+      num_images: test images whose margins are measured: the first ones.
+      window_size: frequencies along each side of a window.
+      window_step: frequencies from one window of the diagonal to the next.
+      num_candidates: of DeepFool.
+      overshoot: of DeepFool.
+      max_steps: of DeepFool.
+    """
+
+    results: ClassVar[tuple[str, ...]] = (
+        "history.json",
+        "checkpoints",
+        "checkpoint.safetensors",
+        "best.safetensors",
+        "robustness.json",
+        "measurement.json",
+        "margins.npz",
+        "*.png",
+        "baseline",
+    )
+
+    data: str
+    network: str
+    window_size: int
+    window_step: int
+    manipulation: str = "none"
+    num_epochs: int = 30
+    batch_size: int = 128
+    max_learning_rate: float = 0.21
+    compute_dtype: str = "float32"
+    augmentation: str = "none"
+    attack: str = "none"
+    norm: str = "l2"
+    epsilon: float = 1.0
+    attack_steps: int = 7
+    attack_band: str = "all"
+    evaluation_steps: int = 0
+    evaluation_restarts: int = 1
+    with_baseline: bool = False
+    measure_every: int = 0
+    num_monitored: int = 100
+    num_images: int = 1000
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        for field, known in (
+            ("data", data.names()),
+            ("network", models.names()),
+            ("attack", ("none", "pgd", "deepfool")),
+            ("augmentation", tuple(_AUGMENTATIONS)),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}; the known ones are {', '.join(known)}")
+        for least, fields in (
+            (1, ("num_images", "num_monitored", "window_size", "window_step", "evaluation_restarts")),
+            (0, ("evaluation_steps", "measure_every")),
+        ):
+            for field in fields:
+                if getattr(self, field) < least:
+                    raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        if self.measure_every > self.num_epochs:
+            raise ValueError(
+                f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "
+                f"{self.num_epochs}"
+            )
+        # Settings out of range fail here, before any work.
+        manipulations.check(self.manipulation)
+        _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
+
+    def check(self, data_dir: str | None) -> None:
+        stages.check(self, data_dir)
+
+    def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
+        stages.run(name, self, path, data_dir)
+        summary.write(name, self, path)
+
+    def report(self, path: pathlib.Path) -> str:
+        return summary.report(path)
+
+    @property
+    def recipe(self) -> training.Recipe:
+        return training.Recipe(
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            max_learning_rate=self.max_learning_rate,
+            compute_dtype=self.compute_dtype,
+            augment=_AUGMENTATIONS[self.augmentation],
+        )
+
+    @property
+    def solver(self) -> solvers.DeepFool:
+        return solvers.deepfool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+    @property
+    def domain(self) -> str:
+        """Where perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
+        return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
+
+    def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
+        """The attack of adversarial training on images of a shape; None for standard training."""
+        band = None if self.attack_band == "all" else manipulations.band(self.attack_band, image_shape)
+        if self.attack == "deepfool":
+            return attacks.deepfool(
+                epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
+            )
+        pgd = attacks.pgd(
+            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
+        )
+        return pgd if self.attack == "pgd" else None
+
+    @property
+    def evaluation_attack(self) -> attacks.Attack | None:
+        """The attack under which accuracy is measured; None if it is not."""
+        if not self.evaluation_steps:
+            return None
+        return attacks.pgd(
+            norm=self.norm,
+            epsilon=self.epsilon,
+            num_steps=self.evaluation_steps,
+            num_restarts=self.evaluation_restarts,
+            domain=self.domain,
+        )
