@@ -468,3 +468,47 @@ def test_as_floats():
     assert data.as_floats(np.full(2, 0.5)).dtype == np.float32
     with pytest.raises(ValueError, match="images must be uint8, or floating point"):
         data.as_floats(np.array([0, 255]))
+
+
+@pytest.mark.parametrize(("name", "size"), [("mnist", 28), ("cifar10", 32)])
+def test_tfds_images_are_cropped_out_of_the_middle(name, size, tmp_path, publish):
+    publish(name)
+    data.prepare(name, tmp_path)
+    dataset = data.load(name, tmp_path)
+    source = data.tfds_images(name, "train", data_dir=tmp_path, resize=size, crop=size - 8)
+    images, labels = zip(*source, strict=True)
+    np.testing.assert_array_equal(images, dataset.train_images[:, 4:-4, 4:-4])
+    np.testing.assert_array_equal(labels, dataset.train_labels)
+    assert source.num_classes == 10
+
+
+def test_tfds_images_are_resized(prepared):
+    image, label = data.tfds_images("mnist", "test[3:]", data_dir=prepared, resize=56, crop=50)[1]
+    dataset = data.load("mnist", prepared)
+    assert (image.shape, image.dtype, label) == ((50, 50, 1), np.uint8, dataset.test_labels[4])
+    # Twice the size, then averaged in pairs: nearly the image again, which is noise and so hard to resize.
+    middle = image[1:-1, 1:-1, 0].reshape(24, 2, 24, 2).mean((1, 3))
+    assert np.corrcoef(middle.ravel(), dataset.test_images[4, 2:-2, 2:-2, 0].ravel())[0, 1] > 0.9
+
+
+def test_tfds_images_in_batches(prepared):
+    source = data.tfds_images("mnist", "train", data_dir=prepared, resize=28, crop=28)
+    batches = data.loader(source, batch_size=4, num_workers=2).epoch(0)
+    images = np.concatenate([images for images, _ in batches])
+    expected = data.load("mnist", prepared).train_images
+    assert sorted(map(bytes, images)) == sorted(map(bytes, expected))
+
+
+def test_tfds_images_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"mnist is not prepared in .*: prepare it there with TensorFlow Datasets"):
+        data.tfds_images("mnist", "train", data_dir=tmp_path)
+
+
+def test_tfds_images_are_checked(prepared, monkeypatch):
+    with pytest.raises(ValueError, match="crop must be at least 1 and at most resize, got crop 9 and resize 8"):
+        data.tfds_images("mnist", "train", data_dir=prepared, resize=8, crop=9)
+    builder = _tfds.find("mnist", prepared)
+    monkeypatch.setattr(builder.info.features, "_feature_dict", {"image": builder.info.features["image"]}, raising=True)
+    monkeypatch.setattr(_tfds, "find", lambda *_: builder)
+    with pytest.raises(ValueError, match="mnist has no label: take a data set of labelled images"):
+        data.tfds_images("mnist", "train", data_dir=prepared)

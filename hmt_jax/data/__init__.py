@@ -5,11 +5,13 @@ from hmt_jax.data._image_folder import ImageFolder, image_folder
 from hmt_jax.data._load import load, names
 from hmt_jax.data._loader import Loader, loader, prefetch
 from hmt_jax.data._prepare import prepare
+from hmt_jax.data._tfds_images import TfdsImages, tfds_images
 
 __all__ = [
     "Dataset",
     "ImageFolder",
     "Loader",
+    "TfdsImages",
     "as_floats",
     "from_arrays",
     "image_folder",
@@ -18,4 +20,5 @@ __all__ = [
     "names",
     "prefetch",
     "prepare",
+    "tfds_images",
 ]

@@ -47,7 +47,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = _read_rgb(os.path.join(self.path, self.files[index]))
-        return np.asarray(_resize_and_crop(image, self.resize, self.crop)), int(self.labels[index])
+        return np.asarray(resize_and_crop(image, self.resize, self.crop)), int(self.labels[index])
 
 
 def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> ImageFolder:
@@ -79,8 +79,7 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     (1, ('cat',), (224, 224, 3), dtype('uint8'), 0)
     """
     require("an image folder", "PIL")
-    if not 1 <= crop <= resize:
-        raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
+    check_crop(resize, crop)
     root = os.fspath(path)
     if not os.path.isdir(root):
         raise ValueError(f"there is no folder {root}: name one that holds one folder of images a class")
@@ -121,7 +120,12 @@ def _read_rgb(file):
         raise ValueError(f"{file} can't be read ({error}): replace it, or delete it") from error
 
 
-def _resize_and_crop(image, resize, crop):
+def check_crop(resize: int, crop: int) -> None:
+    if not 1 <= crop <= resize:
+        raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
+
+
+def resize_and_crop(image, resize, crop):
     from PIL import Image
 
     # As torchvision rounds: the longer side down, the margins to the nearest even number if they end in a half.
