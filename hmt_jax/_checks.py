@@ -38,6 +38,15 @@ def check_images(images: jax.Array) -> None:
     _warn_of_range(images)
 
 
+def check_is_pytree(subspace) -> None:
+    """Classes of the user's own may have been left unregistered: JAX then takes their instances for single leaves."""
+    if hasattr(subspace, "embed") and jax.tree_util.all_leaves([subspace]):
+        raise TypeError(
+            f"a subspace must be a pytree, but {type(subspace).__name__} is not registered as one: decorate the class "
+            "with jax.tree_util.register_dataclass on top of dataclasses.dataclass(frozen=True), image_shape static"
+        )
+
+
 def check_subspace(subspace, images: jax.Array) -> None:
     """The subspace, a single one, must be one of images of this shape."""
     image_shape = getattr(subspace, "image_shape", images.shape[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
+from flax import errors, linen, nnx
 
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
@@ -42,7 +42,14 @@ class _Linen:
     variables: Any
 
     def __call__(self, images: jax.Array) -> Any:
-        return self.module.apply(self.variables, images)
+        try:
+            return self.module.apply(self.variables, images)
+        except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+            reason = str(error).partition(" (http")[0].rstrip(".")
+            raise ValueError(
+                f"the classifier is in training mode ({reason}): make its module with use_running_average=True for "
+                "BatchNorm and deterministic=True for Dropout"
+            ) from error
 
 
 class _Array:
@@ -73,6 +80,7 @@ def as_pytree(classifier: Classifier) -> Classifier:
     leaves, treedef = jax.tree.flatten(classifier)
     if jax.tree_util.all_leaves([classifier]):
         return jax.tree_util.Partial(classifier)
+    _check_inference_mode(classifier)
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     if len(arrays) == len(leaves):
         return classifier
@@ -126,6 +134,16 @@ def _check_evaluation_mode(module: nnx.Module):
         if getattr(part, "use_running_average", None) is False or getattr(part, "deterministic", None) is False:
             name = ".".join(map(str, path)) or type(part).__name__
             raise ValueError(f"the classifier's {name} is in training mode: call classifier.eval() first")
+
+
+def _check_inference_mode(classifier):
+    """Equinox modules that are something else in training have a leaf `inference`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier):
+        if leaf is False and path[-1] == jax.tree_util.GetAttrKey("inference"):
+            name = jax.tree_util.keystr(path[:-1], simple=True, separator=".") or type(classifier).__name__
+            raise ValueError(
+                f"the classifier's {name} is in training mode: give equinox.nn.inference_mode(classifier) instead"
+            )
 
 
 def _is_array(leaf) -> bool:

@@ -105,7 +105,7 @@ def solve(
       A pytree like `result`'s with NumPy leaves of shape (len(items), ...), and the `Work`.
 
     Raises:
-      ValueError: if there are no items, or num_lanes or steps_per_call is below 1.
+      ValueError: if there are no items or no devices, or num_lanes or steps_per_call is below 1.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Halve:
@@ -125,6 +125,8 @@ def solve(
     if items.ndim != 1 or not items.size:
         raise ValueError(f"items must be a sequence of at least one number, got shape {items.shape}")
     devices = jax.local_devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("devices is empty: give at least one, or None for all local devices")
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
     if num_lanes < 1 or steps_per_call < 1:

@@ -5,8 +5,8 @@ other: `coordinates(image) -> z` of shape (dimension,) projects orthogonally, an
 `coordinates(embed(z))` is z, and the L2 norm of z is the L2 norm of `embed(z)`, in pixels over all channels.
 
 Subspaces of one kind and dimension can be *stacked*: a stack is the same pytree with a leading axis on every array.
-`len(stack)` counts its subspaces, `stack[i]` is one of them, and `jax.vmap` maps over it. What tells members of a stack
-apart is data, so that a function compiled for one of them serves all.
+`len(stack)` counts its subspaces, `stack[i]` is one of them, `stack[i:j]` a stack of some, and `jax.vmap` maps over it.
+What tells members of a stack apart is data, so that a function compiled for one of them serves all.
 """
 
 import abc
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax import _checks
 from hmt_jax.frequency import dct_matrix
 
 # Products inside a subspace decide how orthonormal it is; on accelerators the default precision may be bfloat16.
@@ -76,8 +77,12 @@ class Subspace(abc.ABC):
             raise TypeError("a single subspace has no length; stack several with hmt_jax.subspaces.stack")
         return self.num_stacked
 
-    def __getitem__(self, index: int):
-        if not -len(self) <= index < len(self):
+    def __getitem__(self, index: int | slice):
+        _checks.check_is_pytree(self)
+        if isinstance(index, slice):
+            if not range(len(self))[index]:
+                raise IndexError(f"{index} takes none of a stack of {len(self)} subspaces")
+        elif not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for a stack of {len(self)} subspaces")
         return jax.tree.map(lambda leaf: leaf[index], self)
 
@@ -358,6 +363,8 @@ def stack(subspaces) -> Subspace:
     subspaces = list(subspaces)
     if not subspaces:
         raise ValueError("subspaces is empty: give at least one subspace to stack")
+    for subspace in subspaces:
+        _checks.check_is_pytree(subspace)
     layouts = {(jax.tree.structure(s), tuple(leaf.shape for leaf in jax.tree.leaves(s))) for s in subspaces}
     if len(layouts) > 1 or not jax.tree.leaves(subspaces[0]) or subspaces[0].num_stacked is not None:
         raise ValueError(

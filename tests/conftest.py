@@ -1,9 +1,10 @@
-"""A strict world for every test, and the data that some of them compare with."""
+"""A strict world for every test, and what several of them use."""
 
 import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,13 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
 
 
+@pytest.fixture
+def x64():
+    """Everything in a test that asks for it may be float64."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared(request) -> pathlib.Path:
     """The folder of reference results and prepared data sets."""
@@ -53,3 +61,15 @@ def reference_lenet(reference) -> models.Normalized:
     """The LeNet of the reference results."""
     weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
     return hmt_jax.models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+
+
+def tanh_parameters(seed=0):
+    """Two layers, from 40 pixels over 8 hidden units to 5 classes, that bend within a step of DeepFool."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(8, 40)) / 2, rng.normal(size=8), rng.normal(size=(5, 8)), rng.normal(size=5)
+
+
+def tanh_logits(parameters, images):
+    first, first_bias, second, second_bias = parameters
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
+    return hidden @ second.T + second_bias[None]

@@ -208,6 +208,96 @@ def test_modules_in_training_mode_are_refused(module, name):
         hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
 
 
+class EquinoxLayers(equinox.Module):
+    layers: list
+
+    def __call__(self, images):
+        for layer in self.layers:
+            images = layer(images)
+        return images.reshape(len(images), -1)[:, :2]
+
+
+class EquinoxBatchNorm(equinox.Module):
+    """Batch norm of Equinox, which works on one image (channels, ...) and keeps its statistics apart."""
+
+    norm: equinox.nn.BatchNorm
+    state: equinox.nn.State
+
+    def __call__(self, images):
+        normalize = jax.vmap(lambda image: self.norm(jnp.moveaxis(image, -1, 0), self.state)[0], axis_name="batch")
+        return jnp.moveaxis(normalize(images), 1, -1)
+
+
+def equinox_batch_norm():
+    return EquinoxBatchNorm(*equinox.nn.make_with_state(equinox.nn.BatchNorm)(SHAPE[2], "batch", mode="batch"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (lambda: EquinoxLayers([jnp.square, equinox.nn.Dropout(0.5)]), r"layers\.1"),
+        (lambda: EquinoxLayers([equinox_batch_norm()]), r"layers\.0\.norm"),
+        (lambda: jax.tree_util.Partial(EquinoxLayers.__call__, EquinoxLayers([equinox_batch_norm()])), r".*\.norm"),
+        (lambda: equinox.nn.Dropout(0.5), "Dropout"),
+    ],
+    ids=["dropout", "batch norm", "Partial", "itself"],
+)
+def test_equinox_modules_in_training_mode_are_refused(module, name):
+    message = rf"the classifier's {name} is in training mode: give equinox\.nn\.inference_mode\(classifier\) instead"
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
+
+
+def test_equinox_modules_in_inference_mode_are_measured():
+    layers = [equinox.nn.Dropout(0.5), equinox_batch_norm()]
+    result = measure(equinox.nn.inference_mode(EquinoxLayers(layers)))
+    # Statistics at their start, mean 0 and variance 1: the logits are the two channels of the first pixel.
+    gaps = np.abs(random_images()[:, 0, 0, 0] - random_images()[:, 0, 0, 1])
+    norm = np.sqrt(2) * np.linalg.norm(linear_map_of_first_pixel())
+    np.testing.assert_allclose(result.margin[0], 1.02 * gaps / norm, rtol=1e-4)
+
+
+class LinenRegularised(linen.Module):
+    """Linear logits behind what behaves otherwise in training."""
+
+    kind: str
+    is_training: bool
+
+    @linen.compact
+    def __call__(self, images):
+        if self.kind == "norm":
+            images = linen.BatchNorm(use_running_average=not self.is_training, name="norm")(images)
+        else:
+            images = linen.Dropout(0.5, deterministic=not self.is_training, name="dropout")(images)
+        return images.reshape(len(images), -1)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("norm", 'Cannot update variable "mean" in "/norm" because collection "batch_stats" is immutable'),
+        ("dropout", 'dropout needs PRNG for "dropout"'),
+    ],
+)
+def test_linen_modules_in_training_mode_are_refused(kind, reason):
+    variables = LinenRegularised(kind, False).init(jax.random.key(0), random_images())
+    measure(LinenRegularised(kind, False).bind(variables))
+    # What it may be bound with does not make it a function of the images.
+    classifier = LinenRegularised(kind, True).bind(
+        variables, rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"]
+    )
+    message = (
+        rf"the classifier is in training mode \({reason}\): make its module with use_running_average=True for "
+        "BatchNorm and deterministic=True for Dropout"
+    )
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.deepfool(classifier, random_images()[0], subspaces.full(SHAPE))
+
+
 @pytest.mark.parametrize(
     "evaluate",
     [

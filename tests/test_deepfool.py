@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
+from conftest import tanh_logits, tanh_parameters
 
 import hmt_jax
 from hmt_jax import Status, solvers, subspaces
@@ -18,12 +19,6 @@ NUM_IMAGES = 6
 
 # A few dozen float64 roundings, amplified where a gap between logits is small.
 FLOAT64 = {"rtol": 1e-9, "atol": 1e-12}
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def random_images(seed=0, num_images=NUM_IMAGES):
@@ -124,23 +119,6 @@ def check_linear(name, num_classes, num_candidates, dtype):
         assert solution.adversarial_label[n] == np.argmax(logits + weights @ expected) != label
         assert solution.num_steps[n] == 1
         assert solution.status[n] == Status.CONVERGED
-
-
-def tanh_parameters(num_classes=5, num_hidden=8, seed=0):
-    """A two-layer network that bends within a step of DeepFool."""
-    rng = np.random.default_rng(seed)
-    return (
-        rng.normal(size=(num_hidden, NUM_PIXELS)) / 2,
-        rng.normal(size=num_hidden),
-        rng.normal(size=(num_classes, num_hidden)),
-        rng.normal(size=num_classes),
-    )
-
-
-def tanh_logits(parameters, images):
-    first, first_bias, second, second_bias = parameters
-    hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
-    return hidden @ second.T + second_bias[None]
 
 
 def tanh_classifier(parameters):
@@ -501,6 +479,21 @@ def test_settings_are_checked(settings, message):
         solvers.deepfool(**settings)
     with pytest.raises(ValueError, match=message):
         hmt_jax.deepfool(logits_of_sum(jnp.sin, jnp.cos), jnp.zeros((1, 1, 1)), subspaces.full((1, 1, 1)), **settings)
+
+
+def test_settings_may_be_arrays_of_one_number():
+    solver = solvers.deepfool(num_candidates=np.int64(3), overshoot=jnp.array(0.5), max_steps=np.array(7))
+    assert solver == solvers.deepfool(num_candidates=3, overshoot=0.5, max_steps=7)
+    assert hash(solver) == hash(solvers.deepfool(num_candidates=3, overshoot=0.5, max_steps=7))
+
+
+@pytest.mark.parametrize("name", ["num_candidates", "overshoot", "max_steps"])
+def test_settings_are_single_numbers_known_when_compiling(name):
+    message = f"{name} must be a single number, known when compiling, got "
+    with pytest.raises(ValueError, match=message + r"\[2 3\]"):
+        solvers.deepfool(**{name: jnp.array([2, 3])})
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda value: solvers.deepfool(**{name: value}).max_steps)(2)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4, 1)])

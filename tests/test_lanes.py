@@ -305,6 +305,11 @@ def test_items_are_checked(items, shape):
         solve(items, num_lanes=1)
 
 
+def test_devices_are_checked():
+    with pytest.raises(ValueError, match="devices is empty: give at least one, or None for all local devices"):
+        solve([0], num_lanes=1, devices=[])
+
+
 @pytest.mark.parametrize(("num_lanes", "steps_per_call"), [(0, 1), (-1, 1), (1, 0), (2, -3)])
 def test_numbers_of_lanes_and_steps_are_checked(num_lanes, steps_per_call):
     with pytest.raises(

@@ -12,12 +12,6 @@ from hmt_jax import models
 from hmt_jax.models import _layers
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def normal(rng, *shape):
     return rng.normal(size=shape) / 4
 

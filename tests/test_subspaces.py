@@ -26,12 +26,6 @@ def dtype(request):
         yield request.param
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PixelRow(subspaces.Subspace):
@@ -234,6 +228,21 @@ def test_the_complement_of_a_stack_is_the_stack_of_complements(name, x64):
     for single, rest in zip(stack, complement(stack), strict=True):
         union = np.concatenate([dense_basis(single), dense_basis(rest)], axis=1)
         np.testing.assert_allclose(union.T @ union, np.eye(NUM_PIXELS), **FLOAT64)
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("index", [slice(None, None, 2), slice(-1, None, -1), slice(1, 2)], ids=str)
+def test_a_slice_of_a_stack_is_the_stack_of_its_members(name, index, x64):
+    stack, image = STACKS[name](), random_image()
+    members = list(stack)[index]
+    assert len(stack[index]) == len(members)
+    for single, expected in zip(stack[index], members, strict=True):
+        np.testing.assert_array_equal(single.coordinates(image), expected.coordinates(image))
+
+
+def test_a_slice_without_members_is_refused():
+    with pytest.raises(IndexError, match=r"slice\(2, 2, None\) takes none of a stack of 3 subspaces"):
+        STACKS["diagonal"]()[2:2]
 
 
 def test_members_of_a_stack_keep_their_order(x64):
@@ -461,6 +470,21 @@ def test_only_subspaces_alike_can_be_stacked(members):
         "can be stacked; measure the others in calls of their own",
     ):
         subspaces.stack(members())
+
+
+@pytest.mark.parametrize(
+    "use", [lambda subspace: subspaces.stack([subspace]), lambda subspace: subspace[0]], ids=["stack", "index"]
+)
+def test_classes_that_are_no_pytrees_are_refused(use):
+    class Unregistered(PixelRow):
+        pass
+
+    with pytest.raises(
+        TypeError,
+        match="a subspace must be a pytree, but Unregistered is not registered as one: decorate the class with "
+        r"jax\.tree_util\.register_dataclass on top of dataclasses\.dataclass\(frozen=True\), image_shape static",
+    ):
+        use(Unregistered(jnp.arange(2), SHAPE))
 
 
 def test_a_stack_of_nothing_is_refused():

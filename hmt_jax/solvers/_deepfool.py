@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hmt_jax.solvers._solution import Restriction, Solution, Status
 
@@ -31,6 +32,8 @@ class DeepFool:
     max_steps: int = 100
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name)))
         if self.num_candidates < 2:
             raise ValueError(
                 f"num_candidates must be at least 2, the label and one other class, got {self.num_candidates}"
@@ -123,10 +126,18 @@ def deepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_steps: in
       max_steps: steps after which a sample is given up.
 
     Raises:
-      ValueError: for fewer than 2 candidates, a negative overshoot, or no step.
+      ValueError: for fewer than 2 candidates, a negative overshoot, or no step; or what is no single number, known
+        when compiling.
 
     References:
       Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool", CVPR 2016, arXiv:1511.04599.
       Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Hold me tight!", NeurIPS 2020, arXiv:2002.06349.
     """
     return DeepFool(num_candidates, overshoot, max_steps)
+
+
+def _number(name, value):
+    """A Python number: solvers are hashable, and equal ones share compiled code."""
+    if isinstance(value, jax.core.Tracer) or np.ndim(value):
+        raise ValueError(f"{name} must be a single number, known when compiling, got {value}")
+    return np.asarray(value).item()
