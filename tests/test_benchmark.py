@@ -1,5 +1,6 @@
 """The benchmark: what it counts, not how long it takes."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import benchmark, workloads
+from experiments import benchmark, tradeoffs, workloads
 from hmt_jax import models, subspaces
 
 
@@ -48,3 +49,39 @@ def test_unknown_workloads_are_listed(capsys):
 def test_a_reference_that_is_none(tiny_plan, tmp_path, capsys):
     assert command_line.main(["benchmark", "--reference", str(tmp_path), "--output", str(tmp_path / "b.json")]) == 2
     assert "is no checkout of LTS4/hold-me-tight: it has no utils.py" in capsys.readouterr().err
+
+
+def test_tradeoffs_of_a_linear_classifier(tiny_plan, tmp_path, monkeypatch):
+    plan = dataclasses.replace(workloads.PLANS["tiny"], build=lambda _, data_dir: tiny(20, data_dir))
+    monkeypatch.setattr(tradeoffs, "PLANS", {"lenet_mnist": plan})
+    path = tmp_path / "tradeoffs.json"
+    assert command_line.main(["benchmark", "--tradeoffs", "--output", str(path)]) == 0
+    rows = json.loads(path.read_text())["tradeoffs"]
+    assert [row["num_candidates"] for row in rows] == [2, 3, 5, 10]
+    # One step leads to the nearest boundary among those of the candidates: fewer of them, and it may lie farther away.
+    medians = np.array([row["median_ratios"] for row in rows])
+    assert (np.diff(medians, axis=0) <= 0).all()
+    np.testing.assert_array_equal(medians[2:], 1)  # all five classes are candidates
+    workload = tiny(20, None)
+    expected = [_linear_margins(workload, number) for number in (2, 10)]
+    np.testing.assert_allclose(medians[0], np.median(expected[0], 1) / np.median(expected[1], 1), rtol=1e-4)
+    share = np.mean(np.abs(expected[0] / expected[1] - 1) > 0.01)
+    assert rows[0]["share_changed"] == pytest.approx(share)
+    assert not any(row["num_without_margin"] for row in rows)
+
+
+def _linear_margins(workload, num_candidates):
+    """Margins (R, N) among the classes of the largest logits, by NumPy."""
+    weights = np.asarray(workload.classifier.network.linear.kernel[...], np.float64)
+    images = workload.images.reshape(20, -1).astype(np.float64)
+    logits = images @ weights + np.asarray(workload.classifier.network.linear.bias[...])
+    (stack,) = workload.subspaces
+    margins = np.empty((len(stack), 20))
+    for r in range(len(stack)):
+        basis = np.stack([np.asarray(stack[r].embed(unit)).ravel() for unit in np.eye(stack.dimension)])
+        for n in range(20):
+            label, *others = np.argsort(-logits[n])[:num_candidates]
+            gaps = [logits[n, label] - logits[n, k] for k in others]
+            norms = [np.linalg.norm(basis @ (weights[:, k] - weights[:, label])) for k in others]
+            margins[r, n] = 1.02 * min(gap / norm for gap, norm in zip(gaps, norms, strict=True))
+    return margins
