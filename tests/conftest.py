@@ -19,6 +19,11 @@ def pytest_addoption(parser):
         help="folder with reference/ and tfds/: results of the authors' code, and prepared data sets; "
         "HMT_JAX_SHARED if not given",
     )
+    parser.addoption(
+        "--all-twins",
+        action="store_true",
+        help="compare every network with PyTorch at two sizes in both precisions, which takes half an hour on 2 cores",
+    )
 
 
 def pytest_configure(config):

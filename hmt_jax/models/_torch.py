@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
@@ -156,7 +156,7 @@ def _as_array(value) -> np.ndarray:
 
 def _from_torch(array):
     """Kernels with their output axis last, as Flax has them. A copy, for PyTorch may go on training."""
-    return jnp.asarray(_copy(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array))
+    return jax.device_put(_copy(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array))
 
 
 def _to_torch(array):

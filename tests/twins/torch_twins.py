@@ -4,11 +4,13 @@ CIFAR forms have the names of kuangliu/pytorch-cifar, the others those of torchv
 """
 
 import itertools
+import math
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 VGGS = {11: "1 1 2 2 2", 13: "2 2 2 2 2", 16: "2 2 3 3 3", 19: "2 2 4 4 4"}
@@ -197,3 +199,54 @@ def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
                 if module.bias is not None:
                     module.bias.normal_(0, 0.2, generator=generator)
     return network
+
+
+def move_off_kinks(network: nn.Module, images: torch.Tensor, distance: float) -> float:
+    """Moves biases, mostly by less than 2 `distance`, so that no input of a ReLU is nearer to zero than `distance`.
+
+    Rounding then turns no unit on or off on these images, and gradients can be compared as strictly as logits.
+
+    Returns:
+      By how much the first two values of a window differ at least, over all windows of max-pooling with a positive
+      one: rounding that is smaller leaves the gradient in its place.
+    """
+    with torch.no_grad(), _OffKinks(distance) as mode:
+        network(images)
+    return mode.least_gap
+
+
+class _OffKinks(TorchFunctionMode):
+    """While a network runs, shifts the inputs of each ReLU by the last bias before it."""
+
+    def __init__(self, distance):
+        super().__init__()
+        self.distance, self.least_gap, self.bias = distance, math.inf, None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (F.batch_norm, F.conv2d, F.linear):
+            bias = kwargs["bias"] if "bias" in kwargs else args[2]
+            self.bias = self.bias if bias is None else bias
+        elif func in (F.relu, torch.Tensor.relu):
+            shift = _to_gaps(args[0], self.distance)
+            self.bias += shift
+            args = (args[0] + shift.reshape(-1, *[1] * (args[0].ndim - 2)), *args[1:])
+        elif func.__name__ == "max_pool2d":
+            self.least_gap = min(self.least_gap, _least_gap(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _to_gaps(x, distance):
+    """The least shift of each channel of x (N, C, ...) that moves all values away from zero."""
+    values = x.transpose(0, 1).flatten(1).sort(1).values
+    # Zero may come to lie between two neighbouring values, or beyond all.
+    lower = F.pad(values + distance, (1, 0), value=-math.inf)
+    upper = F.pad(values - distance, (0, 1), value=math.inf)
+    zeros = torch.where(lower <= upper, torch.zeros_like(lower).clamp(lower, upper), math.inf)
+    return -zeros.gather(1, zeros.abs().argmin(1, keepdim=True))[:, 0]
+
+
+def _least_gap(x, size, stride=None, padding=0, **_):
+    windows = F.pad(x, [padding] * 4, value=-1).unfold(2, size, stride or size).unfold(3, size, stride or size)
+    first, second = windows.flatten(4).topk(2).values.unbind(-1)
+    return (first - second)[first > 0].min().item()
