@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list`, `run NAME`, `prepare DATA`, `benchmark`."""
+"""The command line: `python -m experiments list`, `run NAME`, `scorecard`, `prepare DATA`, `benchmark`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 import jax
 import jaxlib
 
-from experiments import benchmark, config, run, throughput
+from experiments import benchmark, config, run, scorecard, throughput, tradeoffs
 from hmt_jax import data
 
 _ONEDNN_FLAGS = (
@@ -48,6 +48,11 @@ def _run(options) -> None:
     )
 
 
+def _scorecard(options) -> None:
+    print(scorecard.scorecard(options.folders, options.root))
+    print(f"\nas Markdown: {options.root / 'scorecard.md'}")
+
+
 def _prepare(options) -> None:
     print(data.prepare(options.name, options.data_dir))
 
@@ -55,6 +60,8 @@ def _prepare(options) -> None:
 def _benchmark(options) -> None:
     if options.scaling:
         benchmark.scaling(options.output, data_dir=options.data_dir)
+    elif options.tradeoffs:
+        tradeoffs.tradeoffs(options.output, data_dir=options.data_dir)
     elif options.training:
         throughput.throughput(options.output, data_dir=options.data_dir)
     else:
@@ -102,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)")
     runner.set_defaults(command=_run)
 
+    scorer = commands.add_parser("scorecard", help="all finished runs in one table, with the claims that hold")
+    scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=pathlib.Path, help="default: all under the root")
+    scorer.add_argument("--root", type=pathlib.Path, default=pathlib.Path("results"), help="default: results")
+    scorer.set_defaults(command=_scorecard)
+
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
     preparer.set_defaults(command=_prepare)
@@ -110,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
     timer.add_argument("--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' repository")
     timer.add_argument("--scaling", action="store_true", help="time and memory over numbers of pairs and devices")
+    timer.add_argument("--tradeoffs", action="store_true", help="margins of fewer candidates, and of less precision")
     timer.add_argument("--training", action="store_true", help="images a second in training, and from a folder")
     timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
     timer.set_defaults(command=_benchmark)

@@ -15,6 +15,9 @@ import numpy as np
 
 from hmt_jax import statistics
 
+HOLDS, FAILS = "holds", "DOES NOT HOLD"
+HEADER = ("claim", "found", "95% interval", "threshold", "")
+
 _TAILS = (2.5, 97.5)  # percentages that end an interval of 95%
 _NUM_RESAMPLES = 1000
 
@@ -77,42 +80,58 @@ def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estim
     Raises:
       ValueError: for unequal numbers of samples.
     """
-    if len({curves.shape[1] for curves in margins}) > 1:
-        raise ValueError(f"margins are of unequal numbers of samples, {[curves.shape[1] for curves in margins]}")
+    _check_numbers([curves.shape[1] for curves in margins])
     rows = np.concatenate(margins)
     medians = np.array([statistics.percentile(row, 50) for row in rows])
     resampled = statistics.bootstrap_medians(jax.random.key(0), rows, _NUM_RESAMPLES)
     ends = np.cumsum([len(curves) for curves in margins])[:-1]
     with np.errstate(invalid="ignore", divide="ignore"):  # censored medians: infinity over infinity is no number
         value = float(statistic(*np.split(medians, ends)))
-        values = np.array([statistic(*np.split(column, ends)) for column in resampled.T])
-    return Estimate(value, *(statistics.percentile(values, rank) for rank in _TAILS))
+        values = [statistic(*np.split(column, ends)) for column in resampled.T]
+    return _estimate(value, values)
+
+
+def from_resampling(statistic: Callable[..., float], *samples: np.ndarray) -> Estimate:
+    """Any statistic of arrays over the same N samples, (N,) each, with its bootstrap interval over them."""
+    _check_numbers([len(array) for array in samples])
+    rng, num_samples = np.random.default_rng(0), len(samples[0])
+    draws = rng.integers(num_samples, size=(_NUM_RESAMPLES, num_samples))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = [statistic(*(array[draw] for array in samples)) for draw in draws]
+        return _estimate(float(statistic(*samples)), values)
 
 
 def from_share(share: float, num_samples: int) -> Estimate:
     """A share of samples, such as an accuracy, with its bootstrap interval over them."""
     rng = np.random.default_rng(0)
-    shares = rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples  # as drawing with replacement does
-    return Estimate(share, *(float(end) for end in np.percentile(shares, _TAILS)))
+    return _estimate(share, rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)  # as redrawing them gives
 
 
-def table(verdicts: Sequence[dict[str, Any]]) -> str:
-    """Claims beside what was found, as text for the terminal."""
-    rows = [("claim", "found", "95% interval", "threshold", "")]
-    rows += [(verdict["claim"], *cells(verdict)) for verdict in verdicts]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def cells(verdict: dict[str, Any]) -> tuple[str, str, str, str]:
-    """What was found, its interval, the threshold, and whether the claim holds."""
-    value, low, high = (f"{float(verdict[key]):.3g}" for key in Estimate._fields)
-    bounds = [
-        f"{sign} {verdict[key]:g}" for sign, key in ((">=", "at_least"), ("<=", "at_most")) if verdict[key] is not None
+def row(verdict: dict[str, Any]) -> tuple[str, ...]:
+    """A claim and what was found, under `HEADER`."""
+    value, low, high = (f"{float(verdict[field]):.3g}" for field in Estimate._fields)
+    thresholds = [
+        f"{sign} {verdict[field]:g}"
+        for field, sign in (("at_least", ">="), ("at_most", "<="))
+        if verdict[field] is not None
     ]
-    return value, f"{low} to {high}", ", ".join(bounds), "holds" if verdict["holds"] else "DOES NOT HOLD"
+    return verdict["claim"], value, f"{low} to {high}", ", ".join(thresholds), HOLDS if verdict["holds"] else FAILS
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _check_numbers(numbers):
+    if len(set(numbers)) > 1:
+        raise ValueError(f"samples must be the same in all runs that are compared, got {numbers} of them")
+
+
+def _estimate(value, resampled) -> Estimate:
+    return Estimate(value, *(statistics.percentile(np.asarray(resampled), rank) for rank in _TAILS))
 
 
 def _for_json(number):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from experiments import config, manipulations, stages, summary
 from hmt_jax import attacks, data, models, solvers, training
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
+# What is compared with, by the field that is "none" there.
+_BASELINES = {"standard_training": "attack", "plain_data": "manipulation"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,9 @@ class DiagonalMargins(config.Config):
       data: name of a data set of `hmt_jax.data`.
       manipulation: what is done to all its images, as `experiments.manipulations` names it.
       network: name of an architecture of `hmt_jax.models`.
+      num_hidden: widths of its hidden layers, for the networks that take them; empty for those it has by itself.
+      num_train: training images that are used: the first ones; 0 for all.
+      num_test: test images that are used: the first ones; 0 for all.
       num_epochs: of training.
       batch_size: of training.
       max_learning_rate: of training.
@@ -28,10 +33,12 @@ class DiagonalMargins(config.Config):
       epsilon: their greatest norm, in pixels in [0, 1].
       attack_steps: of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
       attack_band: the frequencies that the attack in training may use, `all` or a band of
-        `experiments.manipulations`.
+        `experiments.manipulations`. In a band, pixels may leave [0, 1]: where many are black, hardly a perturbation of
+        few frequencies would stay inside.
       evaluation_steps: of the PGD under which accuracy is measured after training; 0 to leave that out.
       evaluation_restarts: of that PGD.
-      with_baseline: whether the same network is trained without the attack, too, and measured beside.
+      baseline: what the margins are compared with: `none`; `standard_training`, the same without the attack; or
+        `plain_data`, the same without the manipulation.
       measure_every: epochs from one measurement of margins while training to the next; 0 for none.
       num_monitored: test images whose margins, and robustness, are measured while training.
       num_images: test images whose margins are measured: the first ones.
@@ -47,11 +54,16 @@ class DiagonalMargins(config.Config):
         "checkpoints",
         "checkpoint.safetensors",
         "best.safetensors",
+        "monitored",
         "robustness.json",
         "measurement.json",
         "margins.npz",
-        "*.png",
+        "history.png",
+        "spectrum.png",
+        "margins.png",
         "baseline",
+        "baseline.json",
+        "baseline_robustness.json",
     )
 
     data: str
@@ -59,6 +71,9 @@ class DiagonalMargins(config.Config):
     window_size: int
     window_step: int
     manipulation: str = "none"
+    num_hidden: tuple[int, ...] = ()
+    num_train: int = 0
+    num_test: int = 0
     num_epochs: int = 30
     batch_size: int = 128
     max_learning_rate: float = 0.21
@@ -71,7 +86,7 @@ class DiagonalMargins(config.Config):
     attack_band: str = "all"
     evaluation_steps: int = 0
     evaluation_restarts: int = 1
-    with_baseline: bool = False
+    baseline: str = "none"
     measure_every: int = 0
     num_monitored: int = 100
     num_images: int = 1000
@@ -85,12 +100,13 @@ class DiagonalMargins(config.Config):
             ("network", models.names()),
             ("attack", ("none", "pgd", "deepfool")),
             ("augmentation", tuple(_AUGMENTATIONS)),
+            ("baseline", ("none", *_BASELINES)),
         ):
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; the known ones are {', '.join(known)}")
         for least, fields in (
             (1, ("num_images", "num_monitored", "window_size", "window_step", "evaluation_restarts")),
-            (0, ("evaluation_steps", "measure_every")),
+            (0, ("evaluation_steps", "measure_every", "num_train", "num_test")),
         ):
             for field in fields:
                 if getattr(self, field) < least:
@@ -99,6 +115,11 @@ class DiagonalMargins(config.Config):
             raise ValueError(
                 f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "
                 f"{self.num_epochs}"
+            )
+        if self.baseline != "none" and getattr(self, _BASELINES[self.baseline]) == "none":
+            raise ValueError(
+                f"baseline={self.baseline} would compare the run with itself, for its {_BASELINES[self.baseline]} is "
+                "none: set baseline=none"
             )
         # Settings out of range fail here, before any work.
         manipulations.check(self.manipulation)
@@ -135,13 +156,13 @@ class DiagonalMargins(config.Config):
 
     def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
         """The attack of adversarial training on images of a shape; None for standard training."""
-        band = None if self.attack_band == "all" else manipulations.band(self.attack_band, image_shape)
+        band, domain = None, self.domain
+        if self.attack_band != "all":
+            band, domain = manipulations.band(self.attack_band, image_shape), "unbounded"
         if self.attack == "deepfool":
-            return attacks.deepfool(
-                epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
-            )
+            return attacks.deepfool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
         pgd = attacks.pgd(
-            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=self.domain
+            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain
         )
         return pgd if self.attack == "pgd" else None
 
@@ -157,3 +178,12 @@ class DiagonalMargins(config.Config):
             num_restarts=self.evaluation_restarts,
             domain=self.domain,
         )
+
+    @property
+    def baseline_config(self) -> "DiagonalMargins | None":
+        """What the margins are compared with; None for nothing."""
+        if self.baseline == "none":
+            return None
+        changes: dict[str, Any] = {"baseline": "none", "evaluation_steps": 0, "measure_every": 0}
+        changes[_BASELINES[self.baseline]] = "none"
+        return dataclasses.replace(self, **changes)

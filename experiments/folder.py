@@ -8,10 +8,11 @@ import pathlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.config import Config
 
@@ -33,16 +34,11 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
                 f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder"
             )
         return
-    found, expected = read_json(path / _CONFIG), _described(name, config)
-    differences = [
-        f"{field} is {found.get(field)!r} there, {expected.get(field)!r} here"
-        for field in {**found, **expected}
-        if found.get(field) != expected.get(field)
-    ]
-    if differences:
+    differing = differences(read_config(path), described(name, config))
+    if differing:
+        text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
-            f"{path} belongs to another configuration ({'; '.join(differences)}), and stays as it is: give another "
-            "folder with --folder"
+            f"{path} belongs to another configuration ({text}), and stays as it is: give another folder with --folder"
         )
 
 
@@ -52,16 +48,31 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     if fresh:
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
             shutil.rmtree(result) if result.is_dir() else result.unlink()
-    before = path / _ENVIRONMENT
-    seconds = read_json(before)["seconds"] if before.exists() else 0
-    write_json(path / _CONFIG, _described(name, config))
+    seconds = read_environment(path)["seconds"] if (path / _ENVIRONMENT).exists() else 0
+    write_json(path / _CONFIG, described(name, config))
     write_json(path / _ENVIRONMENT, {**environment(), "seconds": seconds})
 
 
 def add_seconds(path: pathlib.Path, seconds: float) -> None:
     """Adds to the wall time that a run has taken, over all the calls that it took."""
-    found = read_json(path / _ENVIRONMENT)
+    found = read_environment(path)
     write_json(path / _ENVIRONMENT, {**found, "seconds": round(found["seconds"] + seconds, 2)})
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The configuration of the run in a folder: its fields, and the name of its experiment."""
+    return read_json(path / _CONFIG)
+
+
+def read_environment(path: pathlib.Path) -> dict[str, Any]:
+    """What the run in a folder ran on, as `environment` gives it, and the seconds that it took."""
+    return read_json(path / _ENVIRONMENT)
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configurations differ, with both values."""
+    pairs = {field: (found.get(field), expected.get(field)) for field in {**found, **expected}}
+    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 
 @contextlib.contextmanager
@@ -81,6 +92,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an .npz file, into a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file."""
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def read_json(path: pathlib.Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text())
@@ -98,7 +122,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _described(name, config):
+def described(name: str, config: Config) -> dict[str, Any]:
     """A configuration as JSON gives it back."""
     return json.loads(json.dumps({"experiment": name, **dataclasses.asdict(config)}))
 

@@ -3,6 +3,7 @@
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import checks, folder
 from experiments.config import Config
@@ -47,12 +48,20 @@ def run(
             config.run(name, path, data_dir=data_dir)
         finally:
             folder.add_seconds(path, time.perf_counter() - started)
-        verdicts = [claim.apply(path) for claim in claims]
-        folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": verdicts})
+        applied = [claim.apply(path) for claim in claims]
+        folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": applied})
     print(config.report(path))
-    if verdicts := folder.read_json(path / _VERDICTS)["checks"]:
-        print(f"\n{checks.table(verdicts)}" + ("\na quick run: it proves nothing" if is_quick else ""))
+    found = verdicts(path)
+    if found["checks"]:
+        print("\n" + checks.align([checks.HEADER, *map(checks.row, found["checks"])]))
+    if found["is_quick"]:
+        print("a quick run: its claims prove nothing")
     print(f"\nresults: {path}")
+
+
+def verdicts(path: pathlib.Path) -> dict[str, Any]:
+    """The checked claims of a finished run, "checks", and "is_quick"."""
+    return folder.read_json(path / _VERDICTS)
 
 
 def is_finished(path: pathlib.Path) -> bool:

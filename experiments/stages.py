@@ -12,19 +12,15 @@ import numpy as np
 import tqdm
 
 import hmt_jax
-from experiments import folder, manipulations, summary
-from experiments import run as runner
-from hmt_jax import attacks, checkpoints, data, models, statistics, subspaces, training
+from experiments import baseline, evaluation, folder, manipulations, summary
+from hmt_jax import checkpoints, data, models, subspaces, training
 
-
-def images(config, data_dir: str | None) -> data.Dataset:
-    """The data set of a configuration, as it is stored; kept for the next call."""
-    return _load(config.data, data_dir)
+CLASSIFIER = "checkpoint.safetensors"
 
 
 def check(config, data_dir: str | None) -> None:
     """Raises ValueError if the data are not there, or the configuration does not fit them."""
-    dataset = images(config, data_dir)
+    dataset = _load(config, data_dir)
     subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
     config.training_attack(dataset.image_shape)
     manipulations.apply(config.manipulation, dataset.test_images[:1])
@@ -32,25 +28,45 @@ def check(config, data_dir: str | None) -> None:
 
 def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:
     """Trains, attacks and measures, as far as that is not done."""
-    dataset, mean, std = manipulations.manipulate(config.manipulation, images(config, data_dir))
+    if config.baseline_config is not None:
+        baseline.provide(name, config.baseline_config, path, data_dir)
+    dataset, mean, std = manipulations.manipulate(config.manipulation, _load(config, data_dir))
     diagonal = subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
-    attack = config.training_attack(dataset.image_shape)
-    if config.with_baseline:
-        print(f"{name}, without the attack:")
-        baseline = dataclasses.replace(config, attack="none", with_baseline=False)
-        runner.run(name, baseline, path / "baseline", data_dir=data_dir)
-        print(f"\n{name}:")
-    if not (path / "checkpoint.safetensors").exists():
-        _train(config, dataset, mean, std, diagonal, attack, path)
-    if config.evaluation_attack is not None and not (path / "robustness.json").exists():
+    if not (path / CLASSIFIER).exists():
+        _train(config, dataset, mean, std, diagonal, path)
+    if config.evaluation_attack is not None:
         _evaluate_robustness(config, dataset, diagonal, path)
     if not (path / "margins.npz").exists():
         _measure(config, dataset, diagonal, path)
 
 
-@functools.lru_cache(maxsize=1)
-def _load(name, data_dir):
+def _load(config, data_dir) -> data.Dataset:
+    """The images that a configuration uses."""
+    dataset = _load_all(config.data, data_dir)
+    train, test = slice(config.num_train or None), slice(config.num_test or None)
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[train],
+        train_labels=dataset.train_labels[train],
+        test_images=dataset.test_images[test],
+        test_labels=dataset.test_labels[test],
+    )
+
+
+@functools.lru_cache(maxsize=1)  # of what is run, and what it is compared with
+def _load_all(name, data_dir):
     return data.load(name, data_dir)
+
+
+def _architecture(config, dataset) -> dict[str, Any]:
+    """What makes the network, as `hmt_jax.models.create` takes it."""
+    options = {"num_hidden": config.num_hidden} if config.num_hidden else {}
+    return {
+        "name": config.network,
+        "image_shape": dataset.image_shape,
+        "num_classes": dataset.num_classes,
+        **options,
+    }
 
 
 def _keys(config) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -59,10 +75,10 @@ def _keys(config) -> tuple[jax.Array, jax.Array, jax.Array]:
     return init_key, train_key, jax.random.fold_in(train_key, config.num_epochs)
 
 
-def _train(config, dataset, mean, std, diagonal, attack, path) -> None:
+def _train(config, dataset, mean, std, diagonal, path) -> None:
     """Trains a classifier, from its last checkpoint if there is one, and writes its history and itself."""
     init_key, train_key, _ = _keys(config)
-    architecture = {"name": config.network, "image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
+    architecture, attack = _architecture(config, dataset), config.training_attack(dataset.image_shape)
     classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / "checkpoints") as kept:
@@ -77,7 +93,7 @@ def _train(config, dataset, mean, std, diagonal, attack, path) -> None:
                     train_key,
                     attack=attack,
                     state=state,
-                    on_epoch=_keep_epochs(config, dataset, diagonal, attack, kept, history, bar),
+                    on_epoch=_keep_epochs(config, dataset, diagonal, attack, kept, history, bar, path),
                 )
             except FloatingPointError as error:
                 last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
@@ -94,7 +110,7 @@ def _train(config, dataset, mean, std, diagonal, attack, path) -> None:
             )
 
 
-def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar):
+def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar, path):
     """What to do after an epoch: it is measured, and kept with the history that grows by it."""
     seconds_before = history[-1]["seconds"] if history else 0
     started = time.perf_counter()
@@ -113,22 +129,15 @@ def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar):
             }
         )
         if config.measure_every and (epoch + 1) % config.measure_every == 0:
-            history[-1] |= _monitor(config, classifier, dataset, attack, diagonal)
+            samples, (*_, key) = _observed(dataset, config.num_monitored), _keys(config)
+            found = evaluation.monitor(classifier, *samples, diagonal, config.solver, attack, key)
+            folder.write_arrays(path / "monitored" / f"{epoch + 1:03}.npz", found)
+            history[-1] |= evaluation.means(found)
         kept.save(epoch, state, score=test.accuracy, history=history)
         bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
         bar.update()
 
     return on_epoch
-
-
-def _monitor(config, classifier, dataset, attack, diagonal) -> dict[str, Any]:
-    """Margins and robustness of a classifier in training, on a few test images."""
-    images, labels = _observed(dataset, config.num_monitored)
-    medians = statistics.summarize(hmt_jax.measure_margins(classifier, images, diagonal, config.solver)).median
-    found: dict[str, Any] = {"median_margins": [summary.number(median) for median in medians]}
-    if attack is not None:
-        found |= _attacked(config, classifier, images, labels, attack, diagonal)
-    return found
 
 
 def _observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
@@ -137,40 +146,20 @@ def _observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _evaluate_robustness(config, dataset, diagonal, path) -> None:
-    """Measures the first test images under attack, and how the attack's strength depends on its number of steps."""
-    classifier, _ = models.load(path / "checkpoint.safetensors")
-    images, labels = _observed(dataset, config.num_images)
-    weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
-    folder.write_json(
-        path / "robustness.json",
-        {
-            "norm": config.norm,
-            "epsilon": config.epsilon,
-            "evaluations": [
-                {
-                    "num_steps": each.evaluation_steps,
-                    **_attacked(config, classifier, images, labels, each.evaluation_attack, diagonal),
-                }
-                for each in (weaker, config)
-            ],
-        },
-    )
-
-
-def _attacked(config, classifier, images, labels, attack, diagonal) -> dict[str, Any]:
-    """Accuracy under an attack, and the energy of its perturbations in each window."""
-    *_, attack_key = _keys(config)
-    metrics = attacks.evaluate(classifier, images, labels, attack, attack_key, stack=diagonal)
-    return {
-        "clean_accuracy": metrics.clean_accuracy,
-        "robust_accuracy": metrics.accuracy,
-        "perturbation_energy": [float(energy) for energy in np.asarray(metrics.energy)],
-    }
+    """Measures the first test images under attack, those of what the run is compared with beside."""
+    found = {"robustness.json": path}
+    if config.baseline == "standard_training":
+        found["baseline_robustness.json"] = baseline.of(path)
+    for file, origin in found.items():
+        if not (path / file).exists():
+            classifier, _ = models.load(origin / CLASSIFIER)
+            samples, (*_, key) = _observed(dataset, config.num_images), _keys(config)
+            folder.write_json(path / file, evaluation.robustness(config, classifier, *samples, diagonal, key))
 
 
 def _measure(config, dataset, diagonal, path) -> None:
     """Measures the first test images along the diagonal, and writes their margins with all that they belong to."""
-    classifier, _ = models.load(path / "checkpoint.safetensors")
+    classifier, _ = models.load(path / CLASSIFIER)
     images, labels = _observed(dataset, config.num_images)
     started = time.perf_counter()
     with _bar(len(diagonal) * len(images), "margins", "pair") as bar:
@@ -185,13 +174,13 @@ def _measure(config, dataset, diagonal, path) -> None:
         path / "measurement.json",
         {
             "seconds": time.perf_counter() - started,
+            "num_test": len(dataset.test_images),
             "precision": result.precision,
             "work": dataclasses.asdict(result.work),
         },
     )
     arrays = {field: getattr(result, field) for field in summary.FIELDS}
-    with folder.whole_file(path / "margins.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, corner=diagonal.corner, true_label=labels, **arrays)
+    folder.write_arrays(path / "margins.npz", {"corner": diagonal.corner, "true_label": labels, **arrays})
 
 
 def _bar(total, description, unit, initial=0) -> tqdm.tqdm:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from experiments import folder
+from experiments import baseline, folder, pictures
 from hmt_jax import lanes, plots, statistics
 
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
@@ -37,8 +37,10 @@ def write(name: str, config, path: pathlib.Path) -> None:
         {
             "experiment": name,
             "test_accuracy": history[-1]["test_accuracy"],
-            "robustness": _robustness(path),
-            "baseline_robustness": _robustness(path / "baseline"),
+            "num_test": measurement["num_test"],
+            "robustness": _robustness(path / "robustness.json"),
+            "baseline": config.baseline,
+            "baseline_robustness": _robustness(path / "baseline_robustness.json"),
             "margin_over_baseline": _margin_over_baseline(summary, path),
             "training_seconds": history[-1]["seconds"],
             "measurement_seconds": round(measurement["seconds"], 2),
@@ -52,6 +54,9 @@ def write(name: str, config, path: pathlib.Path) -> None:
     xlabel = f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high"
     if config.measure_every:
         measured = [entry for entry in history if "median_margins" in entry]
+        if config.attack != "none":
+            epochs = {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
+            _save(pictures.spectrum(epochs, title=name, ticks=ticks, xlabel=xlabel), path / "spectrum.png")
         _save(
             plots.margin_history(
                 [entry["epoch"] + 1 for entry in measured],
@@ -99,19 +104,17 @@ def number(value: float) -> float | None:
 def _read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
     measurement = folder.read_json(path / "measurement.json")
-    with np.load(path / "margins.npz") as arrays:
-        fields = {field: arrays[field] for field in FIELDS}
-        corners = arrays["corner"]
+    arrays = folder.read_arrays(path / "margins.npz")
+    fields = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(**measurement["work"])
     result = hmt_jax.MarginResult(
         **fields, coordinates=None, solver=config.solver, precision=measurement["precision"], work=work
     )
-    return result, corners
+    return result, arrays["corner"]
 
 
-def _robustness(path) -> dict[str, Any] | None:
-    """What was measured under the strongest attack in a run's folder."""
-    file = path / "robustness.json"
+def _robustness(file) -> dict[str, Any] | None:
+    """What was measured under the strongest attack, if it was."""
     if not file.exists():
         return None
     found = folder.read_json(file)
@@ -119,30 +122,28 @@ def _robustness(path) -> dict[str, Any] | None:
 
 
 def _margin_over_baseline(summary, path) -> list[float | None] | None:
-    """The median margin of each window over that of the network trained without the attack."""
-    file = path / "baseline" / "summary.json"
-    if not file.exists():
+    """The median margin of each window over that of the run it is compared with."""
+    origin = baseline.of(path)
+    if origin is None:
         return None
-    medians = [window["median"] for window in folder.read_json(file)["windows"]]
-    return [
-        number(median / baseline) if baseline else None
-        for median, baseline in zip(summary.median, medians, strict=True)
-    ]
+    medians = [window["median"] for window in folder.read_json(origin / "summary.json")["windows"]]
+    return [number(median / other) if other else None for median, other in zip(summary.median, medians, strict=True)]
 
 
 def _robustness_lines(summary) -> list[str]:
     lines = []
+    other = summary["baseline"].replace("_", " ")
     if (found := summary["robustness"]) is not None:
         norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
         lines.append(
             f"accuracy under PGD of {found['num_steps']} steps, {norm} norm at most {found['epsilon']:g}: "
             f"{found['robust_accuracy']:.2%} ({found['clean_accuracy']:.2%} of the same images without it)"
         )
-    if (baseline := summary["baseline_robustness"]) is not None:
-        lines.append(f"without adversarial training: {baseline['robust_accuracy']:.2%}")
+    if (found := summary["baseline_robustness"]) is not None:
+        lines.append(f"after {other}: {found['robust_accuracy']:.2%}")
     if (ratios := summary["margin_over_baseline"]) is not None:
         text = " ".join(_text(ratio) for ratio in ratios)
-        lines.append(f"medians over those without adversarial training: {text}")
+        lines.append(f"medians over those of {other}: {text}")
     return lines
 
 

@@ -81,9 +81,13 @@ def summarize(
 
 def censored_margins(result: MarginResult) -> np.ndarray:
     """Margins (R, N) with infinity for every censored sample, and NaN for every sample that has none."""
-    status = np.asarray(result.status)
-    margins = np.where(status == Status.CONVERGED, result.margin, np.inf)
-    return np.where(status == Status.NON_FINITE, np.nan, margins)
+    return censored(result.margin, result.status)
+
+
+def censored(margin: np.ndarray, status: np.ndarray) -> np.ndarray:
+    """The same from the arrays of a result, as they may be stored."""
+    found = np.where(status == Status.CONVERGED, margin, np.inf)
+    return np.where(status == Status.NON_FINITE, np.nan, found)
 
 
 def percentile(values: np.ndarray, rank: float) -> float:

@@ -153,7 +153,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["num_steps must be at least 1, got 0"]),
         (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
         (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),
-        (["run", "digits", "--set", "with_baseline=maybe"], ["with_baseline must be of type bool, got 'maybe'"]),
+        (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
+        (["run", "digits", "--set", "num_train=-1"], ["num_train must be at least 0, got -1"]),
+        (["run", "digits", "--set", "baseline=plain_data"], ["would compare the run with itself"]),
         (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),
         (["run", "digits", "--set", "window_step=0"], ["window_step must be at least 1, got 0"]),
         (["run", "digits", "--set", "num_candidates=1"], ["num_candidates must be at least 2"]),
@@ -221,8 +223,8 @@ def test_failed_writing_leaves_what_was_there(tmp_path):
 
 def test_overrides_keep_the_other_fields():
     base = config.load("mnist_lenet")
-    changed = config.override(base, ["seed=3", "overshoot=0.5"])
-    assert changed == dataclasses.replace(base, seed=3, overshoot=0.5)
+    changed = config.override(base, ["seed=3", "overshoot=0.5", "num_hidden=8,4"])
+    assert changed == dataclasses.replace(base, seed=3, overshoot=0.5, num_hidden=(8, 4))
 
 
 def test_flipped_data_are_normalised_by_the_flipped_mean_image():
@@ -272,7 +274,7 @@ def test_bands_are_the_filters(name, expected):
 def robust(tmp_path_factory):
     """A quick run with adversarial training beside standard training."""
     path = tmp_path_factory.mktemp("runs") / "robust"
-    settings = ["attack=pgd", "attack_steps=2", "epsilon=0.5", "evaluation_steps=4", "with_baseline=true"]
+    settings = ["attack=pgd", "attack_steps=2", "epsilon=0.5", "evaluation_steps=4", "baseline=standard_training"]
     settings += ["network=mlp", "num_epochs=4", "batch_size=64", "measure_every=2", "num_monitored=10", "num_images=20"]
     assert command_line.main(["run", "digits", "--set", *settings, "--folder", str(path)]) == 0
     return path
@@ -285,7 +287,12 @@ def test_adversarial_training_beside_standard_training(robust):
         for window, other in zip(summary["windows"], baseline["windows"], strict=True)
     ]
     np.testing.assert_allclose(summary["margin_over_baseline"], ratios, rtol=1e-6)
-    assert summary["baseline_robustness"] == baseline["robustness"]
+    assert baseline["robustness"] is None
+    classifier, _ = models.load(robust / "baseline" / "checkpoint.safetensors")
+    digits = data.load("digits")
+    is_right = np.argmax(classifier(digits.test_images[:20]), axis=1) == digits.test_labels[:20]
+    assert summary["baseline_robustness"]["clean_accuracy"] == pytest.approx(np.mean(is_right))
+    assert summary["baseline_robustness"]["robust_accuracy"] <= np.mean(is_right)
     assert json.loads((robust / "baseline" / "config.json").read_text())["attack"] == "none"
     weak, strong = json.loads((robust / "robustness.json").read_text())["evaluations"]
     assert (weak["num_steps"], strong["num_steps"]) == (1, 4)
@@ -301,7 +308,14 @@ def test_margins_and_robustness_while_training(robust):
     digits = data.load("digits")
     result = hmt_jax.measure_margins(classifier, digits.test_images[:10], subspaces.dct_diagonal((8, 8, 1), 3, 1))
     np.testing.assert_allclose(history[-1]["median_margins"], np.median(result.margin, 1), rtol=1e-4)  # float32
-    assert (robust / "history.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("history.png", "spectrum.png"):
+        assert (robust / picture).read_bytes().startswith(b"\x89PNG")
+    with np.load(robust / "monitored" / "004.npz") as arrays:
+        np.testing.assert_allclose(arrays["margin"], result.margin, rtol=1e-4)  # float32
+        np.testing.assert_allclose(arrays["energy"].mean(1), history[-1]["perturbation_energy"], rtol=1e-6)
+        # Windows of 3 x 3 with a step of 1 overlap: the energy in none of them exceeds all of it, within the ball.
+        assert (arrays["energy"] <= arrays["total_energy"] * 1.00001).all()
+        assert (arrays["total_energy"] <= 0.5**2 * 1.00001).all()
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, monkeypatch):

@@ -8,8 +8,17 @@ ones.
 
 import dataclasses
 
+from experiments import claims
+from experiments.checks import Check
 from experiments.diagonal import DiagonalMargins
 
 CONFIG = DiagonalMargins(data="digits", network="mlp", num_epochs=60, window_size=3, window_step=1)
-QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
-CHECKS = ()
+QUICK = dataclasses.replace(CONFIG, num_epochs=5, num_images=40)
+CHECKS = (
+    Check(
+        "margin in the highest window over that in the lowest",
+        claims.highest_over_lowest,
+        "Windows of 3 of 8 frequencies are broad, so that neighbours share most of what they hold: half as much again.",
+        at_least=1.5,
+    ),
+)

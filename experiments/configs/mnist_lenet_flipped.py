@@ -1,14 +1,12 @@
-"""Margins of LeNet on MNIST with all frequencies flipped, in training and measurement.
+"""Margins of LeNet on MNIST with all frequencies flipped, beside those on plain data.
 
     python -m experiments run mnist_lenet_flipped
 
 Claim: the data decide, not the architecture. The margins flip along: large at low frequencies, small at high ones.
 """
 
-import dataclasses
+from experiments.configs import _checks, _flipped, _mnist, _quick
 
-from experiments.configs import mnist_lenet
-
-CONFIG = dataclasses.replace(mnist_lenet.CONFIG, manipulation="flip")
-QUICK = dataclasses.replace(CONFIG, num_epochs=1, num_images=10)
-CHECKS = ()
+CONFIG = _flipped.flipped(_mnist.LENET)
+QUICK = _quick.small(CONFIG)
+CHECKS = (_checks.MNIST_ACCURACY, _checks.FLIPS)

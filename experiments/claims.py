@@ -1,0 +1,146 @@
+"""Numbers that decide claims on margins along the diagonal, each from the folder of a run."""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments import baseline, folder
+from experiments.checks import Estimate, from_medians, from_resampling, from_share
+from hmt_jax import statistics
+
+Statistic = Callable[[pathlib.Path], Estimate]
+
+
+def test_accuracy(path: pathlib.Path) -> Estimate:
+    """Share of right labels of the test images."""
+    return from_share(folder.read_json(path / "summary.json")["test_accuracy"], _num_test(path))
+
+
+def robust_accuracy(path: pathlib.Path) -> Estimate:
+    """Share of right labels under attack."""
+    return _robust_accuracy(path / "robustness.json")
+
+
+def baseline_robust_accuracy(path: pathlib.Path) -> Estimate:
+    """The same of the run that this one is compared with."""
+    return _robust_accuracy(path / "baseline_robustness.json")
+
+
+def highest_over_lowest(path: pathlib.Path) -> Estimate:
+    """The median margin of the highest window over that of the lowest."""
+    return from_medians(lambda medians: medians[-1] / medians[0], _margins(path)[0])
+
+
+def correlation_with_baseline(path: pathlib.Path) -> Estimate:
+    """Spearman's rank correlation, over the windows, of the medians of a run and of the one it is compared with."""
+    return from_medians(spearman, *_both(path)[:2])
+
+
+def least_ratio(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+    """The least, over the windows kept, of the median over that of the run compared with; see `above`."""
+    return _of_ratios(keep, np.min)
+
+
+def greatest_ratio(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+    """The greatest of those ratios."""
+    return _of_ratios(keep, np.max)
+
+
+def greatest_change(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+    """The greatest difference of those ratios from one."""
+    return _of_ratios(keep, lambda ratios: np.max(np.abs(ratios - 1)))
+
+
+def high_ratios_over_low(path: pathlib.Path) -> Estimate:
+    """The median of those ratios in the upper third of the windows, over that in the lower third."""
+
+    def statistic(medians, others):
+        ratios, num_third = medians / others, -(-len(medians) // 3)
+        return np.median(ratios[-num_third:]) / np.median(ratios[:num_third])
+
+    return from_medians(statistic, *_both(path)[:2])
+
+
+def least_inside_over_least_beyond(cut: int) -> Statistic:
+    """The least median among windows within [0, cut) x [0, cut), over the least of those that reach beyond."""
+
+    def statistic(path):
+        margins, corners, size = _margins(path)
+        is_inside = below(cut)(corners, size)
+        return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), margins)
+
+    return statistic
+
+
+def growth_of_low_energy(path: pathlib.Path) -> Estimate:
+    """The share of the perturbations' energy in the lowest window after the last epoch, over that after the first."""
+    files = sorted((path / "monitored").iterdir())
+    first, last = folder.read_arrays(files[0]), folder.read_arrays(files[-1])
+
+    def statistic(first_low, first_total, last_low, last_total):
+        return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())
+
+    arrays = [part for epoch in (first, last) for part in (epoch["energy"][0], epoch["total_energy"])]
+    return from_resampling(statistic, *arrays)
+
+
+def everywhere(corners: np.ndarray, size: int) -> np.ndarray:
+    """Keeps every window."""
+    return np.ones(len(corners), bool)
+
+
+def below(cut: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Keeps windows within [0, cut) x [0, cut)."""
+    return lambda corners, size: np.all(corners + size <= cut, axis=1)
+
+
+def above(cut: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Keeps windows all of whose frequencies are `cut` or more."""
+    return lambda corners, size: np.all(corners >= cut, axis=1)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """The rank correlation of two curves, of which some values may be infinite; NaN if one has no order."""
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values):
+    """Ranks from low to high; equal values share the mean of theirs."""
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    return ((values[None] < values[:, None]).sum(1) + (values[None] <= values[:, None]).sum(1)) / 2
+
+
+def _of_ratios(keep, function):
+    def statistic(path):
+        margins, others, corners, size = _both(path)
+        is_kept = keep(corners, size)
+        return from_medians(lambda medians, other: function((medians / other)[is_kept]), margins, others)
+
+    return statistic
+
+
+def _margins(path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Censored margins (R, N) of a run, the corners (R, 2) of its windows, and their size."""
+    arrays = folder.read_arrays(path / "margins.npz")
+    margins = statistics.censored(arrays["margin"], arrays["status"])
+    return margins, arrays["corner"], folder.read_config(path)["window_size"]
+
+
+def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The same, with the margins of the run compared with in the second place."""
+    origin = baseline.of(path)
+    if origin is None:
+        raise ValueError(f"{path} is compared with no other run: set baseline to standard_training or plain_data")
+    margins, corners, size = _margins(path)
+    return margins, _margins(origin)[0], corners, size
+
+
+def _robust_accuracy(file) -> Estimate:
+    strongest = folder.read_json(file)["evaluations"][-1]
+    return from_share(strongest["robust_accuracy"], strongest["num_images"])
+
+
+def _num_test(path) -> int:
+    return folder.read_json(path / "summary.json")["num_test"]

@@ -1,0 +1,127 @@
+"""The claims on margins along the diagonal. Thresholds were set before the runs."""
+
+from experiments import claims
+from experiments.checks import Check
+
+
+def accuracy(at_least: float, reason: str) -> Check:
+    return Check("test accuracy", claims.test_accuracy, reason, at_least=at_least)
+
+
+MNIST_ACCURACY = accuracy(0.98, "Less says nothing of the data: the smallest networks reach 98%.")
+CIFAR10_ACCURACY = accuracy(
+    0.75, "Deep networks reach 80% and more without augmentation; less says that training went wrong."
+)
+FLIPPED_CIFAR10_ACCURACY = accuracy(
+    0.5, "Convolutions are made for plain photographs, and fit flipped ones less well; half is far beyond chance."
+)
+
+MNIST_GROWS = Check(
+    "margin in the highest window over that in the lowest",
+    claims.highest_over_lowest,
+    "Digits are told apart by low frequencies. Noise between networks moves medians by tenths, not by factors.",
+    at_least=5,
+)
+CIFAR10_GROWS = Check(
+    "margin in the highest window over that in the lowest",
+    claims.highest_over_lowest,
+    "Photographs have edges and textures that tell classes apart at higher frequencies than strokes of a pen, so that "
+    "margins grow less than on MNIST; three times is still far beyond the noise.",
+    at_least=3,
+)
+
+FLIPS = Check(
+    "rank correlation of the margins with those on plain data",
+    claims.correlation_with_baseline,
+    "Reversed order is -1. Near the least margin neighbouring windows may change places.",
+    at_most=-0.8,
+)
+
+LOW_PASS = (
+    Check(
+        "least factor of the margins in windows above the cut",
+        claims.least_ratio(claims.above(16)),
+        "Half as much again, in every window that was removed: more than networks differ among themselves.",
+        at_least=1.5,
+    ),
+    Check(
+        "greatest change of the margins in windows below the cut",
+        claims.greatest_change(claims.below(16)),
+        "The images there are the same; networks differ among themselves by about a tenth.",
+        at_most=0.3,
+    ),
+)
+
+HIGH_PASS = (
+    accuracy(0.95, "What is left still tells digits apart: half of the error of a linear classifier on whole ones."),
+    Check(
+        "least margin in removed windows over that in the others",
+        claims.least_inside_over_least_beyond(14),
+        "The network can use only what is left, so its least margin is not in a window that is empty.",
+        at_least=1,
+    ),
+    Check(
+        "greatest factor of the margins in windows that are kept whole",
+        claims.greatest_ratio(claims.above(14)),
+        "The network learns from the band that is left: its margins there fall, by a third at the least.",
+        at_most=0.67,
+    ),
+)
+
+LARGER = Check(
+    "least factor by which adversarial training changes a margin",
+    claims.least_ratio(claims.everywhere),
+    "Larger in every window; on plain MNIST the least gain is in the low ones, of less than half.",
+    at_least=1,
+)
+LARGER_AT_HIGH = Check(
+    "its median factor in the high third of windows over the low third",
+    claims.high_ratios_over_low,
+    "The high windows gain more.",
+    at_least=1,
+)
+LARGER_AT_LOW = Check(
+    "its median factor in the high third of windows over the low third",
+    claims.high_ratios_over_low,
+    "What is high on plain images is low on flipped ones, so the low windows gain more.",
+    at_most=1,
+)
+
+
+def robustness(*, clean: float, robust: float, standard: float, reason: str) -> tuple[Check, ...]:
+    """Accuracies with and without attack, and under attack after standard training."""
+    return (
+        accuracy(clean, reason),
+        Check("accuracy under attack", claims.robust_accuracy, reason, at_least=robust),
+        Check(
+            "accuracy under attack after standard training", claims.baseline_robust_accuracy, reason, at_most=standard
+        ),
+    )
+
+
+MNIST_ROBUSTNESS = robustness(
+    clean=0.97,
+    robust=0.6,
+    standard=0.25,
+    reason="A radius of 2 is near the margin of standard networks in the whole space, so that most of their labels "
+    "change; robust ones are to keep most, and to lose at most two points without attack.",
+)
+CIFAR10_ROBUSTNESS = robustness(
+    clean=0.6,
+    robust=0.25,
+    standard=0.1,
+    reason="Published networks keep about half of the labels at this radius, with augmentation and longer training; "
+    "half of that, and more than chance, shows that the training works.",
+)
+FLIPPED_MNIST_ROBUSTNESS = robustness(
+    clean=0.95,
+    robust=0.5,
+    standard=0.25,
+    reason="Ball and pixels are those of plain MNIST, but convolutions fit flipped images less well: ten points less.",
+)
+FLIPPED_CIFAR10_ROBUSTNESS = robustness(
+    clean=0.4,
+    robust=0.2,
+    standard=0.1,
+    reason="As on plain CIFAR-10, less what convolutions lose on flipped images; still twice chance under attack.",
+)

@@ -1,0 +1,29 @@
+"""Quick forms: the same program on few images, for seconds to two minutes on two CPU cores."""
+
+import dataclasses
+from typing import Any
+
+from experiments.diagonal import DiagonalMargins
+
+_FEW: dict[str, Any] = {"num_epochs": 2, "num_images": 20, "num_monitored": 20, "attack_steps": 2}
+
+
+def small(config: DiagonalMargins) -> DiagonalMargins:
+    """For LeNet."""
+    return dataclasses.replace(
+        config, num_train=4000, num_test=1000, evaluation_steps=min(config.evaluation_steps, 4), **_FEW
+    )
+
+
+def deep(config: DiagonalMargins) -> DiagonalMargins:
+    """For deep networks, which take about a minute to compile, and 0.1 s for an image in training."""
+    changes = {**_FEW, "num_epochs": 1, "num_images": 4, "attack_steps": 1}
+    return dataclasses.replace(
+        config,
+        num_train=128,
+        num_test=128,
+        batch_size=64,
+        window_step=4 * config.window_step,
+        evaluation_steps=min(config.evaluation_steps, 1),
+        **changes,
+    )

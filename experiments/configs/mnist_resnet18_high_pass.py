@@ -1,0 +1,12 @@
+"""Margins of ResNet-18 on MNIST without the frequencies [0, 14) x [0, 14), beside those on plain data.
+
+    python -m experiments run mnist_resnet18_high_pass
+
+Claim: the network learns from the band that is left, and has small margins there.
+"""
+
+from experiments.configs import _checks, _mnist, _quick
+
+CONFIG = _mnist.high_pass(_mnist.RESNET18)
+QUICK = _quick.deep(CONFIG)
+CHECKS = _checks.HIGH_PASS

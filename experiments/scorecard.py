@@ -1,0 +1,74 @@
+"""All finished runs in one table: what they ran on, and which of their claims hold."""
+
+import collections
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from experiments import checks, config, folder
+from experiments import run as runner
+
+_HEADER = ("experiment", "seed", "test accuracy", "device", "wall time", *checks.HEADER)
+
+
+def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
+    """The table of the runs in folders, or of all under a root, for the terminal; written beside as Markdown.
+
+    Quick runs are left out. Where a run's fields differ from those in its experiment's file, but for the seed, they
+    stand behind its name.
+
+    Args:
+      folders: of finished runs; all those right under the root if there are none.
+      root: where `scorecard.md` is written.
+
+    Raises:
+      ValueError: if a folder is not that of a finished run, or there is no run but quick ones.
+    """
+    for path in folders:
+        if not runner.is_finished(path):
+            raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
+    runs = folders or sorted(path.parent for path in root.glob("*/checks.json"))
+    found = [path for path in runs if not runner.verdicts(path)["is_quick"]]
+    if not found:
+        raise ValueError(
+            f"there is no finished run in {root} but quick ones: run an experiment with `python -m experiments run "
+            "NAME`, or name the folders of its results"
+        )
+    rows = [row for path in found for row in _rows(path)]
+    counts = collections.Counter(row[-1] for row in rows)
+    total = f"{counts[checks.HOLDS]} of {counts[checks.HOLDS] + counts[checks.FAILS]} claims hold in {len(found)} runs"
+    with folder.whole_file(root / "scorecard.md") as temporary:
+        temporary.write_text(f"{_markdown(rows)}\n\n{total}.\n")
+    return f"{checks.align([_HEADER, *rows])}\n\n{total}"
+
+
+def _rows(path) -> list[tuple[str, ...]]:
+    """A row for each claim of a run, or one if it has none; what is the run's stands in the first one alone."""
+    described, environment = folder.read_config(path), folder.read_environment(path)
+    accuracy = folder.read_json(path / "summary.json").get("test_accuracy")
+    devices = collections.Counter(environment["devices"])
+    run = (
+        described["experiment"] + _changes(described),
+        str(described["seed"]),
+        "-" if accuracy is None else f"{accuracy:.2%}",
+        ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in devices.items()),
+        f"{environment['seconds']:,.0f} s",
+    )
+    claims = [checks.row(verdict) for verdict in runner.verdicts(path)["checks"]]
+    firsts = [run, *[("",) * len(run)] * (len(claims) - 1)]
+    return [first + claim for first, claim in zip(firsts, claims or [("",) * len(checks.HEADER)], strict=True)]
+
+
+def _changes(described: dict[str, Any]) -> str:
+    """The fields of a run that are not those of its experiment's file."""
+    name = described["experiment"]
+    if name not in config.names():
+        return " (no longer there)"
+    differing = folder.differences(described, folder.described(name, config.load(name)))
+    fields = [f"{field}={found}" for field, (found, _) in differing.items() if field != "seed"]
+    return f" ({', '.join(fields)})" if fields else ""
+
+
+def _markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [_HEADER, ("---",) * len(_HEADER), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

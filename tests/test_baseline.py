@@ -1,0 +1,83 @@
+"""Which run another one is compared with."""
+
+import dataclasses
+
+import pytest
+
+from experiments import baseline, folder
+from experiments import run as runner
+from experiments.diagonal import DiagonalMargins
+
+CONFIG = DiagonalMargins(data="digits", network="mlp", window_size=3, window_step=1, attack="pgd", epsilon=0.5)
+ROBUST = dataclasses.replace(CONFIG, baseline="standard_training", evaluation_steps=9)
+
+
+def put(path, config, *, is_finished=True):
+    path.mkdir(parents=True)
+    folder.write_json(path / "config.json", folder.described("another", config))
+    if is_finished:
+        folder.write_json(path / "checks.json", {})
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The configurations of runs that are made, which do nothing."""
+    configs = []
+    monkeypatch.setattr(runner, "run", lambda name, config, path, data_dir: configs.append(config))
+    return configs
+
+
+def test_a_finished_run_beside_is_taken(tmp_path, made):
+    standard = dataclasses.replace(CONFIG, attack="none")
+    put(tmp_path / "a", dataclasses.replace(standard, seed=1))
+    put(tmp_path / "b", CONFIG)
+    put(tmp_path / "c", standard, is_finished=False)
+    # What an attack would be, and what else is measured, changes nothing.
+    put(tmp_path / "d", dataclasses.replace(standard, epsilon=3.0, attack_steps=2, evaluation_steps=5, measure_every=1))
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust").resolve() == tmp_path / "d"
+    assert not made
+
+
+@pytest.mark.parametrize(
+    "difference", [{"seed": 1}, {"num_epochs": 3}, {"attack": "pgd"}, {"manipulation": "flip"}, {"num_images": 7}]
+)
+def test_others_are_not(difference, tmp_path, made):
+    put(tmp_path / "a", dataclasses.replace(CONFIG, **{"attack": "none", **difference}))
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust") == tmp_path / "robust" / "baseline"
+    assert made == [dataclasses.replace(CONFIG, attack="none")]
+
+
+def test_what_was_made_for_another_run_is_taken(tmp_path, made):
+    put(tmp_path / "a" / "baseline", dataclasses.replace(CONFIG, attack="none"))
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust").resolve() == tmp_path / "a" / "baseline"
+
+
+def test_attacks_count_where_there_is_one(tmp_path, made):
+    flipped = dataclasses.replace(CONFIG, manipulation="flip", baseline="plain_data")
+    put(tmp_path / "a", dataclasses.replace(CONFIG, epsilon=0.7))
+    put(tmp_path / "b", CONFIG)
+    (tmp_path / "flipped").mkdir()
+    baseline.provide("flipped", flipped.baseline_config, tmp_path / "flipped", None)
+    assert baseline.of(tmp_path / "flipped").resolve() == tmp_path / "b"
+
+
+def test_what_is_compared_with_stays(tmp_path, made):
+    (tmp_path / "robust").mkdir()
+    folder.write_json(tmp_path / "robust" / "baseline.json", {"folder": "../chosen"})
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust").resolve() == tmp_path / "chosen"
+    assert not made
+    assert baseline.of(tmp_path) is None
+
+
+def test_a_run_is_not_compared_with_itself():
+    with pytest.raises(ValueError, match="baseline=plain_data would compare the run with itself, for its manipulation"):
+        dataclasses.replace(CONFIG, baseline="plain_data")
+    with pytest.raises(ValueError, match="unknown baseline 'me'; the known ones are none, standard_training, plain"):
+        dataclasses.replace(CONFIG, baseline="me")

@@ -1,0 +1,159 @@
+"""Claims and their numbers, on margins made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import claims, folder
+from experiments.checks import Check, Estimate, align, from_medians, from_resampling, from_share, row
+from hmt_jax import Status
+
+
+def numpy_interval(statistic, *margins, num_resamples=2000):
+    """The percentile bootstrap, draw by draw, with other draws."""
+    rng, num_samples = np.random.default_rng(1), margins[0].shape[1]
+    values = []
+    for _ in range(num_resamples):
+        draw = rng.integers(num_samples, size=num_samples)
+        values.append(statistic(*(np.median(curves[:, draw], axis=1) for curves in margins)))
+    return np.percentile(values, (2.5, 97.5))
+
+
+def constant(path, values, *, size=8, num_samples=30):
+    """The folder of a run whose margins are the same for all samples: one value a window at (0, 0), (2, 2), ..."""
+    path.mkdir()
+    margins = np.repeat(np.asarray(values, float)[:, None], num_samples, axis=1)
+    corner = np.repeat(2 * np.arange(len(values))[:, None], 2, axis=1)
+    status = np.where(np.isfinite(margins), Status.CONVERGED, Status.OUT_OF_STEPS)
+    folder.write_arrays(path / "margins.npz", {"margin": margins, "status": status, "corner": corner})
+    folder.write_json(path / "config.json", {"window_size": size})
+    return path
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """The folder of a run with windows at 0, 2, ..., 10, compared with another."""
+    path = constant(tmp_path / "run", [1, 2, 3, 4, 5, 12])
+    constant(tmp_path / "other", [2, 2, 2, 2, 2, 3])
+    folder.write_json(path / "baseline.json", {"folder": "../other"})
+    return path
+
+
+def test_interval_is_that_of_a_numpy_bootstrap():
+    rng = np.random.default_rng(0)
+    first, second = rng.lognormal(size=(2, 3, 200)) * np.array([1, 2, 4])[None, :, None]
+
+    def statistic(medians, others):
+        return medians[-1] / others[0]
+
+    found = from_medians(statistic, first, second)
+    assert found.value == pytest.approx(np.median(first[2]) / np.median(second[0]))
+    low, high = numpy_interval(statistic, first, second)
+    # An end of the interval is known to a twentieth of its width with so many draws.
+    assert found.low == pytest.approx(low, abs=0.1 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.1 * (high - low))
+
+
+def test_runs_are_resampled_together():
+    margins = np.random.default_rng(0).lognormal(size=(4, 50))
+    assert from_medians(lambda a, b: np.max(a / b), margins, margins) == (1, 1, 1)
+    values = margins[0]
+    assert from_resampling(lambda a, b: a.mean() / b.mean(), values, values) == (1, 1, 1)
+
+
+def test_a_share_has_the_interval_of_a_proportion():
+    value, low, high = from_share(0.7, 1000)
+    assert value == 0.7
+    half_width = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
+    np.testing.assert_allclose([low, high], [0.7 - half_width, 0.7 + half_width], atol=0.003)  # draws
+
+
+def test_means_have_the_interval_of_means():
+    values = np.random.default_rng(0).normal(size=400)
+    value, low, high = from_resampling(lambda sample: sample.mean(), values)
+    assert value == pytest.approx(values.mean())
+    half_width = 1.96 * values.std() / 20
+    np.testing.assert_allclose([low, high], [value - half_width, value + half_width], atol=0.1 * half_width)
+
+
+def test_samples_must_be_the_same():
+    with pytest.raises(ValueError, match=r"must be the same in all runs that are compared, got \[3, 4\] of them"):
+        from_medians(lambda a, b: 0, np.ones((2, 3)), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("value", "thresholds", "holds"),
+    [
+        (2, {"at_least": 2}, True),
+        (1.9, {"at_least": 2}, False),
+        (2, {"at_most": 2}, True),
+        (2.1, {"at_most": 2}, False),
+        (1, {"at_least": 0.5, "at_most": 2}, True),
+        (np.inf, {"at_least": 2}, True),
+        (np.inf, {"at_most": 2}, False),
+        (np.nan, {"at_least": 2}, False),
+        (np.nan, {"at_most": 2}, False),
+    ],
+)
+def test_a_claim_holds_if_its_number_meets_the_threshold(value, thresholds, holds, tmp_path):
+    check = Check("a claim", lambda path: Estimate(value, value, value), "a reason", **thresholds)
+    verdict = json.loads(json.dumps(check.apply(tmp_path), allow_nan=False))
+    assert verdict["holds"] is holds
+    assert float(verdict["value"]) == pytest.approx(value, nan_ok=True)
+    text = align([row(verdict)])
+    assert ("DOES NOT HOLD" in text) is not holds
+    assert all(f"{threshold:g}" in text for threshold in thresholds.values())
+
+
+def test_a_claim_needs_a_threshold():
+    with pytest.raises(ValueError, match="the check 'a claim' has no threshold: give at_least, at_most or both"):
+        Check("a claim", lambda path: Estimate(0, 0, 0), "a reason")
+
+
+@pytest.mark.parametrize(
+    ("statistic", "expected"),
+    [
+        (claims.highest_over_lowest, 12),
+        (claims.least_ratio(claims.everywhere), 1 / 2),
+        (claims.greatest_ratio(claims.everywhere), 4),
+        (claims.least_ratio(claims.above(6)), 4 / 2),  # windows at 6, 8 and 10
+        (claims.greatest_ratio(claims.below(12)), 3 / 2),  # windows at 0, 2 and 4
+        (claims.greatest_change(claims.below(10)), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
+        (claims.high_ratios_over_low, (2.5 + 4) / 2 / ((0.5 + 1) / 2)),  # two windows in a third
+        (claims.least_inside_over_least_beyond(10), 1 / 3),
+    ],
+)
+def test_numbers_of_claims(statistic, expected, compared):
+    np.testing.assert_allclose(statistic(compared), [expected] * 3)  # all samples alike: an interval of no width
+
+
+def test_censored_margins_are_infinite(tmp_path):
+    grows, blank = constant(tmp_path / "a", [2, np.inf]), constant(tmp_path / "b", [np.inf, np.inf])
+    assert claims.highest_over_lowest(grows).value == np.inf
+    assert np.isnan(claims.highest_over_lowest(blank).value)
+
+
+def test_correlation_is_of_ranks(compared):
+    expected = stats.spearmanr([1, 2, 3, 4, 5, 12], [2, 2, 2, 2, 2, 3]).statistic
+    np.testing.assert_allclose(claims.correlation_with_baseline(compared), [expected] * 3)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        first, second = rng.integers(6, size=(2, 12)).astype(float)
+        first[0] = np.inf
+        assert claims.spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert np.isnan(claims.spearman(np.array([1, np.nan]), np.array([1, 2])))
+
+
+def test_energy_of_the_first_and_the_last_epoch(tmp_path):
+    for epoch, low in ((1, 0.2), (2, 9.9), (3, 0.3)):
+        arrays = {"energy": np.array([[low] * 5, [1.0] * 5]), "total_energy": np.full(5, epoch)}
+        folder.write_arrays(tmp_path / "monitored" / f"{epoch:03}.npz", arrays)
+    np.testing.assert_allclose(claims.growth_of_low_energy(tmp_path), [(0.3 / 3) / 0.2] * 3)
+
+
+def test_a_run_compared_with_none_is_told(tmp_path):
+    path = constant(tmp_path / "run", [1, 2])
+    with pytest.raises(ValueError, match="is compared with no other run: set baseline to standard_training"):
+        claims.correlation_with_baseline(path)

@@ -1,0 +1,75 @@
+"""The table of all finished runs."""
+
+import json
+
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import scorecard
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with two short runs, a quick one, and one that is not finished."""
+    path = tmp_path_factory.mktemp("results")
+    for folder, *arguments in (
+        ("digits", "--set", "num_epochs=1"),
+        ("digits_1", "--set", "num_epochs=1", "seed=1", "num_images=6"),
+        ("digits_quick", "--quick", "--set", "num_epochs=1", "num_images=6"),
+    ):
+        assert command_line.main(["run", "digits", *arguments, "--folder", str(path / folder)]) == 0
+    (path / "started").mkdir()
+    return path
+
+
+def test_runs_are_rows(root, capsys):
+    assert command_line.main(["scorecard", "--root", str(root)]) == 0
+    header, first, second, _, total, *_ = capsys.readouterr().out.splitlines()
+    assert [word for word in ("experiment", "seed", "test accuracy", "device", "wall time") if word in header]
+    for line, seed, folder in ((first, "0", "digits"), (second, "1", "digits_1")):
+        verdict = json.loads((root / folder / "checks.json").read_text())["checks"][0]
+        accuracy = json.loads((root / folder / "summary.json").read_text())["test_accuracy"]
+        assert line.startswith("digits (num_epochs=1")
+        assert f"  {seed}  " in line
+        assert f"{accuracy:.2%}" in line
+        assert verdict["claim"] in line
+        assert f"{verdict['value']:.3g}" in line
+        assert line.endswith("holds" if verdict["holds"] else "DOES NOT HOLD")
+    assert "num_images=6" in second
+    assert "num_images" not in first
+    num_holding = sum(line.endswith("  holds") for line in (first, second))
+    assert total == f"{num_holding} of 2 claims hold in 2 runs"
+
+
+def test_markdown_has_the_same_rows(root):
+    scorecard.scorecard([root / "digits_1"], root)
+    lines = (root / "scorecard.md").read_text().splitlines()
+    assert [line.count("|") for line in lines[:3]] == [11, 11, 11]
+    assert lines[1].startswith("| --- |")
+    assert lines[2].startswith("| digits (num_epochs=1, num_images=6) | 1 | ")
+    assert lines[-1].endswith("of 1 claims hold in 1 runs.")
+
+
+def test_quick_runs_prove_nothing(root, capsys):
+    arguments = ["run", "digits", "--quick", "--set", "num_epochs=1", "num_images=6"]
+    assert command_line.main([*arguments, "--folder", str(root / "digits_quick")]) == 0
+    assert "a quick run: its claims prove nothing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"there is no finished run in .* but quick ones: run an experiment with"):
+        scorecard.scorecard([root / "digits_quick"], root)
+
+
+def test_folders_without_a_finished_run_are_told(root, tmp_path, capsys):
+    assert command_line.main(["scorecard", str(root / "started")]) == 2
+    assert "started is not the folder of a finished run" in capsys.readouterr().err
+    assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 2
+    assert "there is no finished run in" in capsys.readouterr().err
+
+
+def test_claims_are_checked_anew_without_their_file(root, capsys):
+    path = root / "digits_1" / "checks.json"
+    before = path.read_text()
+    path.unlink()
+    arguments = ["run", "digits", "--set", "num_epochs=1", "seed=1", "num_images=6", "--folder", str(path.parent)]
+    assert command_line.main(arguments) == 0
+    assert path.read_text() == before
+    assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
