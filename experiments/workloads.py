@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hmt_jax import data, models, subspaces, training
@@ -70,19 +69,14 @@ def resnet18_cifar10(num_images: int, data_dir: str | None) -> Workload:
 
 
 def mlp_synthetic(num_images: int, data_dir: str | None) -> Workload:
-    """An MLP trained on samples in 100 dimensions with one discriminative direction; its span, and the complement."""
-    direction_key, noise_key, label_key, init_key, order_key = jax.random.split(jax.random.key(0), 5)
-    line = subspaces.random(direction_key, (10, 10, 1), 1)
-    num_samples = max(num_images, 2000)
-    labels = jax.random.randint(label_key, (num_samples,), 0, 2)
-    noise = jax.random.normal(noise_key, (num_samples, 10, 10, 1))
-    u = line.embed(jnp.ones(1))[None]
-    along = jnp.einsum("nhwc,mhwc->nm", noise, u).reshape(-1, 1, 1, 1)
-    samples = noise + (2.0 * labels.reshape(-1, 1, 1, 1) - 1 - along) * u
-    classifier = models.create("mlp", init_key, image_shape=(10, 10, 1), num_classes=2)
+    """An MLP trained on T1, samples in 100 dimensions; the span of the discriminative direction, and its complement."""
+    samples_key, init_key, order_key = jax.random.split(jax.random.key(0), 3)
+    samples = data.synthetic_linear(samples_key, max(num_images, 2000))
+    line = subspaces.from_basis(samples.basis[:, :1], samples.image_shape)
+    classifier = models.create("mlp", init_key, image_shape=samples.image_shape, num_classes=2)
     recipe = training.Recipe(num_epochs=5)
-    classifier = training.train(classifier, samples, labels, recipe, order_key)
-    images = np.asarray(samples[:num_images])
+    classifier = training.train(classifier, samples.images, samples.labels, recipe, order_key)
+    images = np.asarray(samples.images[:num_images])
     return Workload("mlp", classifier, images, [line, subspaces.orthogonal_complement(line)], 100)
 
 

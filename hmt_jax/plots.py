@@ -1,6 +1,6 @@
 """Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ _COLOR = "#20639b"
 _CENSORED_COLOR = "#c0392b"
 _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
+_CURVE_COLORS = ("#20639b", "#d1495b", "#3c8d2f", "#8e5ea2")
+_PANELS_IN_A_ROW = 6
 
 
 def margin_distribution(
@@ -88,6 +90,132 @@ def margin_history(
     scale.set_major_formatter("{x:g}")
     scale.set_minor_formatter("{x:g}")
     return figure
+
+
+def margin_curves(
+    positions: Sequence[float] | np.ndarray,
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+    xlabel: str = "",
+) -> Figure:
+    """How margins change along with something else: a line of medians in a band for every subspace.
+
+    A band that reaches among censored margins goes on to the upper edge; medians among them are triangles there.
+
+    Args:
+      positions: the E places along the horizontal axis, rising.
+      panels: for each panel, by its title, the percentiles (E, 3) of the margins in each subspace, by its name: the
+        lower end of the band, the median, and the upper end.
+      title: above the picture.
+      ticks: a label for each of the E positions.
+      xlabel: what the positions are.
+    """
+    figure = Figure(figsize=(1 + 4 * len(panels), 4), dpi=150, layout="constrained")
+    for column, (name, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        bottom, top = _limits(curves)
+        for color, (label, percentiles) in zip(_CURVE_COLORS, curves.items(), strict=False):
+            low, median, high = np.asarray(percentiles, float).T
+            axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=0.15, lw=0)
+            line = np.where(np.isfinite(median), median, np.nan)
+            axes.plot(positions, line, color=color, marker="o", markersize=4, label=label)
+            above = np.asarray(positions)[np.isinf(median)]
+            axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
+        axes.set(yscale="log", ylim=(bottom, top), xlabel=xlabel, title=name)
+        if ticks is not None:
+            axes.set_xticks(positions, ticks)
+        axes.grid(axis="y", alpha=0.3)
+    figure.axes[0].set_ylabel("margin (L2): median, 5% to 95%")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndarray], *, title: str = "") -> Figure:
+    """Margins in subspaces that have no order, of one or more networks: the median on a bar for each.
+
+    A bar that reaches among censored margins goes on to the upper edge; medians among them are triangles there.
+
+    Args:
+      subspaces: names of the R subspaces.
+      percentiles: for each network, by its name, the percentiles (R, 3) of its margins: the lower end of the bar, the
+        median, and the upper end.
+      title: above the picture.
+    """
+    bottom, top = _limits(percentiles)
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    shifts = 0.24 * (np.arange(len(percentiles)) - (len(percentiles) - 1) / 2)
+    for shift, color, (label, bars) in zip(shifts, _CURVE_COLORS, percentiles.items(), strict=False):
+        low, median, high = np.asarray(bars, float).T
+        places = np.arange(len(subspaces)) + shift
+        axes.vlines(places, np.minimum(low, top), np.minimum(high, top), color=color, linewidth=5, alpha=0.3)
+        axes.scatter(places, np.where(np.isfinite(median), median, np.nan), s=24, color=color, label=label, zorder=3)
+        above = places[np.isinf(median)]
+        axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
+    axes.set_xticks(range(len(subspaces)), subspaces, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set(yscale="log", ylim=(bottom, top), ylabel="margin (L2): median, 5% to 95%", title=title)
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def cross_sections(
+    gaps: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    titles: Sequence[str],
+    points: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    title: str = "",
+    xlabel: str = "along u1",
+    ylabel: str = "along u2",
+) -> Figure:
+    """What classifiers of two classes say on a plane: a panel each, with the boundary as a line.
+
+    Args:
+      gaps: (P, H, W) logits of class 1 less those of class 0, for P panels.
+      x: (W,) coordinates along the horizontal direction of the plane.
+      y: (H,) coordinates along the vertical one.
+      titles: of the P panels.
+      points: (P, N, 2) coordinates of samples projected onto the plane.
+      labels: (N,) their labels, 0 or 1.
+      title: above the picture.
+      xlabel: the horizontal direction.
+      ylabel: the vertical one.
+    """
+    columns = min(len(gaps), _PANELS_IN_A_ROW)
+    rows = -(-len(gaps) // columns)
+    figure = Figure(figsize=(1.2 + 2.1 * columns, 0.8 + 2.9 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for index, axes in enumerate(panels.flat):
+        if index >= len(gaps):
+            axes.set_axis_off()
+            continue
+        probability = 1 / (1 + np.exp(-np.clip(gaps[index], -30, 30)))
+        mesh = axes.pcolormesh(x, y, probability, cmap="RdBu", vmin=0, vmax=1, alpha=0.75, rasterized=True)
+        if gaps[index].min() < 0 < gaps[index].max():
+            axes.contour(x, y, gaps[index], levels=[0], colors="black", linewidths=1.2)
+        if points is not None and labels is not None:
+            for label, color in ((0, "#b2182b"), (1, "#2166ac")):
+                x1, x2 = points[index][labels == label].T
+                axes.scatter(x1, x2, s=18, color=color, edgecolors="white", linewidths=0.8, zorder=3)
+        axes.set(title=titles[index], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    figure.supxlabel(xlabel)
+    figure.supylabel(ylabel)
+    figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
+    figure.suptitle(title)
+    return figure
+
+
+def _limits(percentiles) -> tuple[float, float]:
+    """Ends of a logarithmic axis for some arrays of margins, with room for censored ones above."""
+    values = np.concatenate([np.ravel(array) for array in percentiles.values()])
+    finite = values[np.isfinite(values) & (values > 0)]
+    return (finite.min() / 1.5, finite.max() * 3) if finite.size else (0.1, 1.0)
 
 
 def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:

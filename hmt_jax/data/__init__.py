@@ -1,16 +1,18 @@
-"""Data sets by name, in arrays, and those of users; and batches of data too big for the memory."""
+"""Data sets by name, in arrays, made up, and those of users; and batches of data too big for the memory."""
 
 from hmt_jax.data._dataset import Dataset, as_floats, from_arrays
 from hmt_jax.data._image_folder import ImageFolder, image_folder
 from hmt_jax.data._load import load, names
 from hmt_jax.data._loader import Loader, loader, prefetch
 from hmt_jax.data._prepare import prepare
+from hmt_jax.data._synthetic import Samples, synthetic_linear, synthetic_nonlinear
 from hmt_jax.data._tfds_images import TfdsImages, tfds_images
 
 __all__ = [
     "Dataset",
     "ImageFolder",
     "Loader",
+    "Samples",
     "TfdsImages",
     "as_floats",
     "from_arrays",
@@ -20,5 +22,7 @@ __all__ = [
     "names",
     "prefetch",
     "prepare",
+    "synthetic_linear",
+    "synthetic_nonlinear",
     "tfds_images",
 ]

@@ -26,6 +26,12 @@ class Samples(NamedTuple):
     labels: jax.Array
     basis: jax.Array
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
 
 def synthetic_linear(
     key: jax.Array,
@@ -67,8 +73,8 @@ def synthetic_nonlinear(
     *,
     epsilon: float = 0.0,
     noise: float = 1.0,
-    period: float = 10.0,
-    num_periods: int = 3,
+    period: float = 5.0,
+    num_periods: int = 2,
     image_shape: tuple[int, int, int] = (10, 10, 1),
 ) -> Samples:
     """T2: x1 = epsilon * y, x2 alternates between the classes, and all other coordinates are normal.

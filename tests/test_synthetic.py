@@ -1,0 +1,318 @@
+"""Synthetic samples against their definition, and the experiments on them from the command line to their claims."""
+
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hmt_jax
+from experiments import __main__ as command_line
+from experiments import config, forgetting, linear, nonlinear, scan, synthetic
+from experiments.configs import synthetic_linear
+from hmt_jax import Status, data, plots, solvers, subspaces
+
+KEY = jax.random.key(3)
+NUM = 4000
+# Standard errors of a mean and a standard deviation of NUM normal numbers, times five.
+MEAN_ERROR, STD_ERROR = 5 / np.sqrt(NUM), 5 / np.sqrt(2 * NUM)
+each_kind = pytest.mark.parametrize("make", [data.synthetic_linear, data.synthetic_nonlinear])
+
+
+def coordinates(samples):
+    """Along u1, u2, ..., as columns."""
+    return np.asarray(samples.images, np.float64).reshape(len(samples.images), -1) @ np.asarray(samples.basis)
+
+
+@each_kind
+def test_directions_are_orthonormal_and_taken_by_from_basis(make):
+    samples = make(KEY, 7)
+    basis = np.asarray(samples.basis, np.float64)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(100), atol=1e-5)  # a QR in float32
+    line = subspaces.from_basis(samples.basis[:, :1], (10, 10, 1))
+    along = jax.vmap(line.coordinates)(samples.images)[:, 0]
+    np.testing.assert_allclose(along, coordinates(samples)[:, 0], atol=1e-5)
+
+
+def test_linear_samples_are_epsilon_from_the_hyperplane_and_normal_along_all_else():
+    samples = data.synthetic_linear(KEY, NUM, epsilon=0.3, noise=2.0, image_shape=(3, 2, 2))
+    assert samples.images.shape == (NUM, 3, 2, 2)
+    x1, *rest = coordinates(samples).T
+    np.testing.assert_allclose(x1, 0.3 * (2 * samples.labels - 1), atol=1e-5)  # float32
+    assert len(rest) == 11
+    np.testing.assert_allclose(np.mean(rest, axis=1), 0, atol=2 * MEAN_ERROR)
+    np.testing.assert_allclose(np.std(rest, axis=1), 2, atol=2 * STD_ERROR)
+    np.testing.assert_allclose(np.corrcoef([x1, *rest]), np.eye(12), atol=MEAN_ERROR)
+
+
+def test_nonlinear_samples_alternate_along_u2():
+    samples = data.synthetic_nonlinear(
+        KEY, NUM, epsilon=0.1, noise=0.5, period=4.0, num_periods=3, image_shape=(3, 4, 1)
+    )
+    x1, x2, *rest = coordinates(samples).T
+    labels = np.asarray(samples.labels)
+    np.testing.assert_allclose(x1, 0.1 * (2 * labels - 1), atol=1e-5)  # float32
+    for label, places in ((1, [-12, -8, -4, 0, 4, 8]), (0, [-10, -6, -2, 2, 6, 10])):
+        found, counts = np.unique(np.round(x2[labels == label], 3), return_counts=True)
+        np.testing.assert_allclose(found, places, atol=1e-3)
+        # Binomial counts, five standard deviations from what a uniform k gives.
+        expected = NUM / 12
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+    assert len(rest) == 10
+    np.testing.assert_allclose(np.mean(rest, axis=1), 0, atol=0.5 * MEAN_ERROR)
+    np.testing.assert_allclose(np.std(rest, axis=1), 0.5, atol=0.5 * STD_ERROR)
+
+
+@each_kind
+def test_labels_are_balanced_and_samples_depend_on_the_key_alone(make):
+    first, again, other = make(KEY, NUM), make(KEY, NUM), make(jax.random.key(4), NUM)
+    assert abs(np.mean(first.labels) - 0.5) < MEAN_ERROR / 2
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.allclose(first.basis, other.basis)
+    assert np.any(first.labels != other.labels)
+
+
+@each_kind
+def test_another_epsilon_moves_the_samples_along_u1_alone(make):
+    near, far = make(KEY, 50, epsilon=0.25), make(KEY, 50, epsilon=1.0)
+    np.testing.assert_array_equal(near.labels, far.labels)
+    moved = coordinates(far) - coordinates(near)
+    np.testing.assert_allclose(moved[:, 0], 0.75 * (2 * np.asarray(near.labels) - 1), atol=1e-5)  # float32
+    np.testing.assert_allclose(moved[:, 1:], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (data.synthetic_linear, {"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        (data.synthetic_linear, {"image_shape": (1, 1, 1)}, "with more than 1 pixels in all"),
+        (data.synthetic_nonlinear, {"image_shape": (2, 1, 1)}, "with more than 2 pixels in all"),
+        (data.synthetic_linear, {"image_shape": (4, 4)}, r"image_shape must be \(height, width, channels\)"),
+        (data.synthetic_linear, {"epsilon": -1.0}, "epsilon must not be negative, got -1.0"),
+        (data.synthetic_nonlinear, {"noise": float("nan")}, "noise must not be negative, got nan"),
+        (data.synthetic_nonlinear, {"period": 0.0}, "period must be positive, got 0.0"),
+        (data.synthetic_nonlinear, {"num_periods": 0}, "num_periods must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_told(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(KEY, **{"num_samples": 3, **options})
+
+
+def hyperplane_logits(parameters, images):
+    normal, offset = parameters
+    gap = images.reshape(len(images), -1) @ normal + offset
+    return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+
+@pytest.mark.parametrize("solver", [solvers.deepfool(overshoot=0.0), scan.LineScan(0.01, 30.0)])
+@pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
+def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
+    samples = data.synthetic_linear(KEY, 40, image_shape=(3, 3, 1))
+    normal = 2 * samples.basis[:, 0] + 0.5 * samples.basis[:, 1]
+    classifier = jax.tree_util.Partial(hyperplane_logits, (normal, jnp.asarray(0.7)))
+    rows = synthetic.directions(samples, 1, 2)
+    result = hmt_jax.measure_margins(
+        classifier, samples.images, subspaces.stack([row.subspace for row in rows]), solver
+    )
+    gap = np.asarray(samples.images).reshape(40, -1) @ np.asarray(normal) + 0.7
+    is_near = np.abs(gap) / 0.5 < 29
+    assert is_near.sum() > 30
+    # The scan looks at every hundredth; DeepFool's shortest step is 1e-4.
+    np.testing.assert_allclose(result.margin[0], np.abs(gap) / 2, atol=0.0101)
+    np.testing.assert_allclose(result.margin[1, is_near], np.abs(gap)[is_near] / 0.5, atol=0.0101)
+    np.testing.assert_array_equal(result.label[0], gap > 0)
+    np.testing.assert_array_equal(result.adversarial_label[0], gap <= 0)
+
+
+def slab_logits(width, images):
+    """Class 0 within a slab around the origin of the first pixel, off centre."""
+    gap = jnp.abs(images[:, 0, 0, 0] + 0.2) - width
+    return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+
+def test_a_scan_finds_the_nearer_side_and_censors_what_is_out_of_reach():
+    classifier = jax.tree_util.Partial(slab_logits, jnp.asarray(1.0))
+    pixel = subspaces.from_basis(np.eye(4, 1), (2, 2, 1))
+    images = np.zeros((3, 2, 2, 1), np.float32)
+    images[1], images[2] = 0.5, np.nan
+    result = hmt_jax.measure_margins(classifier, images, pixel, scan.LineScan(0.01, 0.75), keep_coordinates=True)
+    assert result.status[0].tolist() == [Status.OUT_OF_STEPS, Status.CONVERGED, Status.NON_FINITE]
+    np.testing.assert_allclose(result.margin[0, 1], 0.31, atol=1e-5)  # 0.5 + 0.2 + 0.3 touches the edge
+    np.testing.assert_allclose(result.coordinates[0, 1], [0.31], atol=1e-5)
+    assert (result.label[0, :2] == 0).all()
+    assert result.adversarial_label[0, :2].tolist() == [0, 1]
+
+
+def test_a_scan_is_of_a_line():
+    with pytest.raises(ValueError, match=r"resolution must be positive and at most reach, got 2\.0 and 1\.0"):
+        scan.LineScan(2.0, 1.0)
+    classifier = jax.tree_util.Partial(slab_logits, jnp.asarray(1.0))
+    with pytest.raises(ValueError, match="the subspace must have dimension 1, got 4"):
+        hmt_jax.measure_margins(classifier, np.zeros((1, 2, 2, 1)), subspaces.full((2, 2, 1)), scan.LineScan(0.1, 1.0))
+
+
+def test_cross_section_is_that_of_the_plane():
+    samples = data.synthetic_nonlinear(KEY, 1, image_shape=(2, 2, 1))
+    classifier = jax.tree_util.Partial(
+        hyperplane_logits, (3 * samples.basis[:, 0] - samples.basis[:, 1], jnp.asarray(0.5))
+    )
+    x, y = np.linspace(-1, 1, 3), np.linspace(-2, 2, 5)
+    found = nonlinear.cross_section(classifier, np.asarray(samples.basis[:, :2]), x, y, (2, 2, 1))
+    np.testing.assert_allclose(found, 3 * x[None] - y[:, None] + 0.5, atol=1e-5)  # float32
+
+
+SETTINGS = ["num_train=256", "num_observed=12", "num_epochs=2", "side=4", "resolution=0.5", "reach=5"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A function that runs an experiment in its quick form, on few samples, once, and gives its folder."""
+    folders = {}
+
+    def run(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("runs") / name
+            arguments = ["run", name, "--quick", "--folder", str(folders[name]), "--set", *SETTINGS]
+            assert command_line.main(arguments) == 0
+        return folders[name]
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Simulated devices would wait for each other in hundreds of steps."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+@pytest.mark.parametrize("name", ["synthetic_linear", "synthetic_nonlinear", "synthetic_forgetting"])
+def test_a_run_ends_with_pictures_and_verdicts(name, runs, capsys):
+    path = runs(name)
+    found = json.loads((path / "checks.json").read_text())
+    assert found["is_quick"]
+    assert [verdict["claim"] for verdict in found["checks"]] == [claim.claim for claim in config.checks(name)]
+    assert 0 <= json.loads((path / "summary.json").read_text())["test_accuracy"] <= 1
+    for picture in path.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    before = {file: file.stat().st_mtime_ns for file in path.glob("*.npz")}
+    (path / "checks.json").unlink()
+    assert command_line.main(["run", name, "--quick", "--folder", str(path), "--set", *SETTINGS]) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before  # nothing is trained anew
+    assert "u1, scanned" in capsys.readouterr().out
+    (path / "checks.json").write_text(json.dumps(found))
+
+
+def test_summaries_are_those_of_the_stored_margins(runs):
+    summary = json.loads((runs("synthetic_linear") / "summary.json").read_text())
+    with np.load(runs("synthetic_linear") / "logistic.npz") as arrays:
+        margin, status, names = arrays["margin"], arrays["status"], arrays["row"].tolist()
+    assert names == ["u1", "u1, scanned", "complement", "u2", "u3", "u4", "random 1", "random 30"]
+    rows = {row["subspace"]: row for row in summary["networks"]["logistic"]["rows"]}
+    assert (status[0] == Status.CONVERGED).all()
+    assert rows["u1"]["median"] == pytest.approx(np.median(margin[0]))
+    assert rows["complement"]["dimension"] == 15
+
+
+def test_the_two_trainings_are_observed_and_differ_in_epsilon(runs):
+    parts = json.loads((runs("synthetic_forgetting") / "summary.json").read_text())["parts"]
+    assert [(part["epoch"], part["epsilon"]) for part in parts] == [(2, 0.0), (4, 1.0)]
+
+
+def write_observed(file, margin, status=None, accuracy=0.9):
+    """What a run keeps of a network, with the given margins along u2."""
+    margin = np.asarray(margin, float)[None]
+    status = np.zeros(margin.shape, int) if status is None else np.asarray(status)[None]
+    np.savez(file, row=np.array(["u2"]), margin=margin, status=status, accuracy=np.array([1.0, accuracy]))
+
+
+def test_claims_on_a_sweep_by_hand(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"epsilons": [0.0, 0.5]}))
+    write_observed(tmp_path / "epsilon_0.npz", [1.0, 2.0, 3.0], accuracy=0.75)
+    write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0])
+    assert synthetic.accuracy(nonlinear.at_epsilon(0))(tmp_path).value == 0.75
+    assert synthetic.median(nonlinear.at_epsilon(0), "u2")(tmp_path).value == 2
+    assert nonlinear.growth_along_u2(tmp_path).value == 7
+    write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0], [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT, 0])
+    assert nonlinear.growth_along_u2(tmp_path).value == np.inf
+
+
+def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_epochs": 4, "measure_every": 2}))
+    # The drop from 8 to 2 comes before the switch, and so does growth from 1 to 8.
+    for epoch, margin in ((2, 1.0), (4, 8.0), (6, 10.0), (8, 50.0)):
+        write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [margin] * 3)
+    assert forgetting.greatest_growth("u2", 2)(tmp_path).value == 5
+    assert forgetting.greatest_growth("u2", 4)(tmp_path).value == 50 / 8
+    assert synthetic.median(forgetting.at_switch, "u2")(tmp_path).value == 8
+    for epoch in (6, 8):
+        write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
+    assert forgetting.greatest_growth("u2", 4)(tmp_path).value == np.inf
+
+
+def test_the_complement_is_compared_with_u1(tmp_path):
+    margin = np.array([[1.0, 2.0, 4.0], [3.0, 12.0, 20.0]])
+    np.savez(tmp_path / "mlp.npz", row=np.array(["u1", "complement"]), margin=margin, status=np.zeros((2, 3), int))
+    assert linear.complement_over_u1("mlp")(tmp_path).value == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("synthetic_linear", "num_train=0", "num_train must be at least 1, got 0"),
+        ("synthetic_linear", "side=1", "side must be at least 2, got 1"),
+        ("synthetic_linear", "reach=0.001", "resolution must be positive and at most reach, got 0.02 and 0.001"),
+        ("synthetic_nonlinear", "epsilons=1,0", "epsilons must be different and rising, got (1.0, 0.0)"),
+        ("synthetic_forgetting", "measure_every=7", "measure_every must divide num_epochs"),
+    ],
+)
+def test_bad_settings_are_told(name, setting, message, tmp_path, capsys):
+    assert command_line.main(["run", name, "--set", setting, "--folder", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_thresholds_follow_epsilon():
+    near = [check for check in synthetic_linear.CHECKS if "along u1," in check.claim]
+    assert {(check.at_least, check.at_most) for check in near} == {(0.7, 1.3)}
+
+
+PERCENTILES = {"u1": np.array([[1, 2, 3], [2, 3, 4]]), "u2": np.array([[5.0, 50.0, np.inf], [9.0, np.inf, np.inf]])}
+
+
+def test_curves_have_medians_bands_and_triangles():
+    figure = plots.margin_curves([0, 10], {"first": PERCENTILES, "second": PERCENTILES}, ticks=["a", "b"])
+    figure.savefig(io.BytesIO())
+    first, _ = figure.axes
+    u1, u2 = first.lines
+    np.testing.assert_array_equal(u1.get_ydata(), [2, 3])
+    np.testing.assert_array_equal(u2.get_ydata(), [50, np.nan])
+    triangles = [points for points in first.collections if len(points.get_offsets()) and points.get_offsets()[0, 0]]
+    assert [points.get_offsets().tolist() for points in triangles] == [[[10, 150]]]  # three times the greatest
+    assert [label.get_text() for label in first.get_xticklabels()] == ["a", "b"]
+
+
+def test_intervals_have_a_place_for_each_subspace():
+    figure = plots.margin_intervals(["x", "y"], PERCENTILES, title="a title")
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["x", "y"]
+    bars = [line for lines in axes.collections for line in lines.get_paths() if len(line.vertices) == 2]
+    assert [bar.vertices[:, 1].tolist() for bar in bars[:2]] == [[1, 3], [2, 4]]
+
+
+def test_cross_sections_have_a_panel_each_with_the_boundary():
+    x, y = np.linspace(-1, 1, 5), np.linspace(-2, 2, 9)
+    gaps = np.stack([np.broadcast_to(x[None] - 0.25, (9, 5)), np.ones((9, 5))])
+    points = np.zeros((2, 4, 2))
+    figure = plots.cross_sections(gaps, x, y, titles=["one", "two"], points=points, labels=np.array([0, 1, 1, 1]))
+    figure.savefig(io.BytesIO())
+    one, two, bar = figure.axes
+    assert (one.get_title(), two.get_title()) == ("one", "two")
+    (boundary,) = [c for c in one.collections if type(c).__name__ == "QuadContourSet"]
+    np.testing.assert_allclose(boundary.get_paths()[0].vertices[:, 0], 0.25)
+    assert not [c for c in two.collections if type(c).__name__ == "QuadContourSet"]
+    assert bar.get_ylabel() == "probability of class 1"
