@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers import Solution, Status
 
+_POINTS_IN_A_STEP = 16  # on either side: products of matrices are large enough then
+
 
 class _State(NamedTuple):
-    distance: jax.Array  # to the farther of the two points looked at
-    side: jax.Array  # the direction in which the label changed, 1 or -1
+    z: jax.Array  # (1,), where the label changed
     label: jax.Array
     adversarial_label: jax.Array
     num_steps: jax.Array
@@ -25,7 +26,7 @@ class _State(NamedTuple):
 class LineScan:
     """A solver of `hmt_jax.measure_margins` for subspaces of one dimension.
 
-    Step n looks at the labels n * resolution away on both sides; the margin is the first distance at which one has
+    The label is looked at every multiple of `resolution` away, on both sides; the margin is the first at which it has
     changed, at most `resolution` above the true one unless the label changes twice in between. Without a change
     within `reach` the margin is censored.
 
@@ -45,28 +46,34 @@ class LineScan:
         if origin.shape != (1,):
             raise ValueError(f"a line is scanned, so the subspace must have dimension 1, got {origin.shape[0]}")
         nothing = jnp.zeros((), jnp.int32)
-        return _State(jnp.zeros((), origin.dtype), nothing, nothing, nothing, nothing, nothing + Status.OUT_OF_STEPS)
+        return _State(origin, nothing, nothing, nothing, nothing + Status.OUT_OF_STEPS)
 
     def step(self, restriction, state):
-        distance = (self.resolution * state.num_steps).astype(state.distance.dtype)
-        logits = jnp.stack([restriction(distance[None]), restriction(-distance[None])])
+        first = state.num_steps * _POINTS_IN_A_STEP
+        distances = self.resolution * (first + jnp.arange(_POINTS_IN_A_STEP)).astype(state.z.dtype)
+        points = jnp.stack([distances, -distances], axis=1).reshape(-1, 1)  # from near to far
+        logits = jax.vmap(restriction)(points)
         labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
-        label = jnp.where(state.num_steps == 0, labels[0], state.label)  # the first step looks at the sample itself
-        is_other = labels != label
-        side = jnp.argmax(is_other)
+        # The first point of all is the sample itself.
+        own_label = jnp.where(jnp.isfinite(logits[0]).all(), labels[0], -1)
+        label = jnp.where(state.num_steps == 0, own_label, state.label)
+        is_other = (labels != label) & (jnp.abs(points[:, 0]) <= self.reach)
+        found = jnp.argmax(is_other)
         status = jnp.where(is_other.any(), Status.CONVERGED, Status.OUT_OF_STEPS)
         status = jnp.where(jnp.isfinite(logits).all(), status, Status.NON_FINITE).astype(jnp.int32)
-        return _State(distance, (1 - 2 * side).astype(jnp.int32), label, labels[side], state.num_steps + 1, status)
+        return _State(points[found], label, labels[found], state.num_steps + 1, status)
 
     def done(self, state):
-        return (state.status != Status.OUT_OF_STEPS) | (self.resolution * state.num_steps > self.reach)
+        reached = self.resolution * (state.num_steps * _POINTS_IN_A_STEP)
+        return (state.status != Status.OUT_OF_STEPS) | (reached > self.reach)
 
     def result(self, state):
+        not_found = jnp.where(state.status == Status.NON_FINITE, jnp.nan, self.reach)
         return Solution(
-            margin=jnp.where(state.status == Status.NON_FINITE, jnp.nan, state.distance),
+            margin=jnp.where(state.status == Status.CONVERGED, jnp.abs(state.z[0]), not_found),
             label=state.label,
             adversarial_label=jnp.where(state.status == Status.CONVERGED, state.adversarial_label, state.label),
             num_steps=state.num_steps,
             status=state.status,
-            coordinates=(state.side * state.distance)[None],
+            coordinates=state.z,
         )

@@ -142,7 +142,7 @@ def test_a_scan_finds_the_nearer_side_and_censors_what_is_out_of_reach():
     assert result.status[0].tolist() == [Status.OUT_OF_STEPS, Status.CONVERGED, Status.NON_FINITE]
     np.testing.assert_allclose(result.margin[0, 1], 0.31, atol=1e-5)  # 0.5 + 0.2 + 0.3 touches the edge
     np.testing.assert_allclose(result.coordinates[0, 1], [0.31], atol=1e-5)
-    assert (result.label[0, :2] == 0).all()
+    assert result.label[0].tolist() == [0, 0, -1]
     assert result.adversarial_label[0, :2].tolist() == [0, 1]
 
 
