@@ -38,6 +38,9 @@ class Forgetting(Alternating):
                 f"{self.num_epochs}"
             )
 
+    def check(self, data_dir: str | None) -> None:
+        self.check_samples(min(self.first_epsilon, self.second_epsilon))
+
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
         files = _files(path, self.num_epochs, self.measure_every)
         if not all(file.exists() for file in files.values()):

@@ -28,6 +28,20 @@ class LinearMargins(synthetic.Synthetic):
     num_others: int = 3
     random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
 
+    def __post_init__(self):
+        super().__post_init__()
+        num_directions = self.side**2
+        if not 0 <= self.num_others < num_directions:
+            raise ValueError(f"num_others must be between 0 and {num_directions - 1}, got {self.num_others}")
+        if not all(1 <= dimension <= num_directions for dimension in self.random_dimensions):
+            raise ValueError(
+                f"random_dimensions must be between 1 and {num_directions}, as many as a sample has pixels, got "
+                f"{self.random_dimensions}"
+            )
+
+    def check(self, data_dir: str | None) -> None:
+        jax.eval_shape(self.samples)  # refuses settings out of range, and computes nothing
+
     def samples(self) -> data.Samples:
         return data.synthetic_linear(
             self.keys.samples,

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,10 @@ class Alternating(synthetic.Synthetic, abc.ABC):
 
     period: float = 5.0
     num_periods: int = 2
+
+    def check_samples(self, epsilon: float) -> None:
+        """Raises ValueError for settings out of range, and computes nothing."""
+        jax.eval_shape(lambda: self.samples(epsilon))
 
     def samples(self, epsilon: float) -> data.Samples:
         """T2 with this epsilon; all else is the same for every epsilon."""
@@ -109,6 +114,9 @@ class EpsilonSweep(Alternating):
         super().__post_init__()
         if not self.epsilons or list(self.epsilons) != sorted(set(self.epsilons)):
             raise ValueError(f"epsilons must be different and rising, got {self.epsilons}")
+
+    def check(self, data_dir: str | None) -> None:
+        self.check_samples(self.epsilons[0])
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
         for epsilon, file in zip(self.epsilons, _files(path, self.epsilons), strict=True):
