@@ -61,6 +61,7 @@ class DiagonalMargins(config.Config):
         "history.png",
         "spectrum.png",
         "margins.png",
+        "compared.png",
         "baseline",
         "baseline.json",
         "baseline_robustness.json",

@@ -92,7 +92,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes arrays as an .npz file, into a folder that is made if it is not there."""
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as temporary, temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What a run found: its summary, its pictures, and a table for the terminal."""
+"""What a run found: its summary, and a table for the terminal."""
 
 import pathlib
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 
 import hmt_jax
 from experiments import baseline, folder, pictures
-from hmt_jax import lanes, plots, statistics
+from hmt_jax import lanes, statistics
 
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
 FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status")
 
 
 def write(name: str, config, path: pathlib.Path) -> None:
-    """Writes the summary of a measured run, and last of all the picture of its margins."""
+    """Writes the summary of a measured run, and its pictures."""
     result, corners = _read_margins(config, path)
     history = folder.read_json(path / "history.json")
     measurement = folder.read_json(path / "measurement.json")
@@ -50,30 +50,9 @@ def write(name: str, config, path: pathlib.Path) -> None:
             "windows": windows,
         },
     )
-    ticks = [str(row) for row, _ in corners.tolist()]
-    xlabel = f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high"
-    if config.measure_every:
-        measured = [entry for entry in history if "median_margins" in entry]
-        if config.attack != "none":
-            epochs = {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
-            _save(pictures.spectrum(epochs, title=name, ticks=ticks, xlabel=xlabel), path / "spectrum.png")
-        _save(
-            plots.margin_history(
-                [entry["epoch"] + 1 for entry in measured],
-                [[np.nan if median is None else median for median in entry["median_margins"]] for entry in measured],
-                title=f"{name}: median margins of {config.num_monitored} test images in training",
-                ticks=ticks,
-                xlabel=xlabel,
-            ),
-            path / "history.png",
-        )
-    figure = plots.margin_distribution(
-        result,
-        title=f"{name}: test accuracy {history[-1]['test_accuracy']:.2%}, {result.margin.shape[1]} test images",
-        ticks=ticks,
-        xlabel=xlabel,
-    )
-    _save(figure, path / "margins.png")
+    origin = baseline.of(path)
+    other = None if origin is None else _read_margins(config.baseline_config, origin)[0]
+    pictures.draw(name, config, path, result, other, corners)
 
 
 def report(path: pathlib.Path) -> str:
@@ -149,8 +128,3 @@ def _robustness_lines(summary) -> list[str]:
 
 def _text(number) -> str:
     return "-" if number is None else f"{number:.4g}"
-
-
-def _save(figure, path) -> None:
-    with folder.whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")

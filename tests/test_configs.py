@@ -13,8 +13,29 @@ from experiments.diagonal import DiagonalMargins
 from hmt_jax import data, models
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins)]
-NAMES = [name for name in NAMES if name != "digits"]  # which the tests of the runner run
+NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins) and name != "digits"]
+NETWORKS = sorted({(full.network, full.data, full.num_hidden) for full in map(config.load, NAMES)})
+
+
+def reduced(name):
+    """The quick form on a network, and with an attack, that compile soon."""
+    quick = config.load(name, quick=True)
+    return dataclasses.replace(
+        quick,
+        network="logistic",
+        num_hidden=(),
+        num_epochs=2 if quick.measure_every else 1,
+        num_images=4,
+        num_monitored=4,
+        batch_size=50,
+        window_step=4 if quick.data == "mnist" else 8,
+        attack_steps=1,
+        evaluation_steps=min(quick.evaluation_steps, 1),
+    )
+
+
+# Experiments that differ in their networks alone are one here.
+REDUCED = list({dataclasses.replace(reduced(name), num_train=0, num_test=0): name for name in NAMES}.values())
 
 
 def stand_in(name, data_dir):
@@ -33,9 +54,9 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(data, "load", stand_in)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_quick_forms_run(name, stand_ins, tmp_path, capsys):
-    small = dataclasses.replace(config.load(name, quick=True), network="logistic", num_hidden=(), batch_size=30)
+    small = reduced(name)
     claims = config.checks(name)
     run.run(name, small, tmp_path / name, claims=claims, is_quick=True, data_dir=str(tmp_path))
     verdicts = json.loads((tmp_path / name / "checks.json").read_text())["checks"]
@@ -49,15 +70,13 @@ def test_quick_forms_run(name, stand_ins, tmp_path, capsys):
     assert written == removed | common  # so that starting over leaves nothing behind
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_networks_take_the_images(name):
-    full = config.load(name)
-    options = {"num_hidden": full.num_hidden} if full.num_hidden else {}
-    shape = SHAPES[full.data]
+@pytest.mark.parametrize(("network", "on", "num_hidden"), NETWORKS)
+def test_networks_take_the_images(network, on, num_hidden):
+    shape, options = SHAPES[on], {"num_hidden": num_hidden} if num_hidden else {}
 
     @nnx.eval_shape
     def logits():
-        classifier = models.create(full.network, jax.random.key(0), image_shape=shape, num_classes=10, **options)
+        classifier = models.create(network, jax.random.key(0), image_shape=shape, num_classes=10, **options)
         return classifier(np.zeros((2, *shape), np.float32))
 
     assert logits.shape == (2, 10)

@@ -294,6 +294,7 @@ def test_adversarial_training_beside_standard_training(robust):
     assert summary["baseline_robustness"]["clean_accuracy"] == pytest.approx(np.mean(is_right))
     assert summary["baseline_robustness"]["robust_accuracy"] <= np.mean(is_right)
     assert json.loads((robust / "baseline" / "config.json").read_text())["attack"] == "none"
+    assert (robust / "compared.png").read_bytes().startswith(b"\x89PNG")
     weak, strong = json.loads((robust / "robustness.json").read_text())["evaluations"]
     assert (weak["num_steps"], strong["num_steps"]) == (1, 4)
     assert strong["robust_accuracy"] <= strong["clean_accuracy"]
