@@ -27,6 +27,7 @@ def reduced(name):
         num_epochs=2 if quick.measure_every else 1,
         num_images=4,
         num_monitored=4,
+        max_steps=10,
         batch_size=50,
         window_step=4 if quick.data == "mnist" else 8,
         attack_steps=1,
