@@ -2,11 +2,13 @@
 
 XLA runs convolutions of 1 to 16 channels on CPU at a few percent of the rate of its matrix products, and the gradient
 of pooling at the rate of a few bytes a cycle; LeNet is made of nothing else, and a step of DeepFool takes nine
-backward passes for two forward ones. So on CPU the gradient with respect to the images is one matrix product over
-whole rows of the image, on gradients that are never scattered to the unpooled size. On other devices it is XLA's own.
+backward passes for two forward ones. So on CPU a convolution of one channel runs along the images, which fill its
+vectors where channels can't, and gradients are matrix products over windows, on gradients that are never scattered to
+the unpooled size. On other devices all of it is XLA's own.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -37,15 +39,40 @@ def conv_relu_pool(images: jax.Array, kernel: jax.Array, bias: jax.Array, paddin
 
 def _forward(images, kernel, bias, padding):
     """The result, and what the backward pass needs: with the rest, the winner of each window, 1 to 4, or 0 for none."""
+    by_xla = functools.partial(_pool_convolution, padding=padding)
+    if images.shape[-1] == 1:
+        by_taps = functools.partial(_pool_taps, padding=padding)
+        maximum, winner = lax.platform_dependent(images, kernel, bias, cpu=by_taps, default=by_xla)
+    else:
+        maximum, winner = by_xla(images, kernel, bias)
+    return maximum, (images, kernel, bias, winner)
+
+
+def _backward(padding, residuals, gradient):
+    images, kernel, bias, winner = residuals
+    to_images = functools.partial(_image_gradient, padding=padding, shape=images.shape)
+    by_windows = functools.partial(_image_gradient_by_windows, padding=padding, shape=images.shape)
+    image_gradient = lax.platform_dependent(gradient, winner, kernel, cpu=by_windows, default=to_images)
+
+    to_kernel = functools.partial(_kernel_gradient, padding=padding, shape=kernel.shape)
+    by_windows = functools.partial(_kernel_gradient_by_windows, padding=padding, shape=kernel.shape)
+    kernel_gradient = lax.platform_dependent(gradient, winner, images, cpu=by_windows, default=to_kernel)
+    bias_gradient = jnp.sum(gradient, (0, 1, 2), where=winner > 0)
+    return image_gradient, kernel_gradient, bias_gradient.astype(bias.dtype)
+
+
+conv_relu_pool.defvjp(_forward, _backward)
+
+
+def _pool_convolution(images, kernel, bias, padding):
     responses = _convolve(images, kernel, padding) + bias.reshape(1, 1, 1, -1)
     height, width = (length // 2 * 2 for length in responses.shape[1:3])
     pixels = [responses[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
     windows = jnp.stack([jnp.zeros_like(pixels[0]), *pixels])
-    # One reduction gives both. XLA would compute the convolution anew for each of two, and, for winners found by
-    # comparisons, in the backward pass of every class.
+    # One reduction gives both. XLA would compute winners found by comparisons anew in the backward pass of every class.
     numbers = lax.broadcasted_iota(jnp.int32, windows.shape, 0)
     maximum, winner = lax.reduce((windows, numbers), (windows.dtype.type(-np.inf), np.int32(0)), _first_maximum, (0,))
-    return maximum, (images, kernel, bias, winner.astype(jnp.int8))
+    return maximum, winner.astype(jnp.int8)
 
 
 def _first_maximum(one, other):
@@ -58,119 +85,67 @@ def _first_maximum(one, other):
     return jnp.where(takes_one, value, other_value), jnp.where(takes_one, number, other_number)
 
 
-def _backward(padding, residuals, gradient):
-    images, kernel, bias, winner = residuals
-    to_images = functools.partial(_image_gradient, padding=padding, shape=images.shape)
-    by_rows = functools.partial(_image_gradient_by_rows, padding=padding, shape=images.shape)
-    image_gradient = lax.platform_dependent(gradient, winner, kernel, cpu=by_rows, default=to_images)
-
-    to_kernel = functools.partial(_kernel_gradient, padding=padding, shape=kernel.shape)
-    by_rows = functools.partial(_kernel_gradient_by_rows, padding=padding, shape=kernel.shape)
-    kernel_gradient = lax.platform_dependent(gradient, winner, images, cpu=by_rows, default=to_kernel)
-    bias_gradient = jnp.sum(gradient, (0, 1, 2), where=winner > 0)
-    return image_gradient, kernel_gradient, bias_gradient.astype(bias.dtype)
+def _pool_taps(images, kernel, bias, padding):
+    """The same for images of one channel, with the images along the last axis."""
+    padded = jnp.pad(images[..., 0], ((0, 0), (padding, padding), (padding, padding)))
+    maximum, winner = _pool_taps_of_planes(jnp.moveaxis(padded, 0, -1), kernel[:, :, 0], bias)
+    return tuple(jnp.moveaxis(array, -1, 0) for array in (maximum, winner.astype(jnp.int8)))
 
 
-conv_relu_pool.defvjp(_forward, _backward)
+@jax.custom_batching.custom_vmap
+def _pool_taps_of_planes(planes, kernel, bias):
+    """Maxima and winners (rows, columns, filters, N) for padded images (height, width, N)."""
+    size = len(kernel)
+    rows, columns = ((length - size + 1) // 2 for length in planes.shape[:2])
+
+    def response(row, column):
+        # A sum over the taps of the kernel, each pixel in the same order: equal patches give equal values.
+        taps = (
+            planes[row + i : row + i + 2 * rows : 2, column + j : column + j + 2 * columns : 2][:, :, None]
+            * kernel[i, j].reshape(1, 1, -1, 1)
+            for i in range(size)
+            for j in range(size)
+        )
+        return functools.reduce(jnp.add, taps) + bias.reshape(1, 1, -1, 1)
+
+    maximum = winner = jnp.zeros((rows, columns, len(bias), planes.shape[-1]), planes.dtype)
+    for number, (row, column) in enumerate(itertools.product((0, 1), (0, 1)), start=1):
+        value = response(row, column)
+        is_greater = (value > maximum) | (jnp.isnan(value) & ~jnp.isnan(maximum))
+        maximum, winner = jnp.where(is_greater, value, maximum), jnp.where(is_greater, number, winner)
+    # XLA fuses nothing through a product, and else would find the winners anew in the backward pass of every class.
+    identity = jnp.eye(len(bias), dtype=winner.dtype)
+    return maximum, jnp.einsum("hwfn,fg->hwgn", winner, identity, precision=lax.Precision.HIGHEST)
+
+
+@_pool_taps_of_planes.def_vmap
+def _pool_taps_of_batches(axis_size, is_mapped, planes, kernel, bias):
+    """Batches of images are more images: a mapped axis joins theirs, and vectors stay full."""
+    if is_mapped[1] or is_mapped[2]:
+        axes = [0 if mapped else None for mapped in is_mapped]
+        return jax.vmap(_pool_taps_of_planes.fun, axes)(planes, kernel, bias), (True, True)
+    joined = jnp.moveaxis(planes, 0, -2).reshape(*planes.shape[1:3], -1)
+    split = (
+        jnp.moveaxis(array.reshape(*array.shape[:-1], axis_size, -1), -2, 0)
+        for array in _pool_taps_of_planes(joined, kernel, bias)
+    )
+    return tuple(split), (True, True)
 
 
 def _convolve(images, kernel, padding):
-    if images.shape[-1] > 1:
-        return _xla_convolve(images, kernel, padding)
-    on_cpu = functools.partial(_convolve_one_channel, padding=padding)
-    default = functools.partial(_xla_convolve, padding=padding)
-    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=default)
-
-
-def _xla_convolve(images, kernel, padding):
     return lax.conv_general_dilated(images, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=_LAYOUT)
-
-
-def _convolve_one_channel(images, kernel, padding):
-    """A sum over the taps of the kernel, each pixel in the same order: equal patches give equal values."""
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = (length - len(kernel) + 1 for length in padded.shape[1:3])
-    taps = (
-        padded[:, row : row + height, column : column + width] * kernel[row, column].reshape(1, 1, 1, -1)
-        for row in range(len(kernel))
-        for column in range(len(kernel))
-    )
-    responses = functools.reduce(jnp.add, taps)
-    # A product with the identity changes nothing, and XLA fuses nothing through it: fused with the pooling, the sum
-    # takes seven times as long.
-    return jnp.matmul(responses, jnp.eye(kernel.shape[-1], dtype=responses.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _image_gradient(gradient, winner, kernel, padding, shape):
     unpooled = _unpool(gradient, winner, [length + 2 * padding - len(kernel) + 1 for length in shape[1:3]])
     images = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    return jax.linear_transpose(lambda images: _xla_convolve(images, kernel, padding), images)(unpooled)[0]
+    return jax.linear_transpose(lambda images: _convolve(images, kernel, padding), images)(unpooled)[0]
 
 
 def _kernel_gradient(gradient, winner, images, padding, shape):
     unpooled = _unpool(gradient, winner, [length + 2 * padding - shape[0] + 1 for length in images.shape[1:3]])
     kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    return jax.linear_transpose(lambda kernel: _xla_convolve(images, kernel, padding), kernel)(unpooled)[0]
-
-
-def _image_gradient_by_rows(gradient, winner, kernel, padding, shape):
-    """The same as one matrix product, from the masked gradients of a row of windows to the image rows they see.
-
-    A row of windows lies in two rows of the convolution, which see size + 1 rows of the image, or (size + 1) / 2
-    pairs of rows; the windows below see what lies one pair further down. So the products are added up by pairs.
-    """
-    num_images, num_rows, num_columns, _ = gradient.shape
-    _, height, width, channels = shape
-    num_pairs = (len(kernel) + 1) // 2
-    rows = _rows_of_windows(gradient, winner) @ _row_matrix(kernel, num_columns, width, padding)
-    rows = rows.reshape(num_images, num_rows, num_pairs, 2 * width * channels)
-    pairs = jnp.stack(
-        [jnp.pad(rows[:, :, first], ((0, 0), (first, num_pairs - 1 - first), (0, 0))) for first in range(num_pairs)]
-    ).sum(0)
-    seen = pairs.reshape(num_images, -1, width, channels)[:, padding:][:, :height]
-    return jnp.pad(seen, ((0, 0), (0, height - seen.shape[1]), (0, 0), (0, 0)))
-
-
-def _kernel_gradient_by_rows(gradient, winner, images, padding, shape):
-    """The same as one matrix product, of the masked gradients of rows of windows with the image rows they see."""
-    size, num_columns = shape[0], gradient.shape[2]
-    num_images, num_rows = gradient.shape[:2]
-    _, height, width, channels = images.shape
-    below = max(2 * num_rows + size - 1 - padding - height, 0)
-    padded = jnp.pad(images, ((0, 0), (padding, below), (0, 0), (0, 0)))
-    rows = padded.reshape(num_images, padded.shape[1], width * channels)
-    seen = jnp.stack([rows[:, row : row + 2 * num_rows : 2] for row in range(size + 1)], 2)
-    seen = seen.reshape(num_images * num_rows, (size + 1) * width * channels)
-    products = _rows_of_windows(gradient, winner).T @ seen
-    matrix = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    to_rows = functools.partial(_row_matrix, num_columns=num_columns, width=width, padding=padding)
-    return jax.linear_transpose(to_rows, matrix)(products)[0]
-
-
-def _rows_of_windows(gradient, winner):
-    """Gradients at the winners of windows, a row of windows in each row: (window position, column, filter)."""
-    num_images, num_rows, num_columns, num_filters = gradient.shape
-    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 4, 1)
-    shape = (num_images, num_rows, 1, num_columns * num_filters)
-    masked = jnp.where(winner.reshape(shape) == position, gradient.reshape(shape), 0)
-    return masked.reshape(num_images * num_rows, -1)
-
-
-def _row_matrix(kernel, num_columns, width, padding):
-    """The kernel as a matrix from (window position, column of windows, filter) to (image row, column, channel)."""
-    size, _, channels, num_filters = kernel.shape
-    tap, offset = np.arange(size), np.arange(2).reshape(-1, 1, 1)
-    sees_row = np.arange(size + 1).reshape(-1, 1) == offset + tap
-    corner = 2 * np.arange(num_columns).reshape(-1, 1, 1) - padding
-    sees_column = np.arange(width).reshape(-1, 1) == offset.reshape(-1, 1, 1, 1) + corner + tap
-    matrix = jnp.einsum(
-        "pra,qwvb,abio->pqworvi",
-        sees_row.astype(kernel.dtype),
-        sees_column.astype(kernel.dtype),
-        kernel,
-        precision=lax.Precision.HIGHEST,
-    )
-    return matrix.reshape(4 * num_columns * num_filters, (size + 1) * width * channels)
+    return jax.linear_transpose(lambda kernel: _convolve(images, kernel, padding), kernel)(unpooled)[0]
 
 
 def _unpool(gradient, winner, size):
@@ -181,3 +156,71 @@ def _unpool(gradient, winner, size):
     blocks = jnp.where(is_winner, gradient.reshape(num_images, num_rows, 1, num_columns, 1, num_filters), 0)
     unpooled = blocks.reshape(num_images, 2 * num_rows, 2 * num_columns, num_filters)
     return jnp.pad(unpooled, ((0, 0), (0, size[0] - 2 * num_rows), (0, size[1] - 2 * num_columns), (0, 0)))
+
+
+# A window lies in 2 x 2 pixels of the convolution, which see (size + 1) x (size + 1) pixels of the image, or
+# ((size + 1) / 2)^2 blocks of 2 x 2. What the next window sees lies one block further.
+
+
+def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
+    """The same as one matrix product, from the masked gradients of a window to the image blocks it sees."""
+    num_images, num_rows, num_columns, num_filters = gradient.shape
+    size, _, channels, _ = kernel.shape
+    num_blocks = (size + 1) // 2
+    shifted = jnp.stack(
+        [jnp.pad(kernel, ((row, 1 - row), (column, 1 - column), (0, 0), (0, 0))) for row in (0, 1) for column in (0, 1)]
+    )
+    matrix = _to_blocks(jnp.moveaxis(shifted, -1, 1).reshape(4 * num_filters, size + 1, size + 1, channels))
+    seen = _at_winners(gradient, winner) @ matrix.reshape(4 * num_filters, -1)
+    seen = seen.reshape(num_images, num_rows, num_columns, num_blocks, num_blocks, 4 * channels)
+    blocks = sum(
+        jnp.pad(seen[:, :, :, i, j], ((0, 0), (i, num_blocks - 1 - i), (j, num_blocks - 1 - j), (0, 0)))
+        for i in range(num_blocks)
+        for j in range(num_blocks)
+    )
+    return _fit(_from_blocks(blocks)[:, padding:, padding:], shape)
+
+
+def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
+    """The same as one matrix product, of the masked gradients of windows with the image blocks they see."""
+    num_images, num_rows, num_columns, num_filters = gradient.shape
+    size, _, channels, _ = shape
+    num_blocks = (size + 1) // 2
+    padded = jnp.pad(images, ((0, 0), (padding, 0), (padding, 0), (0, 0)))
+    rows, columns = (2 * (length + num_blocks - 1) for length in (num_rows, num_columns))
+    blocks = _to_blocks(_fit(padded, (num_images, rows, columns, channels)))
+    seen = jnp.concatenate(
+        [blocks[:, i : i + num_rows, j : j + num_columns] for i in range(num_blocks) for j in range(num_blocks)], -1
+    )
+    products = _at_winners(gradient, winner).T @ seen.reshape(-1, seen.shape[-1])
+    shifted = _from_blocks(products.reshape(4 * num_filters, num_blocks, num_blocks, 4 * channels))
+    shifted = shifted.reshape(2, 2, num_filters, size + 1, size + 1, channels)
+    kernels = [shifted[row, column, :, row : row + size, column : column + size] for row in (0, 1) for column in (0, 1)]
+    return jnp.moveaxis(sum(kernels), 0, -1)
+
+
+def _at_winners(gradient, winner):
+    """Gradients of windows, one window in each row: (window position, filter), zero but at the winners."""
+    position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 1, 4, 1)
+    masked = jnp.where(winner[:, :, :, None] == position, gradient[:, :, :, None], 0)
+    return masked.reshape(-1, 4 * gradient.shape[-1])
+
+
+def _to_blocks(images):
+    """Images (N, 2 rows, 2 columns, channels) as their blocks of 2 x 2 pixels, (N, rows, columns, 4 channels)."""
+    num_images, height, width, channels = images.shape
+    pixels = images.reshape(num_images, height // 2, 2, width // 2, 2, channels)
+    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(num_images, height // 2, width // 2, 4 * channels)
+
+
+def _from_blocks(blocks):
+    """The inverse of `_to_blocks`."""
+    num_images, num_rows, num_columns, depth = blocks.shape
+    pixels = blocks.reshape(num_images, num_rows, num_columns, 2, 2, depth // 4)
+    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(num_images, 2 * num_rows, 2 * num_columns, depth // 4)
+
+
+def _fit(images, shape):
+    """Images cut off, or filled up with zeros, below and on the right."""
+    images = images[:, : shape[1], : shape[2]]
+    return jnp.pad(images, ((0, 0), (0, shape[1] - images.shape[1]), (0, shape[2] - images.shape[2]), (0, 0)))

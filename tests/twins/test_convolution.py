@@ -51,34 +51,52 @@ def test_values_and_gradients_are_pytorchs(shape, is_flat):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradient_by_rows_is_that_of_other_devices(shape):
+def test_gradients_by_windows_are_those_of_other_devices(shape, x64):
     height, width, channels, num_filters, size, padding = shape
     rng = np.random.default_rng(1)
-    kernel = jnp.asarray(rng.normal(size=(size, size, channels, num_filters)), jnp.float32)
+    images, kernel = rng.normal(size=(2, height, width, channels)), rng.normal(size=(size, size, channels, num_filters))
     rows, columns = ((length + 2 * padding - size + 1) // 2 for length in (height, width))
-    gradient = jnp.asarray(rng.normal(size=(2, rows, columns, num_filters)), jnp.float32)
+    gradient = jnp.asarray(rng.normal(size=(2, rows, columns, num_filters)))
     winner = jnp.asarray(rng.integers(0, 5, gradient.shape), jnp.int8)
-    arguments = (gradient, winner, kernel, padding, (2, height, width, channels))
-    by_rows = _convolution._image_gradient_by_rows(*arguments)
-    default = _convolution._image_gradient(*arguments)
-    np.testing.assert_allclose(by_rows, default, rtol=1e-4, atol=1e-4)  # float32, other order of sums
+    for by_windows, default, other in (
+        (_convolution._image_gradient_by_windows, _convolution._image_gradient, (kernel, padding, images.shape)),
+        (_convolution._kernel_gradient_by_windows, _convolution._kernel_gradient, (images, padding, kernel.shape)),
+    ):
+        found, expected = (f(gradient, winner, jnp.asarray(other[0]), *other[1:]) for f in (by_windows, default))
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_one_channel_by_taps_is_a_convolution():
+ONE_CHANNEL = [shape for shape in SHAPES if shape[2] == 1]
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None), (0, 0, 0), (None, None, None)], ids=str)
+@pytest.mark.parametrize("shape", ONE_CHANNEL)
+def test_pooling_by_taps_is_that_of_other_devices(shape, mapped, x64):
+    height, width, _, num_filters, size, padding = shape
     rng = np.random.default_rng(2)
-    images, kernel = rng.normal(size=(2, 9, 7, 1)), rng.normal(size=(5, 5, 1, 3))
-    with jax.enable_x64(True):
-        found = _convolution._convolve_one_channel(jnp.asarray(images), jnp.asarray(kernel), 2)
-        expected = _convolution._xla_convolve(jnp.asarray(images), jnp.asarray(kernel), 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    shapes = (2, height, width, 1), (size, size, 1, num_filters), (num_filters,)
+    arrays = [
+        jnp.asarray(rng.normal(size=shape if axis is None else (3, *shape)))
+        for shape, axis in zip(shapes, mapped, strict=True)
+    ]
+    maxima, winners = [], []
+    for pool in (_convolution._pool_taps, _convolution._pool_convolution):
+        pool = functools.partial(pool, padding=padding)
+        maximum, winner = (pool if mapped[0] is None else jax.vmap(pool, mapped))(*arrays)
+        maxima.append(maximum)
+        winners.append(winner)
+    np.testing.assert_allclose(*maxima, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(*winners)
 
 
-def test_equal_patches_give_equal_responses():
+def test_equal_patches_tie():
     # Rounding that differs from place to place would break the ties of flat backgrounds.
     images = jnp.full((3, 28, 28, 1), -0.4242, jnp.float32)
     kernel = jnp.asarray(np.random.default_rng(3).normal(size=(5, 5, 1, 6)), jnp.float32)
-    responses = np.asarray(jax.jit(_convolution._convolve, static_argnums=2)(images, kernel, 0))
-    np.testing.assert_array_equal(responses, np.broadcast_to(responses[:1, :1, :1], responses.shape))
+    pool = jax.jit(_convolution._pool_taps, static_argnums=3)
+    maximum, winner = map(np.asarray, pool(images, kernel, jnp.zeros(6), 0))
+    np.testing.assert_array_equal(maximum, np.broadcast_to(maximum[:1, :1, :1], maximum.shape))
+    assert set(winner.ravel().tolist()) == {0, 1}  # the first of equal ones, or none of those below zero
 
 
 def test_nan_pixels_are_not_pooled_away():
