@@ -2,7 +2,7 @@
 
     python -m experiments run synthetic_nonlinear
 
-Claim: the boundary crosses u2 within half a period as long as nothing else tells the classes apart. A small epsilon that
+Claim: the boundary crosses u2 within half a period while nothing else tells the classes apart. A small epsilon that
 makes them linearly separable along u1 turns u2 into an invariance: the margin along it becomes many times larger.
 
 Measured on two CPU cores in about two minutes: medians along u2 of 1.45, 1.79, 54.9, 131, 323 and 371 for the six
