@@ -17,7 +17,7 @@ def small(config: DiagonalMargins) -> DiagonalMargins:
 
 def deep(config: DiagonalMargins) -> DiagonalMargins:
     """For deep networks, which take about a minute to compile; so few steps of training leave some of them flat."""
-    changes = {**_FEW, "num_epochs": 1, "num_images": 4, "attack_steps": 1, "max_steps": 10}
+    changes = {**_FEW, "num_epochs": 1, "num_images": 2, "attack_steps": 1, "max_steps": 5}
     return dataclasses.replace(
         config,
         num_train=128,
