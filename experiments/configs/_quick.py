@@ -1,4 +1,7 @@
-"""Quick forms: the same program on few images, for seconds to two minutes on two CPU cores."""
+"""Quick forms: the same program on few images, for seconds to two minutes on two CPU cores.
+
+DenseNet-121 takes longer: XLA alone compiles for more than two minutes there.
+"""
 
 import dataclasses
 from typing import Any
