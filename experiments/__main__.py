@@ -63,7 +63,7 @@ def _benchmark(options) -> None:
     elif options.tradeoffs:
         tradeoffs.tradeoffs(options.output, data_dir=options.data_dir)
     elif options.training:
-        throughput.throughput(options.output, data_dir=options.data_dir)
+        throughput.throughput(options.names, options.output, data_dir=options.data_dir)
     else:
         benchmark.benchmark(options.names, options.output, data_dir=options.data_dir, reference=options.reference)
 

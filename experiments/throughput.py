@@ -4,6 +4,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,41 +20,56 @@ _RECIPE = training.Recipe(num_epochs=_NUM_REPEATS + 1)
 _NUM_FILES = 256
 
 
-def throughput(path: pathlib.Path, *, data_dir: str | None = None) -> None:
+def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None = None) -> None:
     """Measures training and reading, prints what was found and writes it as JSON.
 
-    LeNet on all of MNIST, beside PyTorch where that is installed; ResNet-18 on CIFAR-10, on a CPU with a part of it,
-    in float32 and bfloat16, with the share of the device's matrix rate; and images read, cropped and brought to the
-    device from a folder of JPEG files made for this, beside the rate at which a ResNet-50 can train on them.
+    `lenet_mnist`: LeNet on all of MNIST, beside PyTorch where that is installed. `resnet18_cifar10`: in float32 and
+    bfloat16 with the share of the device's matrix rate, on a CPU in float32 alone, with a part of the images.
+    `image_folder`: images read, cropped and brought to the device from a folder of JPEG files made for this, beside the
+    rate at which a ResNet-50 trains on them.
+
+    Args:
+      names: of what to measure; all of it, if there are none.
+      path: of the JSON file.
+      data_dir: folder of prepared data sets.
+
+    Raises:
+      ValueError: for an unknown name.
     """
+    if unknown := [name for name in names if name not in _MEASUREMENTS]:
+        raise ValueError(f"unknown training workload {unknown[0]!r}; the known ones are {', '.join(_MEASUREMENTS)}")
     rate = matrix_rate()
-    is_cpu = jax.default_backend() == "cpu"
-    rows: dict[str, Any] = {"lenet_mnist": _lenet(data_dir, rate)}
-    _print("LeNet on MNIST", rows["lenet_mnist"])
-    if (theirs := _torch_lenet(data_dir)) is not None:
-        rows["lenet_mnist"]["pytorch_images_per_s"] = theirs
-        ratio = rows["lenet_mnist"]["images_per_s"] / theirs
-        print(f"  {ratio:.2f} times as fast as PyTorch, {theirs:.0f} images/s", flush=True)
+    rows: dict[str, Any] = {}
+    for name in names or _MEASUREMENTS:
+        rows |= _MEASUREMENTS[name](data_dir, rate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "training": rows})
+    print(f"\nresults: {path}")
+
+
+def _lenet(data_dir, rate) -> dict[str, Any]:
+    mnist = data.load("mnist", data_dir)
+    classifier = models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10)
+    row = _rates(classifier, mnist.train_images, mnist.train_labels, _RECIPE, rate)
+    _print("LeNet on MNIST", row)
+    if (theirs := _torch_lenet(mnist)) is not None:
+        row["pytorch_images_per_s"] = theirs
+        print(f"  {row['images_per_s'] / theirs:.2f} times as fast as PyTorch, {theirs:.0f} images/s", flush=True)
+    return {"lenet_mnist": row}
+
+
+def _resnet18(data_dir, rate) -> dict[str, Any]:
     cifar = data.load("cifar10", data_dir)
-    num_samples = 1280 if is_cpu else len(cifar.train_images)
+    is_cpu = jax.default_backend() == "cpu"
+    num_samples = 640 if is_cpu else len(cifar.train_images)
+    rows = {}
     for dtype in ("float32",) if is_cpu else ("float32", "bfloat16"):
         classifier = models.create("resnet18_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=10)
         recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, compute_dtype=dtype)
         row = _rates(classifier, cifar.train_images[:num_samples], cifar.train_labels[:num_samples], recipe, rate)
         rows[f"resnet18_cifar10_{dtype}"] = row
         _print(f"ResNet-18 on CIFAR-10, {dtype}", row)
-    rows["image_folder"] = _image_folder(rate, batch_size=8 if is_cpu else 128)
-    reading, step = rows["image_folder"]["images_per_s"], rows["image_folder"]["step_images_per_s"]
-    print(f"JPEG files of 500 x 375: {reading:.0f} images/s; a ResNet-50 trains on {step:.1f} images/s")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "training": rows})
-    print(f"\nresults: {path}")
-
-
-def _lenet(data_dir, rate) -> dict[str, float]:
-    mnist = data.load("mnist", data_dir)
-    classifier = models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10)
-    return _rates(classifier, mnist.train_images, mnist.train_labels, _RECIPE, rate)
+    return rows
 
 
 def _rates(classifier, images, labels, recipe, rate) -> dict[str, float]:
@@ -75,13 +91,12 @@ def _rates(classifier, images, labels, recipe, rate) -> dict[str, float]:
     }
 
 
-def _torch_lenet(data_dir) -> float | None:
+def _torch_lenet(mnist: data.Dataset) -> float | None:
     """Images a second of a plain PyTorch loop with the same network, recipe and batch size; None without PyTorch."""
     try:
         import torch
     except ModuleNotFoundError:
         return None
-    mnist = data.load("mnist", data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = torch.tensor(np.moveaxis(data.as_floats(mnist.train_images), -1, 1)).contiguous().to(device)
     labels = torch.tensor(mnist.train_labels).long().to(device)
@@ -116,10 +131,11 @@ def _torch_lenet(data_dir) -> float | None:
     return len(images) / statistics.median(seconds[1:])
 
 
-def _image_folder(rate, batch_size) -> dict[str, float]:
+def _image_folder(data_dir, rate) -> dict[str, Any]:
     """Rates of reading alone, and of training steps alone."""
     from PIL import Image
 
+    batch_size = 8 if jax.default_backend() == "cpu" else 128
     with tempfile.TemporaryDirectory() as path:
         rng = np.random.default_rng(0)
         for index in range(_NUM_FILES):
@@ -138,8 +154,10 @@ def _image_folder(rate, batch_size) -> dict[str, float]:
     classifier = models.create("resnet50", jax.random.key(0), image_shape=(224, 224, 3), num_classes=2)
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
     recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, batch_size=batch_size)
-    row = _rates(classifier, images, np.zeros(len(images), np.int32), recipe, rate)
-    return {"images_per_s": _NUM_FILES / statistics.median(seconds), "step_images_per_s": row["images_per_s"]}
+    step = _rates(classifier, images, np.zeros(len(images), np.int32), recipe, rate)["images_per_s"]
+    reading = _NUM_FILES / statistics.median(seconds)
+    print(f"JPEG files of 500 x 375: {reading:.0f} images/s; a ResNet-50 trains on {step:.1f} images/s", flush=True)
+    return {"image_folder": {"images_per_s": reading, "step_images_per_s": step}}
 
 
 def _print(name, row) -> None:
@@ -148,3 +166,6 @@ def _print(name, row) -> None:
         f"{row['share_of_matrix_rate']:.0%} of the matrix rate",
         flush=True,
     )
+
+
+_MEASUREMENTS = {"lenet_mnist": _lenet, "resnet18_cifar10": _resnet18, "image_folder": _image_folder}

@@ -46,6 +46,11 @@ def test_unknown_workloads_are_listed(capsys):
     assert "unknown workload 'everything'; the known ones are lenet_mnist" in capsys.readouterr().err
 
 
+def test_unknown_training_workloads_are_listed(capsys):
+    assert command_line.main(["benchmark", "--training", "everything"]) == 2
+    assert "unknown training workload 'everything'; the known ones are lenet_mnist" in capsys.readouterr().err
+
+
 def test_a_reference_that_is_none(tiny_plan, tmp_path, capsys):
     assert command_line.main(["benchmark", "--reference", str(tmp_path), "--output", str(tmp_path / "b.json")]) == 2
     assert "is no checkout of LTS4/hold-me-tight: it has no utils.py" in capsys.readouterr().err

@@ -113,9 +113,12 @@ def _pool_taps_of_planes(planes, kernel, bias):
         value = response(row, column)
         is_greater = (value > maximum) | (jnp.isnan(value) & ~jnp.isnan(maximum))
         maximum, winner = jnp.where(is_greater, value, maximum), jnp.where(is_greater, number, winner)
-    # XLA fuses nothing through a product, and else would find the winners anew in the backward pass of every class.
-    identity = jnp.eye(len(bias), dtype=winner.dtype)
-    return maximum, jnp.einsum("hwfn,fg->hwgn", winner, identity, precision=lax.Precision.HIGHEST)
+    # XLA fuses nothing through a product, and else would compute all this anew wherever it is used: in the backward
+    # pass of every class, and in every block of the next layer's kernel gradient.
+    identity = jnp.eye(len(bias), dtype=planes.dtype)
+    return tuple(
+        jnp.einsum("hwfn,fg->hwgn", array, identity, precision=lax.Precision.HIGHEST) for array in (maximum, winner)
+    )
 
 
 @_pool_taps_of_planes.def_vmap
