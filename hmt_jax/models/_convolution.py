@@ -89,7 +89,17 @@ def _pool_taps(images, kernel, bias, padding):
     """The same for images of one channel, with the images along the last axis."""
     padded = jnp.pad(images[..., 0], ((0, 0), (padding, padding), (padding, padding)))
     maximum, winner = _pool_taps_of_planes(jnp.moveaxis(padded, 0, -1), kernel[:, :, 0], bias)
-    return tuple(jnp.moveaxis(array, -1, 0) for array in (maximum, winner.astype(jnp.int8)))
+    maximum, winner = (_computed_once(jnp.moveaxis(array, -1, 0)) for array in (maximum, winner))
+    return maximum, winner.astype(jnp.int8)
+
+
+def _computed_once(array):
+    """The same array (..., channels), as a product with the identity, through which XLA on CPU fuses nothing.
+
+    Else it computes an array anew wherever it is used: in the backward pass of every class, and for every block.
+    """
+    identity = jnp.eye(array.shape[-1], dtype=array.dtype)
+    return jnp.matmul(array, identity, precision=lax.Precision.HIGHEST)
 
 
 @jax.custom_batching.custom_vmap
@@ -113,12 +123,7 @@ def _pool_taps_of_planes(planes, kernel, bias):
         value = response(row, column)
         is_greater = (value > maximum) | (jnp.isnan(value) & ~jnp.isnan(maximum))
         maximum, winner = jnp.where(is_greater, value, maximum), jnp.where(is_greater, number, winner)
-    # XLA fuses nothing through a product, and else would compute all this anew wherever it is used: in the backward
-    # pass of every class, and in every block of the next layer's kernel gradient.
-    identity = jnp.eye(len(bias), dtype=planes.dtype)
-    return tuple(
-        jnp.einsum("hwfn,fg->hwgn", array, identity, precision=lax.Precision.HIGHEST) for array in (maximum, winner)
-    )
+    return maximum, winner
 
 
 @_pool_taps_of_planes.def_vmap
@@ -181,7 +186,7 @@ def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
         for i in range(num_blocks)
         for j in range(num_blocks)
     )
-    return _fit(_from_blocks(blocks)[:, padding:, padding:], shape)
+    return _fit(_from_blocks(_computed_once(blocks))[:, padding:, padding:], shape)
 
 
 def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
@@ -191,7 +196,7 @@ def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
     num_blocks = (size + 1) // 2
     padded = jnp.pad(images, ((0, 0), (padding, 0), (padding, 0), (0, 0)))
     rows, columns = (2 * (length + num_blocks - 1) for length in (num_rows, num_columns))
-    blocks = _to_blocks(_fit(padded, (num_images, rows, columns, channels)))
+    blocks = _computed_once(_to_blocks(_fit(padded, (num_images, rows, columns, channels))))
     seen = jnp.concatenate(
         [blocks[:, i : i + num_rows, j : j + num_columns] for i in range(num_blocks) for j in range(num_blocks)], -1
     )
