@@ -96,16 +96,19 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     num_classes = jax.eval_shape(workload.classifier, workload.images[:1]).shape[1]
     num_backward = min(result.solver.num_candidates, num_classes) - 1
     num_steps = int(result.num_steps.sum())
+    # The gradients of first steps are those at the sample, computed once for all its subspaces.
+    num_gradients = len(workload.images) + num_steps - result.margin.size
     # A backward pass with respect to the image alone costs what a forward pass does.
-    flops = num_steps * (2 + num_backward) * forward_flops(workload.classifier, workload.images[:1])
+    num_passes = num_steps + num_gradients * (1 + num_backward)
+    flops = num_passes * forward_flops(workload.classifier, workload.images[:1])
     return {
         "dimension": stack.dimension,
         "num_pairs": result.margin.size,
         "seconds": middle,
         "seconds_per_pair": middle / result.margin.size,
         "steps_per_pair": num_steps / result.margin.size,
-        "forward_per_pair": 2 * num_steps / result.margin.size,
-        "backward_per_pair": num_backward * num_steps / result.margin.size,
+        "forward_per_pair": (num_steps + num_gradients) / result.margin.size,
+        "backward_per_pair": num_backward * num_gradients / result.margin.size,
         "flops_per_s": flops / middle,
         "share_of_matrix_rate": flops / middle / matrix_rate,
         "num_lanes": result.work.num_lanes,

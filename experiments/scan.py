@@ -37,12 +37,14 @@ class LineScan:
 
     resolution: float
     reach: float
+    num_candidates = 2  # the scan needs no gradient, and a linearization has two classes at least
 
     def __post_init__(self):
         if not 0 < self.resolution <= self.reach:
             raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
 
-    def start(self, restriction, origin):
+    def start(self, restriction, at_sample):
+        origin = jnp.zeros_like(at_sample.normals[0])
         if origin.shape != (1,):
             raise ValueError(f"a line is scanned, so the subspace must have dimension 1, got {origin.shape[0]}")
         nothing = jnp.zeros((), jnp.int32)

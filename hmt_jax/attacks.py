@@ -180,7 +180,8 @@ class DeepFool(_Bounded):
             return jax.tree.map(partial(jnp.where, is_done), state, self.solver.step(restriction, state)), None
 
         origin = jnp.zeros(space.coordinates(image).shape, image.dtype)
-        state = _loop(step, self.solver.start(restriction, origin), length=self.solver.max_steps)
+        at_sample = solvers.linearize(restriction, origin, self.solver.num_candidates)
+        state = _loop(step, self.solver.start(restriction, at_sample), length=self.solver.max_steps - 1)
         solution = self.solver.result(state)
         change = space.embed(jnp.asarray(solution.coordinates))
         is_found = (solution.label == label) & jnp.isfinite(change).all()

@@ -51,12 +51,12 @@ class Work:
         """Busy lane-steps over lane-steps."""
         return self.num_busy_lane_steps / max(self.num_lane_steps, 1)
 
-    def add(self, num_lanes: int, lanes: "_Lanes") -> "Work":
-        """The work so far with that of one more call."""
+    def __add__(self, later: "Work") -> "Work":
+        """The work so far with that of a later run, whose number of lanes is the last one."""
         return Work(
-            num_lanes,
-            self.num_lane_steps + num_lanes * int(np.sum(lanes.num_steps)),
-            self.num_busy_lane_steps + int(np.sum(lanes.num_busy)),
+            later.num_lanes,
+            self.num_lane_steps + later.num_lane_steps,
+            self.num_busy_lane_steps + later.num_busy_lane_steps,
         )
 
 
@@ -94,7 +94,8 @@ def solve(
     Args:
       method: the solver, as `Method` describes; equal methods share compiled code.
       data: pytree of arrays that all items share, copied to every device.
-      items: whole numbers that `start` and `step` understand.
+      items: whole numbers that `start` and `step` understand. Those below zero are passed over, and their results are
+        zeros: with them, lists of different lengths share compiled code.
       num_lanes: lanes on each device.
       devices: where to run; all local devices if not given.
       steps_per_call: steps in one call of compiled code. 1 runs the loop on the host, more runs it on the device. If
@@ -105,7 +106,7 @@ def solve(
       A pytree like `result`'s with NumPy leaves of shape (len(items), ...), and the `Work`.
 
     Raises:
-      ValueError: if there are no items or no devices, or num_lanes or steps_per_call is below 1.
+      ValueError: if there are no items (at or above zero) or no devices, or num_lanes or steps_per_call is below 1.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Halve:
@@ -122,8 +123,8 @@ def solve(
     [4, 0, 2]
     """
     items = np.asarray(items, np.int32)
-    if items.ndim != 1 or not items.size:
-        raise ValueError(f"items must be a sequence of at least one number, got shape {items.shape}")
+    if items.ndim != 1 or not (items >= 0).any():
+        raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices is empty: give at least one, or None for all local devices")
@@ -134,10 +135,11 @@ def solve(
 
     mesh = jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    solved = _Solved(len(items))
+    solved = _Solved(items)
+    num_items = solved.num_missing
     work = Work(num_lanes, 0, 0)
     while solved.num_missing:
-        positions = _deal(solved.missing(), len(devices))
+        positions = _deal(solved.missing(), -(-len(items) // len(devices)), len(devices))
         queue = jax.device_put(
             np.where(positions >= 0, items[positions], -1), NamedSharding(mesh, PartitionSpec(_AXIS))
         )
@@ -149,9 +151,9 @@ def solve(
                 advanced = _advance(method, mesh, steps_per_call, data, queue, lanes)
                 num_solved = int(np.sum(advanced.num_solved))  # waits, so that a failed call shows here
                 lanes = advanced
-                work = work.add(num_lanes, lanes)
+                work += Work(num_lanes, num_lanes * int(np.sum(lanes.num_steps)), int(np.sum(lanes.num_busy)))
                 if progress is not None:
-                    progress(len(items) - solved.num_missing + num_solved, len(items))
+                    progress(num_items - solved.num_missing + num_solved, num_items)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or num_lanes == 1:
                 raise
@@ -162,11 +164,50 @@ def solve(
     return solved.results, work
 
 
+def evaluate(
+    function: Callable[[Any, jax.Array], Any],
+    data: Any,
+    items: Sequence[int] | np.ndarray,
+    *,
+    num_lanes: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[Any, Work]:
+    """`function(data, item)` of every item, in the order of `items`: what `solve` is where one step does it all.
+
+    The function must be hashable; equal ones share compiled code. All else is as in `solve`.
+
+    >>> squares, work = evaluate(lambda data, item: data[item] ** 2, jnp.array([1.0, 2.0, 3.0]), [2, 0], num_lanes=2)
+    >>> squares.tolist(), work.num_busy_lane_steps
+    ([9.0, 1.0], 2)
+    """
+    return solve(_Once(function), data, items, num_lanes=num_lanes, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Once:
+    """A function as a method of one step."""
+
+    function: Callable[[Any, jax.Array], Any]
+
+    def start(self, data, item):
+        answer = jax.eval_shape(self.function, data, item)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), answer), jnp.asarray(False)
+
+    def step(self, data, item, state):
+        return self.function(data, item), jnp.asarray(True)
+
+    def done(self, state):
+        return state[1]
+
+    def result(self, state):
+        return state[0]
+
+
 class _Solved:
     """The results gathered on the host."""
 
-    def __init__(self, num_items):
-        self.is_solved = np.zeros(num_items, bool)
+    def __init__(self, items):
+        self.is_solved = items < 0
         self.results = None
 
     @property
@@ -186,9 +227,8 @@ class _Solved:
         self.is_solved[targets] = True
 
 
-def _deal(positions, num_devices):
-    """Positions dealt out in turn, as one queue after the other, all of one length: -1 fills up."""
-    length = -(-len(positions) // num_devices)
+def _deal(positions, length, num_devices):
+    """Positions dealt out in turn, as one queue after the other, all of the length given: -1 fills up."""
     padded = np.full(length * num_devices, -1)
     padded[: len(positions)] = positions
     return padded.reshape(length, num_devices).T.reshape(-1)

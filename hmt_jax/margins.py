@@ -10,18 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, lanes
+from hmt_jax import _checks, _pairs, lanes
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
 from hmt_jax.subspaces import Subspace
-
-# What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
-# twenty-fourth of the memory: ten backward passes at a time have about as much in flight each, and half is to spare.
-_CPU_BYTES = 2**20
-_ACCELERATOR_SHARE = 1 / 24
-_LEAST_LANES, _MOST_LANES = 8, 1024
-# At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
-_PAIRS_PER_LANE = 20
 
 
 @jax.tree_util.register_dataclass
@@ -165,65 +157,21 @@ def measure_margins(
     _checks.check_images(images)
     stack, num_subspaces = _as_stack(subspaces)
     _checks.check_subspace(jax.tree.map(lambda leaf: leaf[0], stack), images)
-    classifier = as_pytree(classifier)
-
-    num_pairs = num_subspaces * len(images)
-    if num_lanes is None:
-        devices = jax.local_devices() if devices is None else devices
-        num_lanes = min(
-            _choose_num_lanes(classifier, images, devices[0]),
-            max(num_pairs // (_PAIRS_PER_LANE * len(devices)), _LEAST_LANES),
-            num_pairs,
-        )
-    method = _PairMethod(solver, precision, keep_coordinates)
-    solution, work = lanes.solve(
-        method,
-        (classifier, images, stack),
-        np.arange(num_pairs),
+    solution, work = _pairs.solve(
+        solver,
+        as_pytree(classifier),
+        images,
+        stack,
+        num_subspaces,
+        precision=precision,
+        keep_coordinates=keep_coordinates,
         num_lanes=num_lanes,
-        devices=devices,
+        devices=jax.local_devices() if devices is None else list(devices),
         progress=progress,
     )
-    fields = jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, len(images), *leaf.shape[1:]), solution)
-    result = MarginResult(**fields._asdict(), solver=solver, precision=precision, work=work)
+    result = MarginResult(**solution._asdict(), solver=solver, precision=precision, work=work)
     _checks.check_logits_were_finite(result.status, images)
     return result
-
-
-@dataclasses.dataclass(frozen=True)
-class _PairMethod:
-    """A solver as a `lanes.Method`: item r N + n is image n in subspace r."""
-
-    solver: Solver
-    precision: str
-    keep_coordinates: bool
-
-    def start(self, data, item):
-        return _start(self.solver, *self._pair(data, item))
-
-    def step(self, data, item, state):
-        with jax.default_matmul_precision(self.precision):
-            return self.solver.step(restrict(*self._pair(data, item)), state)
-
-    def done(self, state):
-        return self.solver.done(state)
-
-    def result(self, state):
-        solution = self.solver.result(state)
-        return solution if self.keep_coordinates else solution._replace(coordinates=None)
-
-    def _pair(self, data, item):
-        classifier, images, stack = data
-        subspace = jax.tree.map(lambda leaf: leaf[item // len(images)], stack)
-        return classifier, images[item % len(images)], subspace
-
-
-def _start(solver, classifier, image, subspace):
-    """The solver's start at the origin, in the common precision of the image and the logits."""
-    logits = jax.eval_shape(classifier, image[None])
-    dtype = jnp.result_type(image.dtype, logits.dtype)
-    origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
-    return solver.start(restrict(classifier, image, subspace), origin)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,26 +181,9 @@ def _solve_one(solver, classifier, image, subspace):
         state = jax.lax.while_loop(
             lambda state: ~solver.done(state),
             lambda state: solver.step(restriction, state),
-            _start(solver, classifier, image, subspace),
+            _pairs.start(solver, classifier, image, subspace, _pairs.linearize_at(solver, classifier, image)),
         )
         return solver.result(state)
-
-
-def _choose_num_lanes(classifier, images, device) -> int:
-    """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
-    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, images[0]))
-    num_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    num_kept -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(classifier))
-    budget = _CPU_BYTES
-    if device.platform != "cpu":
-        budget = int(_ACCELERATOR_SHARE * (device.memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"])
-    lanes_within = budget // max(num_kept, 1)
-    return min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
-
-
-def _kept(classifier, image):
-    """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
-    return jax.vjp(lambda image: classifier(image[None]), image)[1]
 
 
 def _as_stack(subspaces):

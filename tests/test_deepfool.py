@@ -268,7 +268,7 @@ def test_the_four_methods_of_a_solver_are_all_it_takes(curved):
         return tanh_logits(parameters, jnp.asarray(images[0].ravel() + random_basis() @ z)[None])[0]
 
     solver = solvers.deepfool()
-    state = solver.start(restriction, jnp.zeros(7))
+    state = solver.start(restriction, solvers.linearize(restriction, jnp.zeros(7), solver.num_candidates))
     while not solver.done(state):
         state = solver.step(restriction, state)
     assert_same_solutions(solver.result(state), jax.tree.map(lambda leaf: leaf[0], mapped))

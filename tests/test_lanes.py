@@ -114,6 +114,34 @@ def test_all_local_devices_are_used_by_default():
     assert work.num_lane_steps == 3 * 8 * max(makespans(NUM_STEPS, 3, 8))
 
 
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_items_below_zero_are_passed_over_in_the_same_compiled_code(num_devices):
+    method = Collatz(f"passing over on {num_devices} devices")
+    settings = {"method": method, "num_lanes": 2, "devices": jax.devices()[:num_devices]}
+    solve([0, 3, 5, 7, 9], **settings)
+    items = np.array([-1, 3, -1, 7, -1])
+    assert num_new_traces(items, **settings) == 0
+    (num_steps, rest), work = solve(items, **settings)
+    np.testing.assert_array_equal(num_steps, [0, NUM_STEPS[3], 0, NUM_STEPS[7], 0])
+    np.testing.assert_array_equal(rest["last"][[0, 2, 4]], 0)
+    assert work.num_busy_lane_steps == NUM_STEPS[[3, 7]].sum()
+
+
+@pytest.mark.parametrize("num_lanes", [1, 4])
+def test_a_function_is_evaluated_once_for_every_item(num_lanes):
+    def cube_and_item(data, item):
+        return {"cube": data[item] ** 3, "item": item}
+
+    items = [4, 0, 2, 2, 6, 1, 3]
+    results, work = lanes.evaluate(
+        cube_and_item, jnp.asarray(STARTS), items, num_lanes=num_lanes, devices=jax.devices()[:1]
+    )
+    np.testing.assert_array_equal(results["cube"], STARTS[items] ** 3)
+    np.testing.assert_array_equal(results["item"], items)
+    num_lane_steps = num_lanes * -(-len(items) // num_lanes)
+    assert work == lanes.Work(num_lanes, num_lane_steps, len(items))
+
+
 @pytest.mark.parametrize("items", [[0], [1], [3, 1]])
 def test_fewer_items_than_lanes_and_devices(items):
     results, _ = solve(items, num_lanes=4)
@@ -299,9 +327,12 @@ def test_errors_of_the_method_pass_through():
         solve([0], method=Unfinished(), num_lanes=1)
 
 
-@pytest.mark.parametrize(("items", "shape"), [([], r"\(0,\)"), (3, r"\(\)"), ([[0, 1]], r"\(1, 2\)")])
+@pytest.mark.parametrize(
+    ("items", "shape"), [([], r"\(0,\)"), (3, r"\(\)"), ([[0, 1]], r"\(1, 2\)"), ([-1, -1], r"\(2,\)")]
+)
 def test_items_are_checked(items, shape):
-    with pytest.raises(ValueError, match=f"items must be a sequence of at least one number, got shape {shape}"):
+    message = f"items must be a sequence of at least one number from 0 on, got shape {shape}"
+    with pytest.raises(ValueError, match=message):
         solve(items, num_lanes=1)
 
 

@@ -243,10 +243,15 @@ def linear_logits(weights, images):
 
 @dataclasses.dataclass(frozen=True)
 class ToTheOtherClass:
-    """A solver of our own: for two linear logits, one step to the boundary is the answer."""
+    """A solver of our own: for two linear logits, one step to the boundary is the answer.
 
-    def start(self, restriction, origin):
-        return origin, jnp.asarray(-1), jnp.asarray(False)
+    It takes that step second, to see that solvers need not begin with anything.
+    """
+
+    num_candidates = 2
+
+    def start(self, restriction, at_sample):
+        return jnp.zeros_like(at_sample.normals[0]), jnp.asarray(-1), jnp.asarray(False)
 
     def step(self, restriction, state):
         z, _, _ = state

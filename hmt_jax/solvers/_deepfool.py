@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax.solvers._solution import Restriction, Solution, Status
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, normals_of
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -17,7 +17,7 @@ class DeepFoolState(NamedTuple):
     """An iterate of DeepFool; the overshot point (1 + overshoot) z is where the label is checked."""
 
     z: jax.Array  # (d,)
-    candidates: jax.Array  # (C,) classes by falling logit at z = 0, the label first; -1 before the first step
+    candidates: jax.Array  # (C,) classes by falling logit at z = 0, the label first; -1 if those logits are not finite
     adversarial_label: jax.Array
     num_steps: jax.Array
     status: jax.Array  # OUT_OF_STEPS while the search goes on
@@ -43,26 +43,25 @@ class DeepFool:
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
 
-    def start(self, restriction: Restriction, origin: jax.Array) -> DeepFoolState:
-        num_classes = jax.eval_shape(restriction, origin).shape[0]
+    def start(self, restriction: Restriction, at_sample: Linearization) -> DeepFoolState:
         unknown = jnp.asarray(-1, jnp.int32)
-        return DeepFoolState(
-            z=origin,
-            candidates=jnp.full(min(self.num_candidates, num_classes), unknown),
+        has_label = jnp.isfinite(at_sample.logits).all()
+        state = DeepFoolState(
+            z=jnp.zeros_like(at_sample.normals[0]),
+            candidates=jnp.where(has_label, at_sample.candidates, unknown),
             adversarial_label=unknown,
             num_steps=jnp.asarray(0, jnp.int32),
             status=jnp.asarray(Status.OUT_OF_STEPS, jnp.int32),
         )
+        return self._move(restriction, state, at_sample.logits, at_sample.normals)
 
     def step(self, restriction: Restriction, state: DeepFoolState) -> DeepFoolState:
         logits, pull_back = jax.vjp(restriction, state.z)
-        ranking = jax.lax.top_k(logits, state.candidates.size)[1].astype(jnp.int32)
-        candidates = jnp.where(state.num_steps == 0, ranking, state.candidates)
-        label, others = candidates[0], candidates[1:]
+        return self._move(restriction, state, logits, normals_of(pull_back, logits, state.candidates))
 
-        cotangents = jax.nn.one_hot(others, logits.size, dtype=logits.dtype)
-        cotangents -= jax.nn.one_hot(label, logits.size, dtype=logits.dtype)[None]
-        normals = jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
+    def _move(self, restriction, state, logits, normals):
+        """To the nearest of the linearised boundaries, where the label is looked at."""
+        label, others = state.candidates[0], state.candidates[1:]
         norms = jnp.linalg.norm(normals, axis=1)
         gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
@@ -79,14 +78,7 @@ class DeepFool:
         status = jnp.where(adversarial_label != label, Status.CONVERGED, Status.OUT_OF_STEPS)
         status = jnp.where(has_direction, status, Status.ZERO_GRADIENT)
         status = jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32)
-        has_label = jnp.isfinite(logits).all() | (state.num_steps > 0)
-        return DeepFoolState(
-            z=z,
-            candidates=jnp.where(has_label, candidates, -1),
-            adversarial_label=adversarial_label,
-            num_steps=state.num_steps + 1,
-            status=status,
-        )
+        return state._replace(z=z, adversarial_label=adversarial_label, num_steps=state.num_steps + 1, status=status)
 
     def done(self, state: DeepFoolState) -> jax.Array:
         return (state.status != Status.OUT_OF_STEPS) | (state.num_steps >= self.max_steps)

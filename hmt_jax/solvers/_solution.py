@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Restriction = Callable[[jax.Array], jax.Array]
 
@@ -38,10 +39,47 @@ class Solution(NamedTuple):
     coordinates: jax.Array | None
 
 
-class Solver(Protocol):
-    """A hashable value with the four methods that `hmt_jax.solvers` describes."""
+class Linearization(NamedTuple):
+    """First order of a restriction g at the unperturbed sample, z = 0, towards its most likely classes.
 
-    def start(self, restriction: Restriction, origin: jax.Array) -> Any: ...
+    Attributes:
+      logits: (L,), g(0).
+      candidates: (C,) classes by falling logit, the label first; C is L where there are no more classes.
+      normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k.
+    """
+
+    logits: jax.Array
+    candidates: jax.Array
+    normals: jax.Array
+
+
+def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_candidates: int) -> Linearization:
+    """The linearization of logits (L,) at a point of any shape, by one forward pass and C - 1 backward passes.
+
+    >>> weights = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> at_sample = linearize(lambda z: weights @ z, jnp.array([1.0, 3.0]), num_candidates=2)
+    >>> at_sample.candidates.tolist(), at_sample.normals.tolist()
+    ([2, 1], [[1.0, -2.0]])
+    """
+    logits, pull_back = jax.vjp(function, point)
+    candidates = jax.lax.top_k(logits, min(num_candidates, logits.size))[1].astype(jnp.int32)
+    return Linearization(logits, candidates, normals_of(pull_back, logits, candidates))
+
+
+def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Gradients (C - 1, ...) of g_k - g_y, y the first of the candidates and k the others, by g's pull-back."""
+    cotangents = jax.nn.one_hot(candidates[1:], logits.size, dtype=logits.dtype)
+    cotangents -= jax.nn.one_hot(candidates[0], logits.size, dtype=logits.dtype)[None]
+    return jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
+
+
+class Solver(Protocol):
+    """A hashable value with the methods that `hmt_jax.solvers` describes, and the number of candidates it looks at."""
+
+    @property
+    def num_candidates(self) -> int: ...
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Any: ...
 
     def step(self, restriction: Restriction, state: Any) -> Any: ...
 

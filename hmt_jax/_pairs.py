@@ -1,0 +1,229 @@
+"""Runs a solver over all pairs of a subspace and an image: chunk by chunk of the images, in lanes.
+
+Logits and gradients at the unperturbed sample are the same for all subspaces, so that they are computed once for each
+sample. From there every pair takes its first step; those that have not ended then go on in lanes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax import lanes
+from hmt_jax.classifiers import Classifier, restrict
+from hmt_jax.solvers import Solution, Solver, linearize
+from hmt_jax.subspaces import full
+
+# What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
+# twenty-fourth of the memory: ten backward passes at a time have about as much in flight each, and half is to spare.
+_CPU_BYTES = 2**20
+_ACCELERATOR_SHARE = 1 / 24
+_LEAST_LANES, _MOST_LANES = 8, 1024
+# At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
+_PAIRS_PER_LANE = 20
+# What the linearizations and first steps of a chunk of images may take on a CPU.
+_CPU_CHUNK_BYTES = 2**24
+
+
+def linearize_at(solver: Solver, classifier: Classifier, image: jax.Array) -> Any:
+    """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
+    logits = jax.eval_shape(classifier, image[None])
+    origin = jnp.zeros(image.size, jnp.result_type(image.dtype, logits.dtype))
+    at_image = linearize(restrict(classifier, image, full(image.shape)), origin, solver.num_candidates)
+    return at_image._replace(normals=at_image.normals.reshape(-1, *image.shape))
+
+
+def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Any, at_image: Any) -> Any:
+    """The solver's state after the first step of a pair, from the linearization at the image."""
+    dtype = at_image.normals.dtype
+    origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
+    # By embed's transpose and not by `coordinates`, which are its inverse: a subspace may have any embedding.
+    pull_back = jax.vjp(lambda z: image.astype(dtype) + subspace.embed(z), origin)[1]
+    normals = jax.vmap(lambda normal: pull_back(normal)[0])(at_image.normals)
+    return solver.start(restrict(classifier, image, subspace), at_image._replace(normals=normals))
+
+
+def solve(
+    solver: Solver,
+    classifier: Classifier,
+    images: jax.Array,
+    stack: Any,
+    num_subspaces: int,
+    *,
+    precision: str,
+    keep_coordinates: bool,
+    num_lanes: int | None,
+    devices: Sequence[jax.Device],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Solution, lanes.Work]:
+    """The solutions of all pairs, NumPy arrays with leading axes (R, N), and the work from the first steps on.
+
+    The stack holds R subspaces; the other arguments are those of `hmt_jax.measure_margins`.
+    """
+    if num_lanes is None:
+        num_lanes = _choose_num_lanes(classifier, images, num_subspaces, devices)
+    size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes * len(devices))
+    chunks, work = [], lanes.Work(num_lanes, 0, 0)
+    # All chunks have one size, so that they share compiled code: the last may overlap the one before.
+    firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
+    for number, first in enumerate(firsts):
+        chunk, work_of_chunk = _solve_chunk(
+            solver,
+            precision,
+            (classifier, images[first : first + size], stack),
+            num_subspaces * size,
+            num_lanes=work.num_lanes,
+            devices=devices,
+            progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
+        )
+        work += work_of_chunk
+        if not keep_coordinates:
+            chunk = chunk._replace(coordinates=None)
+        chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), chunk))
+    num_new = np.diff([0, *(first + size for first in firsts)])
+    return jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks), work
+
+
+def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, progress) -> tuple[Solution, lanes.Work]:
+    settings: dict[str, Any] = {"devices": devices}
+    at_images, work = lanes.evaluate(
+        _Linearize(solver, precision), data[:2], np.arange(len(data[1])), num_lanes=num_lanes, **settings
+    )
+    data = (*data, at_images)
+    states, first_steps = lanes.evaluate(
+        _Start(solver, precision), data, np.arange(num_pairs), num_lanes=work.num_lanes, **settings
+    )
+    is_done, solution = jax.tree.map(np.array, _results(solver, states))
+    going_on = np.flatnonzero(~is_done)
+    num_done = num_pairs - len(going_on)
+    if not len(going_on):
+        if progress is not None:
+            progress(num_pairs, num_pairs)
+        return solution, first_steps
+    items = np.full(num_pairs, -1)
+    items[: len(going_on)] = going_on
+    rest, later_steps = lanes.solve(
+        _GoOn(solver, precision),
+        (*data[:3], states),
+        items,
+        num_lanes=first_steps.num_lanes,
+        progress=progress and (lambda num_solved, _: progress(num_done + num_solved, num_pairs)),
+        **settings,
+    )
+    jax.tree.map(lambda leaf, new: leaf.__setitem__(going_on, new[: len(going_on)]), solution, rest)
+    return solution, first_steps + later_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linearize:
+    """Item n is image n."""
+
+    solver: Solver
+    precision: str
+
+    def __call__(self, data, item):
+        classifier, images = data
+        with jax.default_matmul_precision(self.precision):
+            return linearize_at(self.solver, classifier, images[item])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Item r N + n is image n in subspace r."""
+
+    solver: Solver
+    precision: str
+
+    def __call__(self, data, item):
+        at_image = jax.tree.map(lambda leaf: leaf[item % len(data[1])], data[3])
+        with jax.default_matmul_precision(self.precision):
+            classifier, image, subspace = _pair(data, item)
+            return start(self.solver, classifier, image, subspace, at_image)
+
+
+@dataclasses.dataclass(frozen=True)
+class _GoOn:
+    """A `lanes.Method`, from the states after the first steps."""
+
+    solver: Solver
+    precision: str
+
+    def start(self, data, item):
+        return jax.tree.map(lambda leaf: leaf[item], data[3])
+
+    def step(self, data, item, state):
+        with jax.default_matmul_precision(self.precision):
+            return self.solver.step(restrict(*_pair(data, item)), state)
+
+    def done(self, state):
+        return self.solver.done(state)
+
+    def result(self, state):
+        return self.solver.result(state)
+
+
+def _pair(data, item):
+    classifier, images, stack = data[:3]
+    return classifier, images[item % len(images)], jax.tree.map(lambda leaf: leaf[item // len(images)], stack)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _results(solver, states):
+    return jax.vmap(solver.done)(states), jax.vmap(solver.result)(states)
+
+
+def _progress_of_all(progress, number, num_pairs_of_chunk, num_pairs):
+    """The progress of one chunk told as that of all, where none goes backwards."""
+    if progress is None:
+        return None
+    before = number * num_pairs_of_chunk
+    return lambda num_solved, _: progress(min(before + num_solved, num_pairs), num_pairs)
+
+
+def _join(leaves, num_new):
+    """Chunks joined along the axis of the images; what overlaps is taken once."""
+    return np.concatenate([leaf[:, leaf.shape[1] - count :] for leaf, count in zip(leaves, num_new, strict=True)], 1)
+
+
+def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
+    """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
+    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, images[0]))
+    num_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    num_kept -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(classifier))
+    lanes_within = _bytes(_CPU_BYTES, devices[0]) // max(num_kept, 1)
+    num_suitable = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
+    num_pairs = num_subspaces * len(images)
+    return min(num_suitable, max(num_pairs // (_PAIRS_PER_LANE * len(devices)), _LEAST_LANES), num_pairs)
+
+
+def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes) -> int:
+    """Images in a chunk: as many as the memory allows, and enough to keep the lanes of all devices busy."""
+    subspace = jax.tree.map(lambda leaf: leaf[0], stack)
+    at_image, state = _first_pair.eval_shape(solver, classifier, images[0], subspace)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(at_image))
+    num_bytes += num_subspaces * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    within = _bytes(_CPU_CHUNK_BYTES, jax.local_devices()[0]) // num_bytes
+    enough = -(-_PAIRS_PER_LANE * num_lanes // num_subspaces)
+    num_chunks = -(-len(images) // max(within, enough, 1))
+    return -(-len(images) // num_chunks)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # whose traces are kept, for all networks of one architecture
+def _first_pair(solver, classifier, image, subspace):
+    at_image = linearize_at(solver, classifier, image)
+    return at_image, start(solver, classifier, image, subspace, at_image)
+
+
+def _bytes(on_cpu: int, device) -> int:
+    if device.platform == "cpu":
+        return on_cpu
+    return int(_ACCELERATOR_SHARE * (device.memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"])
+
+
+def _kept(classifier, image):
+    """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
+    return jax.vjp(lambda image: classifier(image[None]), image)[1]
