@@ -94,21 +94,23 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     results, seconds = zip(*(run() for _ in range(_NUM_REPEATS)), strict=True)
     result, middle = results[0], statistics.median(seconds)
     num_classes = jax.eval_shape(workload.classifier, workload.images[:1]).shape[1]
-    num_backward = min(result.solver.num_candidates, num_classes) - 1
+    num_others = min(result.solver.num_candidates, num_classes) - 1
     num_steps = int(result.num_steps.sum())
     # The gradients of first steps are those at the sample, computed once for all its subspaces.
     num_gradients = len(workload.images) + num_steps - result.margin.size
     # A backward pass with respect to the image alone costs what a forward pass does.
-    num_passes = num_steps + num_gradients * (1 + num_backward)
-    flops = num_passes * forward_flops(workload.classifier, workload.images[:1])
+    # Gap and alignment at the end take one pass each way.
+    num_forward = num_steps + num_gradients + result.margin.size
+    num_backward = num_others * num_gradients + result.margin.size
+    flops = (num_forward + num_backward) * forward_flops(workload.classifier, workload.images[:1])
     return {
         "dimension": stack.dimension,
         "num_pairs": result.margin.size,
         "seconds": middle,
         "seconds_per_pair": middle / result.margin.size,
         "steps_per_pair": num_steps / result.margin.size,
-        "forward_per_pair": (num_steps + num_gradients) / result.margin.size,
-        "backward_per_pair": num_backward * num_gradients / result.margin.size,
+        "forward_per_pair": num_forward / result.margin.size,
+        "backward_per_pair": num_backward / result.margin.size,
         "flops_per_s": flops / middle,
         "share_of_matrix_rate": flops / middle / matrix_rate,
         "num_lanes": result.work.num_lanes,

@@ -7,7 +7,7 @@ sample. From there every pair takes its first step; those that have not ended th
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from hmt_jax import lanes
 from hmt_jax.classifiers import Classifier, restrict
-from hmt_jax.solvers import Solution, Solver, linearize
+from hmt_jax.solvers import Solution, Solver, linearize, normals_of
 from hmt_jax.subspaces import full
 
 # What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
@@ -29,12 +29,21 @@ _PAIRS_PER_LANE = 20
 _CPU_CHUNK_BYTES = 2**24
 
 
+class AtEnd(NamedTuple):
+    """What tells how near a perturbation is to a minimal one, as `hmt_jax.MarginResult` describes."""
+
+    gap: jax.Array
+    alignment: jax.Array
+
+
 def linearize_at(solver: Solver, classifier: Classifier, image: jax.Array) -> Any:
     """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
+    height, width, channels = image.shape
     logits = jax.eval_shape(classifier, image[None])
     origin = jnp.zeros(image.size, jnp.result_type(image.dtype, logits.dtype))
-    at_image = linearize(restrict(classifier, image, full(image.shape)), origin, solver.num_candidates)
-    return at_image._replace(normals=at_image.normals.reshape(-1, *image.shape))
+    restriction = restrict(classifier, image, full((height, width, channels)))
+    at_image = linearize(restriction, origin, solver.num_candidates)
+    return at_image._replace(normals=at_image.normals.reshape(-1, height, width, channels))
 
 
 def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Any, at_image: Any) -> Any:
@@ -59,8 +68,8 @@ def solve(
     num_lanes: int | None,
     devices: Sequence[jax.Device],
     progress: Callable[[int, int], None] | None,
-) -> tuple[Solution, lanes.Work]:
-    """The solutions of all pairs, NumPy arrays with leading axes (R, N), and the work from the first steps on.
+) -> tuple[tuple[Solution, AtEnd], lanes.Work]:
+    """The solutions of all pairs, NumPy arrays with leading axes (R, N), and the work of all their steps.
 
     The stack holds R subspaces; the other arguments are those of `hmt_jax.measure_margins`.
     """
@@ -71,19 +80,28 @@ def solve(
     # All chunks have one size, so that they share compiled code: the last may overlap the one before.
     firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
     for number, first in enumerate(firsts):
-        chunk, work_of_chunk = _solve_chunk(
+        data = (classifier, images[first : first + size], stack)
+        solution, work_of_chunk = _solve_chunk(
             solver,
             precision,
-            (classifier, images[first : first + size], stack),
+            data,
             num_subspaces * size,
             num_lanes=work.num_lanes,
             devices=devices,
             progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
         )
         work += work_of_chunk
+        at_end, _ = lanes.evaluate(
+            _LookAtEnd(precision),
+            (*data, solution),
+            np.arange(num_subspaces * size),
+            num_lanes=work.num_lanes,
+            devices=devices,
+        )
         if not keep_coordinates:
-            chunk = chunk._replace(coordinates=None)
-        chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), chunk))
+            solution = solution._replace(coordinates=None)
+        found = (solution, at_end)
+        chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), found))
     num_new = np.diff([0, *(first + size for first in firsts)])
     return jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks), work
 
@@ -143,6 +161,26 @@ class _Start:
         with jax.default_matmul_precision(self.precision):
             classifier, image, subspace = _pair(data, item)
             return start(self.solver, classifier, image, subspace, at_image)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LookAtEnd:
+    """Item r N + n is image n in subspace r, at the perturbation that was found."""
+
+    precision: str
+
+    def __call__(self, data, item):
+        solution = jax.tree.map(lambda leaf: leaf[item], data[3])
+        with jax.default_matmul_precision(self.precision):
+            logits, pull_back = jax.vjp(restrict(*_pair(data, item)), solution.coordinates)
+        others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
+        towards = jnp.stack([solution.label, jnp.argmax(others)])
+        (normal,) = normals_of(pull_back, logits, towards)
+        lengths = jnp.linalg.norm(normal) * jnp.linalg.norm(solution.coordinates)
+        alignment = jnp.vdot(solution.coordinates, normal) / jnp.where(lengths > 0, lengths, jnp.nan)
+        is_point = jnp.isfinite(solution.margin) & jnp.isfinite(logits).all()
+        gap = logits[towards[1]] - logits[towards[0]]
+        return AtEnd(jnp.where(is_point, gap, jnp.nan), jnp.where(is_point, alignment, jnp.nan))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,10 @@ class MarginResult:
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps that the solver took.
       status: a `hmt_jax.Status` for each pair.
+      gap: how far the greatest other logit is above that of the label at the perturbed sample: what is left of the
+        way to the boundary if negative, how far behind it the sample is if positive. NaN where there is no point.
+      alignment: cosine of the angle between the perturbation and the gradient of that gap in the subspace, which is
+        the boundary's normal if the gap is small. 1 at a minimal perturbation; any less, and a smaller one is near.
       coordinates: (R, N, d) perturbations in the coordinates of their subspaces, if they were asked for.
       solver: the solver that was run.
       precision: the precision of matrix products in the classifier.
@@ -39,6 +43,8 @@ class MarginResult:
     adversarial_label: np.ndarray
     num_steps: np.ndarray
     status: np.ndarray
+    gap: np.ndarray
+    alignment: np.ndarray
     coordinates: np.ndarray | None
     solver: Solver = dataclasses.field(metadata={"static": True})
     precision: str = dataclasses.field(metadata={"static": True})
@@ -157,7 +163,7 @@ def measure_margins(
     _checks.check_images(images)
     stack, num_subspaces = _as_stack(subspaces)
     _checks.check_subspace(jax.tree.map(lambda leaf: leaf[0], stack), images)
-    solution, work = _pairs.solve(
+    (solution, at_end), work = _pairs.solve(
         solver,
         as_pytree(classifier),
         images,
@@ -169,7 +175,7 @@ def measure_margins(
         devices=jax.local_devices() if devices is None else list(devices),
         progress=progress,
     )
-    result = MarginResult(**solution._asdict(), solver=solver, precision=precision, work=work)
+    result = MarginResult(**solution._asdict(), **at_end._asdict(), solver=solver, precision=precision, work=work)
     _checks.check_logits_were_finite(result.status, images)
     return result
 

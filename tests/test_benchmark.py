@@ -32,10 +32,14 @@ def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):
     assert command_line.main(["benchmark", "--output", str(path)]) == 0
     (row,) = json.loads(path.read_text())["rows"]
     assert row["num_pairs"] == 3 * 20
-    assert (row["steps_per_pair"], row["forward_per_pair"], row["backward_per_pair"]) == (1, 2, 4)
-    # 16 x 5 products and sums, the bias, and the normalisation of 16 pixels; two forward and four backward passes
+    # One step each, looked at where it arrives and where it ends; the gradients at a sample serve all three subspaces.
+    assert row["steps_per_pair"] == 1
+    np.testing.assert_allclose(row["forward_per_pair"], 1 / 3 + 1 + 1)
+    np.testing.assert_allclose(row["backward_per_pair"], 4 / 3 + 1)
+    # 16 x 5 products and sums, the bias, and the normalisation of 16 pixels, in each of those passes
+    num_passes = row["forward_per_pair"] + row["backward_per_pair"]
     flops = row["flops_per_s"] * row["seconds"] / 60
-    assert 6 * 2 * 16 * 5 <= flops <= 6 * (2 * 16 * 5 + 5 + 4 * 16)
+    assert num_passes * 2 * 16 * 5 <= flops <= num_passes * (2 * 16 * 5 + 5 + 4 * 16)
     assert 0 < row["utilization"] <= 1
     assert row["num_unconverged"] == 0
     assert "| tiny, d = 4 | 60 |" in capsys.readouterr().out

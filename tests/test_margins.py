@@ -69,6 +69,26 @@ def assert_same(result, expected, columns=slice(None)):
     np.testing.assert_allclose(result.margin, expected.margin[:, columns], **FLOAT64)
 
 
+def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
+    parameters, windows = tanh_parameters(), diagonal()
+    for r, window in enumerate(windows):
+        basis = np.asarray(jax.vmap(window.embed)(jnp.eye(window.dimension))).reshape(window.dimension, -1)
+        for n, image in enumerate(random_images()):
+            z, label = measured.coordinates[r, n], measured.label[r, n]
+
+            def gap(z, image=image, basis=basis, label=label):
+                logits = np.asarray(tanh_logits(parameters, (image.ravel() + z @ basis)[None])[0], np.float64)
+                return np.delete(logits, label).max() - logits[label]
+
+            steps = 1e-5 * np.eye(len(z))
+            normal = np.array([(gap(z + step) - gap(z - step)) / 2e-5 for step in steps])
+            cosine = z @ normal / np.linalg.norm(z) / np.linalg.norm(normal)
+            np.testing.assert_allclose(measured.gap[r, n], gap(z), rtol=1e-9)
+            np.testing.assert_allclose(measured.alignment[r, n], cosine, rtol=1e-6)
+    assert (measured.gap > 0).all()
+    assert (measured.alignment < 1 - 1e-6).any()
+
+
 # The authors' results. A prototype agreed with them to 1.6e-15; what counts is that no step takes another turn.
 PARITY = {"rtol": 1e-9, "atol": 0}
 

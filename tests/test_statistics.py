@@ -15,7 +15,17 @@ def make_result(margin, status=None) -> MarginResult:
     status = np.full(margin.shape, Status.CONVERGED) if status is None else np.asarray(status)
     labels = np.zeros(margin.shape, np.int32)
     return MarginResult(
-        margin, labels, labels + 1, labels, status, None, solvers.deepfool(), "highest", lanes.Work(1, 1, 1)
+        margin=margin,
+        label=labels,
+        adversarial_label=labels + 1,
+        num_steps=labels,
+        status=status,
+        gap=np.zeros_like(margin),
+        alignment=np.ones_like(margin),
+        coordinates=None,
+        solver=solvers.deepfool(),
+        precision="highest",
+        work=lanes.Work(1, 1, 1),
     )
 
 

@@ -15,6 +15,16 @@ solver from there in its lanes.
 """
 
 from hmt_jax.solvers._deepfool import DeepFool, deepfool
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Solver, Status, linearize
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Solver, Status, linearize, normals_of
 
-__all__ = ["DeepFool", "Linearization", "Restriction", "Solution", "Solver", "Status", "deepfool", "linearize"]
+__all__ = [
+    "DeepFool",
+    "Linearization",
+    "Restriction",
+    "Solution",
+    "Solver",
+    "Status",
+    "deepfool",
+    "linearize",
+    "normals_of",
+]
