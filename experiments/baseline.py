@@ -1,4 +1,7 @@
-"""The run that another one is compared with: one found beside it, or one made inside its folder."""
+"""The run that another one refers to, to be compared with it or for its network: one beside it, or one inside it.
+
+Kinds of experiments differ in their fields, so that only a run of the kind that is wanted is found.
+"""
 
 import os
 import pathlib
@@ -12,6 +15,7 @@ from experiments.config import Config
 _INCIDENTAL = {
     "experiment",
     "baseline",
+    "baseline_weights",
     "evaluation_steps",
     "evaluation_restarts",
     "measure_every",
@@ -21,21 +25,25 @@ _OF_ATTACKS = {"norm", "epsilon", "attack_steps", "attack_band"}
 _FILE = "baseline.json"
 
 
-def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None) -> None:
-    """Writes which run the one in a folder is compared with: a finished one beside it, or a new one inside it."""
-    if (path / _FILE).exists():
-        return
-    found = _find(config, path)
+def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None) -> pathlib.Path:
+    """The folder of the run that the one in `path` refers to: a finished one beside it, or a new one inside it.
+
+    Which one it is is written down, and stays.
+    """
+    found = of(path)
     if found is None:
-        print(f"{name}, what it is compared with:")
-        found = path / "baseline"
-        runner.run(name, config, found, data_dir=data_dir)
-        print(f"\n{name}:")
-    folder.write_json(path / _FILE, {"folder": os.path.relpath(found, path)})
+        found = _find(config, path)
+        if found is None:
+            print(f"{name}, first the run that it refers to:")
+            found = path / "baseline"
+            runner.run(name, config, found, data_dir=data_dir)
+            print(f"\n{name}:")
+        folder.write_json(path / _FILE, {"folder": os.path.relpath(found, path)})
+    return found
 
 
 def of(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the run that the one in a folder is compared with; None if it is compared with none."""
+    """The folder of the run that the one in a folder refers to; None if there is none."""
     if not (path / _FILE).exists():
         return None
     return path / folder.read_json(path / _FILE)["folder"]

@@ -29,7 +29,7 @@ def baseline_robust_accuracy(path: pathlib.Path) -> Estimate:
 
 def highest_over_lowest(path: pathlib.Path) -> Estimate:
     """The median margin of the highest window over that of the lowest."""
-    return from_medians(lambda medians: medians[-1] / medians[0], _margins(path)[0])
+    return from_medians(lambda medians: medians[-1] / medians[0], margins(path)[0])
 
 
 def correlation_with_baseline(path: pathlib.Path) -> Estimate:
@@ -66,9 +66,9 @@ def least_inside_over_least_beyond(cut: int) -> Statistic:
     """The least median among windows within [0, cut) x [0, cut), over the least of those that reach beyond."""
 
     def statistic(path):
-        margins, corners, size = _margins(path)
+        found, corners, size = margins(path)
         is_inside = below(cut)(corners, size)
-        return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), margins)
+        return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), found)
 
     return statistic
 
@@ -83,6 +83,22 @@ def growth_of_low_energy(path: pathlib.Path) -> Estimate:
 
     arrays = [part for epoch in (first, last) for part in (epoch["energy"][0], epoch["total_energy"])]
     return from_resampling(statistic, *arrays)
+
+
+def early_growth(path: pathlib.Path) -> Estimate:
+    """The growth of the high windows' medians by half of the measured epochs, over that by all of them; of logarithms.
+
+    The high windows are the upper third; their medians count by the geometric mean, and grow from the first epoch on.
+    """
+    files = sorted((path / "monitored").iterdir())
+    epochs = [folder.read_arrays(files[place])["margin"] for place in (0, (len(files) - 1) // 2, -1)]
+    highs = [found[len(found) * 2 // 3 :] for found in epochs]
+
+    def statistic(*medians):
+        first, half, last = (np.log(high).mean() for high in medians)
+        return (half - first) / (last - first)
+
+    return from_medians(statistic, *highs)
 
 
 def everywhere(corners: np.ndarray, size: int) -> np.ndarray:
@@ -121,7 +137,7 @@ def _of_ratios(keep, function):
     return statistic
 
 
-def _margins(path) -> tuple[np.ndarray, np.ndarray, int]:
+def margins(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
     """Censored margins (R, N) of a run, the corners (R, 2) of its windows, and their size."""
     arrays = folder.read_arrays(path / "margins.npz")
     margins = statistics.censored(arrays["margin"], arrays["status"])
@@ -133,8 +149,8 @@ def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     origin = baseline.of(path)
     if origin is None:
         raise ValueError(f"{path} is compared with no other run: set baseline to standard_training or plain_data")
-    margins, corners, size = _margins(path)
-    return margins, _margins(origin)[0], corners, size
+    found, corners, size = margins(path)
+    return found, margins(origin)[0], corners, size
 
 
 def _robust_accuracy(file) -> Estimate:

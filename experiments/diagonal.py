@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any, ClassVar
 
-from experiments import config, manipulations, stages, summary
-from hmt_jax import attacks, data, models, solvers, training
+from experiments import config, folder, manipulations, pictures, stages, summary
+from hmt_jax import attacks, data, models, solvers, subspaces, training
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 # What is compared with, by the field that is "none" there.
@@ -131,10 +131,30 @@ class DiagonalMargins(config.Config):
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
         stages.run(name, self, path, data_dir)
-        summary.write(name, self, path)
+        self.summarize(name, path)
+        pictures.draw(name, self, path)
+        if self.measure_every:
+            pictures.draw_training(name, self, path)
 
     def report(self, path: pathlib.Path) -> str:
         return summary.report(path)
+
+    def summarize(self, name: str, path: pathlib.Path) -> None:
+        """Writes the summary of a measured run."""
+        last = folder.read_json(path / "history.json")[-1]
+        num_test = folder.read_json(path / "measurement.json")["num_test"]
+        summary.write(
+            name,
+            self,
+            path,
+            test_accuracy=last["test_accuracy"],
+            num_test=num_test,
+            training_seconds=last["seconds"],
+        )
+
+    def windows(self, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
+        """The stack of windows in which margins are measured."""
+        return subspaces.dct_diagonal(image_shape, self.window_size, self.window_step)
 
     @property
     def recipe(self) -> training.Recipe:

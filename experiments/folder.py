@@ -99,6 +99,12 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
+def write_picture(path: pathlib.Path, figure) -> None:
+    """Writes a figure of matplotlib as a .png file."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     with np.load(path) as arrays:

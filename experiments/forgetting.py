@@ -54,7 +54,7 @@ class Forgetting(Alternating):
         figure = plots.margin_curves(list(found), curves(list(found.values())), title=name, xlabel="epochs of training")
         for axes in figure.axes:
             axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
-        synthetic.save(figure, path / "margins.png")
+        folder.write_picture(path / "margins.png", figure)
         after = [epoch for epoch in found if epoch >= self.num_epochs]
         shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
         self.draw_plane(name, path, {f"epoch {epoch}": found[epoch] for epoch in shown})

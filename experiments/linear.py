@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from experiments import folder, synthetic
+from experiments import folder, summary, synthetic
 from experiments.checks import from_medians
 from experiments.synthetic import Row, Statistic
 from hmt_jax import data, plots, statistics, subspaces, training
@@ -70,7 +70,7 @@ class LinearMargins(synthetic.Synthetic):
         percentiles = {
             network: statistics.summarize(synthetic.result_of(arrays)).percentiles for network, arrays in found.items()
         }
-        synthetic.save(plots.margin_intervals(names, percentiles, title=name), path / "margins.png")
+        folder.write_picture(path / "margins.png", plots.margin_intervals(names, percentiles, title=name))
         described = {network: synthetic.describe(arrays) for network, arrays in found.items()}
         test_accuracy = described["mlp"]["test_accuracy"]
         folder.write_json(
@@ -85,7 +85,7 @@ class LinearMargins(synthetic.Synthetic):
                 f"{'subspace':<14}{'dimension':>10}{'5%':>10}{'median':>10}{'95%':>10}{'no margin':>11}",
             ]
             for row in found["rows"]:
-                ranks = "".join(f"{synthetic.text(value):>10}" for value in row["percentiles"].values())
+                ranks = "".join(f"{summary.text(value):>10}" for value in row["percentiles"].values())
                 num_without = sum(count for status, count in row["counts"].items() if status != "converged")
                 lines.append(f"{row['subspace']:<14}{row['dimension']:>10}{ranks}{num_without:>11}")
         return "\n".join(lines)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folder, synthetic
+from experiments import folder, summary, synthetic
 from experiments.checks import Estimate, from_medians
 from hmt_jax import data, plots, statistics, training
 
@@ -73,7 +73,7 @@ class Alternating(synthetic.Synthetic, abc.ABC):
         header = "".join(f"{name:>13}" for name in names)
         lines = ["median margins", f"{'epoch':>6}{'epsilon':>9}{'accuracy':>10}{header}"]
         for part in parts:
-            medians = "".join(f"{synthetic.text(row['median']):>13}" for row in part["rows"])
+            medians = "".join(f"{summary.text(row['median']):>13}" for row in part["rows"])
             lines.append(f"{part['epoch']:>6}{part['epsilon']:>9g}{part['test_accuracy']:>10.2%}{medians}")
         return "\n".join(lines)
 
@@ -88,7 +88,7 @@ class Alternating(synthetic.Synthetic, abc.ABC):
             labels=shown[0]["labels"],
             title=f"{name}: the plane of u1 and u2",
         )
-        synthetic.save(figure, path / "cross_sections.png")
+        folder.write_picture(path / "cross_sections.png", figure)
 
     def summarize(self, name: str, path: pathlib.Path, found: Sequence[dict[str, np.ndarray]]) -> None:
         """Writes the summary of all that was observed."""
@@ -131,7 +131,7 @@ class EpsilonSweep(Alternating):
         figure = plots.margin_curves(places, curves(found), title=name, ticks=texts, xlabel="epsilon")
         for axes in figure.axes:  # how far an ideal boundary is along u1
             axes.plot(places, np.where(np.array(self.epsilons) > 0, self.epsilons, np.nan), "k:", zorder=0)
-        synthetic.save(figure, path / "margins.png")
+        folder.write_picture(path / "margins.png", figure)
         self.draw_plane(name, path, {f"epsilon = {text}": arrays for text, arrays in zip(texts, found, strict=True)})
         self.summarize(name, path, found)
 

@@ -7,55 +7,51 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-import hmt_jax
-from experiments import folder
+from experiments import baseline, folder, summary
 from hmt_jax import plots, statistics
 
 
-def draw(
-    name: str,
-    config,
-    path: pathlib.Path,
-    result: hmt_jax.MarginResult,
-    baseline_result: hmt_jax.MarginResult | None,
-    corners: np.ndarray,
-) -> None:
-    """Draws the margins of a run, beside those of the run it is compared with, and how they came about in training."""
-    history = folder.read_json(path / "history.json")
-    labels: dict[str, Any] = {
+def draw(name: str, config, path: pathlib.Path) -> None:
+    """Draws the margins of a summarized run, beside those of the run it is compared with."""
+    result, corners = summary.read_margins(config, path)
+    labels = _labels(config, corners)
+    origin = baseline.of(path)
+    if origin is not None:
+        other, _ = summary.read_margins(config.baseline_config, origin)
+        both = {name: result, config.baseline.replace("_", " "): other}
+        curves = {label: _percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
+        folder.write_picture(path / "compared.png", plots.margin_curves(range(len(corners)), {"": curves}, **labels))
+    accuracy = folder.read_json(path / "summary.json")["test_accuracy"]
+    title = f"{name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
+    folder.write_picture(path / "margins.png", plots.margin_distribution(result, title=title, **labels))
+
+
+def draw_training(name: str, config, path: pathlib.Path) -> None:
+    """Draws how margins along the diagonal, and adversarial perturbations, came about in training."""
+    epochs = monitored(path)
+    labels = _labels(config, summary.read_margins(config, path)[1])
+    title = f"{name}: median margins of {config.num_monitored} test images in training"
+    medians = np.stack([_percentiles(found["margin"])[:, 1] for found in epochs.values()])
+    folder.write_picture(path / "history.png", plots.margin_history(list(epochs), medians, title=title, **labels))
+    if config.attack != "none":
+        folder.write_picture(path / "spectrum.png", spectrum(epochs, title=name, **labels))
+
+
+def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
+    """What `experiments.evaluation.monitor` found, by the number of epochs of training before."""
+    return {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
+
+
+def _labels(config, corners) -> dict[str, Any]:
+    return {
         "ticks": [str(row) for row, _ in corners.tolist()],
         "xlabel": f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high",
     }
-    if config.measure_every:
-        _draw_training(name, config, path, history, labels)
-    if baseline_result is not None:
-        curves = {name: _percentiles(result), config.baseline.replace("_", " "): _percentiles(baseline_result)}
-        figure = plots.margin_curves(range(len(corners)), {"": curves}, **labels)
-        _save(figure, path / "compared.png")
-    title = f"{name}: test accuracy {history[-1]['test_accuracy']:.2%}, {result.margin.shape[1]} test images"
-    _save(plots.margin_distribution(result, title=title, **labels), path / "margins.png")
 
 
-def _draw_training(name, config, path, history, labels):
-    measured = [entry for entry in history if "median_margins" in entry]
-    medians = [[np.nan if median is None else median for median in entry["median_margins"]] for entry in measured]
-    title = f"{name}: median margins of {config.num_monitored} test images in training"
-    figure = plots.margin_history([entry["epoch"] + 1 for entry in measured], medians, title=title, **labels)
-    _save(figure, path / "history.png")
-    if config.attack != "none":
-        epochs = {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
-        _save(spectrum(epochs, title=name, **labels), path / "spectrum.png")
-
-
-def _percentiles(result) -> np.ndarray:
-    """The 5th, the 50th and the 95th percentile (R, 3) of margins."""
-    margins = statistics.censored_margins(result)
+def _percentiles(margins: np.ndarray) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
     return np.array([[statistics.percentile(row, rank) for rank in (5, 50, 95)] for row in margins])
-
-
-def _save(figure, path) -> None:
-    with folder.whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def spectrum(
@@ -79,4 +75,28 @@ def spectrum(
     axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy", title=title)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, title="epochs of\ntraining")
+    return figure
+
+
+def image_grid(
+    columns: Mapping[str, np.ndarray], captions: Sequence[Sequence[str]] | None = None, *, title: str = ""
+) -> Figure:
+    """Images side by side: a row for each of N images, and a column for each thing done to them.
+
+    Args:
+      columns: for each column, by its heading, the images (N, height, width, channels) in [0, 1].
+      captions: below the images, for each column one for each of its images.
+      title: above the picture.
+    """
+    num_rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.3 * len(columns), 0.5 + 1.5 * num_rows), dpi=150, layout="constrained")
+    panels = figure.subplots(num_rows, len(columns), squeeze=False)
+    for place, (heading, images) in enumerate(columns.items()):
+        for axes, image in zip(panels[:, place], images, strict=True):
+            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        for axes, caption in zip(panels[:, place], captions[place] if captions else (), strict=False):
+            axes.set_xlabel(caption, fontsize=7)
+        panels[0, place].set_title(heading, fontsize=8)
+    figure.suptitle(title)
     return figure

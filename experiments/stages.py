@@ -14,15 +14,15 @@ import tqdm
 
 import hmt_jax
 from experiments import baseline, evaluation, folder, manipulations, summary
-from hmt_jax import checkpoints, data, models, subspaces, training
+from hmt_jax import checkpoints, data, models, training
 
 CLASSIFIER = "checkpoint.safetensors"
 
 
 def check(config, data_dir: str | None) -> None:
     """Raises ValueError if the data are not there, or the configuration does not fit them."""
-    dataset = _load(config, data_dir)
-    subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
+    dataset = load(config, data_dir)
+    config.windows(dataset.image_shape)
     config.training_attack(dataset.image_shape)
     manipulations.apply(config.manipulation, dataset.test_images[:1])
 
@@ -31,21 +31,22 @@ def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:
     """Trains, attacks and measures, as far as that is not done."""
     if config.baseline_config is not None:
         baseline.provide(name, config.baseline_config, path, data_dir)
-    dataset, mean, std = manipulations.manipulate(config.manipulation, _load(config, data_dir))
-    diagonal = subspaces.dct_diagonal(dataset.image_shape, config.window_size, config.window_step)
+    dataset, mean, std = manipulations.manipulate(config.manipulation, load(config, data_dir))
+    windows = config.windows(dataset.image_shape)
     with warnings.catch_warnings():
         if config.domain == "unbounded":  # a band of an image has pixels below 0
             warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
         if not (path / CLASSIFIER).exists():
-            _train(config, dataset, mean, std, diagonal, path)
+            _train(config, dataset, mean, std, windows, path)
         if config.evaluation_attack is not None:
-            _evaluate_robustness(config, dataset, diagonal, path)
+            _evaluate_robustness(config, dataset, windows, path)
         if not (path / "margins.npz").exists():
-            _measure(config, dataset, diagonal, path)
+            classifier, _ = models.load(path / CLASSIFIER)
+            measure(config, classifier, *_observed(dataset, config.num_images), path, num_test=len(dataset.test_images))
 
 
-def _load(config, data_dir) -> data.Dataset:
-    """The images that a configuration uses."""
+def load(config, data_dir) -> data.Dataset:
+    """The images that a configuration uses, as they are."""
     dataset = _load_all(config.data, data_dir)
     train, test = slice(config.num_train or None), slice(config.num_test or None)
     return dataclasses.replace(
@@ -79,7 +80,7 @@ def _keys(config) -> tuple[jax.Array, jax.Array, jax.Array]:
     return init_key, train_key, jax.random.fold_in(train_key, config.num_epochs)
 
 
-def _train(config, dataset, mean, std, diagonal, path) -> None:
+def _train(config, dataset, mean, std, windows, path) -> None:
     """Trains a classifier, from its last checkpoint if there is one, and writes its history and itself."""
     init_key, train_key, _ = _keys(config)
     architecture, attack = _architecture(config, dataset), config.training_attack(dataset.image_shape)
@@ -97,7 +98,7 @@ def _train(config, dataset, mean, std, diagonal, path) -> None:
                     train_key,
                     attack=attack,
                     state=state,
-                    on_epoch=_keep_epochs(config, dataset, diagonal, attack, kept, history, bar, path),
+                    on_epoch=_keep_epochs(config, dataset, windows, attack, kept, history, bar, path),
                 )
             except FloatingPointError as error:
                 last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
@@ -114,7 +115,7 @@ def _train(config, dataset, mean, std, diagonal, path) -> None:
             )
 
 
-def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar, path):
+def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
     """What to do after an epoch: it is measured, and kept with the history that grows by it."""
     seconds_before = history[-1]["seconds"] if history else 0
     started = time.perf_counter()
@@ -134,7 +135,7 @@ def _keep_epochs(config, dataset, diagonal, attack, kept, history, bar, path):
         )
         if config.measure_every and (epoch + 1) % config.measure_every == 0:
             samples, (*_, key) = _observed(dataset, config.num_monitored), _keys(config)
-            found = evaluation.monitor(classifier, *samples, diagonal, config.solver, attack, key)
+            found = evaluation.monitor(classifier, *samples, windows, config.solver, attack, key)
             folder.write_arrays(path / "monitored" / f"{epoch + 1:03}.npz", found)
             history[-1] |= evaluation.means(found)
         kept.save(epoch, state, score=test.accuracy, history=history)
@@ -149,7 +150,7 @@ def _observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
     return data.as_floats(dataset.test_images[:num_images]), dataset.test_labels[:num_images]
 
 
-def _evaluate_robustness(config, dataset, diagonal, path) -> None:
+def _evaluate_robustness(config, dataset, windows, path) -> None:
     """Measures the first test images under attack, those of what the run is compared with beside."""
     found = {"robustness.json": path}
     if config.baseline == "standard_training":
@@ -158,19 +159,21 @@ def _evaluate_robustness(config, dataset, diagonal, path) -> None:
         if not (path / file).exists():
             classifier, _ = models.load(origin / CLASSIFIER)
             samples, (*_, key) = _observed(dataset, config.num_images), _keys(config)
-            folder.write_json(path / file, evaluation.robustness(config, classifier, *samples, diagonal, key))
+            folder.write_json(path / file, evaluation.robustness(config, classifier, *samples, windows, key))
 
 
-def _measure(config, dataset, diagonal, path) -> None:
-    """Measures the first test images along the diagonal, and writes their margins with all that they belong to."""
-    classifier, _ = models.load(path / CLASSIFIER)
-    images, labels = _observed(dataset, config.num_images)
+def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pathlib.Path, **more: Any) -> None:
+    """Measures images in the windows of a configuration.
+
+    Writes the margins with all that they belong to, and how they were measured, with `more` beside.
+    """
+    windows = config.windows(images.shape[1:])
     started = time.perf_counter()
-    with _bar(len(diagonal) * len(images), "margins", "pair") as bar:
+    with _bar(len(windows) * len(images), "margins", "pair") as bar:
         result = hmt_jax.measure_margins(
             classifier,
             images,
-            diagonal,
+            windows,
             config.solver,
             progress=lambda num_finished, _: bar.update(num_finished - bar.n),
         )
@@ -178,13 +181,13 @@ def _measure(config, dataset, diagonal, path) -> None:
         path / "measurement.json",
         {
             "seconds": time.perf_counter() - started,
-            "num_test": len(dataset.test_images),
             "precision": result.precision,
             "work": dataclasses.asdict(result.work),
+            **more,
         },
     )
     arrays = {field: getattr(result, field) for field in summary.FIELDS}
-    folder.write_arrays(path / "margins.npz", {"corner": diagonal.corner, "true_label": labels, **arrays})
+    folder.write_arrays(path / "margins.npz", {"corner": windows.corner, "true_label": labels, **arrays})
 
 
 def _bar(total, description, unit, initial=0) -> tqdm.tqdm:

@@ -6,17 +6,24 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from experiments import baseline, folder, pictures
+from experiments import baseline, folder
 from hmt_jax import lanes, statistics
 
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
-FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status")
+FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 
 
-def write(name: str, config, path: pathlib.Path) -> None:
-    """Writes the summary of a measured run, and its pictures."""
-    result, corners = _read_margins(config, path)
-    history = folder.read_json(path / "history.json")
+def write(
+    name: str,
+    config,
+    path: pathlib.Path,
+    *,
+    test_accuracy: float,
+    num_test: int,
+    training_seconds: float | None = None,
+) -> None:
+    """Writes the summary of a measured run."""
+    result, corners = read_margins(config, path)
     measurement = folder.read_json(path / "measurement.json")
     summary = statistics.summarize(result)
     windows = [
@@ -36,13 +43,13 @@ def write(name: str, config, path: pathlib.Path) -> None:
         path / "summary.json",
         {
             "experiment": name,
-            "test_accuracy": history[-1]["test_accuracy"],
-            "num_test": measurement["num_test"],
+            "test_accuracy": test_accuracy,
+            "num_test": num_test,
             "robustness": _robustness(path / "robustness.json"),
             "baseline": config.baseline,
             "baseline_robustness": _robustness(path / "baseline_robustness.json"),
             "margin_over_baseline": _margin_over_baseline(summary, path),
-            "training_seconds": history[-1]["seconds"],
+            "training_seconds": training_seconds,
             "measurement_seconds": round(measurement["seconds"], 2),
             "utilization": round(result.work.utilization, 4),
             "num_images": result.margin.shape[1],
@@ -50,29 +57,35 @@ def write(name: str, config, path: pathlib.Path) -> None:
             "windows": windows,
         },
     )
-    origin = baseline.of(path)
-    other = None if origin is None else _read_margins(config.baseline_config, origin)[0]
-    pictures.draw(name, config, path, result, other, corners)
 
 
 def report(path: pathlib.Path) -> str:
     """The summary in a run's folder as a table for the terminal."""
     summary = folder.read_json(path / "summary.json")
     lines = [
-        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
-        f"training {summary['training_seconds']:.0f} s, margins {summary['measurement_seconds']:.0f} s",
-        *_robustness_lines(summary),
+        *head(summary),
         f"{'window':>8} {'median':>9} {'95% interval':>19} {'5%':>9} {'95%':>9} {'no margin':>10}",
     ]
     for window in summary["windows"]:
-        low, high = (_text(end) for end in window["median_interval"])
+        low, high = (text(end) for end in window["median_interval"])
         percentiles = window["percentiles"]
         num_without = sum(count for status, count in window["counts"].items() if status != "converged")
         lines.append(
-            f"{window['row']:>4},{window['column']:>3} {_text(window['median']):>9} {low:>9} {high:>9} "
-            f"{_text(percentiles['5']):>9} {_text(percentiles['95']):>9} {num_without:>10}"
+            f"{window['row']:>4},{window['column']:>3} {text(window['median']):>9} {low:>9} {high:>9} "
+            f"{text(percentiles['5']):>9} {text(percentiles['95']):>9} {num_without:>10}"
         )
     return "\n".join(lines)
+
+
+def head(summary: dict[str, Any]) -> list[str]:
+    """What a summary says of the network as a whole, in lines for the terminal."""
+    training = summary["training_seconds"]
+    seconds = "" if training is None else f"training {training:.0f} s, "
+    return [
+        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
+        f"{seconds}margins {summary['measurement_seconds']:.0f} s",
+        *_robustness_lines(summary),
+    ]
 
 
 def number(value: float) -> float | None:
@@ -80,7 +93,7 @@ def number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
+def read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
     measurement = folder.read_json(path / "measurement.json")
     arrays = folder.read_arrays(path / "margins.npz")
@@ -121,10 +134,10 @@ def _robustness_lines(summary) -> list[str]:
     if (found := summary["baseline_robustness"]) is not None:
         lines.append(f"after {other}: {found['robust_accuracy']:.2%}")
     if (ratios := summary["margin_over_baseline"]) is not None:
-        text = " ".join(_text(ratio) for ratio in ratios)
-        lines.append(f"medians over those of {other}: {text}")
+        lines.append(f"medians over those of {other}: {' '.join(map(text, ratios))}")
     return lines
 
 
-def _text(number) -> str:
-    return "-" if number is None else f"{number:.4g}"
+def text(value: float | None) -> str:
+    """A number of a summary, in a table."""
+    return "-" if value is None else f"{value:.4g}"

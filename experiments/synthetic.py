@@ -171,14 +171,3 @@ def accuracy(file: Callable[[pathlib.Path], pathlib.Path]) -> Statistic:
         return from_share(float(arrays["accuracy"][1]), arrays["margin"].shape[1])
 
     return statistic
-
-
-def text(value: float | None) -> str:
-    """A number of a summary, in a table."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def save(figure, path: pathlib.Path) -> None:
-    """Writes a picture, whole or not at all."""
-    with folder.whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")

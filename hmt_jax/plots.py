@@ -1,10 +1,13 @@
 """Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from hmt_jax import statistics
 from hmt_jax.margins import MarginResult
@@ -15,6 +18,8 @@ _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
 _CURVE_COLORS = ("#20639b", "#d1495b", "#3c8d2f", "#8e5ea2")
 _PANELS_IN_A_ROW = 6
+_MAPS_IN_A_ROW = 4
+_MOST_TICKS = 12
 
 
 def margin_distribution(
@@ -86,9 +91,57 @@ def margin_history(
     axes.set_xticks(range(values.shape[1]), ticks or [str(r) for r in range(values.shape[1])])
     axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
-    scale = figure.colorbar(mesh, ax=axes, label="median margin (L2, pixels in [0, 1])").ax.yaxis
-    scale.set_major_formatter("{x:g}")
-    scale.set_minor_formatter("{x:g}")
+    _label_margins(figure.colorbar(mesh, ax=axes))
+    return figure
+
+
+def margin_maps(
+    medians: np.ndarray,
+    rows: Sequence[int] | np.ndarray,
+    columns: Sequence[int] | np.ndarray,
+    *,
+    titles: Sequence[str],
+    title: str = "",
+    xlabel: str = "first horizontal frequency",
+    ylabel: str = "first vertical frequency",
+) -> Figure:
+    """Median margins in a grid of subspaces, such as DCT windows, as heat maps of one colour scale: a panel each.
+
+    Args:
+      medians: (P, I, J) medians for P panels; those that are not finite are left blank.
+      rows: what the I subspaces from top to bottom are, such as their windows' first row of frequencies.
+      columns: what the J subspaces from left to right are.
+      titles: of the P panels.
+      title: above the picture.
+      xlabel: what `columns` are.
+      ylabel: what `rows` are.
+
+    >>> figure = margin_maps(np.array([[[3.0, 9.0], [8.0, 27.0]]]), [0, 10], [0, 10], titles=["epoch 5"])
+    >>> figure.axes[0].get_title()
+    'epoch 5'
+    """
+    values = np.ma.masked_invalid(np.asarray(medians, float))
+    columns_of_panels = min(len(values), _MAPS_IN_A_ROW)
+    rows_of_panels = -(-len(values) // columns_of_panels)
+    width = 4.5 if len(values) == 1 else 2.6
+    figure = Figure(
+        figsize=(1.6 + width * columns_of_panels, 0.8 + width * rows_of_panels), dpi=150, layout="constrained"
+    )
+    panels = figure.subplots(rows_of_panels, columns_of_panels, sharex=True, sharey=True, squeeze=False)
+    scale = LogNorm(values.min(), values.max()) if values.count() else None
+    for axes, name, each in itertools.zip_longest(panels.flat, titles, values):
+        if each is None:
+            axes.set_axis_off()
+            continue
+        mesh = axes.pcolormesh(np.arange(len(columns)), np.arange(len(rows)), each, norm=scale, cmap="viridis")
+        axes.set(title=name, aspect="equal")
+    panels[0, 0].set_xticks(*_few_ticks(columns))
+    panels[0, 0].set_yticks(*_few_ticks(rows))
+    panels[0, 0].invert_yaxis()  # low frequencies in the upper left corner, as in an array of coefficients
+    figure.supxlabel(xlabel)
+    figure.supylabel(ylabel)
+    figure.suptitle(title)
+    _label_margins(figure.colorbar(mesh, ax=panels, shrink=0.8))
     return figure
 
 
@@ -209,6 +262,20 @@ def cross_sections(
     figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
     figure.suptitle(title)
     return figure
+
+
+def _label_margins(bar) -> None:
+    """Names what a logarithmic colour bar shows, with numbers in full, and so few that they do not touch."""
+    bar.set_label("median margin (L2, pixels in [0, 1])")
+    bar.ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_formatter("{x:g}")
+
+
+def _few_ticks(labels) -> tuple[np.ndarray, list[str]]:
+    """Places and names of ticks along an axis of a heat map, at most about a dozen."""
+    places = np.arange(0, len(labels), -(-len(labels) // _MOST_TICKS))
+    return places, [str(labels[place]) for place in places]
 
 
 def _limits(percentiles) -> tuple[float, float]:

@@ -2,19 +2,27 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
+from scipy import fft
 
 from experiments import config, run
 from experiments.diagonal import DiagonalMargins
+from experiments.imagenet import GivenWeights
+from experiments.margin_map import MarginMap
 from hmt_jax import data, models
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins) and name != "digits"]
-NETWORKS = sorted({(full.network, full.data, full.num_hidden) for full in map(config.load, NAMES)})
+GIVEN = [name for name in config.names() if isinstance(config.load(name), GivenWeights)]
+NETWORKS = {(full.network, SHAPES[full.data], full.num_hidden) for full in map(config.load, NAMES)}
+NETWORKS |= {(full.network, (full.crop, full.crop, 3), ()) for full in map(config.load, GIVEN)}
+COMMON = {"config.json", "environment.json", "checks.json", "summary.json"}
 
 
 def reduced(name):
@@ -29,7 +37,7 @@ def reduced(name):
         num_monitored=4,
         max_steps=10,
         batch_size=50,
-        window_step=4 if quick.data == "mnist" else 8,
+        window_step=10 if isinstance(quick, MarginMap) else 4 if quick.data == "mnist" else 8,
         attack_steps=1,
         evaluation_steps=min(quick.evaluation_steps, 1),
     )
@@ -55,25 +63,107 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(data, "load", stand_in)
 
 
-@pytest.mark.parametrize("name", REDUCED)
-def test_quick_forms_run(name, stand_ins, tmp_path, capsys):
-    small = reduced(name)
+def runs(name, small, path, capsys):
+    """Runs a quick form that was made smaller, and looks at what it says and leaves."""
     claims = config.checks(name)
-    run.run(name, small, tmp_path / name, claims=claims, is_quick=True, data_dir=str(tmp_path))
-    verdicts = json.loads((tmp_path / name / "checks.json").read_text())["checks"]
+    run.run(name, small, path, claims=claims, is_quick=True, data_dir=str(path))
+    verdicts = json.loads((path / "checks.json").read_text())["checks"]
     assert [verdict["claim"] for verdict in verdicts] == [claim.claim for claim in claims]
     assert np.isfinite([float(verdict["value"]) for verdict in verdicts]).all()
     told = capsys.readouterr().out
     assert all(claim.claim in told for claim in claims)
-    written = {file.name for file in (tmp_path / name).iterdir()}
-    common = {"config.json", "environment.json", "checks.json", "summary.json"}
-    removed = {file.name for pattern in small.results for file in (tmp_path / name).glob(pattern)}
-    assert written == removed | common  # so that starting over leaves nothing behind
+    written = {file.name for file in path.iterdir()}
+    removed = {file.name for pattern in small.results for file in path.glob(pattern)}
+    assert written == removed | COMMON  # so that starting over leaves nothing behind
+    for picture in path.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("network", "on", "num_hidden"), NETWORKS)
-def test_networks_take_the_images(network, on, num_hidden):
-    shape, options = SHAPES[on], {"num_hidden": num_hidden} if num_hidden else {}
+@pytest.mark.parametrize("name", REDUCED)
+def test_quick_forms_run(name, stand_ins, tmp_path, capsys):
+    runs(name, reduced(name), tmp_path / name, capsys)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Images in folders of three classes, and weights of two networks for 32 x 32 pixels."""
+    path, rng = tmp_path_factory.mktemp("given"), np.random.default_rng(0)
+    for name in ("beaver", "eel", "owl"):
+        (path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path / "images" / name / f"{i}.png")
+    for seed, file in enumerate(("weights.npz", "baseline_weights.npz")):
+        network = models.create("logistic", jax.random.key(seed), image_shape=(32, 32, 3), num_classes=3)
+        np.savez(path / file, **models.to_torch(network))
+    return path
+
+
+def given_small(name, given):
+    """The quick form of an experiment on given weights, on a network that compiles soon."""
+    quick = config.load(name, quick=True)
+    baseline = {} if quick.baseline == "none" else {"baseline_weights": str(given / "baseline_weights.npz")}
+    paths = {"weights": str(given / "weights.npz"), "images": str(given / "images"), **baseline}
+    sizes = {"resize": 32, "crop": 32, "num_images": 5, "window_size": 8, "window_step": 8}
+    return dataclasses.replace(quick, network="logistic", **sizes, **paths)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_quick_forms_run_on_given_weights(name, given, tmp_path, capsys):
+    small = given_small(name, given)
+    runs(name, small, tmp_path / name, capsys)
+    # Margins and labels are those of the network in the file, on images as torchvision would read them.
+    with np.load(tmp_path / name / "margins.npz") as arrays:
+        found = dict(arrays)
+    weights, bias = (np.load(small.weights)[f"linear.{part}"].astype(float) for part in ("weight", "bias"))
+    places = np.sort(np.random.default_rng(small.seed).permutation(9)[:5])
+    files = [given / "images" / ("beaver", "eel", "owl")[place // 3] / f"{place % 3}.png" for place in places]
+    np.testing.assert_array_equal(found["true_label"], places // 3)
+    logits = [weights @ normalized(file, small.manipulation).transpose(2, 0, 1).reshape(-1) + bias for file in files]
+    np.testing.assert_array_equal(found["label"], np.broadcast_to(np.argmax(logits, 1), found["label"].shape))
+
+
+def normalized(file, manipulation):
+    """An image of 50 x 40 pixels as a network of torchvision gets it at 32 x 32, flipped by SciPy."""
+    image = Image.open(file).resize((40, 32), Image.Resampling.BILINEAR).crop((4, 0, 36, 32))
+    pixels = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    if manipulation == "none":
+        return pixels
+    return fft.idctn(fft.dctn(pixels, axes=(0, 1), norm="ortho")[::-1, ::-1], axes=(0, 1), norm="ortho")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights": ""},
+            r"weights is not given, and nothing is downloaded: name after --set weights=PATH \(the state",
+        ),
+        ({"baseline_weights": ""}, r"baseline_weights is not given, .* baseline_weights=PATH \(that of the logistic"),
+        ({"images": ""}, r"images is not given, .* images=PATH \(a folder with a folder of images for each class\)"),
+        ({"images": "/nowhere"}, "images=/nowhere is not there: name after --set weights=PATH"),
+        ({"weights": "/no.npz"}, "weights=/no.npz is not there: name after --set weights=PATH"),
+        ({"crop": 40, "resize": 40}, r"linear.weight has shape \(3, 3072\), expected \(3, 4800\)"),
+        ({"network": "lenet"}, "the state dict does not fit lenet: missing: conv1.bias"),
+    ],
+)
+def test_what_is_not_given_is_told_before_any_work(changes, message, given, tmp_path):
+    small = dataclasses.replace(given_small("imagenet_resnet50_robust", given), **changes)
+    with pytest.raises(ValueError, match=message):
+        run.run("robust", small, tmp_path / "robust")
+    assert not (tmp_path / "robust").exists()
+
+
+def test_classes_must_be_those_of_the_network(given, tmp_path):
+    small = given_small("imagenet_vgg16", given)
+    network = models.create("logistic", jax.random.key(0), image_shape=(32, 32, 3), num_classes=4)
+    np.savez(tmp_path / "four.npz", **models.to_torch(network))
+    with pytest.raises(ValueError, match="holds folders of 3 classes, but the network has 4 logits: give a folder for"):
+        dataclasses.replace(small, weights=str(tmp_path / "four.npz")).check(None)
+
+
+@pytest.mark.parametrize(("network", "shape", "num_hidden"), sorted(NETWORKS))
+def test_networks_take_the_images(network, shape, num_hidden):
+    options = {"num_hidden": num_hidden} if num_hidden else {}
 
     @nnx.eval_shape
     def logits():
@@ -89,4 +179,4 @@ def test_every_experiment_has_a_claim_and_a_quick_form(name):
     assert type(quick) is type(full)
     assert quick != full
     assert config.checks(name)
-    assert f"python -m experiments run {name}\n" in config._module(name).__doc__
+    assert re.search(rf"python -m experiments run {name}( --set .*)?\n", config._module(name).__doc__)

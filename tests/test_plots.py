@@ -75,3 +75,32 @@ def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "10"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
     assert "pixels in [0, 1]" in bar.get_ylabel()
+
+
+def test_maps_have_a_panel_each_with_low_frequencies_in_the_upper_left_corner():
+    medians = np.array([[[1.0, 2.0, 3.0], [4.0, np.inf, 6.0]], [[2.0, 3.0, 40.0], [5.0, 6.0, 7.0]]])
+    figure = plots.margin_maps(medians, [0, 5], [0, 2, 4], titles=["before", "after"], title="a title")
+    figure.savefig(io.BytesIO())
+    before, after, bar = figure.axes
+    np.testing.assert_array_equal(before.collections[0].get_array().filled(-1), [[1, 2, 3], [4, -1, 6]])
+    np.testing.assert_array_equal(after.collections[0].get_array().filled(-1), medians[1])
+    # Rows count from the top, and every panel has the colours of all.
+    assert before.get_ylim()[0] > before.get_ylim()[1]
+    assert [axes.collections[0].norm.vmax for axes in (before, after)] == [40, 40]
+    assert [axes.get_title() for axes in (before, after)] == ["before", "after"]
+    assert [label.get_text() for label in before.get_xticklabels()] == ["0", "2", "4"]
+    assert [label.get_text() for label in before.get_yticklabels()] == ["0", "5"]
+    assert "pixels in [0, 1]" in bar.get_ylabel()
+
+
+def test_maps_hide_panels_that_are_left_over_and_most_ticks():
+    figure = plots.margin_maps(np.full((5, 21, 21), 2.0), range(21), range(21), titles=list("abcde"))
+    figure.savefig(io.BytesIO())
+    *panels, _ = figure.axes
+    assert [axes.axison for axes in panels] == [True] * 5 + [False] * 3
+    assert [label.get_text() for label in panels[4].get_xticklabels()] == [str(i) for i in range(0, 21, 2)]
+
+
+def test_maps_without_a_single_margin_can_be_drawn():
+    figure = plots.margin_maps(np.full((1, 2, 2), np.inf), [0, 1], [0, 1], titles=["nothing"])
+    figure.savefig(io.BytesIO())

@@ -2,9 +2,9 @@
 
     python -m experiments run robust_spectrum
 
-Claim: their spectrum moves to low frequencies while the margins grow. `spectrum.png` shows the energy by window and
-epoch, `history.png` the margins. Perturbations keep pixels in [0, 1], which on black backgrounds bounds their
-frequencies, too.
+Claim: their spectrum moves to low frequencies while the margins grow, and the margins follow fast. `spectrum.png` shows
+the energy by window and epoch, `history.png` the margins. Perturbations keep pixels in [0, 1], which on black
+backgrounds bounds their frequencies, too.
 """
 
 import dataclasses
@@ -21,5 +21,11 @@ CHECKS = (
         claims.growth_of_low_energy,
         "More than none; a tenth is what networks of other seeds may differ by.",
         at_least=1.1,
+    ),
+    Check(
+        "share of the growth of the high windows' margins that is reached halfway through training",
+        claims.early_growth,
+        "Margins that grew evenly would have half of it by then; those that follow the perturbations fast have more.",
+        at_least=0.5,
     ),
 )

@@ -1,0 +1,88 @@
+"""The experiment on all windows of the DCT: margins over the whole grid, not the diagonal alone, and over training."""
+
+import dataclasses
+import itertools
+import pathlib
+from typing import ClassVar
+
+import numpy as np
+
+from experiments import folder, pictures, stages, summary
+from experiments.checks import Estimate, from_medians
+from experiments.claims import margins, spearman
+from experiments.diagonal import DiagonalMargins
+from hmt_jax import plots, statistics, subspaces
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MarginMap(DiagonalMargins):
+    """As along the diagonal, but for every window of a grid: `window_step` is that of rows and of columns.
+
+    Attributes:
+      num_panels: epochs of training that are drawn, evenly from the first to the last of those measured.
+    """
+
+    results: ClassVar[tuple[str, ...]] = (*DiagonalMargins.results, "map.png", "maps.png")
+
+    num_panels: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_panels < 1:
+            raise ValueError(f"num_panels must be at least 1, got {self.num_panels}")
+
+    def windows(self, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
+        rows, columns = (range(0, side - self.window_size + 1, self.window_step) for side in image_shape[:2])
+        corners = itertools.product(rows, columns)
+        return subspaces.stack(subspaces.dct_window(image_shape, *corner, self.window_size) for corner in corners)
+
+    def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
+        stages.run(name, self, path, data_dir)
+        self.summarize(name, path)
+        result, corners = summary.read_margins(self, path)
+        rows, columns = map(np.unique, corners.T)
+        medians = statistics.summarize(result).median.reshape(1, len(rows), len(columns))
+        size = f"{self.window_size} x {self.window_size} windows, {result.margin.shape[1]} test images"
+        figure = plots.margin_maps(medians, rows, columns, titles=[size], title=name)
+        folder.write_picture(path / "map.png", figure)
+        if self.measure_every:
+            found = pictures.monitored(path)
+            shown = np.linspace(0, len(found) - 1, min(self.num_panels, len(found))).round().astype(int)
+            epochs = [list(found)[index] for index in shown]
+            maps = [np.median(found[epoch]["margin"], axis=1).reshape(medians.shape[1:]) for epoch in epochs]
+            titles = [f"epoch {epoch}" for epoch in epochs]
+            figure = plots.margin_maps(np.stack(maps), rows, columns, titles=titles, title=f"{name}: in training")
+            folder.write_picture(path / "maps.png", figure)
+
+    def report(self, path: pathlib.Path) -> str:
+        found = folder.read_json(path / "summary.json")
+        medians = {(window["row"], window["column"]): window["median"] for window in found["windows"]}
+        rows, columns = (sorted(set(numbers)) for numbers in zip(*medians, strict=True))
+        lines = [*summary.head(found), "median margins by the first row and column of the window's frequencies"]
+        lines.append("    " + "".join(f"{column:>8}" for column in columns))
+        for row in rows:
+            lines.append(f"{row:>4}" + "".join(f"{summary.text(medians[row, column]):>8}" for column in columns))
+        return "\n".join(lines)
+
+
+def correlation_with_distance(path: pathlib.Path) -> Estimate:
+    """Rank correlation, over the windows, of the medians with the distance of the window from the lowest one."""
+    found, corners, _ = margins(path)
+    distances = np.hypot(*corners.T)
+    return from_medians(lambda medians: spearman(medians, distances), found)
+
+
+def growth_along_axes(path: pathlib.Path) -> Estimate:
+    """The lesser median of the two windows at the ends of the axes, over that of the lowest window."""
+    found, corners, _ = margins(path)
+    row_is_low, column_is_low = (corners == 0).T
+    row_is_high, column_is_high = (corners == corners.max(0)).T
+    places = [row_is_low & column_is_high, row_is_high & column_is_low, row_is_low & column_is_low]
+    across, down, lowest = (int(np.flatnonzero(place)[0]) for place in places)
+    return from_medians(lambda medians: min(medians[across], medians[down]) / medians[lowest], found)
+
+
+def correlation_of_first_with_last(path: pathlib.Path) -> Estimate:
+    """Rank correlation, over the windows, of the medians at the first measured epoch with those at the last."""
+    epochs = list(pictures.monitored(path).values())
+    return from_medians(spearman, epochs[0]["margin"], epochs[-1]["margin"])
