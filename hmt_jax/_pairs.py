@@ -26,7 +26,7 @@ _LEAST_LANES, _MOST_LANES = 8, 1024
 # At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
 _PAIRS_PER_LANE = 20
 # What the linearizations and first steps of a chunk of images may take on a CPU.
-_CPU_CHUNK_BYTES = 2**24
+_CPU_CHUNK_BYTES = 2**22
 
 
 class AtEnd(NamedTuple):
