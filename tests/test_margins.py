@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hmt_jax
-from hmt_jax import Status, frequency, models, solvers, subspaces
+from hmt_jax import Status, _pairs, frequency, models, solvers, subspaces
 
 SHAPE = (4, 5, 2)
 NUM_PIXELS = 40
@@ -67,6 +67,28 @@ def assert_same(result, expected, columns=slice(None)):
     for name in ("label", "adversarial_label", "num_steps", "status"):
         np.testing.assert_array_equal(getattr(result, name), getattr(expected, name)[:, columns], err_msg=name)
     np.testing.assert_allclose(result.margin, expected.margin[:, columns], **FLOAT64)
+
+
+def test_chunks_of_images_are_joined_where_they_overlap(measured, x64, monkeypatch):
+    monkeypatch.setattr(_pairs, "_CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_pairs, "_PAIRS_PER_LANE", 1)
+    calls = []
+    result = hmt_jax.measure_margins(
+        tanh_classifier(),
+        random_images(),
+        diagonal(),
+        keep_coordinates=True,
+        num_lanes=9,
+        devices=jax.devices()[:1],
+        progress=lambda *numbers: calls.append(numbers),
+    )
+    # Nine lanes and three windows take three images at a time: 0 to 2, 3 to 5 and, of seven, 4 to 6.
+    assert_same(result, measured)
+    for name in ("gap", "alignment", "coordinates"):
+        np.testing.assert_allclose(getattr(result, name), getattr(measured, name), rtol=1e-9, atol=1e-12)
+    assert result.work.num_busy_lane_steps == measured.num_steps.sum() + measured.num_steps[:, 4:6].sum()
+    assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+    assert calls[-1] == (measured.margin.size, measured.margin.size)
 
 
 def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
