@@ -1,4 +1,5 @@
-"""The command line: `python -m experiments list`, `run NAME`, `scorecard`, `prepare DATA`, `benchmark`."""
+"""The command line: `python -m experiments list`, `run NAME`, `audit RUN`, `scorecard`, `prepare DATA`,
+`benchmark`."""
 
 import argparse
 import os
@@ -8,7 +9,7 @@ import sys
 import jax
 import jaxlib
 
-from experiments import benchmark, config, run, scorecard, throughput, tradeoffs
+from experiments import audit, benchmark, config, run, scorecard, throughput, tradeoffs
 from hmt_jax import data
 
 _ONEDNN_FLAGS = (
@@ -51,6 +52,13 @@ def _run(options) -> None:
 def _scorecard(options) -> None:
     print(scorecard.scorecard(options.folders, options.root))
     print(f"\nas Markdown: {options.root / 'scorecard.md'}")
+
+
+def _audit(options) -> None:
+    _cache_compilations(options.cache_dir)
+    print(
+        audit.audit(options.folder, num_images=options.num_images, effort=options.effort, data_dir=options.data_dir)
+    )
 
 
 def _prepare(options) -> None:
@@ -114,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     scorer.add_argument("--root", type=pathlib.Path, default=pathlib.Path("results"), help="default: results")
     scorer.set_defaults(command=_scorecard)
 
+    auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the tight solver")
+    auditor.add_argument("folder", metavar="RUN", type=pathlib.Path, help="the folder of a finished run")
+    auditor.add_argument("--num-images", type=int, default=50, help="its first images, in all windows (default: 50)")
+    auditor.add_argument("--effort", default="thorough", choices=("fast", "normal", "thorough"))
+    auditor.add_argument("--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)")
+    auditor.set_defaults(command=_audit)
+
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
     preparer.set_defaults(command=_prepare)
@@ -127,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
     timer.set_defaults(command=_benchmark)
 
-    for subparser in (runner, preparer, timer):
+    for subparser in (runner, auditor, preparer, timer):
         subparser.add_argument(
             "--data-dir", help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)"
         )

@@ -14,17 +14,32 @@ of arrays that keep their shapes and dtypes. A solver owns no loop and knows not
 solver from there in its lanes.
 """
 
+from hmt_jax.solvers._closest_point import ClosestPoint, closest_point
+from hmt_jax.solvers._ddn import DDN, ddn
 from hmt_jax.solvers._deepfool import DeepFool, deepfool
+from hmt_jax.solvers._fmn import FMN, fmn
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Solver, Status, linearize, normals_of
+from hmt_jax.solvers._superdeepfool import SuperDeepFool, superdeepfool
+from hmt_jax.solvers._walk import Walk, tight
 
 __all__ = [
+    "DDN",
+    "FMN",
+    "ClosestPoint",
     "DeepFool",
     "Linearization",
     "Restriction",
     "Solution",
     "Solver",
     "Status",
+    "SuperDeepFool",
+    "Walk",
+    "closest_point",
+    "ddn",
     "deepfool",
+    "fmn",
     "linearize",
     "normals_of",
+    "superdeepfool",
+    "tight",
 ]
