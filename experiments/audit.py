@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from experiments import baseline, checks, config, folder, manipulations, pictures, stages, summary
+from experiments import baseline, checks, config, folder, manipulations, pictures, run, stages, summary
 from experiments.diagonal import DiagonalMargins
 from hmt_jax import models, plots, solvers, statistics
-
-RESULTS = ("audit.json", "audit.npz", "audit.png")
 
 
 def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough", data_dir: str | None = None) -> str:
@@ -33,19 +31,15 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
     Raises:
       ValueError: if the folder is that of no such run, or the data set is not prepared.
     """
-    name, found = config.described(folder.read_config(path))
-    if not isinstance(found, DiagonalMargins) or not (path / "margins.npz").exists():
-        raise ValueError(f"{path} is not the folder of a finished run that measured margins along the diagonal")
-    measured, tight, windows = _measure(found, path, num_images, effort, data_dir)
+    name, found, *_ = reopen(path, num_images, data_dir)
+    measured, tight, windows = _measure(path, num_images, effort, data_dir)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
     lines = [f"{name}: {measured.shape[1]} images, {effort} effort", _table(windows, measured, tight, ratios), ""]
     lines.append(_order(measured, tight))
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
-        other = found.baseline_config
-        assert other is not None
-        both = _measure(other, origin, num_images, effort, data_dir)[:2]
+        both = _measure(origin, num_images, effort, data_dir)[:2]
         growth = [_medians(margins) / _medians(theirs) for margins, theirs in zip((measured, tight), both, strict=True)]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
         lines.append(_over_baseline(found.baseline, windows, *growth))
@@ -53,16 +47,31 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
     return "\n".join(lines)
 
 
-def _measure(found, path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Censored margins (R, N) of the run and of the tight solver, and names of the windows; drawn beside each other."""
-    result, corners = summary.read_margins(found, path)
+def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[str, DiagonalMargins, Any, Any, Any]:
+    """The name and configuration of a finished run, its classifier, its first images, and its windows' corners.
+
+    Raises:
+      ValueError: if the folder is that of no such run, or the data set is not prepared.
+    """
+    if not run.is_finished(path):
+        raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
+    name, found = config.described(folder.read_config(path))
+    if not isinstance(found, DiagonalMargins):
+        raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")
     dataset, *_ = manipulations.manipulate(found.manipulation, stages.load(found, data_dir))
-    images, _ = stages.observed(dataset, min(num_images, result.margin.shape[1]))
+    images, _ = stages.observed(dataset, min(num_images, found.num_images))
     classifier, _ = models.load(path / stages.CLASSIFIER)
+    return name, found, classifier, images, folder.read_arrays(path / "margins.npz")["corner"]
+
+
+def _measure(path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Censored margins (R, N) of the run and of the tight solver, and names of the windows; drawn beside each other."""
+    _, found, classifier, images, corners = reopen(path, num_images, data_dir)
+    result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
         again = hmt_jax.measure_margins(classifier, images, found.windows(images.shape[1:]), solvers.tight(effort))
     measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
-    # What both solvers agree on is kept: a margin of the run that is smaller is one, too.
+    # A smaller margin of the run is one, too.
     tight = np.fmin(measured, tight)
     windows = [f"{row},{column}" for row, column in corners.tolist()]
     folder.write_arrays(path / "audit.npz", {"corner": corners, "measured": measured, "tight": tight})

@@ -73,8 +73,10 @@ def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
     Raises:
       ValueError: if there is no such experiment, or it has other fields now.
     """
-    values = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
-    name = values.pop("experiment")
+    values: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
+    }
+    name: str = values.pop("experiment")
     try:
         return name, type(load(name))(**values)
     except TypeError as error:

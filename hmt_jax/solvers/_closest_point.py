@@ -72,10 +72,10 @@ class ClosestPoint:
 def closest_point(*, num_steps: int = 20, max_steps: int = 100) -> ClosestPoint:
     """Damped steps to the closest point of the linearised boundary.
 
-    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A step
-    goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has fallen, the
-    next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go back and forth
-    between the facets of a network.
+    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A
+    step goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has
+    fallen, the next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go
+    back and forth between the facets of a network.
 
     Takes one forward and one backward pass a step.
 

@@ -52,10 +52,10 @@ class DDN:
 def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
     """Decoupled direction and norm: on a sphere towards the other labels, while its radius closes in on the boundary.
 
-    At every step z moves by a part of the radius along the gradient of the cross-entropy and returns to the sphere, whose
-    radius grows by a part where the label is unchanged and shrinks by it where it has changed. Both parts fall by a
-    cosine over the steps. Unlike in the publication, the radius starts at the first-order distance, steps are in units of
-    it, and the cross-entropy is that of logits in units of the sample's own gap, so that no scale is absolute.
+    At every step z moves by a part of the radius along the gradient of the cross-entropy and returns to the sphere,
+    whose radius grows by a part where the label is unchanged and shrinks by it where it has changed. Both parts fall by
+    a cosine over the steps. Unlike in the publication, the radius starts at the first-order distance, steps are in
+    units of it, and the cross-entropy is that of logits in units of the sample's own gap: no scale is absolute.
 
     Takes one forward and one backward pass a step.
 

@@ -118,4 +118,3 @@ def deepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_steps: in
       Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Hold me tight!", NeurIPS 2020, arXiv:2002.06349.
     """
     return DeepFool(num_candidates, overshoot, max_steps)
-

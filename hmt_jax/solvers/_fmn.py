@@ -55,9 +55,9 @@ class FMN:
 def fmn(*, num_steps: int = 50, max_steps: int = 200) -> FMN:
     """Fast minimum-norm: gradient steps on the gap in logits, in a ball whose radius closes in on the boundary.
 
-    As `ddn`, but along the gradient of the gap to the runner-up, inside the ball and not on its sphere, and with a radius
-    that is taken from the linearised boundary until that has been crossed. Unlike in the publication, steps are in units
-    of the radius, so that no scale is absolute.
+    As `ddn`, but along the gradient of the gap to the runner-up, inside the ball and not on its sphere, and with a
+    radius that is taken from the linearised boundary until that has been crossed. Unlike in the publication, steps are
+    in units of the radius, so that no scale is absolute.
 
     Takes one forward and one backward pass a step.
 

@@ -107,8 +107,8 @@ def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
 def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boundary:
     """The linearised boundary between the label and the others, weighed by a softmax of this temperature.
 
-    The temperature is in units of the gap at the sample. At 0 the runner-up counts alone. The direction is that in which
-    the cross-entropy grows, if the temperature is 1 in units of the logits.
+    The temperature is in units of the gap at the sample. At 0 the runner-up counts alone. If it is 1 in units of the
+    logits, the direction is that in which the cross-entropy grows.
     """
     others = jnp.where(jnp.arange(seen.logits.size) == search.label, -jnp.inf, seen.logits)
     runner_up = jnp.max(others)
@@ -124,7 +124,7 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
 _COLDEST = 1e-6
 
 
-def cosine(low: float, high: float, fraction: jax.Array) -> jax.Array:
+def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Array:
     """From `high` to `low` by half a cosine, as the fraction goes from 0 to 1."""
     return low + (high - low) * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1))) / 2
 

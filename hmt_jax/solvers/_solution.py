@@ -91,7 +91,7 @@ class Solver(Protocol):
 
 
 def as_numbers(settings: Any) -> None:
-    """Makes every field of a frozen dataclass a Python number: solvers are hashable, and equal ones share compiled code.
+    """Makes every field of a frozen dataclass a Python number: equal solvers are hashed alike, and share compiled code.
 
     Raises:
       ValueError: for what is no single number, known when compiling; or a count below the least that makes sense.
@@ -105,9 +105,9 @@ def as_numbers(settings: Any) -> None:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
         )
-    num_steps = getattr(settings, "num_steps", 1)
+    num_steps: int = getattr(settings, "num_steps", 1)
     if num_steps < 1 or settings.max_steps < 1:
-        field = "num_steps" if num_steps < 1 else "max_steps"
-        raise ValueError(f"{field} must be at least 1, got {getattr(settings, field)}")
+        name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", settings.max_steps)
+        raise ValueError(f"{name} must be at least 1, got {value}")
     if settings.max_steps < num_steps:
         raise ValueError(f"max_steps must be at least num_steps, got {settings.max_steps} and {num_steps}")

@@ -10,6 +10,8 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import Search
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers, normals_of
 
+_LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
+
 
 class _Memory(NamedTuple):
     candidates: jax.Array  # (C,) the label first
@@ -43,8 +45,10 @@ class SuperDeepFool:
         gaps = (seen.logits[candidates[1:]] - seen.logits[search.label]).astype(norms.dtype)
         depths = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), -jnp.inf)
         nearest = jnp.argmax(depths)
+        length = jnp.where(norms[nearest] > 0, -jnp.minimum(depths[nearest], 0), 0)
+        length = jnp.minimum(length, _LONGEST * seen.norm)
         normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
-        onwards = search.z - (1 + self.overshoot) * jnp.minimum(depths[nearest], 0) * normal
+        onwards = search.z + (1 + self.overshoot) * length * normal
         projected = (search.z @ normal) * normal
         return search._replace(
             z=jnp.where(seen.is_adversarial, projected, onwards),

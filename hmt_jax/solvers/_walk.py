@@ -12,22 +12,23 @@ from hmt_jax.solvers._solution import Linearization, Restriction, Solution
 
 # Of the direction, in a step: how far it is turned towards the normal, at the start of the first round, of later ones,
 # and at the end of all.
-_TURN, _LATER_TURN, _LAST_TURN = 2.5, 2.0, 0.06
+_TURN, _LATER_TURN, _LAST_TURN = 2.5, 2.5, 0.07
 # How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
-_OVERSHOOT, _LAST_OVERSHOOT = 0.05, 0.001
-# Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope along
-# the old ray is known where it is needed, and the new ray is the one walked on.
-_BLEND = 0.6
-_TRUST = 0.4  # the radius changes by at most this part of it in a step
-_FIRST = 0.6  # where the walk begins, in units of the first-order distance, of which margins are 0.5 to 0.75
-_CAP = 0.998  # a point as far out as the best one is no better
-_OUTWARDS = 3e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
+_OVERSHOOT, _LAST_OVERSHOOT = 0.08, 0.002
+# Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope
+# along the old ray is known where it is needed, and the new ray is the one walked on.
+_BLEND = 0.43
+_TRUST = 0.5  # the radius changes by at most this part of it in a step
+_FIRST = 0.45  # where the walk begins, in units of the first-order distance, of which margins are 0.5 to 0.75
+_CAP = 0.999  # a point as far out as the best one is no better
+_OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
+_SMOOTH = 0.05  # temperature of the boundary, in units of the sample's gap
 _CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
 
 
 class _Memory(NamedTuple):
     starts: jax.Array  # (S, d) unit directions of later rounds: the next nearest candidates
-    edge: jax.Array  # where the linearised boundary cuts the ray of the best point, in the polish
+    edge: jax.Array  # where the linearised boundary cuts the ray of the best point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Walk:
     noise: float
     num_polish: int = 3
     num_candidates: int = 10
-    max_steps: int = 2000
+    max_steps: int = 100  # without an adversarial point
 
     @property
     def _num_walked(self):
@@ -54,29 +55,31 @@ class Walk:
         return search._replace(z=length * starts[0], memory=_Memory(starts[1:], jnp.zeros_like(length)))
 
     def step(self, restriction: Restriction, search: Search) -> Search:
+        before = search.best_norm
         search, seen = _search.look(restriction, search)
         clock = search.num_found - 1  # 0 at the first adversarial point, before it below
-        is_polish = clock >= self._num_walked
-        near = _search.boundary(search, seen, jnp.where(is_polish, 0.0, _search.SMOOTH))
-        z = self._walk(search, seen, near, clock)
+        fraction = jnp.where(clock >= 0, clock % self.num_steps / max(self.num_steps - 1, 1), 0)
+        is_walked = clock >= self._num_walked - 1
+        near = _search.boundary(search, seen, jnp.where(is_walked, 0, _SMOOTH))
+        edge = jnp.where(search.best_norm < before, self._cut(seen, near, seen.along), search.memory.edge)
+        search = search._replace(memory=search.memory._replace(edge=edge))
+        z = self._walk(search, seen, near, clock, fraction)
         if self.num_rounds > 1:
-            is_end = (clock >= 0) & (clock % self.num_steps == self.num_steps - 1)
-            z = jnp.where(is_end, self._restart(search, clock // self.num_steps), z)
-        z = jnp.where(clock == self._num_walked - 1, search.best_z, z)
-        polish, memory = self._polish(search, seen, near, clock - self._num_walked)
-        return search._replace(z=jnp.where(is_polish, polish, z), memory=memory)
+            z = jnp.where(fraction == 1, self._restart(search, clock // self.num_steps), z)
+        polish = self._polish(search, seen, near, clock - self._num_walked + 1)
+        return search._replace(z=jnp.where(is_walked, polish, z))
 
     def done(self, search: Search) -> jax.Array:
-        is_walked = search.num_found >= self._num_walked + self.num_polish
-        return is_walked | _search.is_done(search, self.max_steps, self.max_steps)
+        return _search.is_done(search, 0, self.max_steps) & (
+            (search.num_found == 0) | (search.num_found >= self._num_walked + self.num_polish)
+        )
 
     def result(self, search: Search) -> Solution:
         return _search.solution(search)
 
-    def _walk(self, search: Search, seen: Look, near: Boundary, clock):
+    def _walk(self, search: Search, seen: Look, near: Boundary, clock, fraction):
         """A step along the boundary: the direction turns towards the normal, the radius follows the boundary."""
         is_found = clock >= 0
-        fraction = jnp.where(is_found, clock % self.num_steps / max(self.num_steps - 1, 1), 0)
         turn = jnp.where(clock < self.num_steps, _TURN, _LATER_TURN)
         ahead = _search.unit(seen.along + _search.cosine(_LAST_TURN, turn, fraction) * near.normal)
         here, there = self._cut(seen, near, seen.along), self._cut(seen, near, ahead)
@@ -104,14 +107,12 @@ class Walk:
         return _search.unit(direction) * search.best_norm
 
     def _polish(self, search: Search, seen: Look, near: Boundary, num_polished):
-        """From the best point to the nearest of its linearised boundary; where that fails, inwards on its ray."""
-        hidden = jnp.finfo(search.z.dtype).eps * jnp.max(jnp.abs(seen.logits)) / near.steepness
-        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * 2.0 ** jnp.maximum(num_polished, 0)
-        is_at_best = seen.norm == search.best_norm
-        edge = jnp.where(is_at_best, self._cut(seen, near, seen.along), search.memory.edge)
-        is_close = is_at_best | (jnp.abs(near.depth) < _CLOSE * seen.norm)
-        nearest = jnp.where(is_close, near.offset * near.normal, edge * _search.unit(search.best_z))
-        return (1 + outwards) * nearest, search.memory._replace(edge=edge)
+        """To the point nearest to the sample of the boundary linearised here; where that fails, inwards to its edge."""
+        hidden = jnp.finfo(search.z.dtype).eps * jnp.abs(seen.logits[search.label]) / near.steepness
+        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * 3.0 ** jnp.maximum(num_polished, 0)
+        is_close = (num_polished == 0) | (jnp.abs(near.depth) < _CLOSE * seen.norm)
+        edge = search.memory.edge * _search.unit(search.best_z)
+        return (1 + outwards) * jnp.where(is_close, near.offset * near.normal, edge)
 
 
 _EFFORTS = {
@@ -129,11 +130,11 @@ def tight(effort: str = "normal") -> Walk:
 
       u' = unit(u + turn n),   z' = (1 + overshoot) r u'.
 
-    The turn falls from 2.5 to 0.06 and the overshoot from 5% to 0.1% over the steps of a round, by half a cosine, from the
-    first adversarial point on. n is the gradient of the cross-entropy, of logits in units of the sample's gap, so that
-    no facet between two classes decides alone; no scale is absolute. Later rounds start from the next nearest
-    candidates and then around the best point, with noise. A polish of three looks ends at the closest point of the
-    boundary's last linearisation: of a linear classifier, the exact margin.
+    Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
+    gradient of the cross-entropy, of logits in units of the sample's gap, so that no facet between two classes decides
+    alone, and no scale is absolute. Later rounds start from the next nearest candidates, and then around the best
+    point, with noise. A polish of three looks ends at the closest point of the boundary's last linearisation: of a
+    linear classifier, the exact margin.
 
     Takes one forward and one backward pass a step, besides the linearization at the sample, which all subspaces share:
 
@@ -141,7 +142,7 @@ def tight(effort: str = "normal") -> Walk:
       "normal"    63 steps: four rounds of 15.
       "thorough"  583 steps: twenty rounds of 29.
 
-    A few more are needed where the boundary is far, and a sample whose label has not changed after 2,000 is given up.
+    A few more are needed where the boundary is far, and a sample whose label has not changed after 100 is given up.
 
     Raises:
       ValueError: for an unknown effort.
