@@ -20,7 +20,7 @@ class _Contender(NamedTuple):
     num_bisections: int = 0
 
 
-_CONTENDERS = (
+CONTENDERS = (
     _Contender("deepfool", solvers.deepfool()),
     _Contender(f"deepfool, {_BISECTIONS} bisections", solvers.deepfool(), _BISECTIONS),
     _Contender("superdeepfool", solvers.superdeepfool(), _BISECTIONS),
@@ -53,7 +53,7 @@ def accuracy(path: pathlib.Path, *, num_images: int = 100, data_dir: str | None 
     windows = found.windows(images.shape[1:])
     stacks = [subspaces.full(images.shape[1:]), windows[:: len(windows) // (_NUM_WINDOWS - 1)]]
     rows, margins = [], []
-    for contender in _CONTENDERS:
+    for contender in CONTENDERS:
         results = [_measure(contender, classifier, images, stack) for stack in stacks]
         margins.append(np.concatenate([statistics.censored_margins(result) for result, _ in results]))
         rows.append((contender.name, *_costs(contender, results)))

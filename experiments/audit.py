@@ -35,7 +35,7 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
     measured, tight, windows = _measure(path, num_images, effort, data_dir)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
     lines = [f"{name}: {measured.shape[1]} images, {effort} effort", _table(windows, measured, tight, ratios), ""]
-    lines.append(_order(measured, tight))
+    lines.append(order(measured, tight))
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
@@ -104,7 +104,7 @@ def _table(windows, measured, tight, ratios) -> str:
     return checks.align([header, *rows])
 
 
-def _order(measured, tight) -> str:
+def order(measured, tight) -> str:
     """How many pairs of windows have the same order in both, of those that the tight margins tell apart."""
     medians, told_apart, alike = _medians(measured), 0, 0
     for one, other in itertools.combinations(range(len(tight)), 2):

@@ -63,6 +63,7 @@ def solve(
     stack: Any,
     num_subspaces: int,
     *,
+    known: Solution | None,
     num_bisections: int,
     precision: str,
     keep_coordinates: bool,
@@ -92,6 +93,8 @@ def solve(
             progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
         )
         work += work_of_chunk
+        if known is not None:
+            solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
         if num_bisections:
             solution, _ = lanes.solve(
                 _Bisect(num_bisections, precision),
@@ -113,6 +116,22 @@ def solve(
         chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), found))
     num_new = np.diff([0, *(first + size for first in firsts)])
     return jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks), work
+
+
+def _rows_of(solution: Solution, images: slice) -> Solution:
+    """Solutions (R, N) of some of the images, one row for each pair."""
+    return jax.tree.map(lambda leaf: leaf[:, images].reshape(-1, *leaf.shape[2:]), solution)
+
+
+def _nearer(known: Solution, found: Solution) -> Solution:
+    """For each pair the solution with the smaller margin, of those that have one."""
+    margins = [np.where(each.status == Status.CONVERGED, each.margin, np.inf) for each in (known, found)]
+    is_known_nearer = margins[0] < margins[1]
+
+    def select(known, found):
+        return np.where(is_known_nearer.reshape(-1, *[1] * (found.ndim - 1)), known, found).astype(found.dtype)
+
+    return jax.tree.map(select, known, found)
 
 
 def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, progress) -> tuple[Solution, lanes.Work]:

@@ -113,6 +113,7 @@ def measure_margins(
     subspaces: Subspace,
     solver: Solver | None = None,
     *,
+    known: MarginResult | None = None,
     num_bisections: int = 0,
     keep_coordinates: bool = False,
     precision: str = "highest",
@@ -133,6 +134,8 @@ def measure_margins(
         an infinite pixel gets status NON_FINITE and disturbs no other.
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
+      known: margins of the same pairs that were measured before, by another solver say, with their coordinates. Where
+        the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -177,6 +180,7 @@ def measure_margins(
         images,
         stack,
         num_subspaces,
+        known=_solution_of(known, (num_subspaces, len(images))),
         num_bisections=num_bisections,
         precision=precision,
         keep_coordinates=keep_coordinates,
@@ -206,6 +210,18 @@ def _solve_one(solver, classifier, image, subspace):
             _pairs.start(solver, classifier, image, subspace, _pairs.linearize_at(solver, classifier, image)),
         )
         return solver.result(state)
+
+
+def _solution_of(result, shape):
+    """What a result says of all its pairs, as a solver's answer; None for None."""
+    if result is None:
+        return None
+    if result.margin.shape != shape or result.coordinates is None:
+        raise ValueError(
+            f"known must hold margins of {shape[0]} subspaces and {shape[1]} images with their coordinates, got "
+            f"{result.margin.shape[0]} and {result.margin.shape[1]}: measure the same pairs with keep_coordinates=True"
+        )
+    return Solution(*(getattr(result, field) for field in Solution._fields))
 
 
 def _as_stack(subspaces):

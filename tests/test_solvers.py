@@ -103,8 +103,8 @@ def test_margins_of_a_ball(name, is_inside):
     distances = np.linalg.norm(centers, axis=1)
     radii = distances * (1.3 if is_inside else 0.7)
     solution = solve(FAMILY[name], ball, (jnp.asarray(centers), jnp.asarray(radii, jnp.float32)), jnp.zeros(12))
-    # The last steps of the others are 0.5 to 2% long, and SuperDeepFool ends at the first projection behind the boundary,
-    # which from within is an early one.
+    # The last steps of the others are 0.5 to 2% long, and SuperDeepFool ends at the first projection behind the
+    # boundary, which from within is an early one.
     tolerance = 1e-4 if name in ("fast", "normal", "thorough") else 0.03
     if name == "superdeepfool" and is_inside:
         tolerance = 0.2
@@ -194,3 +194,22 @@ def test_bisection_of_what_deepfool_finds():
     assert (after.margin <= before.margin).all()
     assert (after.margin < 0.999 * before.margin).any()
     assert (after.gap >= -1e-5).all()
+
+
+def test_known_margins_do_not_become_larger():
+    """DeepFool's points stand where a solver of one step finds none, and where it finds a farther one."""
+    classifier = hmt_jax.models.create("mlp", jax.random.key(0), image_shape=(4, 4, 1), num_classes=3)
+    images = jax.random.uniform(jax.random.key(1), (9, 4, 4, 1))
+    windows = subspaces.dct_diagonal((4, 4, 1), size=2, step=1)
+    deepfool = hmt_jax.measure_margins(classifier, images, windows, keep_coordinates=True)
+    poor = solvers.fmn(num_steps=1, max_steps=1)
+    alone = hmt_jax.measure_margins(classifier, images, windows, poor)
+    joined = hmt_jax.measure_margins(classifier, images, windows, poor, known=deepfool)
+    assert (~alone.is_converged).any() or (alone.margin > deepfool.margin).any()
+    expected = np.fmin(np.where(alone.is_converged, alone.margin, np.inf), deepfool.margin)
+    np.testing.assert_array_equal(joined.margin, expected)
+    assert joined.is_converged.all()
+    tight = hmt_jax.measure_margins(classifier, images, windows, solvers.tight("fast"), known=deepfool)
+    assert (tight.margin <= deepfool.margin).all()
+    with pytest.raises(ValueError, match="measure the same pairs with keep_coordinates=True"):
+        hmt_jax.measure_margins(classifier, images, windows, known=alone)
