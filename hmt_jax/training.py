@@ -191,7 +191,7 @@ def train_on_stream(
 
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
-        sums = _zero_sums()
+        sums = _zero_sums(mesh)
         for batch in prefetch(_batches.fill(stream.epoch(epoch), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
             _let_finish(sums, mesh)
@@ -295,7 +295,7 @@ def _host_epoch(recipe, mesh, attack, state, samples, key):
     """One pass through the samples, in the order that the key draws."""
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     order_key, step_key = jax.random.split(key)
-    num_samples, sums = len(samples[0]), _zero_sums()
+    num_samples, sums = len(samples[0]), _zero_sums(mesh)
     for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
         indices, is_counted = jax.device_put(rows, sharding)
         state, sums = _train_step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key)
@@ -315,7 +315,7 @@ def _device_epoch(recipe, mesh, attack, state, samples, key):
         indices, is_counted = row
         return _step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key), None
 
-    return jax.lax.scan(step, (state, _zero_sums()), rows)[0]
+    return jax.lax.scan(step, (state, _zero_sums(mesh)), rows)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -432,5 +432,7 @@ def _mesh(devices) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
-def _zero_sums() -> _Sums:
-    return _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(_NEVER, jnp.int32))
+def _zero_sums(mesh) -> _Sums:
+    """On the devices of the mesh, as the sums of a step are: on others, the first step would be compiled twice."""
+    zeros = _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(_NEVER, jnp.int32))
+    return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))

@@ -340,6 +340,27 @@ def test_networks_of_one_architecture_share_the_compiled_step(samples):
     assert num_traces == after_first
 
 
+@pytest.mark.parametrize("devices", [ONE, jax.devices()], ids=["one", "all"])
+def test_a_step_is_compiled_once(samples, logistic, devices):
+    """Several epochs, each of several steps."""
+    compiled = []
+
+    def listener(event, _, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    recipe = dataclasses.replace(RECIPE, batch_size=8, max_learning_rate=0.3)  # of its own, so that nothing is compiled
+    stream = Stream(*samples)
+    stream.batch_size = 8
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        training.train(logistic, *samples, recipe, jax.random.key(0), devices=devices)
+        training.train_on_stream(logistic, stream, recipe, jax.random.key(0), devices=devices)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert [name for name in compiled if "step" in name] == ["jit(_step_at)", "jit(_step)"]
+
+
 def test_bad_recipes():
     with pytest.raises(ValueError, match="num_epochs must be positive, got 0"):
         training.Recipe(num_epochs=0)
