@@ -10,15 +10,14 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import Boundary, Look, Search
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution
 
-# Of the direction, in a step: how far it is turned towards the normal, at the start of the first round, of later ones,
-# and at the end of all.
-_TURN, _LATER_TURN, _LAST_TURN = 2.5, 2.5, 0.07
+# How far the direction is turned towards the normal in a step, at the start and at the end of a round.
+_TURN, _LAST_TURN = 2.5, 0.06
 # How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
 _OVERSHOOT, _LAST_OVERSHOOT = 0.08, 0.002
 # Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope
 # along the old ray is known where it is needed, and the new ray is the one walked on.
-_BLEND = 0.43
-_TRUST = 0.5  # the radius changes by at most this part of it in a step
+_BLEND = 0.5
+_TRUST = 0.45  # the radius changes by at most this part of it in a step
 _FIRST = 0.45  # where the walk begins, in units of the first-order distance, of which margins are 0.5 to 0.75
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
@@ -80,8 +79,7 @@ class Walk:
     def _walk(self, search: Search, seen: Look, near: Boundary, clock, fraction):
         """A step along the boundary: the direction turns towards the normal, the radius follows the boundary."""
         is_found = clock >= 0
-        turn = jnp.where(clock < self.num_steps, _TURN, _LATER_TURN)
-        ahead = _search.unit(seen.along + _search.cosine(_LAST_TURN, turn, fraction) * near.normal)
+        ahead = _search.unit(seen.along + _search.cosine(_LAST_TURN, _TURN, fraction) * near.normal)
         here, there = self._cut(seen, near, seen.along), self._cut(seen, near, ahead)
         # Before there is an adversarial point the way out counts alone, or the search turns where no boundary is.
         radius = here + jnp.where(is_found, _BLEND, 0) * (there - here)
@@ -116,8 +114,8 @@ class Walk:
 
 
 _EFFORTS = {
-    "fast": Walk(num_steps=20, num_rounds=1, num_starts=1, noise=1.0),
-    "normal": Walk(num_steps=15, num_rounds=4, num_starts=2, noise=1.0),
+    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1, noise=1.0),
+    "normal": Walk(num_steps=20, num_rounds=3, num_starts=2, noise=1.0),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3, noise=2.0),
 }
 
@@ -138,11 +136,11 @@ def tight(effort: str = "normal") -> Walk:
 
     Takes one forward and one backward pass a step, besides the linearization at the sample, which all subspaces share:
 
-      "fast"      23 steps: one round of 20.
-      "normal"    63 steps: four rounds of 15.
-      "thorough"  583 steps: twenty rounds of 29.
+      "fast"      one round of 18 steps
+      "normal"    three rounds of 20
+      "thorough"  twenty rounds of 29
 
-    A few more are needed where the boundary is far, and a sample whose label has not changed after 100 is given up.
+    with the three of the polish, and two or three more until the label changes first. More are needed where the boundary is far, and a sample whose label has not changed after 100 is given up.
 
     Raises:
       ValueError: for an unknown effort.
