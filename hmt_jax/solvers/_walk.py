@@ -140,7 +140,8 @@ def tight(effort: str = "normal") -> Walk:
       "normal"    three rounds of 20
       "thorough"  twenty rounds of 29
 
-    with the three of the polish, and two or three more until the label changes first. More are needed where the boundary is far, and a sample whose label has not changed after 100 is given up.
+    with the three of the polish, and two or three more until the label changes first. More are needed where the boundary
+    is far; a sample whose label has not changed after 100 is given up.
 
     Raises:
       ValueError: for an unknown effort.
