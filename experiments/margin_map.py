@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -40,19 +41,13 @@ class MarginMap(DiagonalMargins):
         stages.run(name, self, path, data_dir)
         self.summarize(name, path)
         result, corners = summary.read_margins(self, path)
-        rows, columns = map(np.unique, corners.T)
-        medians = statistics.summarize(result).median.reshape(1, len(rows), len(columns))
-        size = f"{self.window_size} x {self.window_size} windows, {result.margin.shape[1]} test images"
-        figure = plots.margin_maps(medians, rows, columns, titles=[size], title=name)
-        folder.write_picture(path / "map.png", figure)
+        trained = f"{self.window_size} x {self.window_size} windows, {result.margin.shape[1]} test images"
+        _draw(path / "map.png", {trained: statistics.censored_margins(result)}, corners, title=name)
         if self.measure_every:
             found = pictures.monitored(path)
             shown = np.linspace(0, len(found) - 1, min(self.num_panels, len(found))).round().astype(int)
-            epochs = [list(found)[index] for index in shown]
-            maps = [np.median(found[epoch]["margin"], axis=1).reshape(medians.shape[1:]) for epoch in epochs]
-            titles = [f"epoch {epoch}" for epoch in epochs]
-            figure = plots.margin_maps(np.stack(maps), rows, columns, titles=titles, title=f"{name}: in training")
-            folder.write_picture(path / "maps.png", figure)
+            maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}
+            _draw(path / "maps.png", maps, corners, title=f"{name}: in training")
 
     def report(self, path: pathlib.Path) -> str:
         found = folder.read_json(path / "summary.json")
@@ -63,6 +58,14 @@ class MarginMap(DiagonalMargins):
         for row in rows:
             lines.append(f"{row:>4}" + "".join(f"{summary.text(medians[row, column]):>8}" for column in columns))
         return "\n".join(lines)
+
+
+def _draw(file: pathlib.Path, margins: Mapping[str, np.ndarray], corners: np.ndarray, *, title: str) -> None:
+    """Draws the medians of margins (R, N) in the windows of a grid, a map for each title."""
+    rows, columns = map(np.unique, corners.T)
+    medians = [pictures.percentiles(each)[:, 1].reshape(len(rows), len(columns)) for each in margins.values()]
+    figure = plots.margin_maps(np.stack(medians), rows, columns, titles=list(margins), title=title)
+    folder.write_picture(file, figure)
 
 
 def correlation_with_distance(path: pathlib.Path) -> Estimate:

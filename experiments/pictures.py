@@ -19,7 +19,7 @@ def draw(name: str, config, path: pathlib.Path) -> None:
     if origin is not None:
         other, _ = summary.read_margins(config.baseline_config, origin)
         both = {name: result, config.baseline.replace("_", " "): other}
-        curves = {label: _percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
+        curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
         folder.write_picture(path / "compared.png", plots.margin_curves(range(len(corners)), {"": curves}, **labels))
     accuracy = folder.read_json(path / "summary.json")["test_accuracy"]
     title = f"{name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
@@ -31,7 +31,7 @@ def draw_training(name: str, config, path: pathlib.Path) -> None:
     epochs = monitored(path)
     labels = _labels(config, summary.read_margins(config, path)[1])
     title = f"{name}: median margins of {config.num_monitored} test images in training"
-    medians = np.stack([_percentiles(found["margin"])[:, 1] for found in epochs.values()])
+    medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     folder.write_picture(path / "history.png", plots.margin_history(list(epochs), medians, title=title, **labels))
     if config.attack != "none":
         folder.write_picture(path / "spectrum.png", spectrum(epochs, title=name, **labels))
@@ -49,7 +49,7 @@ def _labels(config, corners) -> dict[str, Any]:
     }
 
 
-def _percentiles(margins: np.ndarray) -> np.ndarray:
+def percentiles(margins: np.ndarray) -> np.ndarray:
     """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
     return np.array([[statistics.percentile(row, rank) for rank in (5, 50, 95)] for row in margins])
 

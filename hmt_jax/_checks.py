@@ -26,7 +26,7 @@ def check_image(image: jax.Array) -> None:
     _check_floating(image)
 
 
-def check_images(images: jax.Array) -> None:
+def check_images(images: jax.Array | np.ndarray) -> None:
     if images.ndim != 4:
         raise ValueError(
             f"images must have shape (N, height, width, channels), got {images.shape}; add the channel axis of grey "
@@ -47,7 +47,7 @@ def check_is_pytree(subspace) -> None:
         )
 
 
-def check_subspace(subspace, images: jax.Array) -> None:
+def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
     """The subspace, a single one, must be one of images of this shape."""
     image_shape = getattr(subspace, "image_shape", images.shape[1:])
     if image_shape != images.shape[1:]:
