@@ -300,16 +300,32 @@ def test_piecewise_linear_margins_are_those_of_a_grid(seed, dimension, num):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_pools_are_piecewise_linear_too(noise):
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 0), (5, 7)])
+def test_pools_are_piecewise_linear_too(noise, row, column):
     """On a flat image all members of a pool are equal, and many units switch at the same point of a line."""
     shape = (12, 12, 1)
     classifier = network("lenet", shape=shape, gain=3.0)
     image = (0.5 + noise * np.random.default_rng(1).normal(size=shape)).astype(np.float32)
-    line = subspaces.dct_window(shape, row=1, column=0, size=1)
-    solution = exact.piecewise_linear(classifier, image, line, reach=5.0)
+    line = subspaces.dct_window(shape, row, column, size=1)
+    solution = exact.piecewise_linear(classifier, image, line, reach=20.0)
     assert solution.status == Status.CONVERGED
-    scanned = measure(lambda _, x: classifier(x), (), image[None], line, exact.scan(reach=5.0, resolution=0.01))
-    np.testing.assert_allclose(scanned.margin[0], solution.margin, rtol=1e-4)  # float32
+    nearest, cell = nearest_on_a_grid(classifier, image, line, 1.05 * solution.margin, 4001)
+    assert solution.margin - 1e-4 <= nearest <= solution.margin + cell  # float32, of logits
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plane_has_the_margin_of_the_nearest_line_in_it(seed):
+    classifier, image = network(seed=seed), images_of(1, seed)[0]
+    plane = subspaces.random(jax.random.key(seed), SHAPE, 2)
+    whole = exact.piecewise_linear(classifier, image, plane)
+    first = np.arctan2(*whole.coordinates[::-1])
+    margins = []
+    for angle in first + np.linspace(0, np.pi, 12, endpoint=False):
+        direction = basis_of(plane) @ [np.cos(angle), np.sin(angle)]
+        line = subspaces.from_basis(direction[:, None].astype(np.float32), SHAPE)
+        margins.append(exact.piecewise_linear(classifier, image, line).margin)
+    np.testing.assert_allclose(margins[0], whole.margin, rtol=1e-5)  # a basis in float32
+    assert min(margins[1:]) > whole.margin
 
 
 def test_piecewise_linear_margins_of_a_linear_network_are_the_closed_form():
@@ -329,7 +345,7 @@ def test_a_search_that_is_cut_short_gives_a_lower_bound():
     whole = exact.piecewise_linear(classifier, image, plane)
     assert whole.status == Status.CONVERGED
     assert whole.num_steps > 4
-    few = exact.piecewise_linear(classifier, image, plane, max_regions=3)
+    few = exact.piecewise_linear(classifier, image, plane, max_steps=3)
     assert (few.status, few.num_steps) == (Status.OUT_OF_STEPS, 3)
     assert 0 < few.margin <= whole.margin
     assert few.adversarial_label == few.label == whole.label
@@ -346,9 +362,25 @@ def test_a_network_that_sees_nothing_of_a_subspace_has_no_boundary_there():
     assert (solution.status, solution.margin) == (Status.ZERO_GRADIENT, np.inf)
 
 
-def test_networks_of_unknown_layers_are_refused():
+def test_an_image_that_is_not_finite_has_no_margin():
+    image = images_of(1)[0]
+    image[0, 0, 0] = np.inf
+    solution = exact.piecewise_linear(network(), image, subspaces.full(SHAPE))
+    assert (solution.status, solution.label, solution.adversarial_label) == (Status.NON_FINITE, -1, -1)
+    assert np.isnan(solution.margin)
+
+
+def test_what_a_search_cannot_take_is_told():
+    image, space = images_of(1)[0], subspaces.full(SHAPE)
     with pytest.raises(TypeError, match="named 'logistic', 'mlp' or 'lenet', made by create, load or from_torch"):
-        exact.piecewise_linear(lambda images: images, images_of(1)[0], subspaces.full(SHAPE))
+        exact.piecewise_linear(lambda images: images, image, space)
+    with pytest.raises(ValueError, match="add the channel axis of a grey image"):
+        exact.piecewise_linear(network(), image[..., 0], space)
+    with pytest.raises(ValueError, match=r"the subspaces are for images of shape \(3, 3, 1\)"):
+        exact.piecewise_linear(network(), image, subspaces.full((3, 3, 1)))
+    for settings in ({"reach": 0.0}, {"reach": float("nan")}, {"max_steps": 0}):
+        with pytest.raises(ValueError, match="reach and max_steps must be positive, got"):
+            exact.piecewise_linear(network(), image, space, **settings)
 
 
 @pytest.mark.parametrize("seed", range(20))
