@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import hmt_jax
 from hmt_jax import Status, bounds, exact, models, subspaces
 
 SHAPE = (3, 4, 2)
@@ -27,23 +26,21 @@ def images_of(num, seed=0, shape=SHAPE):
     return np.random.default_rng(seed).random((num, *shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("num_hidden", [(9,), (8, 6), (5, 6, 5, 4)])
-def test_no_bound_is_above_the_exact_margin(seed, num_hidden):
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("num_hidden", "dimension"), [((8, 6), 1), ((8, 6), 2), ((5, 6, 5, 4), 2), ((9,), 3)])
+def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
     rng = np.random.default_rng(seed)
-    gain = rng.uniform(1, 4)
-    classifier = network("mlp", seed, gain=gain, num_hidden=num_hidden)
+    classifier = network("mlp", seed, gain=rng.uniform(1, 4), num_hidden=num_hidden)
     images = images_of(3, seed) * rng.choice([1, 5])
-    for dimension in (1, 2, 3):
-        subspace = subspaces.random(jax.random.key(seed), SHAPE, dimension)
-        found = bounds.certify(classifier, images, subspace)
-        assert found.radius.shape == found.label.shape == (1, 3)
-        assert (found.radius > 0).all()
-        for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
-            solution = exact.piecewise_linear(classifier, image, subspace, reach=40.0)
-            assert solution.label == label
-            # Where the margin was not found it is at least 40, or the distance searched; then nothing is compared.
-            assert radius <= solution.margin or solution.status != Status.CONVERGED
+    subspace = subspaces.random(jax.random.key(seed), SHAPE, dimension)
+    found = bounds.certify(classifier, images, subspace)
+    assert found.radius.shape == found.label.shape == (1, 3)
+    assert (found.radius > 0).all()
+    for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
+        solution = exact.piecewise_linear(classifier, image, subspace, reach=40.0, max_steps=2000)
+        assert solution.label == label
+        # Where the margin was not found it is at least the distance searched; then nothing is compared.
+        assert radius <= solution.margin or solution.status != Status.CONVERGED
 
 
 def test_bounds_are_not_much_below_the_margins_of_small_networks():
@@ -57,21 +54,22 @@ def test_bounds_are_not_much_below_the_margins_of_small_networks():
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_bounds_of_pools_are_below_scanned_margins(flat):
+def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     shape = (12, 12, 1)
     classifier, images = network("lenet", shape=shape, gain=1.5), images_of(2, 3, shape)
     if flat:
         images[:, 3:] = 0.0
-    stack = subspaces.stack([subspaces.dct_window(shape, row=i, column=0, size=1) for i in (0, 1, 5)])
-    plane = subspaces.random(jax.random.key(0), shape, 2)
-    for subspace, reach in ((stack, 60.0), (plane, 30.0)):
-        scanned = hmt_jax.measure_margins(
-            classifier, images, subspace, exact.scan(reach=reach, resolution=reach / 300), devices=jax.devices()[:1]
-        )
-        found = bounds.certify(classifier, images, subspace)
-        assert (found.radius > 0.05 * np.where(scanned.is_converged, scanned.margin, 0)).all()
-        assert (found.radius <= scanned.margin)[scanned.is_converged].all()
-        np.testing.assert_array_equal(found.label, scanned.label)
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(144, 2)))
+    angles = np.linspace(0, np.pi, 8, endpoint=False)
+    directions = basis @ [np.cos(angles), np.sin(angles)]
+    lines = [subspaces.from_basis(direction[:, None].astype(np.float32), shape) for direction in directions.T]
+    margins = np.array([[exact.piecewise_linear(classifier, image, line).margin for image in images] for line in lines])
+    in_lines = bounds.certify(classifier, images, subspaces.stack(lines)).radius
+    assert (in_lines <= margins).all()
+    assert (in_lines > 0.05 * margins).all()
+    in_plane = bounds.certify(classifier, images, subspaces.from_basis(basis.astype(np.float32), shape)).radius
+    assert (in_plane <= margins.min(0)).all()
+    assert (in_plane > 0.05 * margins.min(0)).all()
 
 
 @pytest.mark.parametrize(("name", "options"), [("mlp", {"num_hidden": (30, 20)}), ("lenet", {})])
@@ -86,17 +84,21 @@ def test_no_point_of_a_certified_ball_has_another_label(name, options):
         assert radius > 0
         points = image[None] + jax.vmap(window.embed)(jnp.float32(0.9999 * radius) * directions)
         assert set(np.asarray(classifier(points).argmax(1))) == {label}
-    upper = hmt_jax.measure_margins(classifier, images, window, max_steps=500, devices=jax.devices()[:1])
-    assert (found.radius <= upper.margin)[upper.is_converged].all()
 
 
 def test_bounds_of_linear_classifiers_are_their_margins():
     classifier, images = network("logistic"), images_of(5)
     plane = subspaces.random(jax.random.key(0), SHAPE, 2)
-    expected = hmt_jax.measure_margins(classifier, images, plane, exact.linear(), devices=jax.devices()[:1])
     found = bounds.certify(classifier, images, plane)
-    np.testing.assert_allclose(found.radius, expected.margin, rtol=1e-5)
-    np.testing.assert_array_equal(found.label, expected.label)
+    for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
+
+        def logits(z, image=image):
+            return classifier((image + plane.embed(z))[None])[0]
+
+        values, slopes = logits(jnp.zeros(2)), jax.jacobian(logits)(jnp.zeros(2))
+        assert label == values.argmax()
+        distances = (values[label] - values) / jnp.linalg.norm(slopes - slopes[label][None], axis=1)
+        np.testing.assert_allclose(radius, jnp.nanmin(distances), rtol=1e-5)  # float32
 
 
 @pytest.mark.parametrize("name", ["logistic", "mlp"])

@@ -1,6 +1,6 @@
 """Exact margins against closed forms, brute force over grids, and SciPy."""
 
-import types
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ import pytest
 import scipy.optimize
 from flax import nnx
 
-import hmt_jax
 from hmt_jax import Status, exact, models, subspaces
 from hmt_jax.exact._least_norm import least_norm_point
+from hmt_jax.margins import _solve_one
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
@@ -33,13 +33,10 @@ def basis_of(subspace):
 
 
 def measure(logits, parameters, images, subspace, solver):
-    """Margins (N,) and all else of images in one subspace. Simulated devices would wait for each other."""
+    """Solutions of images in one subspace, in one program without lanes, which compiles soon."""
     classifier = jax.tree_util.Partial(logits, jax.tree.map(jnp.asarray, parameters))
-    result = hmt_jax.measure_margins(
-        classifier, images, subspace, solver, keep_coordinates=True, devices=jax.devices()[:1]
-    )
-    fields = ("margin", "label", "adversarial_label", "num_steps", "status", "coordinates")
-    return types.SimpleNamespace(**{field: getattr(result, field)[0] for field in fields})
+    solve = jax.vmap(functools.partial(_solve_one, solver), (None, 0, None))
+    return jax.tree.map(np.asarray, solve(classifier, jnp.asarray(images), subspace))
 
 
 # Linear classifiers
@@ -54,8 +51,7 @@ def images_of(num, seed=0):
     return np.random.default_rng(seed).random((num, *SHAPE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 1000])
-@pytest.mark.parametrize("dimension", [1, 2, 7, NUM_PIXELS])
+@pytest.mark.parametrize(("num_classes", "dimension"), [(2, 1), (3, NUM_PIXELS), (1000, 7)])
 def test_linear_margins_are_the_closed_form(num_classes, dimension):
     weights, biases = linear_parameters(num_classes)
     images = images_of(5)
@@ -94,7 +90,6 @@ def test_a_linear_boundary_that_a_subspace_never_meets_is_infinitely_far_away():
 
 
 @pytest.mark.parametrize("solver", [exact.linear(), exact.scan(reach=50, resolution=0.1)])
-@pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 def test_margins_follow_the_scale_of_images_and_not_that_of_logits(solver):
     images, line = images_of(4), subspaces.random(jax.random.key(0), SHAPE, 1)
     weights, biases = linear_parameters(4)
@@ -154,7 +149,6 @@ def test_the_margin_at_the_center_of_a_sphere_is_its_radius():
 
 
 @pytest.mark.parametrize("dimension", [1, 2])
-@pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 def test_scans_find_spheres_from_both_sides_and_tell_what_is_out_of_reach(dimension):
     rng = np.random.default_rng(5)
     center, radius = np.full(SHAPE, 0.5), 2.0
@@ -278,7 +272,7 @@ def nearest_on_a_grid(classifier, image, subspace, reach, num):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("dimension", "num"), [(1, 20_001), (2, 301), (3, 51)])
+@pytest.mark.parametrize(("dimension", "num"), [(1, 20_000), (2, 300), (3, 50)])
 def test_piecewise_linear_margins_are_those_of_a_grid(seed, dimension, num):
     classifier, image = network(seed=seed), images_of(1, seed)[0]
     subspace = subspaces.random(jax.random.key(seed), SHAPE, dimension)
@@ -300,7 +294,7 @@ def test_piecewise_linear_margins_are_those_of_a_grid(seed, dimension, num):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 0), (5, 7)])
+@pytest.mark.parametrize(("row", "column"), [(1, 0), (5, 7)])
 def test_pools_are_piecewise_linear_too(noise, row, column):
     """On a flat image all members of a pool are equal, and many units switch at the same point of a line."""
     shape = (12, 12, 1)
@@ -309,7 +303,7 @@ def test_pools_are_piecewise_linear_too(noise, row, column):
     line = subspaces.dct_window(shape, row, column, size=1)
     solution = exact.piecewise_linear(classifier, image, line, reach=20.0)
     assert solution.status == Status.CONVERGED
-    nearest, cell = nearest_on_a_grid(classifier, image, line, 1.05 * solution.margin, 4001)
+    nearest, cell = nearest_on_a_grid(classifier, image, line, 1.05 * solution.margin, 2000)
     assert solution.margin - 1e-4 <= nearest <= solution.margin + cell  # float32, of logits
 
 
