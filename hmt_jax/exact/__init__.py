@@ -7,6 +7,6 @@ subspaces of a few dimensions, and `sphere` the closed form of a curved boundary
 
 from hmt_jax.exact._closed_forms import linear, sphere
 from hmt_jax.exact._piecewise_linear import piecewise_linear
-from hmt_jax.exact._scan import scan
+from hmt_jax.solvers._scan import scan
 
 __all__ = ["linear", "piecewise_linear", "scan", "sphere"]

@@ -6,8 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers import Linearization, Restriction, Solution, Status
+from hmt_jax.solvers import _search
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status
 
+# What is not given, in units of the sample's first-order distance.
+_RESOLUTION, _REACH = 1 / 16, 64
 _POINTS_IN_A_STEP = 32  # at least: products of matrices are large enough then
 _LEAST_RINGS = 4
 # The bracket of a margin is narrowed to this part of it, a few units in the last place of float32, in 24 steps at most:
@@ -18,6 +21,8 @@ _ACCURACY, _MOST_REFINEMENTS = 1e-6, 24
 class _State(NamedTuple):
     """What has been seen so far, in order of distance."""
 
+    resolution: jax.Array
+    reach: jax.Array
     low: jax.Array  # up to here the label did not change in any direction looked at
     high: jax.Array  # to be looked at up to here; once the label has been seen to change, the nearest point of that
     arc: jax.Array  # (2,) angles looked at: the middle one, and how far they reach on either side
@@ -33,13 +38,15 @@ class _State(NamedTuple):
 class Scan:
     """The solver that `scan` makes."""
 
-    reach: float
-    resolution: float
+    reach: float | None
+    resolution: float | None
     num_angles: int
-    num_candidates = 2  # no gradients are used, and a linearization has two classes at least
+    num_candidates: int = 10  # for the first-order distance
 
     def __post_init__(self):
-        if not 0 < self.resolution <= self.reach:
+        if (self.reach is None) != (self.resolution is None):
+            raise ValueError(f"give both resolution and reach, or none, got {self.resolution} and {self.reach}")
+        if self.reach is not None and not 0 < self.resolution <= self.reach:
             raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
         if self.num_angles < 3:
             raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
@@ -48,19 +55,28 @@ class Scan:
         origin = jnp.zeros_like(at_sample.normals[0])
         if origin.size > 2:
             raise ValueError(f"scan is for subspaces of 1 or 2 dimensions, got {origin.size}; take another solver")
-        is_finite = jnp.isfinite(at_sample.logits).all()
-        label = jnp.where(is_finite, at_sample.candidates[0], -1)
-        zero = jnp.zeros((), jnp.int32)
+        search, distances, _ = _search.begin(at_sample)
+        resolution, reach = self.resolution, self.reach
+        status = search.status
+        if resolution is None or reach is None:
+            nearest = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
+            resolution, reach = _RESOLUTION * nearest, _REACH * nearest
+        else:  # no gradients are used
+            status = jnp.where(search.label < 0, Status.NON_FINITE, Status.OUT_OF_STEPS).astype(jnp.int32)
+        resolution, reach = jnp.asarray(resolution, origin.dtype), jnp.asarray(reach, origin.dtype)
+        label, zero = search.label, jnp.zeros((), jnp.int32)
         return _State(
+            resolution=resolution,
+            reach=reach,
             low=origin[0],
-            high=origin[0] + self.resolution * self._num_rings(origin.size),
+            high=origin[0] + resolution * self._num_rings(origin.size),
             arc=jnp.asarray([0, jnp.pi], origin.dtype),
             z=origin,
             label=label,
             adversarial_label=label,
             num_steps=zero,
             num_refinements=zero,
-            status=jnp.where(is_finite, Status.OUT_OF_STEPS, Status.NON_FINITE).astype(jnp.int32),
+            status=status,
         )
 
     def step(self, restriction: Restriction, state: _State) -> _State:
@@ -71,7 +87,7 @@ class Scan:
         logits = jax.vmap(jax.vmap(restriction))(radii[:, None, None] * directions[None])
         labels = jnp.argmax(logits, axis=2).astype(jnp.int32)
 
-        is_other = (labels != state.label) & (radii <= self.reach)[:, None]
+        is_other = (labels != state.label) & (radii <= state.reach)[:, None]
         is_found, was_found = is_other.any(), state.status == Status.CONVERGED
         ring = jnp.argmax(is_other.any(axis=1))
         changed = is_other[ring]
@@ -83,11 +99,14 @@ class Scan:
         def now(found, not_found):
             return jnp.where(is_found, found, not_found)
 
-        farther = self.resolution * num_rings * (state.num_steps + 1).astype(state.z.dtype)
+        stride = state.resolution * num_rings
+        farther = stride * (state.num_steps + 1).astype(state.z.dtype)
         status = now(Status.CONVERGED, state.status)
         return _State(
+            resolution=state.resolution,
+            reach=state.reach,
             low=now(jnp.where(ring > 0, radii[ring - 1], closer), jnp.where(was_found, state.high, farther)),
-            high=now(radii[ring], jnp.where(was_found, state.high, farther + self.resolution * num_rings)),
+            high=now(radii[ring], jnp.where(was_found, state.high, farther + stride)),
             arc=now(jnp.stack([angles[middle], jnp.minimum(width, state.arc[1])]), state.arc),
             z=now(radii[ring] * directions[middle], state.z),
             label=state.label,
@@ -100,10 +119,12 @@ class Scan:
     def done(self, state: _State) -> jax.Array:
         is_narrow = (state.high - state.low <= _ACCURACY * state.high) | (state.num_refinements >= _MOST_REFINEMENTS)
         is_found = state.status == Status.CONVERGED
-        return (state.status == Status.NON_FINITE) | jnp.where(is_found, is_narrow, state.low >= self.reach)
+        is_hopeless = (state.status == Status.NON_FINITE) | (state.status == Status.ZERO_GRADIENT)
+        return is_hopeless | jnp.where(is_found, is_narrow, state.low >= state.reach)
 
     def result(self, state: _State) -> Solution:
-        margin = jnp.where(state.status == Status.CONVERGED, jnp.linalg.norm(state.z), self.reach)
+        margin = jnp.where(state.status == Status.CONVERGED, jnp.linalg.norm(state.z), state.reach)
+        margin = jnp.where(state.status == Status.ZERO_GRADIENT, jnp.inf, margin)
         return Solution(
             margin=jnp.where(state.status == Status.NON_FINITE, jnp.nan, margin),
             label=state.label,
@@ -124,7 +145,7 @@ class Scan:
         return state.arc[0] + state.arc[1] * fractions, state.arc[1] * (fractions[1] - fractions[0])
 
 
-def scan(*, reach: float, resolution: float, num_angles: int = 128) -> Scan:
+def scan(*, reach: float | None = None, resolution: float | None = None, num_angles: int = 128) -> Scan:
     """Exact margins in subspaces of 1 and 2 dimensions: the label is looked at everywhere, from near to far.
 
     In one dimension that is every `resolution` on both sides, in two every `resolution` along rays in `num_angles`
@@ -133,6 +154,10 @@ def scan(*, reach: float, resolution: float, num_angles: int = 128) -> Scan:
     10^6. It is that of a point with another label, hence never too small; and it is too large only if another label
     nearer by takes up less than `resolution` on every ray, or lies between two of them: a flat boundary can't, nor can
     a corner of more than 360 / num_angles degrees as seen from the sample.
+
+    If neither is given, the resolution is a 16th of the sample's first-order distance and the reach 64 times that
+    distance, so that no scale is absolute; where no class can gain on the label to first order, the status is then
+    ZERO_GRADIENT.
 
     Costs about 2 (margin / resolution) forward passes in one dimension, `num_angles` / 2 times as many in two, and no
     backward passes.
