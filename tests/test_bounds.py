@@ -15,6 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 
 def network(name, seed=0, shape=SHAPE, gain=2.0, mean=(0.4,), std=(0.7,), **options):
     """A network of four classes with random weights, larger than when training starts, so that its boundary bends."""
+    if name == "mlp":
+        options = {"num_hidden": (8, 6), **options}
     classifier = models.create(
         name, jax.random.key(seed), image_shape=shape, num_classes=4, mean=mean, std=std, **options
     )
@@ -22,16 +24,16 @@ def network(name, seed=0, shape=SHAPE, gain=2.0, mean=(0.4,), std=(0.7,), **opti
     return nnx.merge(graph, jax.tree.map(lambda leaf: gain * leaf, parameters), rest)
 
 
-def images_of(num, seed=0, shape=SHAPE):
+def images_of(num=3, seed=0, shape=SHAPE):
     return np.random.default_rng(seed).random((num, *shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("num_hidden", "dimension"), [((8, 6), 1), ((8, 6), 2), ((5, 6, 5, 4), 2), ((9,), 3)])
+@pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5, 4), 1), ((8, 6), 2), ((9,), 3)])
 def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
     rng = np.random.default_rng(seed)
     classifier = network("mlp", seed, gain=rng.uniform(1, 4), num_hidden=num_hidden)
-    images = images_of(3, seed) * rng.choice([1, 5])
+    images = images_of(seed=seed) * rng.choice([1, 5])
     subspace = subspaces.random(jax.random.key(seed), SHAPE, dimension)
     found = bounds.certify(classifier, images, subspace)
     assert found.radius.shape == found.label.shape == (1, 3)
@@ -46,7 +48,7 @@ def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
 def test_bounds_are_not_much_below_the_margins_of_small_networks():
     ratios = []
     for seed in range(5):
-        classifier, images = network("mlp", seed, num_hidden=(8, 6)), images_of(4, seed)
+        classifier, images = network("mlp", seed), images_of(seed=seed)
         plane = subspaces.random(jax.random.key(seed), SHAPE, 2)
         solutions = [exact.piecewise_linear(classifier, image, plane, reach=40.0) for image in images]
         ratios += list(bounds.certify(classifier, images, plane).radius[0] / [s.margin for s in solutions])
@@ -63,31 +65,32 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     angles = np.linspace(0, np.pi, 8, endpoint=False)
     directions = basis @ [np.cos(angles), np.sin(angles)]
     lines = [subspaces.from_basis(direction[:, None].astype(np.float32), shape) for direction in directions.T]
-    margins = np.array([[exact.piecewise_linear(classifier, image, line).margin for image in images] for line in lines])
-    in_lines = bounds.certify(classifier, images, subspaces.stack(lines)).radius
-    assert (in_lines <= margins).all()
-    assert (in_lines > 0.05 * margins).all()
-    in_plane = bounds.certify(classifier, images, subspaces.from_basis(basis.astype(np.float32), shape)).radius
-    assert (in_plane <= margins.min(0)).all()
-    assert (in_plane > 0.05 * margins.min(0)).all()
+    margins = [[exact.piecewise_linear(classifier, image, line).margin for image in images] for line in lines]
+    radius = bounds.certify(classifier, images, subspaces.from_basis(basis.astype(np.float32), shape)).radius
+    assert (radius <= np.min(margins, 0)).all()
+    assert (radius > 0.05 * np.min(margins, 0)).all()
 
 
-@pytest.mark.parametrize(("name", "options"), [("mlp", {"num_hidden": (30, 20)}), ("lenet", {})])
-def test_no_point_of_a_certified_ball_has_another_label(name, options):
-    shape = (12, 12, 1) if name == "lenet" else SHAPE
-    classifier, images = network(name, 1, shape, **options), images_of(4, 1, shape)
-    window = subspaces.dct_window(shape, row=0, column=0, size=3)
-    found = bounds.certify(classifier, images, window)
-    directions = np.random.default_rng(2).normal(size=(2000, window.dimension)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("name", "shape", "subspace"),
+    [
+        ("mlp", SHAPE, subspaces.full(SHAPE)),
+        ("lenet", (12, 12, 1), subspaces.random(jax.random.key(1), (12, 12, 1), 2)),
+    ],
+)
+def test_no_point_of_a_certified_ball_has_another_label(name, shape, subspace):
+    classifier, images = network(name, 1, shape), images_of(2, 1, shape)
+    found = bounds.certify(classifier, images, subspace)
+    directions = np.random.default_rng(2).normal(size=(2000, subspace.dimension)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
         assert radius > 0
-        points = image[None] + jax.vmap(window.embed)(jnp.float32(0.9999 * radius) * directions)
+        points = image[None] + jax.vmap(subspace.embed)(jnp.float32(0.9999 * radius) * directions)
         assert set(np.asarray(classifier(points).argmax(1))) == {label}
 
 
 def test_bounds_of_linear_classifiers_are_their_margins():
-    classifier, images = network("logistic"), images_of(5)
+    classifier, images = network("logistic"), images_of()
     plane = subspaces.random(jax.random.key(0), SHAPE, 2)
     found = bounds.certify(classifier, images, plane)
     for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
@@ -103,7 +106,7 @@ def test_bounds_of_linear_classifiers_are_their_margins():
 
 @pytest.mark.parametrize("name", ["logistic", "mlp"])
 def test_bounds_follow_the_scale_of_images_and_not_that_of_logits(name):
-    images, plane = images_of(3), subspaces.random(jax.random.key(0), SHAPE, 2)
+    images, plane = images_of(), subspaces.random(jax.random.key(0), SHAPE, 2)
     radius = bounds.certify(network(name), images, plane).radius
     large = network(name, mean=(400.0,), std=(700.0,))
     # The search ends within one part in a hundred, where it does so in both.
@@ -116,22 +119,22 @@ def test_bounds_follow_the_scale_of_images_and_not_that_of_logits(name):
 
 
 def test_a_sample_without_a_label_disturbs_no_other():
-    classifier, images = network("mlp"), images_of(3)
-    windows = subspaces.dct_diagonal(SHAPE, size=2, step=1)
-    expected = bounds.certify(classifier, images[:2], windows)
+    classifier, images = network("mlp"), images_of()
+    windows = subspaces.dct_diagonal(SHAPE, size=1, step=1)
+    expected = bounds.certify(classifier, images, windows)
     images[2, 0, 0, 0] = np.nan
     found = bounds.certify(classifier, images, windows)
     assert np.isnan(found.radius[:, 2]).all()
     assert (found.label[:, 2] == -1).all()
-    np.testing.assert_array_equal(found.radius[:, :2], expected.radius)
-    np.testing.assert_array_equal(found.label[:, :2], expected.label)
+    np.testing.assert_array_equal(found.radius[:, :2], expected.radius[:, :2])
+    np.testing.assert_array_equal(found.label[:, :2], expected.label[:, :2])
 
 
 def test_a_network_whose_units_are_all_off_is_certified_until_they_switch():
-    classifier = network("mlp", num_hidden=(6,))
+    classifier = network("mlp")
     layer = classifier.network.layers[0]
     layer.bias[...] = layer.bias[...] - 100
-    images = images_of(2)
+    images = images_of()
     plane = subspaces.random(jax.random.key(0), SHAPE, 2)
     found = bounds.certify(classifier, images, plane)
     assert (found.radius > 10).all()
@@ -163,10 +166,10 @@ def test_what_is_not_supported_is_told():
 
 @pytest.mark.slow
 def test_bounds_of_the_reference_network_bracket_its_margins(reference, reference_lenet):
-    images = (reference["images"][:3] / np.float32(255))[..., None]
+    images = (reference["images"][:2] / np.float32(255))[..., None]
     windows = subspaces.dct_diagonal((28, 28, 1), size=8, step=1)
-    found = bounds.certify(reference_lenet, images, windows[::10])
-    upper = reference["diagonal_8x8_step1/margin"][::10, :3]
+    found = bounds.certify(reference_lenet, images, windows[::20])
+    upper = reference["diagonal_8x8_step1/margin"][::20, :2]
     assert (found.radius < upper).all()
     assert (found.radius > upper / 50).all()
-    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][::10, :3])
+    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][::20, :2])
