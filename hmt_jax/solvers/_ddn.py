@@ -12,6 +12,8 @@ from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_n
 # Parts of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.05
 _CHANGE, _LAST_CHANGE = 0.15, 0.005
+# Of the cross-entropy, in units of the sample's gap: 1 in units of logits for a sample whose label leads by 12.
+_TEMPERATURE = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class DDN:
 
     def step(self, restriction: Restriction, search: Search) -> Search:
         search, seen = _search.look(restriction, search)
-        near = _search.boundary(search, seen, _search.SMOOTH)
+        near = _search.boundary(search, seen, _TEMPERATURE)
         fraction = search.num_steps / self.num_steps
         change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
         is_found = jnp.isfinite(search.best_norm)

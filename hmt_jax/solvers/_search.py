@@ -8,10 +8,6 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status
 
-# The temperature at which the cross-entropy weighs the other classes, in units of the sample's own gap: 1 for a sample
-# whose label leads by 12. In units of the gap it means the same for logits of any scale.
-SMOOTH = 0.08
-
 
 class Search(NamedTuple):
     """The state of a search. The next point to be looked at is `z`."""

@@ -13,16 +13,19 @@ from hmt_jax.solvers._solution import Linearization, Restriction, Solution
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
 _TURN, _LAST_TURN = 2.5, 0.06
+# The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: first the way is
+# away from the label, then towards one class.
+_TEMPERATURE, _LAST_TEMPERATURE = 0.2, 0.005
 # How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
-_OVERSHOOT, _LAST_OVERSHOOT = 0.08, 0.002
+_OVERSHOOT, _LAST_OVERSHOOT = 0.04, 0.002
 # Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope
 # along the old ray is known where it is needed, and the new ray is the one walked on.
 _BLEND = 0.5
 _TRUST = 0.45  # the radius changes by at most this part of it in a step
 _FIRST = 0.45  # where the walk begins, in units of the first-order distance, of which margins are 0.5 to 0.75
+_NOISE = 2.0  # of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
-_SMOOTH = 0.05  # temperature of the boundary, in units of the sample's gap
 _CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
 # Where a walk has so few directions, to look at them all is cheap, and surer.
 _FEW_DIMENSIONS, _SCAN = 2, scan(num_angles=48)
@@ -40,7 +43,6 @@ class Walk:
     num_steps: int
     num_rounds: int
     num_starts: int
-    noise: float
     num_polish: int = 3
     num_candidates: int = 10
     max_steps: int = 100  # without an adversarial point
@@ -66,7 +68,8 @@ class Walk:
         clock = search.num_found - 1  # 0 at the first adversarial point, before it below
         fraction = jnp.where(clock >= 0, clock % self.num_steps / max(self.num_steps - 1, 1), 0)
         is_walked = clock >= self._num_walked - 1
-        near = _search.boundary(search, seen, jnp.where(is_walked, 0, _SMOOTH))
+        temperature = _TEMPERATURE * (_LAST_TEMPERATURE / _TEMPERATURE) ** fraction
+        near = _search.boundary(search, seen, jnp.where(is_walked, 0, temperature))
         edge = jnp.where(search.best_norm < before, self._cut(seen, near, seen.along), search.memory.edge)
         search = search._replace(memory=search.memory._replace(edge=edge))
         z = self._walk(search, seen, near, clock, fraction)
@@ -107,7 +110,7 @@ class Walk:
         starts = search.memory.starts
         # One sequence for all pairs: no result depends on which others are measured.
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), num_ended), search.z.shape, search.z.dtype)
-        direction = _search.unit(search.best_z) + self.noise * _search.unit(noise)
+        direction = _search.unit(search.best_z) + _NOISE * _search.unit(noise)
         if len(starts):
             towards = starts[jnp.clip(num_ended, 0, len(starts) - 1)]
             direction = jnp.where(num_ended < len(starts), towards, direction)
@@ -123,9 +126,9 @@ class Walk:
 
 
 _EFFORTS = {
-    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1, noise=1.0),
-    "normal": Walk(num_steps=20, num_rounds=3, num_starts=2, noise=1.0),
-    "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3, noise=2.0),
+    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1),
+    "normal": Walk(num_steps=20, num_rounds=3, num_starts=2),
+    "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
 }
 
 
@@ -138,8 +141,8 @@ def tight(effort: str = "normal") -> Walk:
       u' = unit(u + turn n),   z' = (1 + overshoot) r u'.
 
     Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
-    gradient of the cross-entropy, of logits in units of the sample's gap, so that no facet between two classes decides
-    alone, and no scale is absolute. Later rounds start from the next nearest candidates, and then around the best
+    gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well: first no facet between two
+    classes decides alone, and no scale is absolute. Later rounds start from the next nearest candidates, and then around the best
     point, with noise. A polish of three looks ends at the closest point of the boundary's last linearisation: of a
     linear classifier, the exact margin.
 
