@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from flax import nnx
+from conftest import random_network
 
-from hmt_jax import Status, exact, models, subspaces
+from hmt_jax import Status, exact, subspaces
 from hmt_jax.exact._least_norm import least_norm_point
 from hmt_jax.margins import _solve_one
 
@@ -251,14 +251,9 @@ def test_a_scan_is_of_a_line_or_a_plane():
 # Networks that are piecewise linear
 
 
-def network(name="mlp", seed=0, shape=SHAPE, gain=2.0, **options):
-    """A network with random weights, larger than when training starts, so that its boundary bends."""
-    if name == "mlp":
-        options = {"num_hidden": (10, 8), **options}
-    key, mean, std = jax.random.key(seed), np.linspace(0.3, 0.5, shape[2]), np.linspace(0.5, 1, shape[2])
-    classifier = models.create(name, key, image_shape=shape, num_classes=4, mean=mean, std=std, **options)
-    graph, parameters, rest = nnx.split(classifier, nnx.Param, ...)
-    return nnx.merge(graph, jax.tree.map(lambda leaf: gain * leaf, parameters), rest)
+def network(name="mlp", seed=0, shape=SHAPE, **options):
+    mean, std = np.linspace(0.3, 0.5, shape[2]), np.linspace(0.5, 1, shape[2])
+    return random_network(name, shape, seed=seed, mean=mean, std=std, **options)
 
 
 def nearest_on_a_grid(classifier, image, subspace, reach, num):
