@@ -39,6 +39,14 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
 
 
+@pytest.fixture(scope="module")
+def unoptimised():
+    """For tests of what programs do rather than of their numbers: optimising their code takes longer than it saves."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Everything in a test that asks for it may be float64."""

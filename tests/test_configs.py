@@ -16,6 +16,9 @@ from experiments.diagonal import DiagonalMargins
 from experiments.imagenet import GivenWeights
 from experiments.margin_map import MarginMap
 from hmt_jax import data, models
+from hmt_jax.models import _create
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins) and name != "digits"]
@@ -166,12 +169,10 @@ def test_classes_must_be_those_of_the_network(given, tmp_path):
 @pytest.mark.parametrize(("network", "shape", "num_hidden"), sorted(NETWORKS))
 def test_networks_take_the_images(network, shape, num_hidden):
     options = {"num_hidden": num_hidden} if num_hidden else {}
-
-    @nnx.eval_shape
-    def logits():
-        classifier = models.create(network, jax.random.key(0), image_shape=shape, num_classes=10, **options)
-        return classifier(np.zeros((2, *shape), np.float32))
-
+    classifier = _create.outline(network, shape, num_classes=10, **options)
+    classifier.eval()
+    images = jax.ShapeDtypeStruct((2, *shape), np.float32)
+    logits = nnx.eval_shape(lambda classifier, images: classifier(images), classifier, images)
     assert logits.shape == (2, 10)
 
 
