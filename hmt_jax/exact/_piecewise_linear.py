@@ -68,10 +68,8 @@ def piecewise_linear(
         return _solution(Status.NON_FINITE, -1, Found(np.nan, None, 0), basis.shape[1])
     network = _piecewise.in_coordinates(_piecewise.around(network, image.reshape(-1).astype(np.float64)), basis)
     layers, label = network.layers, _piecewise.label_of(network)
-    if basis.shape[1] == 1:
-        parts, divide = _rays.both(), _rays.walk
-    else:
-        parts, divide = [_regions.whole(layers)], _regions.divide
+    parts: Any = _rays.both() if basis.shape[1] == 1 else [_regions.whole(layers)]
+    divide: Any = _rays.walk if basis.shape[1] == 1 else _regions.divide
     thinnest = _THINNEST * _typical_distance(layers[0])
     divide = functools.partial(divide, layers, label, thinnest)
     found = nearest(parts, divide, reach=reach, max_steps=max_steps)
@@ -81,8 +79,8 @@ def piecewise_linear(
 
 def _solution(status, label, found, dimension) -> Solution:
     other, point = found.answer or (label, np.full(dimension, np.nan))
-    integers: Any = map(np.int32, (label, other, found.num_steps, status))
-    return Solution(np.float64(found.distance), *integers, point)
+    numbers: list[Any] = [np.float64(found.distance), *map(np.int32, (label, other, found.num_steps, status)), point]
+    return Solution(*numbers)
 
 
 def _typical_distance(layer) -> float:

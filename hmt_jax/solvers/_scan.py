@@ -46,7 +46,7 @@ class Scan:
     def __post_init__(self):
         if (self.reach is None) != (self.resolution is None):
             raise ValueError(f"give both resolution and reach, or none, got {self.resolution} and {self.reach}")
-        if self.reach is not None and not 0 < self.resolution <= self.reach:
+        if self.reach is not None and self.resolution is not None and not 0 < self.resolution <= self.reach:
             raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
         if self.num_angles < 3:
             raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
@@ -56,14 +56,12 @@ class Scan:
         if origin.size > 2:
             raise ValueError(f"scan is for subspaces of 1 or 2 dimensions, got {origin.size}; take another solver")
         search, distances, _ = _search.begin(at_sample)
-        resolution, reach = self.resolution, self.reach
-        status = search.status
-        if resolution is None or reach is None:
-            nearest = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
-            resolution, reach = _RESOLUTION * nearest, _REACH * nearest
-        else:  # no gradients are used
-            status = jnp.where(search.label < 0, Status.NON_FINITE, Status.OUT_OF_STEPS).astype(jnp.int32)
-        resolution, reach = jnp.asarray(resolution, origin.dtype), jnp.asarray(reach, origin.dtype)
+        nearest = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
+        resolution = jnp.asarray(self.resolution or _RESOLUTION * nearest, origin.dtype)
+        reach = jnp.asarray(self.reach or _REACH * nearest, origin.dtype)
+        # With a scale that was given no gradients are used.
+        without = jnp.where(search.label < 0, Status.NON_FINITE, Status.OUT_OF_STEPS).astype(jnp.int32)
+        status = search.status if self.reach is None else without
         label, zero = search.label, jnp.zeros((), jnp.int32)
         return _State(
             resolution=resolution,

@@ -13,8 +13,8 @@ from hmt_jax.solvers._solution import Linearization, Restriction, Solution
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
 _TURN, _LAST_TURN = 2.5, 0.06
-# The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: first the way is
-# away from the label, then towards one class.
+# The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: first the way
+# is away from the label, then towards one class.
 _TEMPERATURE, _LAST_TEMPERATURE = 0.2, 0.005
 # How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
 _OVERSHOOT, _LAST_OVERSHOOT = 0.04, 0.002
@@ -141,10 +141,10 @@ def tight(effort: str = "normal") -> Walk:
       u' = unit(u + turn n),   z' = (1 + overshoot) r u'.
 
     Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
-    gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well: first no facet between two
-    classes decides alone, and no scale is absolute. Later rounds start from the next nearest candidates, and then around the best
-    point, with noise. A polish of three looks ends at the closest point of the boundary's last linearisation: of a
-    linear classifier, the exact margin.
+    gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well, so that no facet between
+    two classes decides alone at first, and no scale is absolute. Later rounds start from the next nearest candidates,
+    and then around the best point, with noise. A polish of three looks ends at the closest point of the boundary's last
+    linearisation: of a linear classifier, the exact margin.
 
     In one and two dimensions it is a `hmt_jax.exact.scan` of all directions, whatever the effort, some hundred forward
     passes a pair on a line and some thousand in the plane.
