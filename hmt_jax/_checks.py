@@ -18,7 +18,7 @@ class PixelRangeWarning(UserWarning):
     """Pixels leave [0, 1], and not because the images are flipped."""
 
 
-def check_image(image: jax.Array) -> None:
+def check_image(image: jax.Array | np.ndarray) -> None:
     if image.ndim != 3:
         raise ValueError(
             f"image must have shape (height, width, channels), got {image.shape}; add the channel axis of a grey image "
