@@ -9,7 +9,7 @@ import numpy as np
 import hmt_jax
 from experiments import baseline, checks, config, folder, manipulations, pictures, run, stages, summary
 from experiments.diagonal import DiagonalMargins
-from hmt_jax import models, plots, solvers, statistics
+from hmt_jax import bounds, models, plots, solvers, statistics
 
 
 def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough", data_dir: str | None = None) -> str:
@@ -25,22 +25,25 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
       data_dir: where prepared data sets are; where TFDS keeps them if not given.
 
     Returns:
-      For every window the ratio of the run's margin to the tight one, in the median with its interval and at the 90th
-      percentile; and whether the order of the windows, and the run's ratios to the one it is compared with, stand.
+      For every window the median margins, and that of certified lower bounds where the network has them; the ratio of
+      the run's margin to the tight one, in the median with its interval and at the 90th percentile; and whether the
+      order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
       ValueError: if the folder is that of no such run, or the data set is not prepared.
     """
     name, found, *_ = reopen(path, num_images, data_dir)
-    measured, tight, windows = _measure(path, num_images, effort, data_dir)
+    measured, tight, certified, windows = _measure(path, num_images, effort, data_dir)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
-    lines = [f"{name}: {measured.shape[1]} images, {effort} effort", _table(windows, measured, tight, ratios), ""]
-    lines.append(order(measured, tight))
+    table = _table(windows, measured, tight, certified, ratios)
+    lines = [f"{name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
-        both = _measure(origin, num_images, effort, data_dir)[:2]
-        growth = [_medians(margins) / _medians(theirs) for margins, theirs in zip((measured, tight), both, strict=True)]
+        both = _measure(origin, num_images, effort, data_dir)
+        growth = [
+            _medians(margins) / _medians(theirs) for margins, theirs in zip((measured, tight), both, strict=False)
+        ]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
         lines.append(_over_baseline(found.baseline, windows, *growth))
     folder.write_json(path / "audit.json", report)
@@ -64,21 +67,34 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[s
     return name, found, classifier, images, folder.read_arrays(path / "margins.npz")["corner"]
 
 
-def _measure(path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Censored margins (R, N) of the run and of the tight solver, and names of the windows; drawn beside each other."""
+def _measure(path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Censored margins (R, N) of the run and of the tight solver, lower bounds, and names of the windows; all drawn."""
     _, found, classifier, images, corners = reopen(path, num_images, data_dir)
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
-        again = hmt_jax.measure_margins(classifier, images, found.windows(images.shape[1:]), solvers.tight(effort))
+        stack = found.windows(images.shape[1:])
+        again = hmt_jax.measure_margins(classifier, images, stack, solvers.tight(effort))
     measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
     # A smaller margin of the run is one, too.
     tight = np.fmin(measured, tight)
+    certified = _certified(classifier, images, stack)
     windows = [f"{row},{column}" for row, column in corners.tolist()]
-    folder.write_arrays(path / "audit.npz", {"corner": corners, "measured": measured, "tight": tight})
-    curves = {"as measured": pictures.percentiles(measured), f"tight ({effort})": pictures.percentiles(tight)}
+    arrays = {"corner": corners, "measured": measured, "tight": tight, "certified": certified}
+    folder.write_arrays(path / "audit.npz", arrays)
+    curves = {"as measured": pictures.percentiles(measured), f"tight, {effort}": pictures.percentiles(tight)}
+    if np.isfinite(certified).any():
+        curves["certified lower bound"] = pictures.percentiles(certified)
     labels = pictures.labels(found, corners)
     folder.write_picture(path / "audit.png", plots.margin_curves(range(len(windows)), {"": curves}, **labels))
-    return measured, tight, windows
+    return measured, tight, certified, windows
+
+
+def _certified(classifier, images, stack) -> np.ndarray:
+    """Lower bounds (R, N), NaN for a network that has none."""
+    try:
+        return bounds.certify(classifier, images, stack).radius
+    except TypeError:
+        return np.full((len(stack), len(images)), np.nan)
 
 
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
@@ -89,17 +105,17 @@ def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
     return {key: summary.number(value) for key, value in found.items()}
 
 
-def _table(windows, measured, tight, ratios) -> str:
-    header = ("window", "measured", "tight", "ratio", "95% interval", "90%")
+def _table(windows, measured, tight, certified, ratios) -> str:
+    header = ("window", "measured", "tight", "certified", "ratio", "95% interval", "90%")
     rows = [
         (
             window,
-            *(summary.text(summary.number(median)) for median in (_median(before), _median(now))),
+            *(summary.text(summary.number(median)) for median in map(_median, margins)),
             summary.text(ratio["value"]),
             f"{summary.text(ratio['low'])} to {summary.text(ratio['high'])}",
             summary.text(ratio["90%"]),
         )
-        for window, before, now, ratio in zip(windows, measured, tight, ratios, strict=True)
+        for window, ratio, *margins in zip(windows, ratios, measured, tight, certified, strict=True)
     ]
     return checks.align([header, *rows])
 
