@@ -40,10 +40,8 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
-        both = _measure(origin, num_images, effort, data_dir)
-        growth = [
-            _medians(margins) / _medians(theirs) for margins, theirs in zip((measured, tight), both, strict=False)
-        ]
+        others = _measure(origin, num_images, effort, data_dir)[:2]
+        growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
         lines.append(_over_baseline(found.baseline, windows, *growth))
     folder.write_json(path / "audit.json", report)
