@@ -256,13 +256,17 @@ def network(name="mlp", seed=0, shape=SHAPE, **options):
     return random_network(name, shape, seed=seed, mean=mean, std=std, **options)
 
 
+@jax.jit
+def labels_of(classifier, images):
+    return classifier(images).argmax(1)
+
+
 def nearest_on_a_grid(classifier, image, subspace, reach, num):
     """Distance to the nearest point of a grid with another label, and the diagonal of its cells."""
     ticks = np.linspace(-reach, reach, num, dtype=np.float32)
     points = np.stack(np.meshgrid(*[ticks] * subspace.dimension), -1).reshape(-1, subspace.dimension)
-    images = image[None] + jax.vmap(subspace.embed)(points)
-    labels = np.concatenate([classifier(part).argmax(1) for part in jnp.array_split(images, 20)])
-    distances = np.linalg.norm(points, axis=1)[labels != classifier(image[None]).argmax()]
+    labels = labels_of(classifier, jnp.concatenate([image[None], image[None] + jax.vmap(subspace.embed)(points)]))
+    distances = np.linalg.norm(points, axis=1)[labels[1:] != labels[0]]
     return distances.min(initial=np.inf), (ticks[1] - ticks[0]) * subspace.dimension**0.5
 
 
@@ -289,14 +293,14 @@ def test_piecewise_linear_margins_are_those_of_a_grid(seed, dimension, num):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-@pytest.mark.parametrize(("row", "column"), [(1, 0), (5, 7)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 0), (2, 3)])
 def test_pools_are_piecewise_linear_too(noise, row, column):
     """On a flat image all members of a pool are equal, and many units switch at the same point of a line."""
     shape = (12, 12, 1)
     classifier = network("lenet", shape=shape, gain=3.0)
     image = (0.5 + noise * np.random.default_rng(1).normal(size=shape)).astype(np.float32)
     line = subspaces.dct_window(shape, row, column, size=1)
-    solution = exact.piecewise_linear(classifier, image, line, reach=20.0)
+    solution = exact.piecewise_linear(classifier, image, line, reach=200.0)
     assert solution.status == Status.CONVERGED
     nearest, cell = nearest_on_a_grid(classifier, image, line, 1.05 * solution.margin, 2000)
     assert solution.margin - 1e-4 <= nearest <= solution.margin + cell  # float32, of logits
