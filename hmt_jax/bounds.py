@@ -39,8 +39,8 @@ class LowerBounds(NamedTuple):
 def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBounds:
     """Lower bounds of the margins of every image in every subspace, for MLPs and LeNet.
 
-    They are loose, by a factor that grows with the depth of the network, with the radius and with the dimension: about 2
-    for the MLP below. For a LeNet trained on MNIST exact margins along single frequencies are 6 to 13 times as large,
+    They are loose, by a factor that grows with the depth of the network, with the radius and with the dimension: about
+    2 for the MLP below. For a LeNet trained on MNIST exact margins along single frequencies are 6 to 13 times as large,
     and DeepFool's, which are too large themselves, 8 to 47 times in windows of 8 x 8. Compare certified radii with each
     other; for the margin itself take `hmt_jax.exact` where that can be had.
 
