@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hmt_jax
-from hmt_jax import solvers, subspaces
+from hmt_jax import exact, solvers, subspaces
 from hmt_jax.solvers import Status
 
 FAMILY = {
@@ -213,3 +213,32 @@ def test_known_margins_do_not_become_larger():
     assert (tight.margin <= deepfool.margin).all()
     with pytest.raises(ValueError, match="measure the same pairs with keep_coordinates=True"):
         hmt_jax.measure_margins(classifier, images, windows, known=alone)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_tight_margins_beside_exact_ones(dimension):
+    """Of an MLP, whose linear regions are gone through one by one."""
+    options = {"num_classes": 4, "num_hidden": (16, 16)}
+    classifier = hmt_jax.models.create("mlp", jax.random.key(2), image_shape=(4, 4, 1), **options)
+    images = np.random.default_rng(3).uniform(size=(12, 4, 4, 1)).astype(np.float32)
+    subspace = subspaces.random(jax.random.key(4), (4, 4, 1), dimension)
+    result = hmt_jax.measure_margins(classifier, images, subspace, solvers.tight("normal"))
+    margins = np.array([exact.piecewise_linear(classifier, image, subspace).margin for image in images])
+    is_crossed = np.isfinite(margins)
+    np.testing.assert_array_equal(result.is_converged[0], is_crossed)
+    ratios = result.margin[0][is_crossed] / margins[is_crossed]
+    assert is_crossed.sum() > 6
+    assert (ratios > 1 - 1e-5).all()
+    # On lines and in planes it looks everywhere; in space it may take another of several boundaries.
+    assert (ratios < 1.01).mean() >= (1 if dimension < 3 else 0.75)
+
+
+def test_tight_margins_of_the_reference_network_in_planes(reference, reference_lenet):
+    """Against a scan with rays and rings that are finer by far."""
+    images = reference["images"][:3].reshape(3, 28, 28, 1).astype(np.float32) / 255
+    plane = subspaces.random(jax.random.key(0), (28, 28, 1), 2)
+    tight = hmt_jax.measure_margins(reference_lenet, images, plane, solvers.tight("fast"))
+    median = float(np.median(tight.margin))
+    fine = exact.scan(reach=1.1 * float(tight.margin.max()), resolution=median / 12, num_angles=100)
+    scanned = hmt_jax.measure_margins(reference_lenet, images, plane, fine)
+    np.testing.assert_allclose(tight.margin, scanned.margin, rtol=0.01)
