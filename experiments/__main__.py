@@ -56,7 +56,14 @@ def _scorecard(options) -> None:
 
 def _audit(options) -> None:
     _cache_compilations(options.cache_dir)
-    print(audit.audit(options.folder, num_images=options.num_images, effort=options.effort, data_dir=options.data_dir))
+    report = audit.audit(
+        options.folder,
+        num_images=options.num_images,
+        effort=options.effort,
+        num_certified=options.certify,
+        data_dir=options.data_dir,
+    )
+    print(report)
 
 
 def _accuracy(options) -> None:
@@ -126,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the tight solver")
     auditor.add_argument("--effort", default="thorough", choices=("fast", "normal", "thorough"))
+    auditor.add_argument("--certify", type=int, default=0, help="how many of the images to prove lower bounds for")
     auditor.set_defaults(command=_audit)
 
     comparer = commands.add_parser("accuracy", help="compare all solvers on the network of a run")

@@ -12,7 +12,14 @@ from experiments.diagonal import DiagonalMargins
 from hmt_jax import bounds, models, plots, solvers, statistics
 
 
-def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough", data_dir: str | None = None) -> str:
+def audit(
+    path: pathlib.Path,
+    *,
+    num_images: int = 50,
+    effort: str = "thorough",
+    num_certified: int = 0,
+    data_dir: str | None = None,
+) -> str:
     """Measures the first images of a finished run in all its windows again, and compares.
 
     Writes `audit.json`, `audit.npz` and the picture `audit.png` into the run's folder, and into that of the run it is
@@ -22,6 +29,7 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
       path: the folder of a run of the kind `DiagonalMargins`.
       num_images: how many of its images.
       effort: of `hmt_jax.solvers.tight`.
+      num_certified: how many of them to prove lower bounds for, at a second or two a window and image for LeNet.
       data_dir: where prepared data sets are; where TFDS keeps them if not given.
 
     Returns:
@@ -30,17 +38,17 @@ def audit(path: pathlib.Path, *, num_images: int = 50, effort: str = "thorough",
       order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
-      ValueError: if the folder is that of no such run, or the data set is not prepared.
+      ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no lower bounds.
     """
     name, found, *_ = reopen(path, num_images, data_dir)
-    measured, tight, certified, windows = _measure(path, num_images, effort, data_dir)
+    measured, tight, certified, windows = _measure(path, num_images, effort, num_certified, data_dir)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
     table = _table(windows, measured, tight, certified, ratios)
     lines = [f"{name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
-        others = _measure(origin, num_images, effort, data_dir)[:2]
+        others = _measure(origin, num_images, effort, 0, data_dir)[:2]
         growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
         lines.append(_over_baseline(found.baseline, windows, *growth))
@@ -65,17 +73,17 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[s
     return name, found, classifier, images, folder.read_arrays(path / "margins.npz")["corner"]
 
 
-def _measure(path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _measure(path, num_images, effort, num_certified, data_dir) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Censored margins (R, N) of the run and of the tight solver, lower bounds, and names of the windows; all drawn."""
     _, found, classifier, images, corners = reopen(path, num_images, data_dir)
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
         stack = found.windows(images.shape[1:])
+        certified = _certified(classifier, images, stack, num_certified)
         again = hmt_jax.measure_margins(classifier, images, stack, solvers.tight(effort))
     measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
     # A smaller margin of the run is one, too.
     tight = np.fmin(measured, tight)
-    certified = _certified(classifier, images, stack)
     windows = [f"{row},{column}" for row, column in corners.tolist()]
     arrays = {"corner": corners, "measured": measured, "tight": tight, "certified": certified}
     folder.write_arrays(path / "audit.npz", arrays)
@@ -87,12 +95,15 @@ def _measure(path, num_images, effort, data_dir) -> tuple[np.ndarray, np.ndarray
     return measured, tight, certified, windows
 
 
-def _certified(classifier, images, stack) -> np.ndarray:
-    """Lower bounds (R, N), NaN for a network that has none."""
-    try:
-        return bounds.certify(classifier, images, stack).radius
-    except TypeError:
-        return np.full((len(stack), len(images)), np.nan)
+def _certified(classifier, images, stack, num_certified) -> np.ndarray:
+    """Lower bounds (R, N), NaN for images that are not to have any."""
+    certified = np.full((len(stack), len(images)), np.nan)
+    if num_certified:
+        try:
+            certified[:, :num_certified] = bounds.certify(classifier, images[:num_certified], stack).radius
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+    return certified
 
 
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
