@@ -38,7 +38,7 @@ def audit(
       order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
-      ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no lower bounds.
+      ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
     """
     name, found, *_ = reopen(path, num_images, data_dir)
     measured, tight, certified, windows = _measure(path, num_images, effort, num_certified, data_dir)

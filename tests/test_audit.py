@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(finished):
     """What the audit of that run returns."""
-    return audit.audit(finished, num_images=NUM_IMAGES, effort="fast")
+    return audit.audit(finished, num_images=NUM_IMAGES, effort="fast", num_certified=3)
 
 
 def margins_of(path):
@@ -35,9 +35,12 @@ def margins_of(path):
 def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
     written = json.loads((finished / "audit.json").read_text())
     with np.load(finished / "audit.npz") as arrays:
-        measured, tight = arrays["measured"], arrays["tight"]
+        measured, tight, certified = arrays["measured"], arrays["tight"], arrays["certified"]
     np.testing.assert_array_equal(measured, margins_of(finished))
     assert (tight <= measured).all()
+    assert (certified[:, :3] <= tight[:, :3]).all()
+    assert (certified[:, :3] > 0).all()
+    assert np.isnan(certified[:, 3:]).all()
     ratios = measured / tight
     np.testing.assert_allclose([window["value"] for window in written["windows"]], np.median(ratios, axis=1))
     np.testing.assert_allclose([window["90%"] for window in written["windows"]], np.percentile(ratios, 90, axis=1))
