@@ -87,9 +87,9 @@ def _measure(path, num_images, effort, num_certified, data_dir) -> tuple[np.ndar
     windows = [f"{row},{column}" for row, column in corners.tolist()]
     arrays = {"corner": corners, "measured": measured, "tight": tight, "certified": certified}
     folder.write_arrays(path / "audit.npz", arrays)
-    curves = {"as measured": pictures.percentiles(measured), f"tight, {effort}": pictures.percentiles(tight)}
+    curves = {"DeepFool": pictures.percentiles(measured), "tight": pictures.percentiles(tight)}
     if np.isfinite(certified).any():
-        curves["certified lower bound"] = pictures.percentiles(certified)
+        curves["certified"] = pictures.percentiles(certified)
     labels = pictures.labels(found, corners)
     folder.write_picture(path / "audit.png", plots.margin_curves(range(len(windows)), {"": curves}, **labels))
     return measured, tight, certified, windows
@@ -115,7 +115,7 @@ def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
 
 
 def _table(windows, measured, tight, certified, ratios) -> str:
-    header = ("window", "measured", "tight", "certified", "ratio", "95% interval", "90%")
+    header = ("window", "DeepFool", "tight", "certified", "ratio", "95% interval", "90%")
     rows = [
         (
             window,
@@ -147,7 +147,7 @@ def _over_baseline(name, windows, measured, tight) -> str:
         for window, *pair in zip(windows, measured, tight, strict=True)
     ]
     verdict = "stands" if ((measured > 1) == (tight > 1)).all() else "DOES NOT STAND"
-    table = checks.align([("window", "measured", "tight"), *rows])
+    table = checks.align([("window", "DeepFool", "tight"), *rows])
     return f"\nmedians over those of {name.replace('_', ' ')}\n{table}\nwhere they are larger and smaller: {verdict}"
 
 

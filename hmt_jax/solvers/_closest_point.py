@@ -13,13 +13,15 @@ from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_n
 _DAMPING = 0.3  # the part of the way that is gone at first
 _GROWTH, _SHRINKAGE = 1.3, 0.5
 _TRUST = 0.3  # a point is moved to the boundary by at most this part of its norm
-_OVERSHOOT = 0.01  # the point looked at lies so far behind, so that the search sees adversarial ones
+# The point looked at lies so far behind the boundary, to be adversarial: more after one that was not.
+_OVERSHOOT, _OVERSHOOT_GROWTH = 0.01, 1.5
 
 
 class _Memory(NamedTuple):
     anchor: jax.Array  # (d,) the point with the least norm so far, on the boundary to first order
     target: jax.Array  # (d,) the closest point of the boundary linearised there
     damping: jax.Array
+    overshoot: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +39,11 @@ class ClosestPoint:
         search, distances, directions = _search.begin(at_sample)
         length = jnp.where(jnp.isfinite(distances[0]), (1 + _OVERSHOOT) * distances[0], 0)
         nowhere = jnp.full_like(search.z, jnp.inf)
-        return search._replace(
-            z=length * directions[0], memory=_Memory(nowhere, search.z, jnp.full_like(length, _DAMPING))
-        )
+        memory = _Memory(nowhere, search.z, jnp.full_like(length, _DAMPING), jnp.full_like(length, _OVERSHOOT))
+        return search._replace(z=length * directions[0], memory=memory)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
-        anchor, target, damping = search.memory
+        anchor, target, damping, overshoot = search.memory
         search, seen = _search.look(restriction, search)
         near = _search.boundary(search, seen, 0.0)
         slope = near.normal @ seen.along
@@ -56,11 +57,14 @@ class ClosestPoint:
             anchor=jnp.where(is_nearer, radius * seen.along, anchor),
             target=jnp.where(is_nearer, near.offset * near.normal, target),
             damping=jnp.where(is_nearer, jnp.minimum(_GROWTH * damping, 1), _SHRINKAGE * damping),
+            overshoot=jnp.where(seen.is_adversarial, _OVERSHOOT, jnp.minimum(_OVERSHOOT_GROWTH * overshoot, 1)),
         )
         new = new._replace(damping=jnp.where(is_first, damping, new.damping))
         ahead = new.anchor + new.damping * (new.target - new.anchor)
-        z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, radius * seen.along)
-        return search._replace(z=(1 + _OVERSHOOT) * z, memory=new)
+        # As DeepFool goes, until the boundary has been met.
+        onwards = search.z + jnp.clip(-near.depth, -_TRUST * seen.norm, seen.norm) * near.normal
+        z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, onwards)
+        return search._replace(z=(1 + new.overshoot) * z, memory=new)
 
     def done(self, search: Search) -> jax.Array:
         return _search.is_done(search, self.num_steps, self.max_steps)

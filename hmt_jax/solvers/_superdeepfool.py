@@ -10,13 +10,14 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import Search
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers, normals_of
 
+_LEAST_GAIN = 1e-3
 _LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
 
 
 class _Memory(NamedTuple):
     candidates: jax.Array  # (C,) the label first
     is_projected: jax.Array  # whether z is a projection of the point before it
-    has_ended: jax.Array  # a projection was adversarial
+    has_ended: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class SuperDeepFool:
         return search._replace(z=length * directions[0], memory=_Memory(at_sample.candidates, no, no))
 
     def step(self, restriction: Restriction, search: Search) -> Search:
+        before = search.best_norm
         search, seen = _search.look(restriction, search)
         candidates, is_projected, _ = search.memory
         # Behind the boundary the normal is that of the class found, before it that of the nearest candidate.
@@ -50,9 +52,11 @@ class SuperDeepFool:
         normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
         onwards = search.z + (1 + self.overshoot) * length * normal
         projected = (search.z @ normal) * normal
+        # Ever smaller gains, around a boundary that curves away from the sample, are an end as well.
+        is_end = is_projected | (seen.norm > (1 - _LEAST_GAIN) * before)
         return search._replace(
             z=jnp.where(seen.is_adversarial, projected, onwards),
-            memory=_Memory(candidates, seen.is_adversarial, seen.is_adversarial & is_projected),
+            memory=_Memory(candidates, seen.is_adversarial, seen.is_adversarial & is_end),
         )
 
     def done(self, search: Search) -> jax.Array:
@@ -66,7 +70,8 @@ def superdeepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_step
     """SuperDeepFool (infinity, 1): DeepFool to the boundary, then a projection onto the boundary's normal, in turn.
 
     Where the label has changed, z is replaced by (z . n) n, with n the unit normal there: were the boundary flat, that
-    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial.
+    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial, or
+    the way back to the boundary ends at nearly the same norm as before.
 
     Takes one forward and C - 1 backward passes a step.
 
