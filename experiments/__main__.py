@@ -1,4 +1,5 @@
-"""The command line: `python -m experiments list`, `run NAME`, `scorecard`, `prepare DATA`, `benchmark`."""
+"""The command line: `python -m experiments list`, `run NAME`, `audit RUN`, `accuracy RUN`, `scorecard`,
+`prepare DATA`, `benchmark`."""
 
 import argparse
 import os
@@ -8,7 +9,7 @@ import sys
 import jax
 import jaxlib
 
-from experiments import benchmark, config, run, scorecard, throughput, tradeoffs
+from experiments import accuracy, audit, benchmark, config, run, scorecard, throughput, tradeoffs
 from hmt_jax import data
 
 _ONEDNN_FLAGS = (
@@ -51,6 +52,23 @@ def _run(options) -> None:
 def _scorecard(options) -> None:
     print(scorecard.scorecard(options.folders, options.root))
     print(f"\nas Markdown: {options.root / 'scorecard.md'}")
+
+
+def _audit(options) -> None:
+    _cache_compilations(options.cache_dir)
+    report = audit.audit(
+        options.folder,
+        num_images=options.num_images,
+        effort=options.effort,
+        num_certified=options.certify,
+        data_dir=options.data_dir,
+    )
+    print(report)
+
+
+def _accuracy(options) -> None:
+    _cache_compilations(options.cache_dir)
+    print(accuracy.accuracy(options.folder, num_images=options.num_images, data_dir=options.data_dir))
 
 
 def _prepare(options) -> None:
@@ -106,13 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--quick", action="store_true", help="its quick form, on little data: seconds to two minutes")
     runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME[_quick])")
     runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
-    runner.add_argument("--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)")
     runner.set_defaults(command=_run)
 
     scorer = commands.add_parser("scorecard", help="all finished runs in one table, with the claims that hold")
     scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=pathlib.Path, help="default: all under the root")
     scorer.add_argument("--root", type=pathlib.Path, default=pathlib.Path("results"), help="default: results")
     scorer.set_defaults(command=_scorecard)
+
+    auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the tight solver")
+    auditor.add_argument("--effort", default="thorough", choices=("fast", "normal", "thorough"))
+    auditor.add_argument("--certify", type=int, default=0, help="how many of the images to prove lower bounds for")
+    auditor.set_defaults(command=_audit)
+
+    comparer = commands.add_parser("accuracy", help="compare all solvers on the network of a run")
+    comparer.set_defaults(command=_accuracy)
+
+    for subparser in (auditor, comparer):
+        subparser.add_argument("folder", metavar="RUN", type=pathlib.Path, help="the folder of a finished run")
+        subparser.add_argument("--num-images", type=int, default=50, help="its first images (default: 50)")
 
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
@@ -127,7 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
     timer.set_defaults(command=_benchmark)
 
-    for subparser in (runner, preparer, timer):
+    for subparser in (runner, auditor, comparer):
+        subparser.add_argument(
+            "--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)"
+        )
+    for subparser in (runner, auditor, comparer, preparer, timer):
         subparser.add_argument(
             "--data-dir", help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)"
         )

@@ -6,7 +6,7 @@ import importlib
 import pathlib
 import pkgutil
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from experiments import configs
@@ -65,6 +65,22 @@ def load(name: str, *, quick: bool = False) -> Config:
       ValueError: that lists the known names, if it is none of them.
     """
     return _module(name).QUICK if quick else _module(name).CONFIG
+
+
+def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
+    """The experiment's name, and the configuration, that a run's folder describes by its fields.
+
+    Raises:
+      ValueError: if there is no such experiment, or it has other fields now.
+    """
+    values: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
+    }
+    name: str = values.pop("experiment")
+    try:
+        return name, type(load(name))(**values)
+    except TypeError as error:
+        raise ValueError(f"the run is of an earlier form of {name}, whose fields differ: {error}") from None
 
 
 def checks(name: str) -> tuple[Check, ...]:

@@ -14,27 +14,27 @@ from hmt_jax import plots, statistics
 def draw(name: str, config, path: pathlib.Path) -> None:
     """Draws the margins of a summarized run, beside those of the run it is compared with."""
     result, corners = summary.read_margins(config, path)
-    labels = _labels(config, corners)
+    named = labels(config, corners)
     origin = baseline.of(path)
     if origin is not None:
         other, _ = summary.read_margins(config.baseline_config, origin)
         both = {name: result, config.baseline.replace("_", " "): other}
         curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
-        folder.write_picture(path / "compared.png", plots.margin_curves(range(len(corners)), {"": curves}, **labels))
+        folder.write_picture(path / "compared.png", plots.margin_curves(range(len(corners)), {"": curves}, **named))
     accuracy = folder.read_json(path / "summary.json")["test_accuracy"]
     title = f"{name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
-    folder.write_picture(path / "margins.png", plots.margin_distribution(result, title=title, **labels))
+    folder.write_picture(path / "margins.png", plots.margin_distribution(result, title=title, **named))
 
 
 def draw_training(name: str, config, path: pathlib.Path) -> None:
     """Draws how margins along the diagonal, and adversarial perturbations, came about in training."""
     epochs = monitored(path)
-    labels = _labels(config, summary.read_margins(config, path)[1])
+    named = labels(config, summary.read_margins(config, path)[1])
     title = f"{name}: median margins of {config.num_monitored} test images in training"
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
-    folder.write_picture(path / "history.png", plots.margin_history(list(epochs), medians, title=title, **labels))
+    folder.write_picture(path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
     if config.attack != "none":
-        folder.write_picture(path / "spectrum.png", spectrum(epochs, title=name, **labels))
+        folder.write_picture(path / "spectrum.png", spectrum(epochs, title=name, **named))
 
 
 def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
@@ -42,7 +42,8 @@ def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
     return {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
 
 
-def _labels(config, corners) -> dict[str, Any]:
+def labels(config, corners) -> dict[str, Any]:
+    """The names of the windows, and of their axis."""
     return {
         "ticks": [str(row) for row, _ in corners.tolist()],
         "xlabel": f"first frequency of the {config.window_size} x {config.window_size} DCT window, from low to high",

@@ -1,11 +1,13 @@
 """From data to margins: each stage leaves a file, and a stage whose file is there is not run again."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,16 +35,23 @@ def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:
         baseline.provide(name, config.baseline_config, path, data_dir)
     dataset, mean, std = manipulations.manipulate(config.manipulation, load(config, data_dir))
     windows = config.windows(dataset.image_shape)
-    with warnings.catch_warnings():
-        if config.domain == "unbounded":  # a band of an image has pixels below 0
-            warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
+    with pixels_of(config):
         if not (path / CLASSIFIER).exists():
             _train(config, dataset, mean, std, windows, path)
         if config.evaluation_attack is not None:
             _evaluate_robustness(config, dataset, windows, path)
         if not (path / "margins.npz").exists():
             classifier, _ = models.load(path / CLASSIFIER)
-            measure(config, classifier, *_observed(dataset, config.num_images), path, num_test=len(dataset.test_images))
+            measure(config, classifier, *observed(dataset, config.num_images), path, num_test=len(dataset.test_images))
+
+
+@contextlib.contextmanager
+def pixels_of(config) -> Iterator[None]:
+    """Where a configuration explains the pixels of its images, no warning of their range."""
+    with warnings.catch_warnings():
+        if config.domain == "unbounded":  # a band of an image has pixels below 0
+            warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
+        yield
 
 
 def load(config, data_dir) -> data.Dataset:
@@ -134,7 +143,7 @@ def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
             }
         )
         if config.measure_every and (epoch + 1) % config.measure_every == 0:
-            samples, (*_, key) = _observed(dataset, config.num_monitored), _keys(config)
+            samples, (*_, key) = observed(dataset, config.num_monitored), _keys(config)
             found = evaluation.monitor(classifier, *samples, windows, config.solver, attack, key)
             folder.write_arrays(path / "monitored" / f"{epoch + 1:03}.npz", found)
             history[-1] |= evaluation.means(found)
@@ -145,7 +154,7 @@ def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
     return on_epoch
 
 
-def _observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
+def observed(dataset, num_images) -> tuple[np.ndarray, np.ndarray]:
     """The first test images, as floats, and their labels."""
     return data.as_floats(dataset.test_images[:num_images]), dataset.test_labels[:num_images]
 
@@ -158,7 +167,7 @@ def _evaluate_robustness(config, dataset, windows, path) -> None:
     for file, origin in found.items():
         if not (path / file).exists():
             classifier, _ = models.load(origin / CLASSIFIER)
-            samples, (*_, key) = _observed(dataset, config.num_images), _keys(config)
+            samples, (*_, key) = observed(dataset, config.num_images), _keys(config)
             folder.write_json(path / file, evaluation.robustness(config, classifier, *samples, windows, key))
 
 

@@ -100,7 +100,12 @@ def read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     fields = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(**measurement["work"])
     result = hmt_jax.MarginResult(
-        **fields, coordinates=None, solver=config.solver, precision=measurement["precision"], work=work
+        **fields,
+        coordinates=None,
+        solver=config.solver,
+        num_bisections=0,
+        precision=measurement["precision"],
+        work=work,
     )
     return result, arrays["corner"]
 

@@ -12,9 +12,8 @@ import numpy as np
 import hmt_jax
 from experiments import config, folder
 from experiments.checks import Estimate, from_medians, from_share
-from experiments.scan import LineScan
 from experiments.summary import FIELDS, number
-from hmt_jax import lanes, models, solvers, statistics, subspaces, training
+from hmt_jax import exact, lanes, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 
 Statistic = Callable[[pathlib.Path], Estimate]
@@ -62,8 +61,8 @@ class Synthetic(config.Config):
         )
 
     @property
-    def scan(self) -> LineScan:
-        return LineScan(self.resolution, self.reach)
+    def scan(self) -> solvers.Solver:
+        return exact.scan(reach=self.reach, resolution=self.resolution)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -103,7 +102,7 @@ def directions(samples: Samples, first: int, last: int) -> list[Row]:
     ]
 
 
-def scanned(row: Row, scan: LineScan) -> Row:
+def scanned(row: Row, scan: solvers.Solver) -> Row:
     """The same direction, scanned."""
     return Row(f"{row.name}, scanned", row.subspace, scan)
 
@@ -130,7 +129,9 @@ def result_of(arrays: dict[str, np.ndarray]) -> hmt_jax.MarginResult:
     """Observed margins as one result, though several solvers may have found them."""
     fields = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(1, 0, 0)  # not kept
-    return hmt_jax.MarginResult(**fields, coordinates=None, solver=solvers.deepfool(), precision="highest", work=work)
+    return hmt_jax.MarginResult(
+        **fields, coordinates=None, solver=solvers.deepfool(), num_bisections=0, precision="highest", work=work
+    )
 
 
 def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

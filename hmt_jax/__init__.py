@@ -2,7 +2,9 @@
 
 from hmt_jax import (
     attacks,
+    bounds,
     data,
+    exact,
     frequency,
     lanes,
     models,
@@ -22,8 +24,10 @@ __all__ = [
     "Solution",
     "Status",
     "attacks",
+    "bounds",
     "data",
     "deepfool",
+    "exact",
     "frequency",
     "lanes",
     "measure_margins",

@@ -11,13 +11,14 @@ from hmt_jax.solvers import Status
 
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
+_IMAGES_AT_A_TIME = 1024
 
 
 class PixelRangeWarning(UserWarning):
     """Pixels leave [0, 1], and not because the images are flipped."""
 
 
-def check_image(image: jax.Array) -> None:
+def check_image(image: jax.Array | np.ndarray) -> None:
     if image.ndim != 3:
         raise ValueError(
             f"image must have shape (height, width, channels), got {image.shape}; add the channel axis of a grey image "
@@ -26,7 +27,7 @@ def check_image(image: jax.Array) -> None:
     _check_floating(image)
 
 
-def check_images(images: jax.Array) -> None:
+def check_images(images: jax.Array | np.ndarray) -> None:
     if images.ndim != 4:
         raise ValueError(
             f"images must have shape (N, height, width, channels), got {images.shape}; add the channel axis of grey "
@@ -47,7 +48,7 @@ def check_is_pytree(subspace) -> None:
         )
 
 
-def check_subspace(subspace, images: jax.Array) -> None:
+def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
     """The subspace, a single one, must be one of images of this shape."""
     image_shape = getattr(subspace, "image_shape", images.shape[1:])
     if image_shape != images.shape[1:]:
@@ -57,8 +58,10 @@ def check_subspace(subspace, images: jax.Array) -> None:
         )
 
 
-def check_logits_were_finite(status: np.ndarray, images: jax.Array) -> None:
-    is_finite = np.asarray(jnp.isfinite(images).all(axis=(1, 2, 3)))
+def check_logits_were_finite(status: np.ndarray, images: jax.Array | np.ndarray) -> None:
+    if not (status == Status.NON_FINITE).any():
+        return
+    is_finite = np.isfinite(np.asarray(images)).all(axis=(1, 2, 3))
     if is_finite.any() and (status[:, is_finite] == Status.NON_FINITE).all():
         raise ValueError(
             f"classifier gives NaN or infinite logits or gradients for every one of {is_finite.sum()} finite images: "
@@ -72,7 +75,12 @@ def _check_floating(images):
 
 
 def _warn_of_range(images):
-    is_unexplained = np.asarray(_leaves_range_unexplained(images))
+    # In chunks of one size, since they may be more than a device holds.
+    size = min(len(images), _IMAGES_AT_A_TIME)
+    is_unexplained = np.zeros(len(images), bool)
+    for first in range(0, len(images), size):
+        rows = slice(min(first, len(images) - size), min(first + size, len(images)))
+        is_unexplained[rows] = _leaves_range_unexplained(images[rows])
     if is_unexplained.any():
         worst = np.asarray(images)[is_unexplained]
         warnings.warn(

@@ -15,7 +15,7 @@ import numpy as np
 
 from hmt_jax import lanes
 from hmt_jax.classifiers import Classifier, restrict
-from hmt_jax.solvers import Solution, Solver, linearize, normals_of
+from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of
 from hmt_jax.subspaces import full
 
 # What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
@@ -26,7 +26,7 @@ _LEAST_LANES, _MOST_LANES = 8, 1024
 # At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
 _PAIRS_PER_LANE = 20
 # What the linearizations and first steps of a chunk of images may take on a CPU.
-_CPU_CHUNK_BYTES = 2**22
+_CPU_CHUNK_BYTES = 2**23
 
 
 class AtEnd(NamedTuple):
@@ -59,10 +59,12 @@ def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: An
 def solve(
     solver: Solver,
     classifier: Classifier,
-    images: jax.Array,
+    images: jax.Array | np.ndarray,
     stack: Any,
     num_subspaces: int,
     *,
+    known: Solution | None,
+    num_bisections: int,
     precision: str,
     keep_coordinates: bool,
     num_lanes: int | None,
@@ -75,12 +77,12 @@ def solve(
     """
     if num_lanes is None:
         num_lanes = _choose_num_lanes(classifier, images, num_subspaces, devices)
-    size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes * len(devices))
+    size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices)
     chunks, work = [], lanes.Work(num_lanes, 0, 0)
     # All chunks have one size, so that they share compiled code: the last may overlap the one before.
     firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
     for number, first in enumerate(firsts):
-        data = (classifier, images[first : first + size], stack)
+        data = (classifier, jnp.asarray(images[first : first + size]), stack)
         solution, work_of_chunk = _solve_chunk(
             solver,
             precision,
@@ -91,6 +93,16 @@ def solve(
             progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
         )
         work += work_of_chunk
+        if known is not None:
+            solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
+        if num_bisections:
+            solution, _ = lanes.solve(
+                _Bisect(num_bisections, precision),
+                (*data, solution),
+                np.arange(num_subspaces * size),
+                num_lanes=work.num_lanes,
+                devices=devices,
+            )
         at_end, _ = lanes.evaluate(
             _LookAtEnd(precision),
             (*data, solution),
@@ -104,6 +116,22 @@ def solve(
         chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), found))
     num_new = np.diff([0, *(first + size for first in firsts)])
     return jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks), work
+
+
+def _rows_of(solution: Solution, images: slice) -> Solution:
+    """Solutions (R, N) of some of the images, one row for each pair."""
+    return jax.tree.map(lambda leaf: leaf[:, images].reshape(-1, *leaf.shape[2:]), solution)
+
+
+def _nearer(known: Solution, found: Solution) -> Solution:
+    """For each pair the solution with the smaller margin, of those that have one."""
+    margins = [np.where(each.status == Status.CONVERGED, each.margin, np.inf) for each in (known, found)]
+    is_known_nearer = margins[0] < margins[1]
+
+    def select(known, found):
+        return np.where(is_known_nearer.reshape(-1, *[1] * (found.ndim - 1)), known, found).astype(found.dtype)
+
+    return jax.tree.map(select, known, found)
 
 
 def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, progress) -> tuple[Solution, lanes.Work]:
@@ -161,6 +189,47 @@ class _Start:
         with jax.default_matmul_precision(self.precision):
             classifier, image, subspace = _pair(data, item)
             return start(self.solver, classifier, image, subspace, at_image)
+
+
+class _Bisection(NamedTuple):
+    solution: Solution
+    inside: jax.Array  # parts of the way to the point found: the greatest where the label is unchanged,
+    outside: jax.Array  # and the least where it has changed
+    num_steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bisect:
+    """A `lanes.Method` that halves the way between the sample and the point found, one forward pass each."""
+
+    num_bisections: int
+    precision: str
+
+    def start(self, data, item):
+        solution = jax.tree.map(lambda leaf: leaf[item], data[3])
+        whole = jnp.ones_like(solution.margin)
+        return _Bisection(solution, jnp.zeros_like(whole), whole, jnp.zeros((), jnp.int32))
+
+    def step(self, data, item, state):
+        solution, inside, outside, num_steps = state
+        middle = (inside + outside) / 2
+        with jax.default_matmul_precision(self.precision):
+            label = jnp.argmax(restrict(*_pair(data, item))(middle * solution.coordinates)).astype(jnp.int32)
+        is_changed = label != solution.label
+        adversarial_label = jnp.where(is_changed, label, solution.adversarial_label)
+        return _Bisection(
+            solution._replace(adversarial_label=adversarial_label),
+            jnp.where(is_changed, inside, middle),
+            jnp.where(is_changed, middle, outside),
+            num_steps + 1,
+        )
+
+    def done(self, state):
+        return (state.num_steps >= self.num_bisections) | (state.solution.status != Status.CONVERGED)
+
+    def result(self, state):
+        solution, part = state.solution, state.outside
+        return solution._replace(margin=part * solution.margin, coordinates=part * solution.coordinates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +298,7 @@ def _join(leaves, num_new):
 
 def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
     """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
-    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, images[0]))
+    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, jnp.asarray(images[0])))
     num_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     num_kept -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(classifier))
     lanes_within = _bytes(_CPU_BYTES, devices[0]) // max(num_kept, 1)
@@ -238,14 +307,14 @@ def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
     return min(num_suitable, max(num_pairs // (_PAIRS_PER_LANE * len(devices)), _LEAST_LANES), num_pairs)
 
 
-def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes) -> int:
+def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices) -> int:
     """Images in a chunk: as many as the memory allows, and enough to keep the lanes of all devices busy."""
     subspace = jax.tree.map(lambda leaf: leaf[0], stack)
-    at_image, state = _first_pair.eval_shape(solver, classifier, images[0], subspace)
+    at_image, state = _first_pair.eval_shape(solver, classifier, jnp.asarray(images[0]), subspace)
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(at_image))
     num_bytes += num_subspaces * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    within = _bytes(_CPU_CHUNK_BYTES, jax.local_devices()[0]) // num_bytes
-    enough = -(-_PAIRS_PER_LANE * num_lanes // num_subspaces)
+    within = _bytes(_CPU_CHUNK_BYTES, devices[0]) // num_bytes
+    enough = -(-_PAIRS_PER_LANE * num_lanes * len(devices) // num_subspaces)
     num_chunks = -(-len(images) // max(within, enough, 1))
     return -(-len(images) // num_chunks)
 

@@ -34,6 +34,7 @@ class MarginResult:
         the boundary's normal if the gap is small. 1 at a minimal perturbation; any less, and a smaller one is near.
       coordinates: (R, N, d) perturbations in the coordinates of their subspaces, if they were asked for.
       solver: the solver that was run.
+      num_bisections: how often the way to the point that it found was halved.
       precision: the precision of matrix products in the classifier.
       work: the lanes and their use.
     """
@@ -47,6 +48,7 @@ class MarginResult:
     alignment: np.ndarray
     coordinates: np.ndarray | None
     solver: Solver = dataclasses.field(metadata={"static": True})
+    num_bisections: int = dataclasses.field(metadata={"static": True})
     precision: str = dataclasses.field(metadata={"static": True})
     work: lanes.Work = dataclasses.field(metadata={"static": True})
 
@@ -111,6 +113,8 @@ def measure_margins(
     subspaces: Subspace,
     solver: Solver | None = None,
     *,
+    known: MarginResult | None = None,
+    num_bisections: int = 0,
     keep_coordinates: bool = False,
     precision: str = "highest",
     num_lanes: int | None = None,
@@ -130,6 +134,10 @@ def measure_margins(
         an infinite pixel gets status NON_FINITE and disturbs no other.
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
+      known: margins of the same pairs that were measured before, by another solver say, with their coordinates. Where
+        the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
+      num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
+        forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
       precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
         Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
@@ -159,7 +167,10 @@ def measure_margins(
     if solver is not None and deepfool_settings:
         raise TypeError(f"give either solver or {', '.join(deepfool_settings)}, which belong to solvers.deepfool")
     solver = DeepFool(**deepfool_settings) if solver is None else solver
-    images = jnp.asarray(images)
+    if num_bisections < 0:
+        raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
+    # Those of NumPy stay on the host: a device is given a chunk at a time.
+    images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
     _checks.check_images(images)
     stack, num_subspaces = _as_stack(subspaces)
     _checks.check_subspace(jax.tree.map(lambda leaf: leaf[0], stack), images)
@@ -169,13 +180,22 @@ def measure_margins(
         images,
         stack,
         num_subspaces,
+        known=_solution_of(known, (num_subspaces, len(images))),
+        num_bisections=num_bisections,
         precision=precision,
         keep_coordinates=keep_coordinates,
         num_lanes=num_lanes,
         devices=jax.local_devices() if devices is None else list(devices),
         progress=progress,
     )
-    result = MarginResult(**solution._asdict(), **at_end._asdict(), solver=solver, precision=precision, work=work)
+    result = MarginResult(
+        **solution._asdict(),
+        **at_end._asdict(),
+        solver=solver,
+        num_bisections=num_bisections,
+        precision=precision,
+        work=work,
+    )
     _checks.check_logits_were_finite(result.status, images)
     return result
 
@@ -190,6 +210,18 @@ def _solve_one(solver, classifier, image, subspace):
             _pairs.start(solver, classifier, image, subspace, _pairs.linearize_at(solver, classifier, image)),
         )
         return solver.result(state)
+
+
+def _solution_of(result, shape):
+    """What a result says of all its pairs, as a solver's answer; None for None."""
+    if result is None:
+        return None
+    if result.margin.shape != shape or result.coordinates is None:
+        raise ValueError(
+            f"known must hold margins of {shape[0]} subspaces and {shape[1]} images with their coordinates, got "
+            f"{result.margin.shape[0]} and {result.margin.shape[1]}: measure the same pairs with keep_coordinates=True"
+        )
+    return Solution(*(getattr(result, field) for field in Solution._fields))
 
 
 def _as_stack(subspaces):

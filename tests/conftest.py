@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import hmt_jax
 from hmt_jax import models
@@ -86,3 +87,23 @@ def tanh_logits(parameters, images):
     first, first_bias, second, second_bias = parameters
     hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
     return hidden @ second.T + second_bias[None]
+
+
+def random_network(name, image_shape, *, mean, std, seed=0, gain=2.0, num_hidden=(8, 6)):
+    """A network of four classes, its weights larger than when training starts, so that its boundary bends.
+
+    Weights come from NumPy: those of `models.create` take seconds to compile.
+    """
+    rng = np.random.default_rng(seed)
+    options = {"num_hidden": num_hidden} if name == "mlp" else {}
+    classifier = nnx.eval_shape(
+        lambda: models.create(name, jax.random.key(0), image_shape=image_shape, num_classes=4, **options)
+    )
+    graph, parameters = nnx.split(classifier.network)
+
+    def weights(leaf):
+        bound = gain / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else gain / 4
+        return jnp.asarray(rng.uniform(-bound, bound, leaf.shape), jnp.float32)
+
+    network = nnx.merge(graph, jax.tree.map(weights, parameters))
+    return models.Normalized(network, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))

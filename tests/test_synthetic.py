@@ -10,8 +10,8 @@ import pytest
 
 import hmt_jax
 from experiments import __main__ as command_line
-from experiments import config, forgetting, linear, nonlinear, scan, synthetic
-from hmt_jax import Status, data, plots, solvers, subspaces
+from experiments import config, forgetting, linear, nonlinear, synthetic
+from hmt_jax import Status, data, exact, plots, solvers, subspaces
 
 KEY = jax.random.key(3)
 NUM = 4000
@@ -106,7 +106,7 @@ def hyperplane_logits(parameters, images):
     return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
 
 
-@pytest.mark.parametrize("solver", [solvers.deepfool(overshoot=0.0), scan.LineScan(0.01, 30.0)])
+@pytest.mark.parametrize("solver", [solvers.deepfool(overshoot=0.0), exact.scan(reach=30.0, resolution=0.01)])
 @pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
     samples = data.synthetic_linear(KEY, 40, image_shape=(3, 3, 1))
@@ -119,38 +119,11 @@ def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
     gap = np.asarray(samples.images).reshape(40, -1) @ np.asarray(normal) + 0.7
     is_near = np.abs(gap) / 0.5 < 29
     assert is_near.sum() > 30
-    # The scan looks at every hundredth; DeepFool's shortest step is 1e-4.
-    np.testing.assert_allclose(result.margin[0], np.abs(gap) / 2, atol=0.0101)
-    np.testing.assert_allclose(result.margin[1, is_near], np.abs(gap)[is_near] / 0.5, atol=0.0101)
+    # DeepFool's shortest step is 1e-4.
+    np.testing.assert_allclose(result.margin[0], np.abs(gap) / 2, atol=1.01e-4)
+    np.testing.assert_allclose(result.margin[1, is_near], np.abs(gap)[is_near] / 0.5, atol=1.01e-4)
     np.testing.assert_array_equal(result.label[0], gap > 0)
     np.testing.assert_array_equal(result.adversarial_label[0], gap <= 0)
-
-
-def slab_logits(width, images):
-    """Class 0 within a slab around the origin of the first pixel, off centre."""
-    gap = jnp.abs(images[:, 0, 0, 0] + 0.2) - width
-    return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
-
-
-def test_a_scan_finds_the_nearer_side_and_censors_what_is_out_of_reach():
-    classifier = jax.tree_util.Partial(slab_logits, jnp.asarray(1.0))
-    pixel = subspaces.from_basis(np.eye(4, 1), (2, 2, 1))
-    images = np.zeros((3, 2, 2, 1), np.float32)
-    images[1], images[2] = 0.5, np.nan
-    result = hmt_jax.measure_margins(classifier, images, pixel, scan.LineScan(0.01, 0.75), keep_coordinates=True)
-    assert result.status[0].tolist() == [Status.OUT_OF_STEPS, Status.CONVERGED, Status.NON_FINITE]
-    np.testing.assert_allclose(result.margin[0, 1], 0.31, atol=1e-5)  # 0.5 + 0.2 + 0.3 touches the edge
-    np.testing.assert_allclose(result.coordinates[0, 1], [0.31], atol=1e-5)
-    assert result.label[0].tolist() == [0, 0, -1]
-    assert result.adversarial_label[0, :2].tolist() == [0, 1]
-
-
-def test_a_scan_is_of_a_line():
-    with pytest.raises(ValueError, match=r"resolution must be positive and at most reach, got 2\.0 and 1\.0"):
-        scan.LineScan(2.0, 1.0)
-    classifier = jax.tree_util.Partial(slab_logits, jnp.asarray(1.0))
-    with pytest.raises(ValueError, match="the subspace must have dimension 1, got 4"):
-        hmt_jax.measure_margins(classifier, np.zeros((1, 2, 2, 1)), subspaces.full((2, 2, 1)), scan.LineScan(0.1, 1.0))
 
 
 def test_cross_section_is_that_of_the_plane():

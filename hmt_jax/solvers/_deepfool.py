@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, normals_of
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers, normals_of
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -32,16 +31,9 @@ class DeepFool:
     max_steps: int = 100
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _number(field.name, getattr(self, field.name)))
-        if self.num_candidates < 2:
-            raise ValueError(
-                f"num_candidates must be at least 2, the label and one other class, got {self.num_candidates}"
-            )
+        as_numbers(self)
         if not self.overshoot >= 0:  # so written that NaN fails, too
             raise ValueError(f"overshoot must not be negative, got {self.overshoot}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> DeepFoolState:
         unknown = jnp.asarray(-1, jnp.int32)
@@ -126,10 +118,3 @@ def deepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_steps: in
       Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Hold me tight!", NeurIPS 2020, arXiv:2002.06349.
     """
     return DeepFool(num_candidates, overshoot, max_steps)
-
-
-def _number(name, value):
-    """A Python number: solvers are hashable, and equal ones share compiled code."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value):
-        raise ValueError(f"{name} must be a single number, known when compiling, got {value}")
-    return np.asarray(value).item()

@@ -1,11 +1,13 @@
 """What every solver takes and gives."""
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Restriction = Callable[[jax.Array], jax.Array]
 
@@ -86,3 +88,26 @@ class Solver(Protocol):
     def done(self, state: Any) -> jax.Array: ...
 
     def result(self, state: Any) -> Solution: ...
+
+
+def as_numbers(settings: Any) -> None:
+    """Makes every field of a frozen dataclass a Python number: equal solvers are hashed alike, and share compiled code.
+
+    Raises:
+      ValueError: for what is no single number, known when compiling; or a count below the least that makes sense.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, jax.core.Tracer) or np.ndim(value):
+            raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
+        object.__setattr__(settings, field.name, np.asarray(value).item())
+    if settings.num_candidates < 2:
+        raise ValueError(
+            f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
+        )
+    num_steps: int = getattr(settings, "num_steps", 1)
+    if num_steps < 1 or settings.max_steps < 1:
+        name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", settings.max_steps)
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    if settings.max_steps < num_steps:
+        raise ValueError(f"max_steps must be at least num_steps, got {settings.max_steps} and {num_steps}")

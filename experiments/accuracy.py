@@ -1,0 +1,110 @@
+"""How near to the least margins known every solver comes, at what cost: a table for the network of a run."""
+
+import pathlib
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+import hmt_jax
+from experiments import audit
+from hmt_jax import solvers, statistics, subspaces
+
+_BISECTIONS = 10
+_NUM_WINDOWS = 5
+
+
+class _Contender(NamedTuple):
+    name: str
+    solver: solvers.Solver
+    num_bisections: int = 0
+
+
+CONTENDERS = (
+    _Contender("deepfool", solvers.deepfool()),
+    _Contender(f"deepfool, {_BISECTIONS} bisections", solvers.deepfool(), _BISECTIONS),
+    _Contender("superdeepfool", solvers.superdeepfool(), _BISECTIONS),
+    _Contender("closest_point, 20 steps", solvers.closest_point(), _BISECTIONS),
+    _Contender("fmn, 50 steps", solvers.fmn(), _BISECTIONS),
+    _Contender("ddn, 20 steps", solvers.ddn(num_steps=20), _BISECTIONS),
+    _Contender("ddn, 50 steps", solvers.ddn(), _BISECTIONS),
+    _Contender("tight, fast", solvers.tight("fast")),
+    _Contender("tight, normal", solvers.tight("normal")),
+    _Contender("tight, thorough", solvers.tight("thorough")),
+)
+
+
+def accuracy(path: pathlib.Path, *, num_images: int = 100, data_dir: str | None = None) -> str:
+    """Ratios of all solvers' margins to the least that any of them found, in the whole space and five windows.
+
+    Args:
+      path: the folder of a finished run of the kind `DiagonalMargins`.
+      num_images: the first of its images.
+      data_dir: where prepared data sets are; where TFDS keeps them if not given.
+
+    Returns:
+      A table in Markdown: median and 90th percentile of the ratios by subspace, pairs without a margin, forward and
+      backward passes a pair, and milliseconds a pair, compilation left out.
+
+    Raises:
+      ValueError: if the folder is that of no such run, or the data set is not prepared.
+    """
+    _, found, classifier, images, corners = audit.reopen(path, num_images, data_dir)
+    windows = found.windows(images.shape[1:])
+    stacks = [subspaces.full(images.shape[1:]), windows[:: len(windows) // (_NUM_WINDOWS - 1)]]
+    rows, margins = [], []
+    for contender in CONTENDERS:
+        results = [_measure(contender, classifier, images, stack) for stack in stacks]
+        margins.append(np.concatenate([statistics.censored_margins(result) for result, _ in results]))
+        rows.append((contender.name, *_costs(contender, results)))
+    best = np.min(margins, axis=0)
+    lines = [
+        (
+            "solver",
+            "whole space",
+            *(f"window {r},{c}" for r, c in corners[:: len(windows) // (_NUM_WINDOWS - 1)].tolist()),
+            *_COSTS,
+        )
+    ]
+    lines.append(("---",) * len(lines[0]))
+    lines += [(name, *_ratios(each, best), *costs) for (name, *costs), each in zip(rows, margins, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_COSTS = ("no margin", "forward", "backward", "ms a pair")
+
+
+def _measure(contender, classifier, images, stack):
+    """The result, and the seconds of a second run, which compiles nothing."""
+    for _ in range(2):
+        started = time.perf_counter()
+        result = hmt_jax.measure_margins(
+            classifier, images, stack, contender.solver, num_bisections=contender.num_bisections
+        )
+    return result, time.perf_counter() - started
+
+
+def _costs(contender, results) -> tuple[str, ...]:
+    num_pairs = sum(result.margin.size for result, _ in results)
+    num_missing = sum(int((~result.is_converged).sum()) for result, _ in results)
+    seconds = sum(seconds for _, seconds in results)
+    passes = np.sum([_passes(contender, result) for result, _ in results], axis=0) / num_pairs
+    return str(num_missing), *(f"{number:.1f}" for number in passes), f"{1e3 * seconds / num_pairs:.2f}"
+
+
+def _passes(contender, result) -> tuple[float, float]:
+    """Forward and backward passes of all pairs, with those at the samples, without the last one for the alignment."""
+    solver, num_pairs, num_images = contender.solver, result.margin.size, result.margin.shape[1]
+    num_others = solver.num_candidates - 1
+    num_steps = float(result.num_steps.sum())
+    forward = num_images + num_steps + contender.num_bisections * num_pairs
+    if isinstance(solver, solvers.DeepFool):  # looks at the label after every step, and has the first one's gradients
+        return forward + num_steps - num_pairs, num_others * (num_steps - num_pairs + num_images)
+    per_step = num_others if isinstance(solver, solvers.SuperDeepFool) else 1
+    return forward, per_step * num_steps + num_others * num_images
+
+
+def _ratios(margins, best) -> list[str]:
+    with np.errstate(invalid="ignore"):
+        ratios = margins / best
+    return [f"{statistics.percentile(row, 50):.3f} / {statistics.percentile(row, 90):.2f}" for row in ratios]

@@ -1,0 +1,159 @@
+"""How far the margins of a run can be trusted: some of its pairs, measured again by the tight solver."""
+
+import itertools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+import hmt_jax
+from experiments import baseline, checks, config, folder, manipulations, pictures, run, stages, summary
+from experiments.diagonal import DiagonalMargins
+from hmt_jax import bounds, models, plots, solvers, statistics
+
+
+def audit(
+    path: pathlib.Path,
+    *,
+    num_images: int = 50,
+    effort: str = "thorough",
+    num_certified: int = 0,
+    data_dir: str | None = None,
+) -> str:
+    """Measures the first images of a finished run in all its windows again, and compares.
+
+    Writes `audit.json`, `audit.npz` and the picture `audit.png` into the run's folder, and into that of the run it is
+    compared with.
+
+    Args:
+      path: the folder of a run of the kind `DiagonalMargins`.
+      num_images: how many of its images.
+      effort: of `hmt_jax.solvers.tight`.
+      num_certified: how many of them to prove lower bounds for, at a second or two a window and image for LeNet.
+      data_dir: where prepared data sets are; where TFDS keeps them if not given.
+
+    Returns:
+      For every window the median margins, and that of certified lower bounds where the network has them; the ratio of
+      the run's margin to the tight one, in the median with its interval and at the 90th percentile; and whether the
+      order of the windows, and the run's ratios to the one it is compared with, stand.
+
+    Raises:
+      ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
+    """
+    name, found, *_ = reopen(path, num_images, data_dir)
+    measured, tight, certified, windows = _measure(path, num_images, effort, num_certified, data_dir)
+    ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
+    table = _table(windows, measured, tight, certified, ratios)
+    lines = [f"{name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
+    report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
+    origin = baseline.of(path)
+    if origin is not None:
+        others = _measure(origin, num_images, effort, 0, data_dir)[:2]
+        growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
+        report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
+        lines.append(_over_baseline(found.baseline, windows, *growth))
+    folder.write_json(path / "audit.json", report)
+    return "\n".join(lines)
+
+
+def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[str, DiagonalMargins, Any, Any, Any]:
+    """The name and configuration of a finished run, its classifier, its first images, and its windows' corners.
+
+    Raises:
+      ValueError: if the folder is that of no such run, or the data set is not prepared.
+    """
+    if not run.is_finished(path):
+        raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
+    name, found = config.described(folder.read_config(path))
+    if not isinstance(found, DiagonalMargins):
+        raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")
+    dataset, *_ = manipulations.manipulate(found.manipulation, stages.load(found, data_dir))
+    images, _ = stages.observed(dataset, min(num_images, found.num_images))
+    classifier, _ = models.load(path / stages.CLASSIFIER)
+    return name, found, classifier, images, folder.read_arrays(path / "margins.npz")["corner"]
+
+
+def _measure(path, num_images, effort, num_certified, data_dir) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Censored margins (R, N) of the run and of the tight solver, lower bounds, and names of the windows; all drawn."""
+    _, found, classifier, images, corners = reopen(path, num_images, data_dir)
+    result, _ = summary.read_margins(found, path)
+    with stages.pixels_of(found):
+        stack = found.windows(images.shape[1:])
+        certified = _certified(classifier, images, stack, num_certified)
+        again = hmt_jax.measure_margins(classifier, images, stack, solvers.tight(effort))
+    measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
+    # A smaller margin of the run is one, too.
+    tight = np.fmin(measured, tight)
+    windows = [f"{row},{column}" for row, column in corners.tolist()]
+    arrays = {"corner": corners, "measured": measured, "tight": tight, "certified": certified}
+    folder.write_arrays(path / "audit.npz", arrays)
+    curves = {"as measured": pictures.percentiles(measured), f"tight, {effort}": pictures.percentiles(tight)}
+    if np.isfinite(certified).any():
+        curves["certified lower bound"] = pictures.percentiles(certified)
+    labels = pictures.labels(found, corners)
+    folder.write_picture(path / "audit.png", plots.margin_curves(range(len(windows)), {"": curves}, **labels))
+    return measured, tight, certified, windows
+
+
+def _certified(classifier, images, stack, num_certified) -> np.ndarray:
+    """Lower bounds (R, N), NaN for images that are not to have any."""
+    certified = np.full((len(stack), len(images)), np.nan)
+    if num_certified:
+        try:
+            certified[:, :num_certified] = bounds.certify(classifier, images[:num_certified], stack).radius
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+    return certified
+
+
+def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):
+        ratios = measured / tight
+    median = checks.from_resampling(lambda values: statistics.percentile(values, 50), ratios)
+    found = {**median._asdict(), "90%": statistics.percentile(ratios, 90)}
+    return {key: summary.number(value) for key, value in found.items()}
+
+
+def _table(windows, measured, tight, certified, ratios) -> str:
+    header = ("window", "measured", "tight", "certified", "ratio", "95% interval", "90%")
+    rows = [
+        (
+            window,
+            *(summary.text(summary.number(median)) for median in map(_median, margins)),
+            summary.text(ratio["value"]),
+            f"{summary.text(ratio['low'])} to {summary.text(ratio['high'])}",
+            summary.text(ratio["90%"]),
+        )
+        for window, ratio, *margins in zip(windows, ratios, measured, tight, certified, strict=True)
+    ]
+    return checks.align([header, *rows])
+
+
+def order(measured, tight) -> str:
+    """How many pairs of windows have the same order in both, of those that the tight margins tell apart."""
+    medians, told_apart, alike = _medians(measured), 0, 0
+    for one, other in itertools.combinations(range(len(tight)), 2):
+        estimate = checks.from_medians(lambda curve: curve[1] / curve[0], tight[[one, other]])
+        if not estimate.low <= 1 <= estimate.high:
+            told_apart += 1
+            alike += (estimate.value > 1) == (medians[other] > medians[one])
+    verdict = "stands" if alike == told_apart else "DOES NOT STAND"
+    return f"order of the windows: {alike} of {told_apart} pairs that the tight margins tell apart: {verdict}"
+
+
+def _over_baseline(name, windows, measured, tight) -> str:
+    rows = [
+        (window, *map(summary.text, map(summary.number, pair)))
+        for window, *pair in zip(windows, measured, tight, strict=True)
+    ]
+    verdict = "stands" if ((measured > 1) == (tight > 1)).all() else "DOES NOT STAND"
+    table = checks.align([("window", "measured", "tight"), *rows])
+    return f"\nmedians over those of {name.replace('_', ' ')}\n{table}\nwhere they are larger and smaller: {verdict}"
+
+
+def _median(margins):
+    return statistics.percentile(margins, 50)
+
+
+def _medians(margins):
+    return np.array([_median(row) for row in margins])

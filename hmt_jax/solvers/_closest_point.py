@@ -1,0 +1,89 @@
+"""Closest points of the linearised boundary, approached in damped steps."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.solvers import _search
+from hmt_jax.solvers._search import Search
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+
+_DAMPING = 0.3  # the part of the way that is gone at first
+_GROWTH, _SHRINKAGE = 1.3, 0.5
+_TRUST = 0.3  # a point is moved to the boundary by at most this part of its norm
+_OVERSHOOT = 0.01  # the point looked at lies so far behind, so that the search sees adversarial ones
+
+
+class _Memory(NamedTuple):
+    anchor: jax.Array  # (d,) the point with the least norm so far, on the boundary to first order
+    target: jax.Array  # (d,) the closest point of the boundary linearised there
+    damping: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosestPoint:
+    """The solver that `closest_point` makes."""
+
+    num_steps: int = 20
+    max_steps: int = 100
+    num_candidates: int = 10
+
+    def __post_init__(self):
+        as_numbers(self)
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
+        search, distances, directions = _search.begin(at_sample)
+        length = jnp.where(jnp.isfinite(distances[0]), (1 + _OVERSHOOT) * distances[0], 0)
+        nowhere = jnp.full_like(search.z, jnp.inf)
+        return search._replace(
+            z=length * directions[0], memory=_Memory(nowhere, search.z, jnp.full_like(length, _DAMPING))
+        )
+
+    def step(self, restriction: Restriction, search: Search) -> Search:
+        anchor, target, damping = search.memory
+        search, seen = _search.look(restriction, search)
+        near = _search.boundary(search, seen, 0.0)
+        slope = near.normal @ seen.along
+        radius = jnp.where(slope > 0, near.offset / jnp.where(slope > 0, slope, 1), jnp.inf)
+        radius = jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST) * seen.norm)
+        # A corrected point counts once the boundary has been met, that is within reach of the correction.
+        is_met = jnp.abs(near.depth) < _TRUST * slope * seen.norm
+        is_nearer = is_met & (radius < jnp.linalg.norm(anchor))
+        is_first = ~jnp.isfinite(anchor).all()
+        new = _Memory(
+            anchor=jnp.where(is_nearer, radius * seen.along, anchor),
+            target=jnp.where(is_nearer, near.offset * near.normal, target),
+            damping=jnp.where(is_nearer, jnp.minimum(_GROWTH * damping, 1), _SHRINKAGE * damping),
+        )
+        new = new._replace(damping=jnp.where(is_first, damping, new.damping))
+        ahead = new.anchor + new.damping * (new.target - new.anchor)
+        z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, radius * seen.along)
+        return search._replace(z=(1 + _OVERSHOOT) * z, memory=new)
+
+    def done(self, search: Search) -> jax.Array:
+        return _search.is_done(search, self.num_steps, self.max_steps)
+
+    def result(self, search: Search) -> Solution:
+        return _search.solution(search)
+
+
+def closest_point(*, num_steps: int = 20, max_steps: int = 100) -> ClosestPoint:
+    """Damped steps to the closest point of the linearised boundary.
+
+    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A
+    step goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has
+    fallen, the next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go
+    back and forth between the facets of a network.
+
+    Takes one forward and one backward pass a step.
+
+    Args:
+      num_steps: steps in all.
+      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
+
+    Raises:
+      ValueError: for no step, or a `max_steps` below `num_steps`.
+    """
+    return ClosestPoint(num_steps, max_steps)

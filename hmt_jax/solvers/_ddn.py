@@ -1,0 +1,75 @@
+"""Decoupled direction and norm, with scales that come from the sample."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.solvers import _search
+from hmt_jax.solvers._search import Search
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+
+# Parts of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
+_STEP, _LAST_STEP = 1.0, 0.05
+_CHANGE, _LAST_CHANGE = 0.15, 0.005
+# Of the cross-entropy, in units of the sample's gap: 1 in units of logits for a sample whose label leads by 12.
+_TEMPERATURE = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class DDN:
+    """The solver that `ddn` makes. A search remembers the radius of its sphere."""
+
+    num_steps: int = 50
+    max_steps: int = 200
+    num_candidates: int = 2
+
+    def __post_init__(self):
+        as_numbers(self)
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
+        search, distances, directions = _search.begin(at_sample)
+        radius = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
+        return search._replace(z=radius * directions[0], memory=radius)
+
+    def step(self, restriction: Restriction, search: Search) -> Search:
+        search, seen = _search.look(restriction, search)
+        near = _search.boundary(search, seen, _TEMPERATURE)
+        fraction = search.num_steps / self.num_steps
+        change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
+        is_found = jnp.isfinite(search.best_norm)
+        growth = jnp.where(is_found, change, 2 * _CHANGE)
+        factor = jnp.where(seen.is_adversarial, 1 - change, 1 + growth)
+        radius = jnp.minimum(factor * search.memory, search.best_norm)
+        ahead = _search.unit(search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * search.memory * near.normal)
+        return search._replace(z=radius * ahead, memory=radius)
+
+    def done(self, search: Search) -> jax.Array:
+        return _search.is_done(search, self.num_steps, self.max_steps)
+
+    def result(self, search: Search) -> Solution:
+        return _search.solution(search)
+
+
+def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
+    """Decoupled direction and norm: on a sphere towards the other labels, while its radius closes in on the boundary.
+
+    At every step z moves by a part of the radius along the gradient of the cross-entropy and returns to the sphere,
+    whose radius grows by a part where the label is unchanged and shrinks by it where it has changed. Both parts fall by
+    a cosine over the steps. Unlike in the publication, the radius starts at the first-order distance, steps are in
+    units of it, and the cross-entropy is that of logits in units of the sample's own gap: no scale is absolute.
+
+    Takes one forward and one backward pass a step.
+
+    Args:
+      num_steps: steps over which the search closes in.
+      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
+
+    Raises:
+      ValueError: for no step, or a `max_steps` below `num_steps`.
+
+    References:
+      Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, "Decoupling direction and norm for efficient
+      gradient-based L2 adversarial attacks and defenses", CVPR 2019, arXiv:1811.09600.
+    """
+    return DDN(num_steps, max_steps)

@@ -1,0 +1,75 @@
+"""Fast minimum-norm, with scales that come from the sample."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.solvers import _search
+from hmt_jax.solvers._search import Search
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+
+# Parts of the radius: the step, and the change of the radius, at the start and at the end.
+_STEP, _LAST_STEP = 1.0, 0.01
+_CHANGE, _LAST_CHANGE = 0.05, 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class FMN:
+    """The solver that `fmn` makes. A search remembers the radius of its ball."""
+
+    num_steps: int = 50
+    max_steps: int = 200
+    num_candidates: int = 2
+
+    def __post_init__(self):
+        as_numbers(self)
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
+        search, distances, directions = _search.begin(at_sample)
+        radius = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
+        return search._replace(z=radius * directions[0], memory=radius)
+
+    def step(self, restriction: Restriction, search: Search) -> Search:
+        search, seen = _search.look(restriction, search)
+        near = _search.boundary(search, seen, 0.0)
+        fraction = search.num_steps / self.num_steps
+        change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
+        is_found = jnp.isfinite(search.best_norm)
+        shrunk = (1 - change) * jnp.minimum(search.memory, search.best_norm)
+        # Before the boundary has been crossed, the radius reaches for where it is linearised.
+        reached = seen.norm + jnp.clip(jnp.abs(near.depth), change * seen.norm, seen.norm)
+        grown = jnp.where(is_found, (1 + change) * search.memory, reached)
+        radius = jnp.minimum(jnp.where(seen.is_adversarial, shrunk, grown), search.best_norm)
+        ahead = search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * radius * near.normal
+        length = jnp.minimum(jnp.linalg.norm(ahead), radius)
+        return search._replace(z=length * _search.unit(ahead), memory=radius)
+
+    def done(self, search: Search) -> jax.Array:
+        return _search.is_done(search, self.num_steps, self.max_steps)
+
+    def result(self, search: Search) -> Solution:
+        return _search.solution(search)
+
+
+def fmn(*, num_steps: int = 50, max_steps: int = 200) -> FMN:
+    """Fast minimum-norm: gradient steps on the gap in logits, in a ball whose radius closes in on the boundary.
+
+    As `ddn`, but along the gradient of the gap to the runner-up, inside the ball and not on its sphere, and with a
+    radius that is taken from the linearised boundary until that has been crossed. Unlike in the publication, steps are
+    in units of the radius, so that no scale is absolute.
+
+    Takes one forward and one backward pass a step.
+
+    Args:
+      num_steps: steps over which the search closes in.
+      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
+
+    Raises:
+      ValueError: for no step, or a `max_steps` below `num_steps`.
+
+    References:
+      Pintor, Roli, Brendel and Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
+      NeurIPS 2021, arXiv:2102.12827.
+    """
+    return FMN(num_steps, max_steps)

@@ -1,0 +1,152 @@
+"""What the solvers besides DeepFool share: a search that looks at one point a step and keeps the best it has seen."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status
+
+
+class Search(NamedTuple):
+    """The state of a search. The next point to be looked at is `z`."""
+
+    z: jax.Array  # (d,)
+    label: jax.Array
+    gap: jax.Array  # between the label and the runner-up at z = 0
+    best_z: jax.Array  # (d,) the least adversarial point seen
+    best_norm: jax.Array  # infinite before there is one
+    best_label: jax.Array
+    num_found: jax.Array  # steps since the first adversarial point, that one included
+    num_steps: jax.Array
+    status: jax.Array  # CONVERGED as soon as there is an adversarial point
+    memory: Any  # what a solver keeps besides
+
+
+class Look(NamedTuple):
+    """What is seen at one point."""
+
+    norm: jax.Array
+    along: jax.Array  # (d,) z / ||z||
+    logits: jax.Array
+    is_adversarial: jax.Array
+    pull_back: Callable
+
+
+class Boundary(NamedTuple):
+    """The linearised boundary, { z' : normal . z' = offset }, seen from a point."""
+
+    normal: jax.Array  # (d,) unit vector, from the label's side to the other
+    depth: jax.Array  # how far the point is behind the boundary; negative before it
+    offset: jax.Array
+    steepness: jax.Array  # of the gap in logits along the normal
+
+
+def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
+    """A search at the sample, and the way to the nearest linearised boundaries, nearest first.
+
+    Returns:
+      The search, whose z and memory are still to be set; distances (C - 1,), infinite for a class that can't gain on
+      the label; and unit directions (C - 1, d).
+    """
+    label, others = at_sample.candidates[0], at_sample.candidates[1:]
+    norms = jnp.linalg.norm(at_sample.normals, axis=1)
+    gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
+    # A sample on the boundary has no distance to go by. What rounding hides of it has one.
+    hidden = 8 * jnp.finfo(norms.dtype).eps * jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype)
+    distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
+    order = jnp.argsort(distances)
+    directions = at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None]
+
+    has_label = jnp.isfinite(at_sample.logits).all()
+    status = jnp.where(jnp.isfinite(distances[order[0]]), Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
+    status = jnp.where(has_label & jnp.isfinite(norms).all(), status, Status.NON_FINITE)
+    zero, origin = jnp.zeros((), jnp.int32), jnp.zeros_like(at_sample.normals[0])
+    search = Search(
+        z=origin,
+        label=jnp.where(has_label, label, -1).astype(jnp.int32),
+        gap=jnp.maximum(gaps[0], hidden),
+        best_z=origin,
+        best_norm=jnp.full((), jnp.inf, norms.dtype),
+        best_label=jnp.where(has_label, label, -1).astype(jnp.int32),
+        num_found=zero,
+        num_steps=zero,
+        status=status.astype(jnp.int32),
+        memory=(),
+    )
+    return search, distances[order], directions[order]
+
+
+def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
+    """Looks at the search's point, and remembers it if it is the least adversarial one so far."""
+    logits, pull_back = jax.vjp(restriction, search.z)
+    norm = jnp.linalg.norm(search.z)
+    label = jnp.argmax(logits).astype(jnp.int32)
+    is_finite = jnp.isfinite(logits).all()
+    is_adversarial = is_finite & (label != search.label)
+    is_better = is_adversarial & (norm < search.best_norm)
+    best_norm = jnp.where(is_better, norm, search.best_norm)
+    is_found = jnp.isfinite(best_norm)
+    status = jnp.where(is_found, Status.CONVERGED, jnp.where(is_finite, Status.OUT_OF_STEPS, Status.NON_FINITE))
+    search = search._replace(
+        best_z=jnp.where(is_better, search.z, search.best_z),
+        best_norm=best_norm,
+        best_label=jnp.where(is_better, label, search.best_label),
+        num_found=search.num_found + is_found,
+        num_steps=search.num_steps + 1,
+        status=status.astype(jnp.int32),
+    )
+    return search, Look(norm, unit(search.z), logits, is_adversarial, pull_back)
+
+
+def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boundary:
+    """The linearised boundary between the label and the others, weighed by a softmax of this temperature.
+
+    The temperature is in units of the gap at the sample. At 0 the runner-up counts alone. If it is 1 in units of the
+    logits, the direction is that in which the cross-entropy grows.
+    """
+    others = jnp.where(jnp.arange(seen.logits.size) == search.label, -jnp.inf, seen.logits)
+    runner_up = jnp.max(others)
+    smoothed = jax.nn.softmax((others - runner_up) / (jnp.maximum(temperature, _COLDEST) * search.gap))
+    cotangent = smoothed - jax.nn.one_hot(search.label, others.size, dtype=smoothed.dtype)
+    gradient = seen.pull_back(cotangent.astype(seen.logits.dtype))[0]
+    length = jnp.linalg.norm(gradient)
+    normal = gradient / jnp.where(length > 0, length, 1)
+    depth = ((runner_up - seen.logits[search.label]) / jnp.where(length > 0, length, 1)).astype(normal.dtype)
+    return Boundary(normal, depth, normal @ search.z - depth, length)
+
+
+_COLDEST = 1e-6
+
+
+def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Array:
+    """From `high` to `low` by half a cosine, as the fraction goes from 0 to 1."""
+    return low + (high - low) * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1))) / 2
+
+
+def unit(vector: jax.Array) -> jax.Array:
+    norm = jnp.linalg.norm(vector)
+    return vector / jnp.where(norm > 0, norm, 1)
+
+
+def is_done(search: Search, num_steps: int, max_steps: int) -> jax.Array:
+    """Whether there is an adversarial point after so many steps, or none after the most of them, or never will be."""
+    has_ended = (search.status == Status.NON_FINITE) | (search.status == Status.ZERO_GRADIENT)
+    is_found = search.status == Status.CONVERGED
+    return has_ended | (search.num_steps >= jnp.where(is_found, num_steps, max_steps))
+
+
+def solution(search: Search) -> Solution:
+    """The least adversarial point seen; the last point, if there is none."""
+    is_found = jnp.isfinite(search.best_norm)
+    z = jnp.where(is_found, search.best_z, search.z)
+    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, jnp.linalg.norm(z))
+    return Solution(
+        margin=jnp.where(search.status == Status.ZERO_GRADIENT, jnp.inf, margin),
+        label=search.label,
+        adversarial_label=search.best_label,
+        num_steps=search.num_steps,
+        status=search.status,
+        coordinates=z,
+    )

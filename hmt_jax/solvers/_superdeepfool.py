@@ -1,0 +1,85 @@
+"""DeepFool, projected onto the boundary's normal again and again."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.solvers import _search
+from hmt_jax.solvers._search import Search
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers, normals_of
+
+_LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
+
+
+class _Memory(NamedTuple):
+    candidates: jax.Array  # (C,) the label first
+    is_projected: jax.Array  # whether z is a projection of the point before it
+    has_ended: jax.Array  # a projection was adversarial
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperDeepFool:
+    """The solver that `superdeepfool` makes."""
+
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        as_numbers(self)
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
+        search, distances, directions = _search.begin(at_sample)
+        length = jnp.where(jnp.isfinite(distances[0]), (1 + self.overshoot) * distances[0], 0)
+        no = jnp.zeros((), bool)
+        return search._replace(z=length * directions[0], memory=_Memory(at_sample.candidates, no, no))
+
+    def step(self, restriction: Restriction, search: Search) -> Search:
+        search, seen = _search.look(restriction, search)
+        candidates, is_projected, _ = search.memory
+        # Behind the boundary the normal is that of the class found, before it that of the nearest candidate.
+        normals = normals_of(seen.pull_back, seen.logits, candidates)
+        norms = jnp.linalg.norm(normals, axis=1)
+        gaps = (seen.logits[candidates[1:]] - seen.logits[search.label]).astype(norms.dtype)
+        depths = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), -jnp.inf)
+        nearest = jnp.argmax(depths)
+        length = jnp.where(norms[nearest] > 0, -jnp.minimum(depths[nearest], 0), 0)
+        length = jnp.minimum(length, _LONGEST * seen.norm)
+        normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
+        onwards = search.z + (1 + self.overshoot) * length * normal
+        projected = (search.z @ normal) * normal
+        return search._replace(
+            z=jnp.where(seen.is_adversarial, projected, onwards),
+            memory=_Memory(candidates, seen.is_adversarial, seen.is_adversarial & is_projected),
+        )
+
+    def done(self, search: Search) -> jax.Array:
+        return search.memory.has_ended | _search.is_done(search, self.max_steps, self.max_steps)
+
+    def result(self, search: Search) -> Solution:
+        return _search.solution(search)
+
+
+def superdeepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_steps: int = 100) -> SuperDeepFool:
+    """SuperDeepFool (infinity, 1): DeepFool to the boundary, then a projection onto the boundary's normal, in turn.
+
+    Where the label has changed, z is replaced by (z . n) n, with n the unit normal there: were the boundary flat, that
+    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial.
+
+    Takes one forward and C - 1 backward passes a step.
+
+    Args:
+      num_candidates: C, classes to move towards, the label included: those with the largest logits at the sample.
+      overshoot: relative length added to every step of DeepFool.
+      max_steps: steps after which the search is ended.
+
+    Raises:
+      ValueError: for fewer than 2 candidates, a negative overshoot, or no step.
+
+    References:
+      Abdollahpour, Abroshan and Moosavi-Dezfooli, "Revisiting DeepFool: generalization and improvement", 2023,
+      arXiv:2303.12481.
+    """
+    return SuperDeepFool(num_candidates, overshoot, max_steps)

@@ -1,0 +1,91 @@
+"""What the tight solver says of a stored run, on the command line and in files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import accuracy, audit, baseline
+
+NUM_IMAGES = 8
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small robust run, with the run that it is compared with."""
+    path = tmp_path_factory.mktemp("runs") / "robust"
+    fields = ["num_epochs=2", "num_images=12", "attack=pgd", "epsilon=0.5", "attack_steps=2"]
+    fields += ["baseline=standard_training"]
+    assert command_line.main(["run", "digits", "--set", *fields, "--folder", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(finished):
+    """What the audit of that run returns."""
+    return audit.audit(finished, num_images=NUM_IMAGES, effort="fast", num_certified=3)
+
+
+def margins_of(path):
+    with np.load(path / "margins.npz") as arrays:
+        return arrays["margin"][:, :NUM_IMAGES]
+
+
+def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
+    written = json.loads((finished / "audit.json").read_text())
+    with np.load(finished / "audit.npz") as arrays:
+        measured, tight, certified = arrays["measured"], arrays["tight"], arrays["certified"]
+    np.testing.assert_array_equal(measured, margins_of(finished))
+    assert (tight <= measured).all()
+    assert (certified[:, :3] <= tight[:, :3]).all()
+    assert (certified[:, :3] > 0).all()
+    assert np.isnan(certified[:, 3:]).all()
+    ratios = measured / tight
+    np.testing.assert_allclose([window["value"] for window in written["windows"]], np.median(ratios, axis=1))
+    np.testing.assert_allclose([window["90%"] for window in written["windows"]], np.percentile(ratios, 90, axis=1))
+    assert all(window["low"] <= window["value"] <= window["high"] for window in written["windows"])
+    assert f"{np.median(ratios[0]):.4g}" in report.splitlines()[2]
+    assert (finished / "audit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_between_models_are_measured_again(finished, report):
+    origin = baseline.of(finished)
+    written = json.loads((finished / "audit.json").read_text())["over_baseline"]
+    expected = np.median(margins_of(finished), axis=1) / np.median(margins_of(origin), axis=1)
+    np.testing.assert_allclose(written["run"], expected, rtol=1e-6)
+    with np.load(finished / "audit.npz") as ours, np.load(origin / "audit.npz") as theirs:
+        expected = np.median(ours["tight"], axis=1) / np.median(theirs["tight"], axis=1)
+    np.testing.assert_allclose(written["tight"], expected, rtol=1e-6)
+    assert "medians over those of standard training" in report
+
+
+def test_a_wrong_order_is_told():
+    rng = np.random.default_rng(0)
+    tight = np.array([[1.0], [2.0], [4.0]]) * rng.uniform(0.95, 1.05, size=(3, 40))
+    assert audit.order(1.5 * tight, tight).endswith("3 of 3 pairs that the tight margins tell apart: stands")
+    biased = np.array([[3.0], [1.0], [1.0]]) * tight
+    assert audit.order(biased, tight).endswith("2 of 3 pairs that the tight margins tell apart: DOES NOT STAND")
+
+
+def test_table_of_all_solvers(finished, monkeypatch):
+    """Ratios and passes against those of margins measured here."""
+    few = [each for each in accuracy.CONTENDERS if each.name in ("deepfool", "tight, fast")]
+    monkeypatch.setattr(accuracy, "CONTENDERS", few)
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in accuracy.accuracy(finished, num_images=NUM_IMAGES).splitlines()
+    ]
+    assert header[:3] == ["solver", "whole space", "window 0,0"]
+    deepfool, tight = (dict(zip(header, row, strict=True)) for row in rows)
+    with np.load(finished / "audit.npz") as arrays:
+        expected = np.median(arrays["measured"] / arrays["tight"], axis=1)[0]
+    assert float(deepfool["window 0,0"].split("/")[0]) == pytest.approx(expected, abs=2e-3)
+    assert tight["window 0,0"].startswith("1.000")
+    assert tight["no margin"] == "0"
+    assert 20 < float(tight["backward"]) < 35
+
+
+def test_folders_of_other_kinds(tmp_path, capsys):
+    assert command_line.main(["audit", str(tmp_path)]) == 2
+    assert "is not the folder of a finished run" in capsys.readouterr().err
