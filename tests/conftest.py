@@ -41,7 +41,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unoptimised():
-    """For tests of what programs do rather than of their numbers: optimising their code takes longer than it saves."""
+    """For tests that compile much and run little: optimising takes longer than it saves, and changes rounding alone."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
