@@ -11,7 +11,7 @@ from hmt_jax import Status, bounds, exact, models, subspaces
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
-pytestmark = pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning"), pytest.mark.usefixtures("unoptimised")]
 
 
 def network(name, seed=0, shape=SHAPE, mean=(0.4,), std=(0.7,), **options):
@@ -75,7 +75,7 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
 def test_no_point_of_a_certified_ball_has_another_label(name, shape, subspace):
     classifier, images = network(name, 1, shape), images_of(2, 1, shape)
     found = bounds.certify(classifier, images, subspace)
-    directions = np.random.default_rng(2).normal(size=(500, subspace.dimension)).astype(np.float32)
+    directions = np.random.default_rng(2).normal(size=(100, subspace.dimension)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
         assert radius > 0
@@ -160,9 +160,9 @@ def test_what_is_not_supported_is_told():
 
 @pytest.mark.slow
 def test_bounds_of_the_reference_network_bracket_its_margins(reference, reference_lenet):
-    images = (reference["images"][:2] / np.float32(255))[..., None]
+    images = (reference["images"][:1] / np.float32(255))[..., None]
     found = bounds.certify(reference_lenet, images, subspaces.dct_window((28, 28, 1), row=0, column=0, size=8))
-    upper = reference["diagonal_8x8_step1/margin"][:1, :2]
+    upper = reference["diagonal_8x8_step1/margin"][:1, :1]
     assert (found.radius < upper).all()
     assert (found.radius > upper / 50).all()
-    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][:1, :2])
+    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][:1, :1])
