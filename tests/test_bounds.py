@@ -22,8 +22,13 @@ def images_of(num=3, seed=0, shape=SHAPE):
     return np.random.default_rng(seed).random((num, *shape)).astype(np.float32)
 
 
+@jax.jit
+def labels_of(classifier, images):
+    return classifier(images).argmax(1)
+
+
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5, 4), 1), ((8, 6), 2), ((9,), 3)])
+@pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5), 1), ((8, 6), 2), ((9,), 3)])
 def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
     rng = np.random.default_rng(seed)
     classifier = network("mlp", seed, gain=rng.uniform(1, 4), num_hidden=num_hidden)
@@ -41,7 +46,7 @@ def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
 
 def test_bounds_are_not_much_below_the_margins_of_small_networks():
     ratios = []
-    for seed in range(5):
+    for seed in range(3):
         classifier, images = network("mlp", seed), images_of(seed=seed)
         plane = subspaces.random(jax.random.key(seed), SHAPE, 2)
         solutions = [exact.piecewise_linear(classifier, image, plane, reach=40.0) for image in images]
@@ -56,7 +61,7 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     if flat:
         images[:, 3:] = 0.0
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(144, 2)))
-    angles = np.linspace(0, np.pi, 8, endpoint=False)
+    angles = np.linspace(0, np.pi, 5, endpoint=False)
     directions = basis @ [np.cos(angles), np.sin(angles)]
     lines = [subspaces.from_basis(direction[:, None].astype(np.float32), shape) for direction in directions.T]
     margins = [[exact.piecewise_linear(classifier, image, line).margin for image in images] for line in lines]
@@ -80,7 +85,7 @@ def test_no_point_of_a_certified_ball_has_another_label(name, shape, subspace):
     for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
         assert radius > 0
         points = image[None] + jax.vmap(subspace.embed)(jnp.float32(0.9999 * radius) * directions)
-        assert set(np.asarray(classifier(points).argmax(1))) == {label}
+        assert set(np.asarray(labels_of(classifier, points))) == {label}
 
 
 def test_bounds_of_linear_classifiers_are_their_margins():
