@@ -11,7 +11,7 @@ from hmt_jax import Status, bounds, exact, models, subspaces
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
-pytestmark = pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning"), pytest.mark.usefixtures("unoptimised")]
 
 
 def network(name, seed=0, shape=SHAPE, mean=(0.4,), std=(0.7,), **options):
@@ -22,8 +22,13 @@ def images_of(num=3, seed=0, shape=SHAPE):
     return np.random.default_rng(seed).random((num, *shape)).astype(np.float32)
 
 
+@jax.jit
+def labels_of(classifier, images):
+    return classifier(images).argmax(1)
+
+
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5, 4), 1), ((8, 6), 2), ((9,), 3)])
+@pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5), 1), ((8, 6), 2), ((9,), 3)])
 def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
     rng = np.random.default_rng(seed)
     classifier = network("mlp", seed, gain=rng.uniform(1, 4), num_hidden=num_hidden)
@@ -41,7 +46,7 @@ def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
 
 def test_bounds_are_not_much_below_the_margins_of_small_networks():
     ratios = []
-    for seed in range(5):
+    for seed in range(3):
         classifier, images = network("mlp", seed), images_of(seed=seed)
         plane = subspaces.random(jax.random.key(seed), SHAPE, 2)
         solutions = [exact.piecewise_linear(classifier, image, plane, reach=40.0) for image in images]
@@ -56,7 +61,7 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     if flat:
         images[:, 3:] = 0.0
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(144, 2)))
-    angles = np.linspace(0, np.pi, 8, endpoint=False)
+    angles = np.linspace(0, np.pi, 5, endpoint=False)
     directions = basis @ [np.cos(angles), np.sin(angles)]
     lines = [subspaces.from_basis(direction[:, None].astype(np.float32), shape) for direction in directions.T]
     margins = [[exact.piecewise_linear(classifier, image, line).margin for image in images] for line in lines]
@@ -75,12 +80,12 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
 def test_no_point_of_a_certified_ball_has_another_label(name, shape, subspace):
     classifier, images = network(name, 1, shape), images_of(2, 1, shape)
     found = bounds.certify(classifier, images, subspace)
-    directions = np.random.default_rng(2).normal(size=(500, subspace.dimension)).astype(np.float32)
+    directions = np.random.default_rng(2).normal(size=(100, subspace.dimension)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for image, radius, label in zip(images, found.radius[0], found.label[0], strict=True):
         assert radius > 0
         points = image[None] + jax.vmap(subspace.embed)(jnp.float32(0.9999 * radius) * directions)
-        assert set(np.asarray(classifier(points).argmax(1))) == {label}
+        assert set(np.asarray(labels_of(classifier, points))) == {label}
 
 
 def test_bounds_of_linear_classifiers_are_their_margins():
@@ -160,9 +165,9 @@ def test_what_is_not_supported_is_told():
 
 @pytest.mark.slow
 def test_bounds_of_the_reference_network_bracket_its_margins(reference, reference_lenet):
-    images = (reference["images"][:2] / np.float32(255))[..., None]
+    images = (reference["images"][:1] / np.float32(255))[..., None]
     found = bounds.certify(reference_lenet, images, subspaces.dct_window((28, 28, 1), row=0, column=0, size=8))
-    upper = reference["diagonal_8x8_step1/margin"][:1, :2]
+    upper = reference["diagonal_8x8_step1/margin"][:1, :1]
     assert (found.radius < upper).all()
     assert (found.radius > upper / 50).all()
-    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][:1, :2])
+    np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][:1, :1])
