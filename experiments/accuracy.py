@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 import hmt_jax
-from experiments import audit
+from experiments import audit, stages
 from hmt_jax import solvers, statistics, subspaces
 
 _BISECTIONS = 10
 _NUM_WINDOWS = 5
+_COSTS = ("no margin", "forward", "backward", "ms a pair")
 
 
 class _Contender(NamedTuple):
@@ -34,7 +35,7 @@ CONTENDERS = (
 )
 
 
-def accuracy(path: pathlib.Path, *, num_images: int = 100, data_dir: str | None = None) -> str:
+def accuracy(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
     """Ratios of all solvers' margins to the least that any of them found, in the whole space and five windows.
 
     Args:
@@ -50,28 +51,19 @@ def accuracy(path: pathlib.Path, *, num_images: int = 100, data_dir: str | None 
       ValueError: if the folder is that of no such run, or the data set is not prepared.
     """
     _, found, classifier, images, corners = audit.reopen(path, num_images, data_dir)
-    windows = found.windows(images.shape[1:])
-    stacks = [subspaces.full(images.shape[1:]), windows[:: len(windows) // (_NUM_WINDOWS - 1)]]
+    shown = slice(None, None, max(len(corners) // (_NUM_WINDOWS - 1), 1))
+    stacks = [subspaces.full(images.shape[1:]), found.windows(images.shape[1:])[shown]]
     rows, margins = [], []
     for contender in CONTENDERS:
-        results = [_measure(contender, classifier, images, stack) for stack in stacks]
+        with stages.pixels_of(found):
+            results = [_measure(contender, classifier, images, stack) for stack in stacks]
         margins.append(np.concatenate([statistics.censored_margins(result) for result, _ in results]))
         rows.append((contender.name, *_costs(contender, results)))
     best = np.min(margins, axis=0)
-    lines = [
-        (
-            "solver",
-            "whole space",
-            *(f"window {r},{c}" for r, c in corners[:: len(windows) // (_NUM_WINDOWS - 1)].tolist()),
-            *_COSTS,
-        )
-    ]
-    lines.append(("---",) * len(lines[0]))
+    header = ("solver", "whole space", *(f"window {r},{c}" for r, c in corners[shown].tolist()), *_COSTS)
+    lines = [header, ("---",) * len(header)]
     lines += [(name, *_ratios(each, best), *costs) for (name, *costs), each in zip(rows, margins, strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-_COSTS = ("no margin", "forward", "backward", "ms a pair")
 
 
 def _measure(contender, classifier, images, stack):

@@ -2,14 +2,14 @@
 
 import itertools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import hmt_jax
 from experiments import baseline, checks, config, folder, manipulations, pictures, run, stages, summary
 from experiments.diagonal import DiagonalMargins
-from hmt_jax import bounds, models, plots, solvers, statistics
+from hmt_jax import bounds, data, models, plots, solvers, statistics
 
 
 def audit(
@@ -40,24 +40,34 @@ def audit(
     Raises:
       ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
     """
-    name, found, *_ = reopen(path, num_images, data_dir)
-    measured, tight, certified, windows = _measure(path, num_images, effort, num_certified, data_dir)
+    opened = reopen(path, num_images, data_dir)
+    measured, tight, certified, windows = _measure(path, opened, effort, num_certified)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
     table = _table(windows, measured, tight, certified, ratios)
-    lines = [f"{name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
+    lines = [f"{opened.name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     origin = baseline.of(path)
     if origin is not None:
-        others = _measure(origin, num_images, effort, 0, data_dir)[:2]
+        others = _measure(origin, reopen(origin, num_images, data_dir), effort, 0)[:2]
         growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
-        lines.append(_over_baseline(found.baseline, windows, *growth))
+        lines.append(_over_baseline(opened.config.baseline, windows, *growth))
     folder.write_json(path / "audit.json", report)
     return "\n".join(lines)
 
 
-def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[str, DiagonalMargins, Any, Any, Any]:
-    """The name and configuration of a finished run, its classifier, its first images, and its windows' corners.
+class Opened(NamedTuple):
+    """A finished run, ready to be measured again."""
+
+    name: str
+    config: DiagonalMargins
+    classifier: models.Normalized
+    images: np.ndarray
+    corners: np.ndarray  # of its windows
+
+
+def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
+    """A finished run in a folder, with the first of its images.
 
     Raises:
       ValueError: if the folder is that of no such run, or the data set is not prepared.
@@ -67,15 +77,15 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> tuple[s
     name, found = config.described(folder.read_config(path))
     if not isinstance(found, DiagonalMargins):
         raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")
-    dataset, *_ = manipulations.manipulate(found.manipulation, stages.load(found, data_dir))
-    images, _ = stages.observed(dataset, min(num_images, found.num_images))
+    images = stages.load(found, data_dir).test_images[: min(num_images, found.num_images)]
     classifier, _ = models.load(path / stages.CLASSIFIER)
-    return name, found, classifier, images, folder.read_arrays(path / "margins.npz")["corner"]
+    corners = folder.read_arrays(path / "margins.npz")["corner"]
+    return Opened(name, found, classifier, data.as_floats(manipulations.apply(found.manipulation, images)), corners)
 
 
-def _measure(path, num_images, effort, num_certified, data_dir) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Censored margins (R, N) of the run and of the tight solver, lower bounds, and names of the windows; all drawn."""
-    _, found, classifier, images, corners = reopen(path, num_images, data_dir)
+    _, found, classifier, images, corners = opened
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
         stack = found.windows(images.shape[1:])

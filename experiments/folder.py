@@ -19,7 +19,7 @@ from experiments.config import Config
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
-_COMMON = (_ENVIRONMENT, "checks.json", "summary.json")
+_COMMON = (_ENVIRONMENT, "checks.json", "summary.json", "audit.*")
 
 
 def check(path: pathlib.Path, name: str, config: Config) -> None:

@@ -97,15 +97,10 @@ def read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
     measurement = folder.read_json(path / "measurement.json")
     arrays = folder.read_arrays(path / "margins.npz")
-    fields = {field: arrays[field] for field in FIELDS}
+    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(**measurement["work"])
     result = hmt_jax.MarginResult(
-        **fields,
-        coordinates=None,
-        solver=config.solver,
-        num_bisections=0,
-        precision=measurement["precision"],
-        work=work,
+        **fields, coordinates=None, solver=config.solver, precision=measurement["precision"], work=work
     )
     return result, arrays["corner"]
 

@@ -127,11 +127,9 @@ def observe(settings: Synthetic, classifier, samples: Samples, rows: Sequence[Ro
 
 def result_of(arrays: dict[str, np.ndarray]) -> hmt_jax.MarginResult:
     """Observed margins as one result, though several solvers may have found them."""
-    fields = {field: arrays[field] for field in FIELDS}
+    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(1, 0, 0)  # not kept
-    return hmt_jax.MarginResult(
-        **fields, coordinates=None, solver=solvers.deepfool(), num_bisections=0, precision="highest", work=work
-    )
+    return hmt_jax.MarginResult(**fields, coordinates=None, solver=solvers.deepfool(), precision="highest", work=work)
 
 
 def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

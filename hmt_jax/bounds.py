@@ -40,9 +40,9 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBou
     """Lower bounds of the margins of every image in every subspace, for MLPs and LeNet.
 
     They are loose, by a factor that grows with the depth of the network, with the radius and with the dimension: about
-    2 for the MLP below. For a LeNet trained on MNIST exact margins along single frequencies are 6 to 13 times as large,
-    and DeepFool's, which are too large themselves, 8 to 47 times in windows of 8 x 8. Compare certified radii with each
-    other; for the margin itself take `hmt_jax.exact` where that can be had.
+    2 for the MLP below, and 6 to 13 beside tight margins of a LeNet on MNIST in windows of 8 x 8 (as measured by
+    `python -m experiments audit RUN --certify 6`). Compare certified radii with each other; for the margin itself take
+    `hmt_jax.exact` where that can be had.
 
     They hold for the network in real arithmetic with the parameters as they are. All is computed in float64, in which
     parameters in float32 are exact, and what that may lose is taken off. (What float32 makes of the same network can

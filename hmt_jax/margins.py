@@ -34,9 +34,9 @@ class MarginResult:
         the boundary's normal if the gap is small. 1 at a minimal perturbation; any less, and a smaller one is near.
       coordinates: (R, N, d) perturbations in the coordinates of their subspaces, if they were asked for.
       solver: the solver that was run.
-      num_bisections: how often the way to the point that it found was halved.
       precision: the precision of matrix products in the classifier.
       work: the lanes and their use.
+      num_bisections: how often the way to the point that the solver found was halved.
     """
 
     margin: np.ndarray
@@ -48,9 +48,9 @@ class MarginResult:
     alignment: np.ndarray
     coordinates: np.ndarray | None
     solver: Solver = dataclasses.field(metadata={"static": True})
-    num_bisections: int = dataclasses.field(metadata={"static": True})
     precision: str = dataclasses.field(metadata={"static": True})
     work: lanes.Work = dataclasses.field(metadata={"static": True})
+    num_bisections: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def is_converged(self) -> np.ndarray:

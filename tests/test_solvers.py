@@ -170,6 +170,8 @@ def test_settings_out_of_range():
         solvers.fmn(num_steps=0)
     with pytest.raises(ValueError, match="num_candidates must be at least 2"):
         solvers.superdeepfool(num_candidates=1)
+    with pytest.raises(ValueError, match="overshoot must not be negative"):
+        solvers.superdeepfool(overshoot=-0.1)
     with pytest.raises(ValueError, match="num_bisections must not be negative"):
         hmt_jax.measure_margins(lambda images: images[:, 0, 0], jnp.ones((1, 2, 2, 1)), None, num_bisections=-1)
 

@@ -15,7 +15,6 @@ def make_result(margin, status=None) -> MarginResult:
     status = np.full(margin.shape, Status.CONVERGED) if status is None else np.asarray(status)
     labels = np.zeros(margin.shape, np.int32)
     return MarginResult(
-        num_bisections=0,
         margin=margin,
         label=labels,
         adversarial_label=labels + 1,

@@ -13,7 +13,7 @@ of arrays that keep their shapes and dtypes. A solver owns no loop and knows not
 `hmt_jax.measure_margins` linearizes the classifier once for each sample, shares that among all subspaces, and runs any
 solver from there in its lanes.
 
-`deepfool` is that of the paper, whose margins are upper bounds, 1.5 to 2.3 times too large on a LeNet; `tight` comes
+`deepfool` is that of the paper, whose margins are upper bounds, 1.5 to 2.5 times too large on a LeNet; `tight` comes
 within some percent of the least margins known. A new solver is such a value, here one that goes straight ahead along
 the first-order direction and doubles the distance until the label changes:
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+from hmt_jax.solvers._search import InSteps, Search
+from hmt_jax.solvers._solution import Linearization, Restriction
 
 _DAMPING = 0.3  # the part of the way that is gone at first
 _GROWTH, _SHRINKAGE = 1.3, 0.5
@@ -25,22 +25,18 @@ class _Memory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClosestPoint:
+class ClosestPoint(InSteps):
     """The solver that `closest_point` makes."""
 
     num_steps: int = 20
     max_steps: int = 100
     num_candidates: int = 10
 
-    def __post_init__(self):
-        as_numbers(self)
-
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distances, directions = _search.begin(at_sample)
-        length = jnp.where(jnp.isfinite(distances[0]), (1 + _OVERSHOOT) * distances[0], 0)
+        search, distance, _ = _search.begin(at_sample)
         nowhere = jnp.full_like(search.z, jnp.inf)
-        memory = _Memory(nowhere, search.z, jnp.full_like(length, _DAMPING), jnp.full_like(length, _OVERSHOOT))
-        return search._replace(z=length * directions[0], memory=memory)
+        memory = _Memory(nowhere, search.z, jnp.full_like(distance, _DAMPING), jnp.full_like(distance, _OVERSHOOT))
+        return search._replace(z=(1 + _OVERSHOOT) * search.z, memory=memory)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
         anchor, target, damping, overshoot = search.memory
@@ -65,12 +61,6 @@ class ClosestPoint:
         onwards = search.z + jnp.clip(-near.depth, -_TRUST * seen.norm, seen.norm) * near.normal
         z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, onwards)
         return search._replace(z=(1 + new.overshoot) * z, memory=new)
-
-    def done(self, search: Search) -> jax.Array:
-        return _search.is_done(search, self.num_steps, self.max_steps)
-
-    def result(self, search: Search) -> Solution:
-        return _search.solution(search)
 
 
 def closest_point(*, num_steps: int = 20, max_steps: int = 100) -> ClosestPoint:

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+from hmt_jax.solvers._search import InSteps, Search
+from hmt_jax.solvers._solution import Linearization, Restriction
 
 # Parts of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.05
@@ -17,20 +16,16 @@ _TEMPERATURE = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
-class DDN:
+class DDN(InSteps):
     """The solver that `ddn` makes. A search remembers the radius of its sphere."""
 
     num_steps: int = 50
     max_steps: int = 200
     num_candidates: int = 2
 
-    def __post_init__(self):
-        as_numbers(self)
-
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distances, directions = _search.begin(at_sample)
-        radius = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
-        return search._replace(z=radius * directions[0], memory=radius)
+        search, distance, _ = _search.begin(at_sample)
+        return search._replace(memory=distance)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
         search, seen = _search.look(restriction, search)
@@ -43,12 +38,6 @@ class DDN:
         radius = jnp.minimum(factor * search.memory, search.best_norm)
         ahead = _search.unit(search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * search.memory * near.normal)
         return search._replace(z=radius * ahead, memory=radius)
-
-    def done(self, search: Search) -> jax.Array:
-        return _search.is_done(search, self.num_steps, self.max_steps)
-
-    def result(self, search: Search) -> Solution:
-        return _search.solution(search)
 
 
 def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:

@@ -32,8 +32,6 @@ class DeepFool:
 
     def __post_init__(self):
         as_numbers(self)
-        if not self.overshoot >= 0:  # so written that NaN fails, too
-            raise ValueError(f"overshoot must not be negative, got {self.overshoot}")
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> DeepFoolState:
         unknown = jnp.asarray(-1, jnp.int32)

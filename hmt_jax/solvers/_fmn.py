@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers
+from hmt_jax.solvers._search import InSteps, Search
+from hmt_jax.solvers._solution import Linearization, Restriction
 
 # Parts of the radius: the step, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.01
@@ -15,20 +14,16 @@ _CHANGE, _LAST_CHANGE = 0.05, 0.001
 
 
 @dataclasses.dataclass(frozen=True)
-class FMN:
+class FMN(InSteps):
     """The solver that `fmn` makes. A search remembers the radius of its ball."""
 
     num_steps: int = 50
     max_steps: int = 200
     num_candidates: int = 2
 
-    def __post_init__(self):
-        as_numbers(self)
-
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distances, directions = _search.begin(at_sample)
-        radius = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
-        return search._replace(z=radius * directions[0], memory=radius)
+        search, distance, _ = _search.begin(at_sample)
+        return search._replace(memory=distance)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
         search, seen = _search.look(restriction, search)
@@ -44,12 +39,6 @@ class FMN:
         ahead = search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * radius * near.normal
         length = jnp.minimum(jnp.linalg.norm(ahead), radius)
         return search._replace(z=length * _search.unit(ahead), memory=radius)
-
-    def done(self, search: Search) -> jax.Array:
-        return _search.is_done(search, self.num_steps, self.max_steps)
-
-    def result(self, search: Search) -> Solution:
-        return _search.solution(search)
 
 
 def fmn(*, num_steps: int = 50, max_steps: int = 200) -> FMN:

@@ -55,10 +55,9 @@ class Scan:
         origin = jnp.zeros_like(at_sample.normals[0])
         if origin.size > 2:
             raise ValueError(f"scan is for subspaces of 1 or 2 dimensions, got {origin.size}; take another solver")
-        search, distances, _ = _search.begin(at_sample)
-        nearest = jnp.where(jnp.isfinite(distances[0]), distances[0], 0)
-        resolution = jnp.asarray(self.resolution or _RESOLUTION * nearest, origin.dtype)
-        reach = jnp.asarray(self.reach or _REACH * nearest, origin.dtype)
+        search, distance, _ = _search.begin(at_sample)
+        resolution = jnp.asarray(self.resolution or _RESOLUTION * distance, origin.dtype)
+        reach = jnp.asarray(self.reach or _REACH * distance, origin.dtype)
         # With a scale that was given no gradients are used.
         without = jnp.where(search.label < 0, Status.NON_FINITE, Status.OUT_OF_STEPS).astype(jnp.int32)
         status = search.status if self.reach is None else without
@@ -158,7 +157,7 @@ def scan(*, reach: float | None = None, resolution: float | None = None, num_ang
     ZERO_GRADIENT.
 
     Costs about 2 (margin / resolution) forward passes in one dimension, `num_angles` / 2 times as many in two, and no
-    backward passes.
+    backward passes but those of the linearization at the sample.
 
     Args:
       reach: the greatest distance looked at, in pixels; without another label there, the status is OUT_OF_STEPS.

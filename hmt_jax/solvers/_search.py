@@ -1,12 +1,15 @@
 """What the solvers besides DeepFool share: a search that looks at one point a step and keeps the best it has seen."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers
+
+_COLDEST = 1e-6  # a softmax of the runner-up alone
 
 
 class Search(NamedTuple):
@@ -43,12 +46,31 @@ class Boundary(NamedTuple):
     steepness: jax.Array  # of the gap in logits along the normal
 
 
+@dataclasses.dataclass(frozen=True)
+class InSteps:
+    """What solvers have in common that search for a number of steps, and longer until there is an adversarial point."""
+
+    num_steps: int
+    max_steps: int
+    num_candidates: int
+
+    def __post_init__(self):
+        as_numbers(self)
+
+    def done(self, search: Search) -> jax.Array:
+        return is_done(search, search.num_steps >= self.num_steps, self.max_steps)
+
+    def result(self, search: Search) -> Solution:
+        return solution(search)
+
+
 def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
-    """A search at the sample, and the way to the nearest linearised boundaries, nearest first.
+    """A search that is to look at the nearest linearised boundary first.
 
     Returns:
-      The search, whose z and memory are still to be set; distances (C - 1,), infinite for a class that can't gain on
-      the label; and unit directions (C - 1, d).
+      The search, whose memory is still to be set; the distance of that boundary, 0 where no class can gain on the
+      label; and the unit directions (C - 1, d) to all candidates' boundaries, nearest first, with the nearest one in
+      place of those that can't gain on the label.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
     norms = jnp.linalg.norm(at_sample.normals, axis=1)
@@ -57,14 +79,16 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
     hidden = 8 * jnp.finfo(norms.dtype).eps * jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype)
     distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
     order = jnp.argsort(distances)
-    directions = at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None]
+    distances, directions = distances[order], (at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None])[order]
+    is_way = jnp.isfinite(distances)
+    distance = jnp.where(is_way[0], distances[0], 0)
 
     has_label = jnp.isfinite(at_sample.logits).all()
-    status = jnp.where(jnp.isfinite(distances[order[0]]), Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
+    status = jnp.where(is_way[0], Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
     status = jnp.where(has_label & jnp.isfinite(norms).all(), status, Status.NON_FINITE)
     zero, origin = jnp.zeros((), jnp.int32), jnp.zeros_like(at_sample.normals[0])
     search = Search(
-        z=origin,
+        z=distance * directions[0],
         label=jnp.where(has_label, label, -1).astype(jnp.int32),
         gap=jnp.maximum(gaps[0], hidden),
         best_z=origin,
@@ -75,7 +99,7 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
         status=status.astype(jnp.int32),
         memory=(),
     )
-    return search, distances[order], directions[order]
+    return search, distance, jnp.where(is_way[:, None], directions, directions[0])
 
 
 def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
@@ -117,9 +141,6 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     return Boundary(normal, depth, normal @ search.z - depth, length)
 
 
-_COLDEST = 1e-6
-
-
 def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Array:
     """From `high` to `low` by half a cosine, as the fraction goes from 0 to 1."""
     return low + (high - low) * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1))) / 2
@@ -130,11 +151,11 @@ def unit(vector: jax.Array) -> jax.Array:
     return vector / jnp.where(norm > 0, norm, 1)
 
 
-def is_done(search: Search, num_steps: int, max_steps: int) -> jax.Array:
-    """Whether there is an adversarial point after so many steps, or none after the most of them, or never will be."""
+def is_done(search: Search, is_enough: jax.Array, max_steps: int) -> jax.Array:
+    """Whether it was enough once there is an adversarial point, there is none after all steps, or never will be."""
     has_ended = (search.status == Status.NON_FINITE) | (search.status == Status.ZERO_GRADIENT)
     is_found = search.status == Status.CONVERGED
-    return has_ended | (search.num_steps >= jnp.where(is_found, num_steps, max_steps))
+    return has_ended | jnp.where(is_found, is_enough, search.num_steps >= max_steps)
 
 
 def solution(search: Search) -> Solution:

@@ -94,7 +94,8 @@ def as_numbers(settings: Any) -> None:
     """Makes every field of a frozen dataclass a Python number: equal solvers are hashed alike, and share compiled code.
 
     Raises:
-      ValueError: for what is no single number, known when compiling; or a count below the least that makes sense.
+      ValueError: for what is no single number, known when compiling; a count below the least that makes sense; or a
+        negative overshoot.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -105,6 +106,9 @@ def as_numbers(settings: Any) -> None:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
         )
+    overshoot: float = getattr(settings, "overshoot", 0)
+    if not overshoot >= 0:  # so written that NaN fails, too
+        raise ValueError(f"overshoot must not be negative, got {overshoot}")
     num_steps: int = getattr(settings, "num_steps", 1)
     if num_steps < 1 or settings.max_steps < 1:
         name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", settings.max_steps)

@@ -32,10 +32,9 @@ class SuperDeepFool:
         as_numbers(self)
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distances, directions = _search.begin(at_sample)
-        length = jnp.where(jnp.isfinite(distances[0]), (1 + self.overshoot) * distances[0], 0)
+        search, *_ = _search.begin(at_sample)
         no = jnp.zeros((), bool)
-        return search._replace(z=length * directions[0], memory=_Memory(at_sample.candidates, no, no))
+        return search._replace(z=(1 + self.overshoot) * search.z, memory=_Memory(at_sample.candidates, no, no))
 
     def step(self, restriction: Restriction, search: Search) -> Search:
         before = search.best_norm
@@ -60,7 +59,8 @@ class SuperDeepFool:
         )
 
     def done(self, search: Search) -> jax.Array:
-        return search.memory.has_ended | _search.is_done(search, self.max_steps, self.max_steps)
+        is_enough = search.memory.has_ended | (search.num_steps >= self.max_steps)
+        return _search.is_done(search, is_enough, self.max_steps)
 
     def result(self, search: Search) -> Solution:
         return _search.solution(search)

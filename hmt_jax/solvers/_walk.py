@@ -27,6 +27,8 @@ _NOISE = 2.0  # of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
 _CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
+_NUM_POLISH = 3  # looks at the end
+_MAX_STEPS = 100  # after which a sample without an adversarial point is given up
 # Where a walk has so few directions, to look at them all is cheap, and surer.
 _FEW_DIMENSIONS, _SCAN = 2, scan(num_angles=48)
 
@@ -43,9 +45,7 @@ class Walk:
     num_steps: int
     num_rounds: int
     num_starts: int
-    num_polish: int = 3
     num_candidates: int = 10
-    max_steps: int = 100  # without an adversarial point
 
     @property
     def _num_walked(self):
@@ -54,11 +54,8 @@ class Walk:
     def start(self, restriction: Restriction, at_sample: Linearization) -> Any:
         if at_sample.normals.shape[1] <= _FEW_DIMENSIONS:
             return _SCAN.start(restriction, at_sample)
-        search, distances, directions = _search.begin(at_sample)
-        is_start = jnp.isfinite(distances[:, None])  # no class is one that can't gain on the label
-        starts = jnp.where(is_start, directions, directions[0])[: self.num_starts]
-        length = jnp.where(is_start[0, 0], _FIRST * distances[0], 0)
-        return search._replace(z=length * starts[0], memory=_Memory(starts[1:], jnp.zeros_like(length)))
+        search, distance, directions = _search.begin(at_sample)
+        return search._replace(z=_FIRST * search.z, memory=_Memory(directions[1 : self.num_starts], distance))
 
     def step(self, restriction: Restriction, search: Any) -> Any:
         if not isinstance(search, Search):
@@ -81,9 +78,7 @@ class Walk:
     def done(self, search: Any) -> jax.Array:
         if not isinstance(search, Search):
             return _SCAN.done(search)
-        return _search.is_done(search, 0, self.max_steps) & (
-            (search.num_found == 0) | (search.num_found >= self._num_walked + self.num_polish)
-        )
+        return _search.is_done(search, search.num_found >= self._num_walked + _NUM_POLISH, _MAX_STEPS)
 
     def result(self, search: Any) -> Solution:
         return _search.solution(search) if isinstance(search, Search) else _SCAN.result(search)
