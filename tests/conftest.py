@@ -30,6 +30,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # Simulated devices must be asked for before JAX is first used.
     jax.config.update("jax_num_cpu_devices", 8)
+    # Tests compile much and run little, and what is left out here changes their rounding alone.
+    jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):  # later ones know no such flag
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -39,12 +43,12 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
 
 
-@pytest.fixture(scope="module")
-def unoptimised():
-    """For tests that compile much and run little: optimising takes longer than it saves, and changes rounding alone."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimised():
+    """For tests that run more than they compile, or that are about what users run."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

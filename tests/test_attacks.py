@@ -17,8 +17,6 @@ from flax import nnx
 import hmt_jax
 from hmt_jax import attacks, data, frequency, models, subspaces, training
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 SHAPE = (6, 6, 2)
 NUM_PIXELS = 72
 KEY = jax.random.key(7)

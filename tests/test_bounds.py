@@ -11,7 +11,7 @@ from hmt_jax import Status, bounds, exact, models, subspaces
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
-pytestmark = [pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning"), pytest.mark.usefixtures("unoptimised")]
+pytestmark = pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 
 
 def network(name, seed=0, shape=SHAPE, mean=(0.4,), std=(0.7,), **options):

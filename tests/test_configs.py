@@ -18,8 +18,6 @@ from experiments.margin_map import MarginMap
 from hmt_jax import data, models
 from hmt_jax.models import _create
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins) and name != "digits"]
 GIVEN = [name for name in config.names() if isinstance(config.load(name), GivenWeights)]

@@ -15,7 +15,6 @@ from hmt_jax.margins import _solve_one
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
-pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 def linear_logits(parameters, images):

@@ -13,8 +13,6 @@ from experiments import __main__ as command_line
 from experiments import config, folder, manipulations
 from hmt_jax import data, frequency, models, subspaces, training
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 QUICK = ["--set", "num_epochs=2", "num_images=12"]
 
 

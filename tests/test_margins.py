@@ -138,6 +138,7 @@ def check_parity(result, reference, group):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_diagonal_agrees_with_the_authors_code(lenet, reference, x64):
     images = reference["images"][..., None] / 255
     windows = mnist_diagonal()
@@ -150,6 +151,7 @@ def test_the_diagonal_agrees_with_the_authors_code(lenet, reference, x64):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, reference):
     images = (reference["images"][..., None] / 255).astype(np.float32)
     result = hmt_jax.measure_margins(reference_lenet, images, mnist_diagonal(), devices=jax.devices()[:1])
@@ -160,12 +162,14 @@ def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, r
     assert np.mean(is_close) >= 0.99
 
 
+@pytest.mark.usefixtures("optimised")
 def test_the_whole_space_agrees_with_the_authors_code(lenet, reference, x64):
     images = reference["images"][..., None] / 255
     result = hmt_jax.measure_margins(lenet, images, subspaces.full((28, 28, 1)), devices=jax.devices()[:1])
     check_parity(result, reference, "full_space")
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

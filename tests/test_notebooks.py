@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from hmt_jax import training
 from hmt_jax.training import Recipe
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 

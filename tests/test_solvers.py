@@ -235,6 +235,7 @@ def test_tight_margins_beside_exact_ones(dimension):
     assert (ratios < 1.01).mean() >= (1 if dimension < 3 else 0.75)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_tight_margins_of_the_reference_network_in_planes(reference, reference_lenet):
     """Against a scan with rays and rings that are finer by far."""
     images = reference["images"][:3].reshape(3, 28, 28, 1).astype(np.float32) / 255
