@@ -94,17 +94,14 @@ def logits_and_gradients(classifier, images):
     return logits, pull_back(weights)[0]
 
 
-# XLA takes half a minute to optimise the code of a deep network that then runs for a second. Only large convolutions in
-# float64, which are loops of that code on CPU, are slower without by more than that when gradients are taken, too.
+# Large convolutions in float64 are loops of XLA's code on CPU: with gradients, optimising it takes less than it saves.
 LOOPED = ("resnet_cifar", "vgg", "vgg_cifar")
-OPTIMISED = jax.jit(logits_and_gradients)
-AT_ONCE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-UNOPTIMISED = jax.jit(logits_and_gradients, compiler_options=AT_ONCE)
-LOGITS = jax.jit(lambda classifier, images: classifier(images), compiler_options=AT_ONCE)
+FOUND = jax.jit(logits_and_gradients)
+FOUND_IN_LOOPS = jax.jit(
+    logits_and_gradients,
+    compiler_options={"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False},
+)
+LOGITS = jax.jit(lambda classifier, images: classifier(images))
 
 
 def images_off_kinks(network, *shape):
@@ -131,7 +128,7 @@ def assert_close(ours, theirs, dtype):
 
 def check_logits_and_gradients(name, network, images, dtype):
     classifier = in_dtype(name, network, images.shape[1:], dtype)
-    compiled = OPTIMISED if dtype == np.float64 and form(name) in LOOPED else UNOPTIMISED
+    compiled = FOUND_IN_LOOPS if dtype == np.float64 and form(name) in LOOPED else FOUND
     found = compiled(classifier, jnp.asarray(images, dtype))
     for ours, theirs in zip(found, torch_logits_and_gradients(network, images), strict=True):
         assert_close(ours, theirs, dtype)
