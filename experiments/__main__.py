@@ -5,6 +5,7 @@ import argparse
 import os
 import pathlib
 import sys
+import warnings
 
 import jax
 import jaxlib
@@ -90,9 +91,12 @@ def _use_fast_convolutions() -> None:
     """Lets XLA on CPU convolve by oneDNN: margins of a ResNet come 1.4 times faster, and are the same to rounding.
 
     Read when JAX first looks for devices. An unknown flag would end the process, and other releases do not know these.
+    XLA cannot write programs with such convolutions into the compilation cache, so that every run compiles them anew.
     """
-    if jaxlib.__version__.startswith("0.12."):
-        os.environ.setdefault("XLA_FLAGS", _ONEDNN_FLAGS)
+    if jaxlib.__version__.startswith("0.12.") and "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = _ONEDNN_FLAGS
+        cannot_write = r"Error writing persistent compilation cache entry .*std::bad_alloc"
+        warnings.filterwarnings("ignore", cannot_write, UserWarning)
 
 
 def _cache_compilations(path: pathlib.Path | None) -> None:
