@@ -238,7 +238,7 @@ def test_tight_margins_beside_exact_ones(dimension):
 @pytest.mark.usefixtures("optimised")
 def test_tight_margins_of_the_reference_network_in_planes(reference, reference_lenet):
     """Against a scan with rays and rings that are finer by far."""
-    images = reference["images"][:2].reshape(2, 28, 28, 1).astype(np.float32) / 255
+    images = reference["images"][:3].reshape(3, 28, 28, 1).astype(np.float32) / 255
     plane = subspaces.random(jax.random.key(0), (28, 28, 1), 2)
     tight = hmt_jax.measure_margins(reference_lenet, images, plane, solvers.tight("fast"))
     median = float(np.median(tight.margin))
