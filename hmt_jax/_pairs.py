@@ -25,6 +25,8 @@ _ACCELERATOR_SHARE = 1 / 24
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
 _PAIRS_PER_LANE = 20
+# Lanes at the end for each one before: a gradient at a time needs less memory than those of all candidates.
+_MORE_AT_END = 2
 # What the linearizations and first steps of a chunk of images may take on a CPU.
 _CPU_CHUNK_BYTES = 2**23
 
@@ -93,6 +95,7 @@ def solve(
             progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
         )
         work += work_of_chunk
+        at_end_settings = {"num_lanes": min(_MORE_AT_END * work.num_lanes, num_subspaces * size), "devices": devices}
         if known is not None:
             solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
         if num_bisections:
@@ -100,15 +103,10 @@ def solve(
                 _Bisect(num_bisections, precision),
                 (*data, solution),
                 np.arange(num_subspaces * size),
-                num_lanes=work.num_lanes,
-                devices=devices,
+                **at_end_settings,
             )
         at_end, _ = lanes.evaluate(
-            _LookAtEnd(precision),
-            (*data, solution),
-            np.arange(num_subspaces * size),
-            num_lanes=work.num_lanes,
-            devices=devices,
+            _LookAtEnd(precision), (*data, solution), np.arange(num_subspaces * size), **at_end_settings
         )
         if not keep_coordinates:
             solution = solution._replace(coordinates=None)
