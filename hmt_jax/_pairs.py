@@ -25,7 +25,7 @@ _ACCELERATOR_SHARE = 1 / 24
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
 _PAIRS_PER_LANE = 20
-# Lanes at the end for each one before: a gradient at a time needs less memory than those of all candidates.
+# Lanes for bisections and the look at the end for each one before: they take a gradient at most, not all candidates'.
 _MORE_AT_END = 2
 # What the linearizations and first steps of a chunk of images may take on a CPU.
 _CPU_CHUNK_BYTES = 2**23
@@ -81,6 +81,7 @@ def solve(
         num_lanes = _choose_num_lanes(classifier, images, num_subspaces, devices)
     size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices)
     chunks, work = [], lanes.Work(num_lanes, 0, 0)
+    items = np.arange(num_subspaces * size)
     # All chunks have one size, so that they share compiled code: the last may overlap the one before.
     firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
     for number, first in enumerate(firsts):
@@ -89,25 +90,18 @@ def solve(
             solver,
             precision,
             data,
-            num_subspaces * size,
+            items.size,
             num_lanes=work.num_lanes,
             devices=devices,
-            progress=_progress_of_all(progress, number, num_subspaces * size, num_subspaces * len(images)),
+            progress=_progress_of_all(progress, number, items.size, num_subspaces * len(images)),
         )
         work += work_of_chunk
-        at_end_settings = {"num_lanes": min(_MORE_AT_END * work.num_lanes, num_subspaces * size), "devices": devices}
+        settings: dict[str, Any] = {"num_lanes": min(_MORE_AT_END * work.num_lanes, items.size), "devices": devices}
         if known is not None:
             solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
         if num_bisections:
-            solution, _ = lanes.solve(
-                _Bisect(num_bisections, precision),
-                (*data, solution),
-                np.arange(num_subspaces * size),
-                **at_end_settings,
-            )
-        at_end, _ = lanes.evaluate(
-            _LookAtEnd(precision), (*data, solution), np.arange(num_subspaces * size), **at_end_settings
-        )
+            solution, _ = lanes.solve(_Bisect(num_bisections, precision), (*data, solution), items, **settings)
+        at_end, _ = lanes.evaluate(_LookAtEnd(precision), (*data, solution), items, **settings)
         if not keep_coordinates:
             solution = solution._replace(coordinates=None)
         found = (solution, at_end)

@@ -141,7 +141,8 @@ def measure_margins(
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
       precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
         Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
-      num_lanes: pairs advanced together on each device; chosen for the device if not given.
+      num_lanes: pairs advanced together on each device, twice as many in the passes at the end; chosen for the device
+        if not given.
       devices: where to run; all local devices if not given.
       progress: called with the numbers of finished pairs and of all pairs, every few steps.
       **deepfool_settings: `num_candidates`, `overshoot`, `max_steps`: short for `solver=deepfool(...)`.
