@@ -92,7 +92,27 @@ class Subspace(abc.ABC):
 
 
 _STATIC = {"static": True}
-_pytree = jax.tree_util.register_dataclass
+
+
+def _pytree(cls):
+    """Registers a dataclass as a pytree with the structure of no other class.
+
+    Those of `jax.tree_util.register_dataclass` are equal for all classes with the same fields. Jitted functions then
+    tell a span from its complement by hash alone, and mistake one for the other where hashes collide.
+    """
+    is_static = {field.name: field.metadata.get("static", False) for field in dataclasses.fields(cls)}
+    leaf_names = [name for name in is_static if not is_static[name]]
+    static_names = [name for name in is_static if is_static[name]]
+
+    def flatten_with_keys(subspace):
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(subspace, name)) for name in leaf_names]
+        return leaves, tuple(getattr(subspace, name) for name in static_names)
+
+    def unflatten(static, leaves):
+        return cls(**dict(zip(leaf_names, leaves, strict=True)), **dict(zip(static_names, static, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
 
 
 class _Frequencies(Subspace):

@@ -252,6 +252,16 @@ def test_members_of_a_stack_keep_their_order(x64):
     np.testing.assert_array_equal(stack[1].coordinates(image), image[0].ravel())
 
 
+def test_kinds_of_subspaces_with_the_same_fields_share_no_compiled_code():
+    """Structures that are equal are told apart by their hashes alone, which may collide."""
+    window = subspaces.dct_window(SHAPE, row=2, column=1, size=3)
+    span = subspaces.random(jax.random.key(0), SHAPE, dimension=4)
+    for subspace in (window, span):
+        assert jax.tree.structure(subspace) != jax.tree.structure(complement(subspace))
+        copy = jax.tree.map(jnp.copy, subspace)
+        assert jax.tree.structure(copy) == jax.tree.structure(subspace)
+
+
 def test_one_compilation_serves_a_whole_stack():
     num_traces = 0
 
