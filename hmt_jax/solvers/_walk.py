@@ -12,12 +12,12 @@ from hmt_jax.solvers._search import Boundary, Look, Search
 from hmt_jax.solvers._solution import Linearization, Restriction, Solution
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
-_TURN, _LAST_TURN = 2.5, 0.06
+_TURN, _LAST_TURN = 2.5, 0.04
 # The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: first the way
 # is away from the label, then towards one class.
-_TEMPERATURE, _LAST_TEMPERATURE = 0.2, 0.005
+_TEMPERATURE, _LAST_TEMPERATURE = 0.2, 0.001
 # How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
-_OVERSHOOT, _LAST_OVERSHOOT = 0.04, 0.002
+_OVERSHOOT, _LAST_OVERSHOOT = 0.02, 0.002
 # Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope
 # along the old ray is known where it is needed, and the new ray is the one walked on.
 _BLEND = 0.5
@@ -27,7 +27,7 @@ _NOISE = 2.0  # of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
 _CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
-_NUM_POLISH = 3  # looks at the end
+_NUM_POLISH = 2  # looks at the end
 _MAX_STEPS = 100  # after which a sample without an adversarial point is given up
 # Where a walk has so few directions, to look at them all is cheap, and surer.
 _FEW_DIMENSIONS, _SCAN = 2, scan(num_angles=48)
@@ -121,7 +121,8 @@ class Walk:
 
 
 _EFFORTS = {
-    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1),
+    # With the gradients of eight classes it stays under 25 backward passes a pair where six subspaces share them.
+    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1, num_candidates=8),
     "normal": Walk(num_steps=20, num_rounds=3, num_starts=2),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
 }
@@ -138,7 +139,7 @@ def tight(effort: str = "normal") -> Walk:
     Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
     gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well, so that no facet between
     two classes decides alone at first, and no scale is absolute. Later rounds start from the next nearest candidates,
-    and then around the best point, with noise. A polish of three looks ends at the closest point of the boundary's last
+    and then around the best point, with noise. A polish of two looks ends at the closest point of the boundary's last
     linearisation: of a linear classifier, the exact margin.
 
     In one and two dimensions it is a `hmt_jax.exact.scan` of all directions, whatever the effort, some hundred forward
@@ -150,7 +151,7 @@ def tight(effort: str = "normal") -> Walk:
       "normal"    three rounds of 20
       "thorough"  twenty rounds of 29
 
-    with the three of the polish, and two or three more until the label changes first. More are needed where the
+    with the two of the polish, and two or three more until the label changes first. More are needed where the
     boundary is far; a sample whose label has not changed after 100 is given up.
 
     Raises:
