@@ -95,6 +95,37 @@ def test_lenet_on_images_of_other_shapes_agrees_with_numpy(height, width, num_fl
     np.testing.assert_allclose(logits, numpy_lenet(weights, (images - MEAN) / STD), rtol=0, atol=1e-12)
 
 
+# To at most 2 x 2 pixels, where they are matrix products on CPU, and to more; with rows that no window reaches.
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [((1, 1), 3, 1, 1), ((2, 2), 3, 1, 1), ((2, 1), 3, 1, 1), ((4, 3), 3, 2, 1), ((5, 7), 5, 3, 0), ((4, 4), 3, 1, 1)],
+)
+def test_convolutions_and_their_gradients_agree_with_numpy(shape, size, stride, padding, x64):
+    rng = np.random.default_rng(3)
+    images, change = normal(rng, 2, *shape, 3), normal(rng, 2, *shape, 3)
+    kernel, bias, kernel_change = normal(rng, 4, 3, size, size), normal(rng, 4), normal(rng, 4, 3, size, size)
+
+    def convolve(images, kernel):
+        layer = _layers.conv(3, 4, size, stride=stride, padding=padding, rngs=nnx.Rngs(0))
+        layer.kernel, layer.bias = nnx.Param(kernel), nnx.Param(jnp.asarray(bias))
+        return layer(images)
+
+    def expected(images, kernel, bias):
+        every = numpy_conv(channels_first(images), kernel, bias, padding)[:, :, ::stride, ::stride]
+        return np.moveaxis(every, 1, -1)
+
+    result, pull_back = jax.vjp(convolve, jnp.asarray(images), jnp.asarray(np.transpose(kernel, (2, 3, 1, 0))))
+    np.testing.assert_allclose(result, expected(images, kernel, bias), rtol=0, atol=1e-13)
+    # A convolution is linear in the images and in the kernel: its gradients are the transposed maps.
+    weights = normal(rng, *result.shape)
+    images_gradient, kernel_gradient = pull_back(jnp.asarray(weights))
+    along_images = np.sum(weights * expected(change, kernel, np.zeros(4)))
+    np.testing.assert_allclose(np.sum(images_gradient * change), along_images, rtol=1e-12)
+    along_kernel = np.sum(weights * expected(images, kernel_change, np.zeros(4)))
+    pulled = np.sum(kernel_gradient * np.transpose(kernel_change, (2, 3, 1, 0)))
+    np.testing.assert_allclose(pulled, along_kernel, rtol=1e-12)
+
+
 def test_mlp_agrees_with_numpy(x64):
     rng = np.random.default_rng(1)
     widths = [5 * 4 * 3, 8, 6, 9, 4]
