@@ -44,7 +44,7 @@ class Walk:
 
     num_steps: int
     num_rounds: int
-    num_starts: int
+    num_starts: int = 1
     num_candidates: int = 10
 
     @property
@@ -122,8 +122,8 @@ class Walk:
 
 _EFFORTS = {
     # With the gradients of eight classes it stays under 25 backward passes a pair where six subspaces share them.
-    "fast": Walk(num_steps=18, num_rounds=1, num_starts=1, num_candidates=8),
-    "normal": Walk(num_steps=20, num_rounds=3, num_starts=2),
+    "fast": Walk(num_steps=18, num_rounds=1, num_candidates=8),
+    "normal": Walk(num_steps=20, num_rounds=3),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
 }
 
@@ -138,9 +138,10 @@ def tight(effort: str = "normal") -> Walk:
 
     Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
     gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well, so that no facet between
-    two classes decides alone at first, and no scale is absolute. Later rounds start from the next nearest candidates,
-    and then around the best point, with noise. A polish of two looks ends at the closest point of the boundary's last
-    linearisation: of a linear classifier, the exact margin.
+    two classes decides alone at first, and no scale is absolute. Later rounds start around the best point, with noise;
+    those of "thorough" first from the next nearest candidates. A polish of two looks ends at the closest point of the
+    boundary's last linearisation: of a linear classifier, the exact margin, as long as the nearest class is one of the
+    candidates, 8 for "fast" and 10 for the others.
 
     In one and two dimensions it is a `hmt_jax.exact.scan` of all directions, whatever the effort, some hundred forward
     passes a pair on a line and some thousand in the plane.
