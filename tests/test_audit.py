@@ -68,6 +68,7 @@ def test_a_wrong_order_is_told():
     assert audit.order(biased, tight).endswith("2 of 3 pairs that the tight margins tell apart: DOES NOT STAND")
 
 
+@pytest.mark.usefixtures("report")
 def test_table_of_all_solvers(finished, monkeypatch):
     """Ratios and passes against those of margins measured here."""
     few = [each for each in accuracy.CONTENDERS if each.name in ("deepfool", "tight, fast")]
