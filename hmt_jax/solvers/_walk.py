@@ -36,6 +36,7 @@ _FEW_DIMENSIONS, _SCAN = 2, scan(num_angles=48)
 class _Memory(NamedTuple):
     starts: jax.Array  # (S, d) unit directions of later rounds: the next nearest candidates
     edge: jax.Array  # where the linearised boundary cuts the ray of the best point
+    first_order: jax.Array  # (d,) the closest point of the boundary linearised at the sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Walk:
         if at_sample.normals.shape[1] <= _FEW_DIMENSIONS:
             return _SCAN.start(restriction, at_sample)
         search, distance, directions = _search.begin(at_sample)
-        return search._replace(z=_FIRST * search.z, memory=_Memory(directions[1 : self.num_starts], distance))
+        memory = _Memory(starts=directions[1 : self.num_starts], edge=distance, first_order=search.z)
+        return search._replace(z=_FIRST * search.z, memory=memory)
 
     def step(self, restriction: Restriction, search: Any) -> Any:
         if not isinstance(search, Search):
@@ -78,7 +80,10 @@ class Walk:
     def done(self, search: Any) -> jax.Array:
         if not isinstance(search, Search):
             return _SCAN.done(search)
-        return _search.is_done(search, search.num_found >= self._num_walked + _NUM_POLISH, _MAX_STEPS)
+        # Of a linear classifier the first-order point is the margin, and a walk may have ended at another class.
+        is_nearer = jnp.linalg.norm(search.memory.first_order) * (1 + 10 * _OUTWARDS) < search.best_norm
+        num_looks = self._num_walked + _NUM_POLISH + is_nearer
+        return _search.is_done(search, search.num_found >= num_looks, _MAX_STEPS)
 
     def result(self, search: Any) -> Solution:
         return _search.solution(search) if isinstance(search, Search) else _SCAN.result(search)
@@ -112,12 +117,16 @@ class Walk:
         return _search.unit(direction) * search.best_norm
 
     def _polish(self, search: Search, seen: Look, near: Boundary, num_polished):
-        """To the point nearest to the sample of the boundary linearised here; where that fails, inwards to its edge."""
+        """To the point nearest to the sample of the boundary linearised here; where that fails, inwards to its edge.
+
+        In the end to that of the boundary linearised at the sample, which is looked at where it is nearer.
+        """
         hidden = jnp.finfo(search.z.dtype).eps * jnp.abs(seen.logits[search.label]) / near.steepness
-        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * 3.0 ** jnp.maximum(num_polished, 0)
+        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * 3.0 ** jnp.clip(num_polished, 0, 1)
         is_close = (num_polished == 0) | (jnp.abs(near.depth) < _CLOSE * seen.norm)
         edge = search.memory.edge * _search.unit(search.best_z)
-        return (1 + outwards) * jnp.where(is_close, near.offset * near.normal, edge)
+        closest = jnp.where(is_close, near.offset * near.normal, edge)
+        return (1 + outwards) * jnp.where(num_polished == _NUM_POLISH, search.memory.first_order, closest)
 
 
 _EFFORTS = {
@@ -140,8 +149,9 @@ def tight(effort: str = "normal") -> Walk:
     gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well, so that no facet between
     two classes decides alone at first, and no scale is absolute. Later rounds start around the best point, with noise;
     those of "thorough" first from the next nearest candidates. A polish of two looks ends at the closest point of the
-    boundary's last linearisation: of a linear classifier, the exact margin, as long as the nearest class is one of the
-    candidates, 8 for "fast" and 10 for the others.
+    boundary's last linearisation, and a third one is at that of the first, at the sample, where that is nearer than
+    what was found: of a linear classifier the margin is exact, as long as the nearest class is one of the candidates, 8
+    for "fast" and 10 for the others.
 
     In one and two dimensions it is a `hmt_jax.exact.scan` of all directions, whatever the effort, some hundred forward
     passes a pair on a line and some thousand in the plane.
@@ -152,7 +162,7 @@ def tight(effort: str = "normal") -> Walk:
       "normal"    three rounds of 20
       "thorough"  twenty rounds of 29
 
-    with the two of the polish, and two or three more until the label changes first. More are needed where the
+    with those of the polish, and two or three more until the label changes first. More are needed where the
     boundary is far; a sample whose label has not changed after 100 is given up.
 
     Raises:
