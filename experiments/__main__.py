@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import warnings
+from collections.abc import Callable
 
 import jax
 import jaxlib
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     _use_fast_convolutions()
     try:
         options.command(options)
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -108,6 +109,15 @@ def _cache_compilations(path: pathlib.Path | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def _number_from(least: int) -> Callable[[str], int]:
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments", description="Experiments on margins.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -137,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
     auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the tight solver")
     auditor.add_argument("--effort", default="thorough", choices=("fast", "normal", "thorough"))
-    auditor.add_argument("--certify", type=int, default=0, help="how many of the images to prove lower bounds for")
+    auditor.add_argument("--certify", type=_number_from(0), default=0, help="of how many images to prove lower bounds")
     auditor.set_defaults(command=_audit)
 
     comparer = commands.add_parser("accuracy", help="compare all solvers on the network of a run")
@@ -145,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for subparser in (auditor, comparer):
         subparser.add_argument("folder", metavar="RUN", type=pathlib.Path, help="the folder of a finished run")
-        subparser.add_argument("--num-images", type=int, default=50, help="its first images (default: 50)")
+        subparser.add_argument("--num-images", type=_number_from(1), default=50, help="its first images (default: 50)")
 
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")

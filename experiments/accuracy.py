@@ -4,6 +4,7 @@ import pathlib
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 import hmt_jax
@@ -51,15 +52,15 @@ def accuracy(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None =
       ValueError: if the folder is that of no such run, or the data set is not prepared.
     """
     _, found, classifier, images, corners = audit.reopen(path, num_images, data_dir)
-    shown = slice(None, None, max(len(corners) // (_NUM_WINDOWS - 1), 1))
-    stacks = [subspaces.full(images.shape[1:]), found.windows(images.shape[1:])[shown]]
+    shown = np.unique(np.linspace(0, len(corners) - 1, _NUM_WINDOWS).round().astype(int))
+    stacks = [subspaces.full(images.shape[1:]), jax.tree.map(lambda leaf: leaf[shown], found.windows(images.shape[1:]))]
     rows, margins = [], []
     for contender in CONTENDERS:
         with stages.pixels_of(found):
             results = [_measure(contender, classifier, images, stack) for stack in stacks]
         margins.append(np.concatenate([statistics.censored_margins(result) for result, _ in results]))
         rows.append((contender.name, *_costs(contender, results)))
-    best = np.min(margins, axis=0)
+    best = np.fmin.reduce(margins)
     header = ("solver", "whole space", *(f"window {r},{c}" for r, c in corners[shown].tolist()), *_COSTS)
     lines = [header, ("---",) * len(header)]
     lines += [(name, *_ratios(each, best), *costs) for (name, *costs), each in zip(rows, margins, strict=True)]

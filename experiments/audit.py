@@ -22,8 +22,8 @@ def audit(
 ) -> str:
     """Measures the first images of a finished run in all its windows again, and compares.
 
-    Writes `audit.json`, `audit.npz` and the picture `audit.png` into the run's folder, and into that of the run it is
-    compared with.
+    Writes `audit.json`, `audit.npz` and the picture `audit.png` into the run's folder, and `audit_baseline.npz`, the
+    margins of the run that it is compared with.
 
     Args:
       path: the folder of a run of the kind `DiagonalMargins`.
@@ -41,7 +41,11 @@ def audit(
       ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
     """
     opened = reopen(path, num_images, data_dir)
-    measured, tight, certified, windows = _measure(path, opened, effort, num_certified)
+    measured, tight, certified = _measure(path, opened, effort, num_certified)
+    windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
+    arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
+    folder.write_arrays(path / "audit.npz", arrays)
+    _draw(path, opened, measured, tight, certified)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
     table = _table(windows, measured, tight, certified, ratios)
     lines = [f"{opened.name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
@@ -49,6 +53,7 @@ def audit(
     origin = baseline.of(path)
     if origin is not None:
         others = _measure(origin, reopen(origin, num_images, data_dir), effort, 0)[:2]
+        folder.write_arrays(path / "audit_baseline.npz", dict(zip(("measured", "tight"), others, strict=True)))
         growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
         report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
         lines.append(_over_baseline(opened.config.baseline, windows, *growth))
@@ -75,7 +80,7 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
     if not run.is_finished(path):
         raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
     name, found = config.described(folder.read_config(path))
-    if not isinstance(found, DiagonalMargins):
+    if type(found) is not DiagonalMargins:  # kinds made of it measure other subspaces, or keep no margins
         raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")
     images = stages.load(found, data_dir).test_images[: min(num_images, found.num_images)]
     classifier, _ = models.load(path / stages.CLASSIFIER)
@@ -83,9 +88,9 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
     return Opened(name, found, classifier, data.as_floats(manipulations.apply(found.manipulation, images)), corners)
 
 
-def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Censored margins (R, N) of the run and of the tight solver, lower bounds, and names of the windows; all drawn."""
-    _, found, classifier, images, corners = opened
+def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Censored margins (R, N) of the run and of the tight solver, and lower bounds."""
+    _, found, classifier, images, _ = opened
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
         stack = found.windows(images.shape[1:])
@@ -93,16 +98,15 @@ def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarra
         again = hmt_jax.measure_margins(classifier, images, stack, solvers.tight(effort))
     measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
     # A smaller margin of the run is one, too.
-    tight = np.fmin(measured, tight)
-    windows = [f"{row},{column}" for row, column in corners.tolist()]
-    arrays = {"corner": corners, "measured": measured, "tight": tight, "certified": certified}
-    folder.write_arrays(path / "audit.npz", arrays)
+    return measured, np.fmin(measured, tight), certified
+
+
+def _draw(path, opened, measured, tight, certified) -> None:
     curves = {"DeepFool": pictures.percentiles(measured), "tight": pictures.percentiles(tight)}
     if np.isfinite(certified).any():
         curves["certified"] = pictures.percentiles(certified)
-    labels = pictures.labels(found, corners)
-    folder.write_picture(path / "audit.png", plots.margin_curves(range(len(windows)), {"": curves}, **labels))
-    return measured, tight, certified, windows
+    labels = pictures.labels(opened.config, opened.corners)
+    folder.write_picture(path / "audit.png", plots.margin_curves(range(len(measured)), {"": curves}, **labels))
 
 
 def _certified(classifier, images, stack, num_certified) -> np.ndarray:
@@ -144,7 +148,7 @@ def order(measured, tight) -> str:
     medians, told_apart, alike = _medians(measured), 0, 0
     for one, other in itertools.combinations(range(len(tight)), 2):
         estimate = checks.from_medians(lambda curve: curve[1] / curve[0], tight[[one, other]])
-        if not estimate.low <= 1 <= estimate.high:
+        if estimate.low > 1 or estimate.high < 1:  # neither where both medians are censored
             told_apart += 1
             alike += (estimate.value > 1) == (medians[other] > medians[one])
     verdict = "stands" if alike == told_apart else "DOES NOT STAND"
@@ -156,7 +160,8 @@ def _over_baseline(name, windows, measured, tight) -> str:
         (window, *map(summary.text, map(summary.number, pair)))
         for window, *pair in zip(windows, measured, tight, strict=True)
     ]
-    verdict = "stands" if ((measured > 1) == (tight > 1)).all() else "DOES NOT STAND"
+    is_known = ~np.isnan(measured) & ~np.isnan(tight)
+    verdict = "stands" if ((measured > 1) == (tight > 1))[is_known].all() else "DOES NOT STAND"
     table = checks.align([("window", "DeepFool", "tight"), *rows])
     return f"\nmedians over those of {name.replace('_', ' ')}\n{table}\nwhere they are larger and smaller: {verdict}"
 

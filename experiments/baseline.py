@@ -38,24 +38,38 @@ def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None)
             found = path / "baseline"
             runner.run(name, config, found, data_dir=data_dir)
             print(f"\n{name}:")
-        folder.write_json(path / _FILE, {"folder": os.path.relpath(found, path)})
+        folder.write_json(path / _FILE, {"folder": os.path.relpath(found.resolve(), path.resolve())})
     return found
 
 
 def of(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the run that the one in a folder refers to; None if there is none."""
+    """The folder of the run that the one in a folder refers to; None if there is none.
+
+    Raises:
+      ValueError: if it is no longer where it was.
+    """
     if not (path / _FILE).exists():
         return None
-    return path / folder.read_json(path / _FILE)["folder"]
+    found = (path.resolve() / folder.read_json(path / _FILE)["folder"]).resolve()
+    if not found.is_dir():
+        raise ValueError(f"{path} is compared with {found}, which is gone: put it back, or start over with --fresh")
+    return found
 
 
 def _find(config, path) -> pathlib.Path | None:
     """A finished run beside `path`, or made for one beside it, with the classifier and margins of one of `config`."""
     wanted, root = _decisive(folder.described("", config)), path.resolve().parent
     for other in (*sorted(root.iterdir()), *sorted(root.glob("*/baseline"))):
-        if other != path.resolve() and runner.is_finished(other) and _decisive(folder.read_config(other)) == wanted:
+        if other != path.resolve() and _is_finished(other) and _decisive(folder.read_config(other)) == wanted:
             return other
     return None
+
+
+def _is_finished(other) -> bool:
+    try:
+        return runner.is_finished(other)
+    except PermissionError:  # not a run of this user's
+        return False
 
 
 def _decisive(fields: dict[str, Any]) -> dict[str, Any]:

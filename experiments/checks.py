@@ -53,8 +53,16 @@ class Check:
             raise ValueError(f"the check {self.claim!r} has no threshold: give at_least, at_most or both")
 
     def apply(self, path: pathlib.Path) -> dict[str, Any]:
-        """The claim beside what a run found, for JSON: a number that is infinite or no number is written as text."""
-        estimate = self.statistic(path)
+        """The claim beside what a run found, for JSON: a number that is infinite or no number is written as text.
+
+        Results that the statistic needs and that settings left out are no reason to lose a run: what is missing is
+        written down as "undecided", and the claim does not hold.
+        """
+        undecided = None
+        try:
+            estimate = self.statistic(path)
+        except (ValueError, LookupError, OSError) as error:
+            estimate, undecided = Estimate(math.nan, math.nan, math.nan), str(error)
         at_least = -math.inf if self.at_least is None else self.at_least
         at_most = math.inf if self.at_most is None else self.at_most
         return {
@@ -64,6 +72,7 @@ class Check:
             "at_most": self.at_most,
             **{key: _for_json(number) for key, number in estimate._asdict().items()},
             "holds": bool(at_least <= estimate.value <= at_most),  # never for NaN
+            **({} if undecided is None else {"undecided": undecided}),
         }
 
 

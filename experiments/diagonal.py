@@ -112,6 +112,8 @@ class DiagonalMargins(config.Config):
             for field in fields:
                 if getattr(self, field) < least:
                     raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        if self.attack == "deepfool" and self.norm != "l2":
+            raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
         if self.measure_every > self.num_epochs:
             raise ValueError(
                 f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "

@@ -19,11 +19,11 @@ from experiments.config import Config
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
-_COMMON = (_ENVIRONMENT, "checks.json", "summary.json", "audit.*")
+_COMMON = (_ENVIRONMENT, "checks.json", "summary.json", "audit*")
 
 
 def check(path: pathlib.Path, name: str, config: Config) -> None:
-    """Makes sure that a folder is new, or that of this experiment with this configuration.
+    """Makes sure that a folder is new, that of this experiment with this configuration, or of one that came to nothing.
 
     Raises:
       ValueError: if it holds another configuration, or files that no run wrote.
@@ -35,7 +35,7 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
             )
         return
     differing = differences(read_config(path), described(name, config))
-    if differing:
+    if differing and any(found.is_file() for found in path.rglob("*") if found.name not in {_CONFIG, _ENVIRONMENT}):
         text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
             f"{path} belongs to another configuration ({text}), and stays as it is: give another folder with --folder"

@@ -54,6 +54,9 @@ def run(
     found = verdicts(path)
     if found["checks"]:
         print("\n" + checks.align([checks.HEADER, *map(checks.row, found["checks"])]))
+    for verdict in found["checks"]:
+        if "undecided" in verdict:
+            print(f"not decided, {verdict['claim']}: {verdict['undecided']}")
     if found["is_quick"]:
         print("a quick run: its claims prove nothing")
     print(f"\nresults: {path}")

@@ -37,6 +37,7 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     rows = [row for path in found for row in _rows(path)]
     counts = collections.Counter(row[-1] for row in rows)
     total = f"{counts[checks.HOLDS]} of {counts[checks.HOLDS] + counts[checks.FAILS]} claims hold in {len(found)} runs"
+    root.mkdir(parents=True, exist_ok=True)
     with folder.whole_file(root / "scorecard.md") as temporary:
         temporary.write_text(f"{_markdown(rows)}\n\n{total}.\n")
     return f"{checks.align([_HEADER, *rows])}\n\n{total}"

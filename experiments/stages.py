@@ -93,7 +93,10 @@ def _train(config, dataset, mean, std, windows, path) -> None:
     """Trains a classifier, from its last checkpoint if there is one, and writes its history and itself."""
     init_key, train_key, _ = _keys(config)
     architecture, attack = _architecture(config, dataset), config.training_attack(dataset.image_shape)
-    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
+    try:
+        classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
+    except TypeError as error:  # num_hidden, for a network that takes none
+        raise ValueError(f"network={config.network} does not go with the other settings: {error}") from None
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / "checkpoints") as kept:
         state, history = (state, []) if kept.last_epoch is None else kept.restore(state)

@@ -1,7 +1,7 @@
 """What the benchmark measures: networks, images and subspaces, of the sizes of the paper's experiments.
 
-Networks with random weights, whose boundaries lie where no trained network has them, take three steps for every pair,
-about as many as trained ones need.
+Networks with random weights have boundaries where no trained network has them; they take three steps for every pair at
+the most, about as many as trained ones need.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import accuracy, audit, baseline
+from experiments import accuracy, audit, baseline, config, folder
 
 NUM_IMAGES = 8
 
@@ -54,10 +54,11 @@ def test_ratios_between_models_are_measured_again(finished, report):
     written = json.loads((finished / "audit.json").read_text())["over_baseline"]
     expected = np.median(margins_of(finished), axis=1) / np.median(margins_of(origin), axis=1)
     np.testing.assert_allclose(written["run"], expected, rtol=1e-6)
-    with np.load(finished / "audit.npz") as ours, np.load(origin / "audit.npz") as theirs:
+    with np.load(finished / "audit.npz") as ours, np.load(finished / "audit_baseline.npz") as theirs:
         expected = np.median(ours["tight"], axis=1) / np.median(theirs["tight"], axis=1)
     np.testing.assert_allclose(written["tight"], expected, rtol=1e-6)
     assert "medians over those of standard training" in report
+    assert not list(origin.glob("audit*"))  # an audit of that run itself would be lost
 
 
 def test_a_wrong_order_is_told():
@@ -66,6 +67,9 @@ def test_a_wrong_order_is_told():
     assert audit.order(1.5 * tight, tight).endswith("3 of 3 pairs that the tight margins tell apart: stands")
     biased = np.array([[3.0], [1.0], [1.0]]) * tight
     assert audit.order(biased, tight).endswith("2 of 3 pairs that the tight margins tell apart: DOES NOT STAND")
+    # Two windows without margins have no order.
+    censored = np.concatenate([tight, np.full((2, 40), np.inf)])
+    assert audit.order(censored, censored).endswith("9 of 9 pairs that the tight margins tell apart: stands")
 
 
 @pytest.mark.usefixtures("report")
@@ -90,3 +94,15 @@ def test_table_of_all_solvers(finished, monkeypatch):
 def test_folders_of_other_kinds(tmp_path, capsys):
     assert command_line.main(["audit", str(tmp_path)]) == 2
     assert "is not the folder of a finished run" in capsys.readouterr().err
+    # Windows of the whole grid are no diagonal.
+    folder.write_json(tmp_path / "config.json", folder.described("margin_map", config.load("margin_map")))
+    folder.write_json(tmp_path / "checks.json", {})
+    assert command_line.main(["audit", str(tmp_path)]) == 2
+    assert "is the folder of margin_map, which does not measure margins along the diagonal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "least"), [("--num-images", 1), ("--certify", 0)])
+def test_numbers_are_checked(option, least, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["audit", "run", option, "-1"])
+    assert f"argument {option}: must be at least {least}, got -1" in capsys.readouterr().err

@@ -23,7 +23,12 @@ def put(path, config, *, is_finished=True):
 def made(monkeypatch):
     """The configurations of runs that are made, which do nothing."""
     configs = []
-    monkeypatch.setattr(runner, "run", lambda name, config, path, data_dir: configs.append(config))
+
+    def run(name, config, path, data_dir):
+        path.mkdir()
+        configs.append(config)
+
+    monkeypatch.setattr(runner, "run", run)
     return configs
 
 
@@ -69,6 +74,7 @@ def test_attacks_count_where_there_is_one(tmp_path, made):
 
 def test_what_is_compared_with_stays(tmp_path, made):
     (tmp_path / "robust").mkdir()
+    (tmp_path / "chosen").mkdir()
     folder.write_json(tmp_path / "robust" / "baseline.json", {"folder": "../chosen"})
     baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
     assert baseline.of(tmp_path / "robust").resolve() == tmp_path / "chosen"
@@ -81,3 +87,39 @@ def test_a_run_is_not_compared_with_itself():
         dataclasses.replace(CONFIG, baseline="plain_data")
     with pytest.raises(ValueError, match="unknown baseline 'me'; the known ones are none, standard_training, plain"):
         dataclasses.replace(CONFIG, baseline="me")
+
+
+def test_it_is_found_behind_a_link(tmp_path, made):
+    results = tmp_path / "far" / "away" / "results"
+    put(results / "a", dataclasses.replace(CONFIG, attack="none"))
+    (results / "robust").mkdir()
+    (tmp_path / "results").symlink_to(results)
+    for path in (tmp_path / "results" / "robust", results / "robust"):
+        baseline.provide("robust", ROBUST.baseline_config, path, None)
+        assert baseline.of(path) == results / "a"
+        assert baseline.of(results / "robust") == results / "a"
+
+
+def test_it_may_not_be_gone(tmp_path, made):
+    put(tmp_path / "a", dataclasses.replace(CONFIG, attack="none"))
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"robust is compared with .*/a, which is gone: put it back, or start"):
+        baseline.of(tmp_path / "robust")
+
+
+def test_folders_of_others_are_passed_by(tmp_path, made, monkeypatch):
+    put(tmp_path / "a", CONFIG)
+    put(tmp_path / "b", dataclasses.replace(CONFIG, attack="none"))
+    is_finished = runner.is_finished
+
+    def or_forbidden(path):
+        if path.name == "a":
+            raise PermissionError(13, "Permission denied")
+        return is_finished(path)
+
+    monkeypatch.setattr(runner, "is_finished", or_forbidden)
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust") == tmp_path / "b"

@@ -157,3 +157,15 @@ def test_a_run_compared_with_none_is_told(tmp_path):
     path = constant(tmp_path / "run", [1, 2])
     with pytest.raises(ValueError, match="is compared with no other run: set baseline to standard_training"):
         claims.correlation_with_baseline(path)
+
+
+def test_a_claim_without_its_results_is_not_decided(tmp_path):
+    for statistic, reason in [
+        (claims.robust_accuracy, "robustness.json"),
+        (lambda path: np.min([]), "zero-size array"),
+        (lambda path: [][0], "list index out of range"),
+    ]:
+        verdict = Check("all is well", statistic, "as it should be", at_least=0).apply(tmp_path)
+        assert reason in verdict["undecided"]
+        assert not verdict["holds"]
+        assert row(verdict) == ("all is well", "nan", "nan to nan", ">= 0", "DOES NOT HOLD")

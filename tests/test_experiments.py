@@ -129,6 +129,14 @@ def test_the_folder_of_another_configuration_is_refused(finished, capsys):
     assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
 
 
+def test_a_folder_of_a_run_that_came_to_nothing_is_free(tmp_path, capsys):
+    path = tmp_path / "digits"
+    message = fails(capsys, "run", "digits", "--set", "network=lenet", "num_hidden=64", "--folder", path)
+    assert "network=lenet does not go with the other settings" in message
+    assert "num_hidden" in message
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("...")
     message = fails(capsys, "run", "digits", "--folder", tmp_path, "--fresh")
@@ -150,6 +158,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "manipulation=low_pass:9"], ["size must be between 1 and 8"]),
         (["run", "digits", "--set", "attack=fgsm"], ["unknown attack 'fgsm'", "none, pgd, deepfool"]),
         (["run", "digits", "--set", "attack=pgd", "epsilon=-1"], ["epsilon must be positive and finite"]),
+        (["run", "digits", "--set", "attack=deepfool", "norm=linf"], ["goes by norm=l2, got norm=linf"]),
         (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["num_steps must be at least 1, got 0"]),
         (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
         (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),

@@ -73,3 +73,8 @@ def test_claims_are_checked_anew_without_their_file(root, capsys):
     assert command_line.main(arguments) == 0
     assert path.read_text() == before
     assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
+
+
+def test_a_root_that_is_not_there_is_made(root, tmp_path):
+    scorecard.scorecard([root / "digits"], tmp_path / "results")
+    assert (tmp_path / "results" / "scorecard.md").read_text().startswith("| experiment |")
