@@ -22,7 +22,7 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
     """Images and int32 labels as arrays, where they are.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none.
+      ValueError: for images and labels of unequal number or the wrong type, or none.
     """
     pixels = images if isinstance(images, jax.Array) else np.asarray(images)
     targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
@@ -30,6 +30,16 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
         raise ValueError(
             "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
             f"{pixels.shape} and {targets.shape}"
+        )
+    if pixels.dtype != np.uint8 and not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be uint8, or floating point in [0, 1], got {pixels.dtype}; convert 8-bit images with "
+            "images.astype(np.uint8)"
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.min() < 0:
+        raise ValueError(
+            f"labels must be whole numbers from 0, got {targets.dtype}, the least of them {targets.min()}; give the "
+            "place of each class among the logits"
         )
     return pixels, targets.astype(np.int32)
 

@@ -284,7 +284,8 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
         if (bad_step := int(sums.first_bad_step)) != _NEVER:
             raise FloatingPointError(
                 f"the loss or its gradient became NaN or infinite in step {bad_step}, in epoch {epoch}: lower "
-                f"max_learning_rate ({recipe.max_learning_rate}), or check the images for NaN"
+                f"max_learning_rate ({recipe.max_learning_rate}), or check the images for NaN and the labels for "
+                "numbers that are no class"
             )
         if on_epoch is not None:
             on_epoch(epoch, state, Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples))

@@ -645,3 +645,10 @@ def test_a_classifier_must_be_callable(classifier):
         hmt_jax.measure_margins(classifier, boundary_images(), subspaces.full(SHAPE))
     with pytest.raises(TypeError, match="classifier must be callable"):
         hmt_jax.deepfool(classifier, boundary_images()[0], subspaces.full(SHAPE))
+
+
+def test_there_must_be_a_device():
+    with pytest.raises(ValueError, match="devices is empty: give at least one, or None for all local devices"):
+        hmt_jax.measure_margins(
+            tanh_classifier(dtype="float32"), random_images(dtype="float32"), diagonal(), devices=[]
+        )

@@ -379,6 +379,13 @@ def test_bad_samples(samples, logistic):
             ValueError, match=r"images must have shape \(N, height, width, channels\) and labels \(N,\)"
         ):
             training.train(logistic, *wrong, RECIPE, jax.random.key(0), devices=ONE)
+    for wrong, message in [
+        ((images.astype(int), labels), r"images must be uint8, or floating point in \[0, 1\], got int64; convert"),
+        ((images, labels - 1), "labels must be whole numbers from 0, got int64, the least of them -1; give the place"),
+        ((images, labels / 2), r"labels must be whole numbers from 0, got float64, the least of them 0\.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            training.evaluate(logistic, *wrong)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

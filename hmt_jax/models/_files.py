@@ -1,9 +1,11 @@
 """Classifiers in files: safetensors, with a JSON header that says what the arrays are."""
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,11 +45,11 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     """The classifier and the header of a file that `save` wrote.
 
     Raises:
-      ValueError: if the file is not one of `save`, or its arrays do not fit its architecture.
+      ValueError: if the file can't be read or is not one of `save`, or its arrays do not fit its architecture.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="numpy") as tensors:
+    with _readable(file, SafetensorError), safe_open(file, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
         if _HEADER not in metadata:
             raise ValueError(f"{file} was not written by hmt_jax.models.save: its metadata have no {_HEADER!r} entry")
@@ -72,20 +74,31 @@ def read_state_dict(file: str | os.PathLike) -> Mapping[str, Any]:
     No code of the file is run: PyTorch unpickles nothing but tensors, numbers, strings and containers of them.
 
     Raises:
-      ValueError: for another kind of file, or one that needs more than that.
+      ValueError: for another kind of file, one that can't be read, or one that needs more than that.
       ImportError: for a file of PyTorch's if that is not installed.
     """
     suffix = pathlib.Path(file).suffix
     if suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return load_file(file)
+        with _readable(file, SafetensorError):
+            return load_file(file)
     if suffix == ".npz":
-        with np.load(file) as arrays:
+        errors = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError)
+        with _readable(file, *errors), open(file, "rb") as opened, np.load(opened) as arrays:
             return dict(arrays)
     if suffix in {".pt", ".pth", ".t7"}:
         return _read_torch_file(file)
     raise ValueError(f"weights must be in a file .safetensors, .npz, .pt, .pth or .t7, got {os.fspath(file)!r}")
+
+
+@contextlib.contextmanager
+def _readable(file, *errors):
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {error}") from error
 
 
 def _read_torch_file(file):
@@ -96,7 +109,8 @@ def _read_torch_file(file):
             f"reading {file} needs PyTorch: install torch, or convert the file to .safetensors or .npz"
         ) from error
     try:
-        state_dict = torch.load(file, map_location="cpu", weights_only=True)
+        with _readable(file, RuntimeError, EOFError):
+            state_dict = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} does not hold tensors alone, and reading the rest could run code from the file; "

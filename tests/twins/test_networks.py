@@ -420,9 +420,22 @@ def test_code_in_a_file_is_not_run(suffix, tmp_path):
 def test_whole_pickled_networks_and_other_files_are_refused(tmp_path):
     torch.save(torch_twins.build("lenet", 1, 3), tmp_path / "network.pt")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    torch.save(twin_of("lenet", channels=1).state_dict(), tmp_path / "whole.pth")
+    np.savez(tmp_path / "whole.npz", weights=np.zeros(9))
+    models.save(
+        tmp_path / "whole.safetensors",
+        models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2),
+        architecture={"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 2},
+    )
+    for suffix in ("pth", "npz", "safetensors"):
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"short.{suffix}").write_bytes(whole[: len(whole) - 20])
     for file, message in [
         ("network.pt", r"save the state dict by itself, with torch\.save\(model\.state_dict\(\), file\)$"),
         ("list.pt", "list.pt must hold a state dict, tensors by name, got <class 'list'>"),
+        ("short.pth", r"short\.pth can't be read, it may be cut off or of another kind: "),
+        ("short.npz", r"short\.npz can't be read, it may be cut off or of another kind: "),
+        ("short.safetensors", r"short\.safetensors can't be read, it may be cut off or of another kind: "),
         ("it.h5", r"^weights must be in a file \.safetensors, \.npz, \.pt, \.pth or \.t7, got '.*it\.h5'$"),
     ]:
         with pytest.raises(ValueError, match=message):
