@@ -14,6 +14,9 @@ _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
 
 
+ImageShape = tuple[int, int, int]
+
+
 class PixelRangeWarning(UserWarning):
     """Pixels leave [0, 1], and not because the images are flipped."""
 
@@ -25,6 +28,13 @@ def check_image(image: jax.Array | np.ndarray) -> None:
             "with image[..., None], and give batches to measure_margins"
         )
     _check_floating(image)
+
+
+def check_image_shape(image_shape) -> ImageShape:
+    shape = tuple(image_shape)
+    if len(shape) != 3 or any(length < 1 for length in shape):
+        raise ValueError(f"image_shape must be (height, width, channels), all at least 1, got {shape}")
+    return shape
 
 
 def check_images(images: jax.Array | np.ndarray) -> None:

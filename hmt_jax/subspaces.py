@@ -18,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmt_jax import _checks
+from hmt_jax._checks import ImageShape
 from hmt_jax.frequency import dct_matrix
 
 # Products inside a subspace decide how orthonormal it is; on accelerators the default precision may be bfloat16.
 _PRECISION = jax.lax.Precision.HIGHEST
 # Largest entry of |S^T S - I| that `from_basis` accepts: ten times what a float32 QR leaves at ImageNet's size.
 _ORTHONORMALITY_TOLERANCE = 1e-5
-
-ImageShape = tuple[int, int, int]
 
 
 class Subspace(abc.ABC):
@@ -261,7 +260,7 @@ def dct_window(image_shape: ImageShape, row: int, column: int, size: int) -> DCT
     >>> window.dimension
     64
     """
-    image_shape = _check_image_shape(image_shape)
+    image_shape = _checks.check_image_shape(image_shape)
     height, width, _ = image_shape
     _check_window_size(image_shape, size)
     if not (0 <= row <= height - size and 0 <= column <= width - size):
@@ -285,7 +284,7 @@ def dct_diagonal(image_shape: ImageShape, size: int, step: int) -> DCTWindow:
     >>> len(diagonal), diagonal[20].corner.tolist()
     (21, [20, 20])
     """
-    image_shape = _check_image_shape(image_shape)
+    image_shape = _checks.check_image_shape(image_shape)
     _check_window_size(image_shape, size)
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
@@ -295,7 +294,7 @@ def dct_diagonal(image_shape: ImageShape, size: int, step: int) -> DCTWindow:
 
 def full(image_shape: ImageShape) -> WholeSpace:
     """The whole space of images: margins in it are the ordinary minimal L2 perturbations."""
-    return WholeSpace(_check_image_shape(image_shape))
+    return WholeSpace(_checks.check_image_shape(image_shape))
 
 
 def from_basis(basis: jax.Array, image_shape: ImageShape) -> Span:
@@ -308,7 +307,7 @@ def from_basis(basis: jax.Array, image_shape: ImageShape) -> Span:
     Raises:
       ValueError: if the shape does not fit, or an entry of |basis^T basis - I| is above 1e-5.
     """
-    image_shape = _check_image_shape(image_shape)
+    image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
     columns = np.asarray(basis)
     if columns.ndim != 2 or columns.shape[0] != num_pixels or not 1 <= columns.shape[1] <= num_pixels:
@@ -334,7 +333,7 @@ def random(key: jax.Array, image_shape: ImageShape, dimension: int) -> Span:
     Raises:
       ValueError: if dimension is not between 1 and height * width * channels.
     """
-    image_shape = _check_image_shape(image_shape)
+    image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
     if not 1 <= dimension <= num_pixels:
         raise ValueError(
@@ -417,13 +416,6 @@ def _as_span(subspace: Subspace) -> Span:
         return images.reshape(subspace.dimension, -1).T
 
     return Span(basis(subspace) if subspace.num_stacked is None else jax.vmap(basis)(subspace), subspace.image_shape)
-
-
-def _check_image_shape(image_shape) -> ImageShape:
-    shape = tuple(image_shape)
-    if len(shape) != 3 or any(length < 1 for length in shape):
-        raise ValueError(f"image_shape must be (height, width, channels), all at least 1, got {shape}")
-    return shape
 
 
 def _check_window_size(image_shape, size):

@@ -20,12 +20,6 @@ NUM_IMAGES = 7
 FLOAT64 = {"rtol": 1e-10, "atol": 0}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def tanh_logits(parameters, images):
     first, first_bias, second, second_bias = parameters
     hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from hmt_jax._checks import ImageShape, check_image_shape
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
@@ -31,8 +32,6 @@ _ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
     **{f"densenet{depth}": partial(DenseNet, depth=depth) for depth in (121, 169, 201)},
     **{f"densenet{depth}_cifar": partial(CifarDenseNet, depth=depth) for depth in (121, 169, 201)},
 }
-
-ImageShape = tuple[int, int, int]
 
 
 def names() -> tuple[str, ...]:
@@ -105,13 +104,6 @@ def architecture(name: str) -> Callable[..., nnx.Module]:
     if name not in _ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; the known ones are {', '.join(names())}")
     return _ARCHITECTURES[name]
-
-
-def check_image_shape(image_shape) -> ImageShape:
-    shape = tuple(image_shape)
-    if len(shape) != 3 or any(length < 1 for length in shape):
-        raise ValueError(f"image_shape must be (height, width, channels), all at least 1, got {shape}")
-    return shape
 
 
 def check_statistics(image_shape, mean, std):

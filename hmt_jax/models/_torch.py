@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from hmt_jax._checks import ImageShape
 from hmt_jax.models import _create
 from hmt_jax.models._files import read_state_dict
 from hmt_jax.models._normalization import Normalized
@@ -50,7 +51,7 @@ def from_torch(
     name: str,
     state_dict: Mapping[str, Any] | str | os.PathLike,
     *,
-    image_shape: _create.ImageShape,
+    image_shape: ImageShape,
     mean: ArrayLike | Sequence[float],
     std: ArrayLike | Sequence[float],
     num_classes: int | None = None,
