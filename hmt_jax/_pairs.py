@@ -82,6 +82,7 @@ def solve(
     size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices)
     chunks, work = [], lanes.Work(num_lanes, 0, 0)
     items = np.arange(num_subspaces * size)
+    lanes_at_end = items.size
     # All chunks have one size, so that they share compiled code: the last may overlap the one before.
     firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
     for number, first in enumerate(firsts):
@@ -96,12 +97,18 @@ def solve(
             progress=_progress_of_all(progress, number, items.size, num_subspaces * len(images)),
         )
         work += work_of_chunk
-        settings: dict[str, Any] = {"num_lanes": min(_MORE_AT_END * work.num_lanes, items.size), "devices": devices}
+        # Fewer from here on where memory has run out, at the end or before.
+        lanes_at_end = min(_MORE_AT_END * work.num_lanes, lanes_at_end)
         if known is not None:
             solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
         if num_bisections:
-            solution, _ = lanes.solve(_Bisect(num_bisections, precision), (*data, solution), items, **settings)
-        at_end, _ = lanes.evaluate(_LookAtEnd(precision), (*data, solution), items, **settings)
+            bisect = _Bisect(num_bisections, precision)
+            solution, ended = lanes.solve(bisect, (*data, solution), items, num_lanes=lanes_at_end, devices=devices)
+            lanes_at_end = ended.num_lanes
+        at_end, ended = lanes.evaluate(
+            _LookAtEnd(precision), (*data, solution), items, num_lanes=lanes_at_end, devices=devices
+        )
+        lanes_at_end = ended.num_lanes
         if not keep_coordinates:
             solution = solution._replace(coordinates=None)
         found = (solution, at_end)

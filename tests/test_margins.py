@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hmt_jax
-from hmt_jax import Status, _pairs, frequency, models, solvers, subspaces
+from hmt_jax import Status, _pairs, frequency, lanes, models, solvers, subspaces
 
 SHAPE = (4, 5, 2)
 NUM_PIXELS = 40
@@ -83,6 +83,26 @@ def test_chunks_of_images_are_joined_where_they_overlap(measured, x64, monkeypat
     assert result.work.num_busy_lane_steps == measured.num_steps.sum() + measured.num_steps[:, 4:6].sum()
     assert [call[0] for call in calls] == sorted(call[0] for call in calls)
     assert calls[-1] == (measured.margin.size, measured.margin.size)
+
+
+def test_memory_that_ran_out_at_the_end_of_a_chunk_is_not_asked_for_again(measured, x64, monkeypatch):
+    monkeypatch.setattr(_pairs, "_CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_pairs, "_PAIRS_PER_LANE", 1)
+    init = lanes._init
+
+    def failing_init(method, mesh, num_lanes, data, queue):
+        if isinstance(getattr(method, "function", None), _pairs._LookAtEnd) and num_lanes > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+        return init(method, mesh, num_lanes, data, queue)
+
+    monkeypatch.setattr(lanes, "_init", failing_init)
+    with pytest.warns(UserWarning, match="^out of memory: going on with 4 lanes on each device$") as warned:
+        result = hmt_jax.measure_margins(
+            tanh_classifier(), random_images(), diagonal(), num_lanes=9, devices=jax.devices()[:1]
+        )
+    assert len(warned) == 1  # in the first of three chunks
+    assert_same(result, measured)
+    np.testing.assert_allclose(result.gap, measured.gap, rtol=1e-9, atol=1e-12)
 
 
 def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
