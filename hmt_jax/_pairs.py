@@ -28,7 +28,7 @@ _PAIRS_PER_LANE = 20
 # Lanes for bisections and the look at the end for each one before: they take a gradient at most, not all candidates'.
 _MORE_AT_END = 2
 # What the linearizations and first steps of a chunk of images may take on a CPU.
-_CPU_CHUNK_BYTES = 2**23
+_CPU_CHUNK_BYTES = 6 * 2**20
 
 
 class AtEnd(NamedTuple):
