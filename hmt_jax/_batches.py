@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from hmt_jax import _checks
+
 
 class Batch(NamedTuple):
     """B samples, of which some may only fill it up."""
@@ -31,16 +33,8 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
             "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
             f"{pixels.shape} and {targets.shape}"
         )
-    if pixels.dtype != np.uint8 and not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be uint8, or floating point in [0, 1], got {pixels.dtype}; convert 8-bit images with "
-            "images.astype(np.uint8)"
-        )
-    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.min() < 0:
-        raise ValueError(
-            f"labels must be whole numbers from 0, got {targets.dtype}, the least of them {targets.min()}; give the "
-            "place of each class among the logits"
-        )
+    _checks.check_type("images", pixels)
+    _checks.check_labels("labels", targets)
     return pixels, targets.astype(np.int32)
 
 

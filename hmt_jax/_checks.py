@@ -49,6 +49,27 @@ def check_images(images: jax.Array | np.ndarray) -> None:
     _warn_of_range(images)
 
 
+def check_type(argument, images):
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"{argument} must be uint8, or floating point in [0, 1], got {images.dtype}; convert 8-bit images with "
+            f"{argument}.astype(np.uint8)"
+        )
+
+
+def check_labels(argument, labels):
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{argument} must have shape (N,), got {labels.shape}; convert one-hot labels with {argument}.argmax(-1)"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"{argument} must be whole numbers from 0, got {labels.dtype}; convert them with {argument}.astype(int)"
+        )
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"{argument} must be whole numbers from 0, but the lowest one is {labels.min()}")
+
+
 def check_is_pytree(subspace) -> None:
     """Classes of the user's own may have been left unregistered: JAX then takes their instances for single leaves."""
     if hasattr(subspace, "embed") and jax.tree_util.all_leaves([subspace]):

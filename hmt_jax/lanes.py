@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hmt_jax import _devices
+
 _AXIS = "lanes"
 # Steps between two looks of the host at a loop on an accelerator: rare enough to cost nothing, for progress and errors.
 _STEPS_PER_CALL = 32
@@ -125,15 +127,13 @@ def solve(
     items = np.asarray(items, np.int32)
     if items.ndim != 1 or not (items >= 0).any():
         raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")
-    devices = jax.local_devices() if devices is None else list(devices)
-    if not devices:
-        raise ValueError("devices is empty: give at least one, or None for all local devices")
+    devices = _devices.as_list(devices)
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
     if num_lanes < 1 or steps_per_call < 1:
         raise ValueError(f"num_lanes and steps_per_call must be at least 1, got {num_lanes} and {steps_per_call}")
 
-    mesh = jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
+    mesh = _devices.mesh(devices, _AXIS)
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     solved = _Solved(items)
     num_items = solved.num_missing

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, _pairs, lanes
+from hmt_jax import _checks, _devices, _pairs, lanes
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
 from hmt_jax.subspaces import Subspace
@@ -170,9 +170,6 @@ def measure_margins(
     solver = DeepFool(**deepfool_settings) if solver is None else solver
     if num_bisections < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
-    devices = jax.local_devices() if devices is None else list(devices)
-    if not devices:
-        raise ValueError("devices is empty: give at least one, or None for all local devices")
     # Those of NumPy stay on the host: a device is given a chunk at a time.
     images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
     _checks.check_images(images)
@@ -189,7 +186,7 @@ def measure_margins(
         precision=precision,
         keep_coordinates=keep_coordinates,
         num_lanes=num_lanes,
-        devices=devices,
+        devices=_devices.as_list(devices),
         progress=progress,
     )
     result = MarginResult(

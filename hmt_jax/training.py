@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches
+from hmt_jax import _batches, _devices
 from hmt_jax.attacks import Attack
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.data import prefetch
@@ -146,7 +146,7 @@ def train(
     1.0
     """
     pixels, targets = _batches.check_samples(images, labels)
-    mesh, attack = _mesh(devices), _as_argument(attack)
+    mesh, attack = _devices.mesh(devices, _AXIS), _as_argument(attack)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     return _train(
@@ -186,7 +186,7 @@ def train_on_stream(
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
         )
-    mesh, attack = _mesh(devices), _as_argument(attack)
+    mesh, attack = _devices.mesh(devices, _AXIS), _as_argument(attack)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
@@ -237,7 +237,7 @@ def evaluate(
       ValueError: for images and labels of unequal number, or none.
     """
     pixels, targets = _batches.check_samples(images, labels)
-    mesh = _mesh(devices)
+    mesh = _devices.mesh(devices, _AXIS)
     pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
@@ -426,11 +426,6 @@ def _let_finish(arrays, mesh) -> None:
 def _as_argument(attack):
     """The attack as a pytree: a plain function is its own static structure."""
     return jax.tree_util.Partial(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
-
-
-def _mesh(devices) -> jax.sharding.Mesh:
-    devices = jax.local_devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
 def _zero_sums(mesh) -> _Sums:

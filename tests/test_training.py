@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hmt_jax import models, training
+from hmt_jax import _devices, models, training
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
 ONE = jax.devices()[:1]
@@ -88,7 +88,7 @@ def test_statistics_are_not_trained(samples, logistic):
 
 
 def test_device_loop_is_the_host_loop(samples, convolutional):
-    key, mesh = jax.random.key(2), training._mesh(ONE)
+    key, mesh = jax.random.key(2), _devices.mesh(ONE, training._AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     by_host, by_device = (
         run_epoch(RECIPE, mesh, None, training.start(convolutional, RECIPE, 18), placed, key)
@@ -381,8 +381,11 @@ def test_bad_samples(samples, logistic):
             training.train(logistic, *wrong, RECIPE, jax.random.key(0), devices=ONE)
     for wrong, message in [
         ((images.astype(int), labels), r"images must be uint8, or floating point in \[0, 1\], got int64; convert"),
-        ((images, labels - 1), "labels must be whole numbers from 0, got int64, the least of them -1; give the place"),
-        ((images, labels / 2), r"labels must be whole numbers from 0, got float64, the least of them 0\.0"),
+        ((images, labels - 1), "labels must be whole numbers from 0, but the lowest one is -1"),
+        (
+            (images, labels / 2),
+            r"labels must be whole numbers from 0, got float64; convert them with labels\.astype",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             training.evaluate(logistic, *wrong)

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from hmt_jax import _checks
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -41,7 +43,7 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     >>> as_floats(np.array([0, 255], np.uint8))
     array([0., 1.], dtype=float32)
     """
-    _check_type("images", images)
+    _checks.check_type("images", images)
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
 
 
@@ -73,7 +75,7 @@ def from_arrays(
     for argument, array in images.items():
         _check_images(argument, array)
     for argument, array in labels.items():
-        _check_labels(argument, array)
+        _checks.check_labels(argument, array)
     for part in ("train", "test"):
         num_images, num_labels = len(images[f"{part}_images"]), len(labels[f"{part}_labels"])
         if num_images != num_labels:
@@ -103,31 +105,10 @@ def _check_images(argument, images):
         )
     if not images.size:
         raise ValueError(f"{argument} is empty, with shape {images.shape}: give at least one image")
-    _check_type(argument, images)
+    _checks.check_type(argument, images)
     # So written that NaN fails, too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"{argument} must lie in [0, 1] if they are floating point, got {images.min():g} to {images.max():g}; "
             "divide them by the value of white, such as 255"
         )
-
-
-def _check_type(argument, images):
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"{argument} must be uint8, or floating point in [0, 1], got {images.dtype}; convert 8-bit images with "
-            f"{argument}.astype(np.uint8)"
-        )
-
-
-def _check_labels(argument, labels):
-    if labels.ndim != 1:
-        raise ValueError(
-            f"{argument} must have shape (N,), got {labels.shape}; convert one-hot labels with {argument}.argmax(-1)"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{argument} must be whole numbers from 0, got {labels.dtype}; convert them with {argument}.astype(int)"
-        )
-    if labels.size and labels.min() < 0:
-        raise ValueError(f"{argument} must be whole numbers from 0, but the lowest one is {labels.min()}")
