@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.stats
 
 from hmt_jax import statistics
 
@@ -114,6 +115,18 @@ def from_share(share: float, num_samples: int) -> Estimate:
     """A share of samples, such as an accuracy, with its bootstrap interval over them."""
     rng = np.random.default_rng(0)
     return _estimate(share, rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)  # as redrawing them gives
+
+
+def from_runs(values: Sequence[float]) -> Estimate:
+    """The mean of a number over runs, with the interval in which that of one more run lies, 19 times in 20.
+
+    The prediction interval of Student's t, for numbers that are normal between the networks that runs train. It is NaN
+    where a number is not finite.
+    """
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        mean, deviation = np.mean(values), np.std(values, ddof=1)
+        reach = scipy.stats.t.ppf(_TAILS[1] / 100, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
+        return Estimate(float(mean), float(mean - reach), float(mean + reach))
 
 
 def row(verdict: dict[str, Any]) -> tuple[str, ...]:

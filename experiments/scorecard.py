@@ -2,20 +2,24 @@
 
 import collections
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import checks, config, folder
 from experiments import run as runner
 
 _HEADER = ("experiment", "seed", "test accuracy", "device", "wall time", *checks.HEADER)
+_SEEDS_HEADER = ("experiment", "seeds", "found", "mean", "95% interval of one more")
+_NUM_SEEDS = 3  # the least for which the spread between them is told
 
 
 def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     """The table of the runs in folders, or of all under a root, for the terminal; written beside as Markdown.
 
     Quick runs are left out. Where a run's fields differ from those in its experiment's file, but for the seed, they
-    stand behind its name.
+    stand behind its name. A run's own intervals are over its test images, for the network that it trained. Where there
+    are three seeds of an experiment, a second table has what they found and the interval for the network of one more
+    seed, or of the same seed on another processor, whose sums round in other ways.
 
     Args:
       folders: of finished runs; all those right under the root if there are none.
@@ -37,10 +41,12 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     rows = [row for path in found for row in _rows(path)]
     counts = collections.Counter(row[-1] for row in rows)
     total = f"{counts[checks.HOLDS]} of {counts[checks.HOLDS] + counts[checks.FAILS]} claims hold in {len(found)} runs"
+    over_seeds = _rows_over_seeds(found)
+    tables = [[_HEADER, *rows], *([[_SEEDS_HEADER, *over_seeds]] if over_seeds else [])]
     root.mkdir(parents=True, exist_ok=True)
     with folder.whole_file(root / "scorecard.md") as temporary:
-        temporary.write_text(f"{_markdown(rows)}\n\n{total}.\n")
-    return f"{checks.align([_HEADER, *rows])}\n\n{total}"
+        temporary.write_text("\n\n".join([*map(_markdown, tables), f"{total}.\n"]))
+    return "\n\n".join([*map(checks.align, tables), total])
 
 
 def _rows(path) -> list[tuple[str, ...]]:
@@ -60,6 +66,34 @@ def _rows(path) -> list[tuple[str, ...]]:
     return [first + claim for first, claim in zip(firsts, claims or [("",) * len(checks.HEADER)], strict=True)]
 
 
+def _rows_over_seeds(paths) -> list[tuple[str, ...]]:
+    """A row for each number of each experiment with enough seeds; of runs with the same seed, the last one counts."""
+    experiments: dict[str, dict[int, dict[str, float]]] = collections.defaultdict(dict)
+    for path in paths:
+        described = folder.read_config(path)
+        experiments[described["experiment"] + _changes(described)][described["seed"]] = _numbers(path)
+    rows: list[tuple[str, ...]] = []
+    for name, runs in experiments.items():
+        if len(runs) < _NUM_SEEDS:
+            continue
+        first = (name, ", ".join(map(str, sorted(runs))))
+        for quantity in next(iter(runs.values())):
+            mean, low, high = checks.from_runs([numbers[quantity] for numbers in runs.values()])
+            rows.append((*first, quantity, f"{mean:.3g}", f"{low:.3g} to {high:.3g}"))
+            first = ("", "")
+    return rows
+
+
+def _numbers(path) -> dict[str, float]:
+    """What a run found: medians at both ends of its windows, if it has any, and the numbers of its claims."""
+    windows = folder.read_json(path / "summary.json").get("windows", [])
+    ends = {
+        f"median margin in window {window['row']},{window['column']}": float(window["median"])
+        for window in [*windows[:1], *windows[1:][-1:]]
+    }
+    return ends | {verdict["claim"]: float(verdict["value"]) for verdict in runner.verdicts(path)["checks"]}
+
+
 def _changes(described: dict[str, Any]) -> str:
     """The fields of a run that are not those of its experiment's file."""
     name = described["experiment"]
@@ -70,6 +104,6 @@ def _changes(described: dict[str, Any]) -> str:
     return f" ({', '.join(fields)})" if fields else ""
 
 
-def _markdown(rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [_HEADER, ("---",) * len(_HEADER), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    header, *rows = table
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *rows))

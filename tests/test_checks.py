@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments import claims, folder
-from experiments.checks import Check, Estimate, align, from_medians, from_resampling, from_share, row
+from experiments.checks import Check, Estimate, align, from_medians, from_resampling, from_runs, from_share, row
 from hmt_jax import Status
 
 
@@ -68,6 +68,20 @@ def test_a_share_has_the_interval_of_a_proportion():
     assert value == 0.7
     half_width = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
     np.testing.assert_allclose([low, high], [0.7 - half_width, 0.7 + half_width], atol=0.003)  # draws
+
+
+def test_one_more_run_lies_in_the_interval_of_three():
+    draws = np.random.default_rng(0).normal(5, 2, size=(4000, 4))
+    intervals = np.array([from_runs(others) for others in draws[:, 1:]])
+    share = np.mean((intervals[:, 1] <= draws[:, 0]) & (draws[:, 0] <= intervals[:, 2]))
+    assert share == pytest.approx(0.95, abs=0.01)  # three standard errors of the share
+    np.testing.assert_allclose(intervals[:, 0], draws[:, 1:].mean(axis=1))
+
+
+def test_runs_without_a_number_have_no_interval():
+    value, low, high = from_runs([1.0, np.inf, 2.0])
+    assert value == np.inf
+    assert np.isnan([low, high]).all()
 
 
 def test_means_have_the_interval_of_means():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
@@ -48,6 +49,33 @@ def test_markdown_has_the_same_rows(root):
     assert lines[1].startswith("| --- |")
     assert lines[2].startswith("| digits (num_epochs=1, num_images=6) | 1 | ")
     assert lines[-1].endswith("of 1 claims hold in 1 runs.")
+
+
+def test_three_seeds_have_a_spread(root, tmp_path, capsys):
+    for seed in range(3):
+        arguments = ["run", "digits", "--set", "num_epochs=1", f"seed={seed}", "num_images=6"]
+        assert command_line.main([*arguments, "--folder", str(tmp_path / f"seed{seed}")]) == 0
+    capsys.readouterr()
+    assert command_line.main(["scorecard", "--root", str(tmp_path), *map(str, sorted(tmp_path.glob("seed*")))]) == 0
+    _, table, *_ = capsys.readouterr().out.split("\n\n")
+    header, lowest, highest, ratio = table.splitlines()
+    assert header.split("  ")[0] == "experiment"
+    assert lowest.startswith("digits (num_epochs=1, num_images=6)  0, 1, 2  median margin in window 0,0  ")
+    summaries = [json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text()) for seed in range(3)]
+    for line, window in ((lowest, 0), (highest, -1)):
+        medians = [summary["windows"][window]["median"] for summary in summaries]
+        reach = 4.303 * np.std(medians, ddof=1) * np.sqrt(4 / 3)  # Student's t of two degrees of freedom
+        *_, mean, low, _, high = line.split()
+        found = [float(number) for number in (mean, low, high)]
+        expected = [np.mean(medians), np.mean(medians) - reach, np.mean(medians) + reach]
+        np.testing.assert_allclose(found, expected, rtol=0.006)  # three digits
+    assert "margin in the highest window over that in the lowest" in ratio
+    markdown = (tmp_path / "scorecard.md").read_text().split("\n\n")
+    assert [block.count("\n") for block in markdown[:2]] == [4, 4]
+
+    # Two seeds are too few, and a seed that is there twice is one.
+    scorecard.scorecard([tmp_path / "seed0", tmp_path / "seed1", tmp_path / "seed1"], tmp_path)
+    assert "one more" not in (tmp_path / "scorecard.md").read_text()
 
 
 def test_quick_runs_prove_nothing(root, capsys):
