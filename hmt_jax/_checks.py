@@ -12,6 +12,8 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
+# What rounding leaves of the sum of a row of probabilities, in half precision, too.
+_SUM_TOLERANCE = 1e-2
 
 
 ImageShape = tuple[int, int, int]
@@ -46,7 +48,7 @@ def check_images(images: jax.Array | np.ndarray) -> None:
     if not images.size:
         raise ValueError(f"images is empty, with shape {images.shape}: give at least one image")
     _check_floating(images)
-    _warn_of_range(images)
+    _warn_of_range(images, "or silence hmt_jax.PixelRangeWarning if they are meant to be so")
 
 
 def check_type(argument, images):
@@ -89,6 +91,31 @@ def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
         )
 
 
+def check_range(images: jax.Array | np.ndarray, attack) -> None:
+    """Attacks that keep pixels within [0, 1] can't move those outside it, which looks like robustness."""
+    if images.dtype != np.uint8 and getattr(attack, "domain", "unbounded") != "unbounded":
+        _warn_of_range(images, "or an attack with domain='unbounded', for this one moves no pixel out of [0, 1]")
+
+
+def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
+    if (greatest := labels.max()) >= num_classes:
+        raise ValueError(
+            f"labels must be whole numbers from 0 to {num_classes - 1}, since the classifier has {num_classes} logits, "
+            f"but the greatest one is {greatest}: number the classes from 0"
+        )
+
+
+def warn_of_probabilities(logits: np.ndarray) -> None:
+    """Logits (N, L) of a whole batch that are not negative and sum to 1 are what a softmax gave."""
+    rows = logits[np.isfinite(logits).all(axis=1)]
+    if rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
+        warnings.warn(
+            "the classifier seems to give probabilities, whose gradients vanish where it is sure, so that margins come "
+            "out far too large or are not found: give logits, from before the softmax",
+            stacklevel=5,
+        )
+
+
 def check_logits_were_finite(status: np.ndarray, images: jax.Array | np.ndarray) -> None:
     if not (status == Status.NON_FINITE).any():
         return
@@ -105,7 +132,7 @@ def _check_floating(images):
         raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
 
 
-def _warn_of_range(images):
+def _warn_of_range(images, remedy):
     # In chunks of one size, since they may be more than a device holds.
     size = min(len(images), _IMAGES_AT_A_TIME)
     is_unexplained = np.zeros(len(images), bool)
@@ -117,7 +144,7 @@ def _warn_of_range(images):
         warnings.warn(
             f"pixels of {is_unexplained.sum()} of {len(images)} images leave [0, 1], from {worst.min():.3g} to "
             f"{worst.max():.3g}, and flipping their frequencies does not explain it; give images before normalisation, "
-            "or silence hmt_jax.PixelRangeWarning if they are meant to be so",
+            f"{remedy}",
             PixelRangeWarning,
             stacklevel=4,
         )

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax import lanes
-from hmt_jax.classifiers import Classifier, restrict
+from hmt_jax import _checks, lanes
+from hmt_jax.classifiers import Classifier, logits_of, restrict
 from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of
 from hmt_jax.subspaces import full
 
@@ -41,7 +41,7 @@ class AtEnd(NamedTuple):
 def linearize_at(solver: Solver, classifier: Classifier, image: jax.Array) -> Any:
     """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
     height, width, channels = image.shape
-    logits = jax.eval_shape(classifier, image[None])
+    logits = jax.eval_shape(logits_of, classifier, image[None])
     origin = jnp.zeros(image.size, jnp.result_type(image.dtype, logits.dtype))
     restriction = restrict(classifier, image, full((height, width, channels)))
     at_image = linearize(restriction, origin, solver.num_candidates)
@@ -143,6 +143,7 @@ def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, prog
         _Start(solver, precision), data, np.arange(num_pairs), num_lanes=work.num_lanes, **settings
     )
     is_done, solution = jax.tree.map(np.array, _results(solver, states))
+    _checks.warn_of_probabilities(np.asarray(at_images.logits))
     going_on = np.flatnonzero(~is_done)
     num_done = num_pairs - len(going_on)
     if not len(going_on):
@@ -332,4 +333,4 @@ def _bytes(on_cpu: int, device) -> int:
 
 def _kept(classifier, image):
     """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
-    return jax.vjp(lambda image: classifier(image[None]), image)[1]
+    return jax.vjp(lambda image: logits_of(classifier, image[None]), image)[1]

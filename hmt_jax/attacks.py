@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, solvers
-from hmt_jax.classifiers import Classifier, as_pytree, restrict
+from hmt_jax.classifiers import Classifier, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
 from hmt_jax.subspaces import Subspace, full
@@ -317,7 +317,7 @@ def evaluate(
 
     Args:
       classifier: anything that `hmt_jax.classifiers.as_pytree` takes, in evaluation mode.
-      images: (N, height, width, channels), uint8 in [0, 255] or floating point.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       attack: a callable pytree such as `pgd` and `deepfool` make.
       key: random key of the attack; each batch has one of its own.
@@ -325,7 +325,11 @@ def evaluate(
       stack: subspaces, such as those of `hmt_jax.subspaces.dct_diagonal`, in which to measure the perturbations.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, and for a single subspace as the stack.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, and for a single subspace
+        as the stack.
+
+    Warns:
+      PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
@@ -336,14 +340,17 @@ def evaluate(
     (1.0, 0.5)
     """
     pixels, targets = _batches.check_samples(images, labels)
+    _checks.check_range(pixels, attack)
     if stack is not None and stack.num_stacked is None:
         raise ValueError("stack is a single subspace: give hmt_jax.subspaces.stack([subspace])")
     pytree = as_pytree(classifier)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
-    sums = [
-        _evaluate_batch(pytree, attack, stack, batch, jax.random.fold_in(key, number))
-        for number, batch in enumerate(batches)
-    ]
+    sums: list[Any] = []
+    for number, batch in enumerate(batches):
+        *found, num_classes = _evaluate_batch(pytree, attack, stack, batch, jax.random.fold_in(key, number))
+        if not sums:
+            _checks.check_are_classes(targets, int(num_classes))
+        sums.append(found)
     means = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64) / len(pixels), *jax.device_get(sums))
     accuracy, clean_accuracy, loss, clean_loss = map(float, means[:-1])
     return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, energy=means[-1])
@@ -351,8 +358,9 @@ def evaluate(
 
 @jax.jit
 def _evaluate_batch(classifier, attack, stack, batch, key):
-    """The fields of `RobustMetrics`, as sums over the samples of a batch that count."""
+    """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes."""
     images = _batches.as_floats(batch.images)
+    clean_logits = logits_of(classifier, images)
     perturbed = attack(classifier, images, batch.labels, key)
 
     def energy(subspace):
@@ -360,9 +368,9 @@ def _evaluate_batch(classifier, attack, stack, batch, key):
         return jnp.sum(energies, where=batch.is_counted)
 
     loss, num_correct = _batches.sum_over(classifier(perturbed), batch)
-    clean_loss, num_clean_correct = _batches.sum_over(classifier(images), batch)
+    clean_loss, num_clean_correct = _batches.sum_over(clean_logits, batch)
     energies = None if stack is None else jax.vmap(energy)(stack)
-    return num_correct, num_clean_correct, loss, clean_loss, energies
+    return num_correct, num_clean_correct, loss, clean_loss, energies, clean_logits.shape[-1]
 
 
 class _Best(NamedTuple):

@@ -67,11 +67,16 @@ def as_pytree(classifier: Classifier) -> Classifier:
     compiles anew; give parameters as data with `jax.tree_util.Partial(function, parameters)`.
 
     Raises:
-      TypeError: if it can't be called.
+      TypeError: if it can't be called, or is a module of PyTorch.
       ValueError: if a module is in training mode, where predictions depend on the batch or on chance.
     """
     if not callable(classifier):
         raise TypeError(f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}")
+    if any(base.__module__.startswith("torch.nn.") for base in type(classifier).__mro__):
+        raise TypeError(
+            "classifier is a PyTorch module, which JAX can't differentiate: give hmt_jax.models.from_torch(name, "
+            "module.state_dict(), ...), with the name of its architecture"
+        )
     if isinstance(classifier, linen.Module):
         return _linen_classifier(classifier)
     if isinstance(classifier, nnx.Module):
@@ -98,7 +103,7 @@ def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Re
     is_finite = jnp.isfinite(image).all()
 
     def restriction(z):
-        logits = jnp.asarray(classifier((image + subspace.embed(z))[None]))
+        logits = logits_of(classifier, (image + subspace.embed(z))[None])
         if logits.ndim != 2 or logits.shape[0] != 1:
             raise ValueError(
                 f"classifier must map images (N, height, width, channels) to logits (N, L); for N = 1 it gave "
@@ -114,6 +119,28 @@ def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Re
         return jnp.where(is_finite, logits[0], jnp.nan)
 
     return restriction
+
+
+def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
+    """What a classifier makes of images, which must be one array.
+
+    Raises:
+      ValueError: if it can't be applied to images of this shape, or gives anything but an array.
+    """
+    try:
+        logits = classifier(images)
+    except TypeError as error:
+        raise ValueError(
+            f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): "
+            f"{str(error).rstrip('.')}; "
+            "give it images of the shape that it was made for"
+        ) from error
+    if not isinstance(logits, jax.Array | np.ndarray):
+        raise ValueError(
+            f"classifier must give one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
+            "that returns them alone"
+        )
+    return jnp.asarray(logits)
 
 
 def _call_nnx(graphdef, state, images):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,7 +126,8 @@ def measure_margins(
     """Margins of every image in every subspace: the smallest perturbations inside it that change the label.
 
     All pairs of a subspace and an image run through one compiled program, in as many lanes as fit the device; networks
-    of one architecture and stacks of one kind share it. Computation is in the precision of images and parameters.
+    of one architecture and stacks of one kind share it. Computation is in the precision of images and parameters; JAX
+    rounds float64 ones to float32 unless its option `jax_enable_x64` is set.
 
     Args:
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
@@ -134,8 +136,8 @@ def measure_margins(
         an infinite pixel gets status NON_FINITE and disturbs no other.
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
-      known: margins of the same pairs that were measured before, by another solver say, with their coordinates. Where
-        the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
+      known: margins of the same pairs that were measured before with `keep_coordinates=True`, by another solver say.
+        Where the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -153,10 +155,11 @@ def measure_margins(
     Raises:
       ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images, or
         a classifier whose logits are NaN or infinite for every image.
-      TypeError: for a classifier that can't be called, or settings besides a solver.
+      TypeError: for a classifier that can't be called, a solver that is none, or settings besides a solver.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
+      UserWarning: if the classifier seems to give probabilities and not logits.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
@@ -165,9 +168,7 @@ def measure_margins(
     >>> result.margin.shape, bool(result.is_converged.all())
     ((3, 5), True)
     """
-    if solver is not None and deepfool_settings:
-        raise TypeError(f"give either solver or {', '.join(deepfool_settings)}, which belong to solvers.deepfool")
-    solver = DeepFool(**deepfool_settings) if solver is None else solver
+    solver = _solver_of(solver, deepfool_settings)
     if num_bisections < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
     # Those of NumPy stay on the host: a device is given a chunk at a time.
@@ -213,19 +214,43 @@ def _solve_one(solver, classifier, image, subspace):
         return solver.result(state)
 
 
+def _solver_of(solver, settings):
+    """The solver that is given, or DeepFool with settings."""
+    known = [field.name for field in dataclasses.fields(DeepFool)]
+    if unknown := [name for name in settings if name not in known]:
+        own = [
+            name for name, one in inspect.signature(measure_margins).parameters.items() if one.kind != one.VAR_KEYWORD
+        ]
+        raise TypeError(
+            f"measure_margins has no argument {', '.join(unknown)}; its arguments are {', '.join([*own, *known])}"
+        )
+    if solver is None:
+        return DeepFool(**settings)
+    if settings:
+        raise TypeError(f"give either solver or {', '.join(settings)}, which belong to solvers.deepfool")
+    if not all(hasattr(solver, name) for name in ("num_candidates", "start", "step", "done", "result")):
+        raise TypeError(
+            f"solver must be a solver such as hmt_jax.solvers.tight('fast'), with its parentheses, got {solver!r}"
+        )
+    return solver
+
+
 def _solution_of(result, shape):
     """What a result says of all its pairs, as a solver's answer; None for None."""
     if result is None:
         return None
-    if result.margin.shape != shape or result.coordinates is None:
+    if result.margin.shape != shape:
         raise ValueError(
-            f"known must hold margins of {shape[0]} subspaces and {shape[1]} images with their coordinates, got "
-            f"{result.margin.shape[0]} and {result.margin.shape[1]}: measure the same pairs with keep_coordinates=True"
+            f"known must hold margins of the same pairs, {shape[0]} subspaces and {shape[1]} images, got "
+            f"{result.margin.shape[0]} and {result.margin.shape[1]}"
         )
+    if result.coordinates is None:
+        raise ValueError("known was measured without coordinates: measure it with keep_coordinates=True")
     return Solution(*(getattr(result, field) for field in Solution._fields))
 
 
 def _as_stack(subspaces):
+    _checks.check_is_pytree(subspaces)
     num_stacked = getattr(subspaces, "num_stacked", None)
     if num_stacked is not None:
         return subspaces, num_stacked

@@ -20,9 +20,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _devices
+from hmt_jax import _batches, _checks, _devices
 from hmt_jax.attacks import Attack
-from hmt_jax.classifiers import Classifier, as_pytree
+from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -122,7 +122,7 @@ def train(
     Args:
       classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
         and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned.
-      images: (N, height, width, channels), uint8 in [0, 255] or floating point.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
       key: random key of the order of the samples, and of all else that is random.
@@ -138,6 +138,9 @@ def train(
       ValueError: for images and labels of unequal number, or none, or a batch size that the devices can't share.
       FloatingPointError: if a loss or a gradient is not finite.
 
+    Warns:
+      PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
+
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
     >>> images = jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])
@@ -146,6 +149,7 @@ def train(
     1.0
     """
     pixels, targets = _batches.check_samples(images, labels)
+    _checks.check_range(pixels, attack)
     mesh, attack = _devices.mesh(devices, _AXIS), _as_argument(attack)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
@@ -234,17 +238,20 @@ def evaluate(
     """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none.
+      ValueError: for images and labels of unequal number, or none, and for labels that are no class.
     """
     pixels, targets = _batches.check_samples(images, labels)
     mesh = _devices.mesh(devices, _AXIS)
     pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
-    sums = []
+    sums: list[Any] = []
     for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
-        sums.append(_evaluate_batch(pytree, batch))
-        _let_finish(sums[-1], mesh)
+        *found, num_classes = _evaluate_batch(pytree, batch)
+        if not sums:
+            _checks.check_are_classes(targets, int(num_classes))
+        sums.append(found)
+        _let_finish(found, mesh)
     loss = sum(float(loss) for loss, _ in sums)
     return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
 
@@ -384,8 +391,8 @@ class _ComputeIn:
 
     def __call__(self, classifier, images):
         if self.dtype == "float32":
-            return classifier(images)
-        return classifier(images.astype(self.dtype)).astype(jnp.float32)
+            return logits_of(classifier, images)
+        return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
 
 def _in_dtype(recipe, state):
@@ -401,7 +408,8 @@ def _in_dtype(recipe, state):
 
 @jax.jit
 def _evaluate_batch(classifier, batch):
-    return _batches.sum_over(classifier(_batches.as_floats(batch.images)), batch)
+    logits = logits_of(classifier, _batches.as_floats(batch.images))
+    return *_batches.sum_over(logits, batch), logits.shape[-1]
 
 
 def _optimizer(recipe: Recipe, num_samples: int) -> optax.GradientTransformation:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from functools import partial
 
 import jax
@@ -597,3 +598,23 @@ def test_bad_arguments_of_evaluate():
             evaluate(images, labels)
     with pytest.raises(ValueError, match=r"stack is a single subspace: give hmt_jax\.subspaces\.stack\(\[subspace\]\)"):
         evaluate(grey_images(), LABELS, stack=window())
+    with pytest.raises(
+        ValueError, match="labels must be whole numbers from 0 to 3, since the classifier has 4 logits, but"
+    ):
+        evaluate(grey_images(), np.array([*LABELS[:-1], 4]))
+    with pytest.raises(ValueError, match=r"^classifier can't be applied to images of shape \(N, 2, 2, 2\): "):
+        evaluate(grey_images()[:, :2, :2], LABELS)
+
+
+@each_attack
+def test_images_that_an_attack_can_not_move_give_a_warning(make):
+    images, remedy = 255 * grey_images(), "or an attack with domain='unbounded', for this one moves no pixel out of"
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=f"give images before normalisation, {remedy}") as warned:
+        attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0), KEY)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0, domain="unbounded"), KEY)
+        flipped = np.asarray(frequency.flip(grey_images()))
+        attacks.evaluate(tanh_classifier(), flipped, LABELS, make(epsilon=1.0, domain="flipped"), KEY)

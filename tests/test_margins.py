@@ -543,8 +543,75 @@ def test_solver_and_settings_exclude_each_other():
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'num_steps'"):
+    message = (
+        "^measure_margins has no argument num_steps; its arguments are classifier, images, subspaces, solver, known, "
+    )
+    with pytest.raises(TypeError, match=message + ".*, num_candidates, overshoot, max_steps$"):
         measure_two(boundary_images(), num_steps=3)
+
+
+@pytest.mark.parametrize("solver", [solvers.tight, "tight"])
+def test_what_is_no_solver_is_refused(solver):
+    with pytest.raises(
+        TypeError, match=r"^solver must be a solver such as hmt_jax\.solvers\.tight\('fast'\), with its p"
+    ):
+        measure_two(boundary_images(), solver=solver)
+
+
+def test_known_margins_are_checked():
+    images = boundary_images()
+    known = measure_two(images)
+    with pytest.raises(
+        ValueError, match="known was measured without coordinates: measure it with keep_coordinates=True"
+    ):
+        measure_two(images, known=known)
+    with pytest.raises(
+        ValueError, match="known must hold margins of the same pairs, 1 subspaces and 3 images, got 1 and 4"
+    ):
+        measure_two(images[:3], known=known)
+
+
+def test_probabilities_for_logits_give_a_warning():
+    images, whole = boundary_images(), subspaces.full((4, 5, 2))
+    with pytest.warns(
+        UserWarning, match="^the classifier seems to give probabilities, .*: give logits, from"
+    ) as warned:
+        hmt_jax.measure_margins(lambda images: jax.nn.softmax(two_logits(images)), images, whole)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hmt_jax.measure_margins(lambda images: jax.nn.log_softmax(two_logits(images)), images, whole)
+
+
+@pytest.mark.parametrize("num_lanes", [None, 2])
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        (lambda images: (two_logits(images), images), r"^classifier must give one array, .*, got tuple: wrap it in a"),
+        (lambda images: {"logits": two_logits(images)}, r"^classifier must give one array, .*, got dict: wrap it in a"),
+        (
+            lambda images: images.reshape(len(images), -1) @ np.ones((3, 2), np.float32),
+            r"^classifier can't be applied to images of shape \(N, 4, 5, 2\): dot_general .*",
+        ),
+    ],
+    ids=["tuple", "dict", "other shape"],
+)
+def test_what_a_classifier_gives_is_checked(classifier, message, num_lanes):
+    with pytest.raises(ValueError, match=message):
+        hmt_jax.measure_margins(classifier, boundary_images(), subspaces.full((4, 5, 2)), num_lanes=num_lanes)
+
+
+def test_subspaces_that_are_no_pytrees_are_refused():
+    class Whole:
+        def coordinates(self, image):
+            return image.ravel()
+
+        def embed(self, z):
+            return z.reshape(4, 5, 2)
+
+    with pytest.raises(TypeError, match="a subspace must be a pytree, but Whole is not registered as one: decorate"):
+        hmt_jax.measure_margins(two_logits, boundary_images(), Whole())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hmt_jax import _devices, models, training
+import hmt_jax
+from hmt_jax import _devices, attacks, models, training
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
 ONE = jax.devices()[:1]
@@ -389,6 +390,32 @@ def test_bad_samples(samples, logistic):
     ]:
         with pytest.raises(ValueError, match=message):
             training.evaluate(logistic, *wrong)
+
+
+def test_labels_that_are_no_class_are_told(samples, logistic):
+    images, labels = samples
+    with pytest.raises(
+        ValueError, match="labels must be whole numbers from 0 to 2, since the classifier has 3 logits, but"
+    ):
+        training.evaluate(logistic, images, labels + 1)
+
+
+def test_images_of_another_shape_are_told(samples, logistic):
+    images, labels = samples
+    message = r"^classifier can't be applied to images of shape \(N, 2, 2, 1\): "
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(logistic, images[:, :, :2], labels, devices=ONE)
+    with pytest.raises(ValueError, match=message):
+        training.train(logistic, images[:, :, :2], labels, RECIPE, jax.random.key(0), devices=ONE)
+
+
+def test_images_that_an_attack_can_not_move_give_a_warning(samples, logistic):
+    images, labels = samples
+    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)
+    with pytest.warns(hmt_jax.PixelRangeWarning, match="or an attack with domain='unbounded'") as warned:
+        training.train(logistic, images - 0.5, labels, RECIPE, jax.random.key(0), attack=attack, devices=ONE)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

@@ -80,9 +80,15 @@ def from_torch(
       ValueError: for an unknown name, a file that can't be read or holds more than tensors; or one that lists all
         missing, unexpected and wrongly shaped arrays.
       ImportError: for a file of PyTorch's if that is not installed.
+      TypeError: for anything else than a mapping or the name of a file, such as a module.
     """
     network = _create.outline(name, image_shape, num_classes or 2, **options)
     _create.check_statistics(image_shape, mean, std)
+    if not isinstance(state_dict, Mapping | str | os.PathLike):
+        raise TypeError(
+            f"state_dict must be a mapping or the name of a file, got {type(state_dict).__name__}: give a module's "
+            "weights with module.state_dict()"
+        )
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict)
     arrays = {key: _as_array(value) for key, value in _unwrapped(given).items()}
     keys = _keys(network, arrays)

@@ -538,6 +538,18 @@ def test_the_limits_of_size_are_those_of_pytorch(name, least, greatest):
                 network(torch.zeros(1, 1, size, size))
 
 
+def test_modules_of_pytorch_are_told_of_their_way():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with pytest.raises(
+        TypeError, match=r"^classifier is a PyTorch module, .*: give hmt_jax\.models\.from_torch\(name, m"
+    ):
+        hmt_jax.measure_margins(module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)))
+    with pytest.raises(
+        TypeError, match=r"^state_dict must be .*, got Sequential: give a module's weights with module\.st"
+    ):
+        models.from_torch("logistic", module, image_shape=(2, 2, 1), mean=[0], std=[1])
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"^unknown model 'resnet'; the known ones are densenet121, .*, vgg19_cifar$"):
         models.create("resnet", jax.random.key(0), image_shape=(8, 8, 1), num_classes=2)
