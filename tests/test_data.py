@@ -231,7 +231,7 @@ def test_unknown_name(function):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_load_what_is_not_prepared(name, tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
-    match = rf"{name} is not prepared in {tmp_path}: run `python -m experiments prepare {name}`, or .* TFDS_DATA_DIR"
+    match = rf"{name} is not prepared in {tmp_path}: run hmt_jax\.data\.prepare\('{name}'\), .* TFDS_DATA_DIR"
     with pytest.raises(ValueError, match=match):
         data.load(name, tmp_path)
     assert not attempts
@@ -306,7 +306,7 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (
         r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put what you get into "
-        rf"{tmp_path}/downloads/manual, and run `python -m experiments prepare cifar10` again \(.*no network here"
+        rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10'\), or `python.* again \(.*no network here"
     )
     with pytest.raises(ConnectionError, match=match):
         data.prepare("cifar10", tmp_path)

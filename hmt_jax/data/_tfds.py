@@ -64,7 +64,7 @@ def require(name: str, *modules: str) -> None:
 
 
 def remedy(name: str) -> str:
-    return f"run `python -m experiments prepare {name}`"
+    return f"run hmt_jax.data.prepare('{name}'), or `python -m experiments prepare {name}`"
 
 
 def remake(builder: Any) -> str:

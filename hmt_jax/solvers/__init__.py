@@ -21,6 +21,7 @@ the first-order direction and doubles the distance until the label changes:
 >>> from typing import NamedTuple
 >>> import jax, jax.numpy as jnp
 >>> import hmt_jax
+>>> from hmt_jax.solvers import Solution, Status
 >>> class State(NamedTuple):
 ...     direction: jax.Array
 ...     distance: jax.Array
