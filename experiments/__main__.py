@@ -78,14 +78,19 @@ def _prepare(options) -> None:
 
 
 def _benchmark(options) -> None:
-    if options.scaling:
-        benchmark.scaling(options.output, data_dir=options.data_dir)
-    elif options.tradeoffs:
-        tradeoffs.tradeoffs(options.output, data_dir=options.data_dir)
-    elif options.training:
-        throughput.throughput(options.names, options.output, data_dir=options.data_dir)
+    output = options.output or pathlib.Path("results") / f"{options.mode}.json"
+    if options.reference is not None and options.mode != "benchmark":
+        raise ValueError(f"--reference compares margins: leave it or --{options.mode} out")
+    if options.names and options.mode in {"scaling", "tradeoffs"}:
+        raise ValueError(f"--{options.mode} has a workload of its own: leave out {', '.join(options.names)}")
+    if options.mode == "scaling":
+        benchmark.scaling(output, data_dir=options.data_dir)
+    elif options.mode == "tradeoffs":
+        tradeoffs.tradeoffs(output, data_dir=options.data_dir)
+    elif options.mode == "training":
+        throughput.throughput(options.names, output, data_dir=options.data_dir)
     else:
-        benchmark.benchmark(options.names, options.output, data_dir=options.data_dir, reference=options.reference)
+        benchmark.benchmark(options.names, output, data_dir=options.data_dir, reference=options.reference)
 
 
 def _use_fast_convolutions() -> None:
@@ -164,10 +169,16 @@ def _parser() -> argparse.ArgumentParser:
     timer = commands.add_parser("benchmark", help="how fast margins are measured here")
     timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
     timer.add_argument("--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' repository")
-    timer.add_argument("--scaling", action="store_true", help="time and memory over numbers of pairs and devices")
-    timer.add_argument("--tradeoffs", action="store_true", help="margins of fewer candidates, and of less precision")
-    timer.add_argument("--training", action="store_true", help="images a second in training, and from a folder")
-    timer.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/benchmark.json"))
+    modes = timer.add_mutually_exclusive_group()
+    for mode, text in (
+        ("scaling", "time and memory over numbers of pairs and devices"),
+        ("tradeoffs", "margins of fewer candidates, and of less precision"),
+        ("training", "images a second in training, and from a folder"),
+    ):
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="benchmark", help=text)
+    timer.add_argument(
+        "--output", type=pathlib.Path, help="of JSON (default: results/benchmark.json, scaling.json, ...)"
+    )
     timer.set_defaults(command=_benchmark)
 
     for subparser in (runner, auditor, comparer):

@@ -33,29 +33,35 @@ def audit(
       data_dir: where prepared data sets are; where TFDS keeps them if not given.
 
     Returns:
-      For every window the median margins, and that of certified lower bounds where the network has them; the ratio of
-      the run's margin to the tight one, in the median with its interval and at the 90th percentile; and whether the
+      For every window the median margins, and that of certified lower bounds of the first images where they are asked
+      for; the ratio of the run's margin to the tight one, in the median with its interval and at the 90th percentile;
+      and whether the
       order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
       ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
     """
     opened = reopen(path, num_images, data_dir)
+    other = opened.config.baseline_config
+    origin = None if other is None else baseline.recorded(path, other)
+    compared = None if origin is None else reopen(origin, num_images, data_dir)
     measured, tight, certified = _measure(path, opened, effort, num_certified)
     windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
     arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
     folder.write_arrays(path / "audit.npz", arrays)
-    _draw(path, opened, measured, tight, certified)
+    num_certified = min(num_certified, measured.shape[1])
+    _draw(path, opened, measured, tight, certified[:, :num_certified])
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
-    table = _table(windows, measured, tight, certified, ratios)
+    table = _table(windows, measured, tight, certified[:, :num_certified], ratios)
     lines = [f"{opened.name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
-    origin = baseline.of(path)
-    if origin is not None:
-        others = _measure(origin, reopen(origin, num_images, data_dir), effort, 0)[:2]
+    if compared is not None:
+        others = _measure(origin, compared, effort, 0)[:2]
         folder.write_arrays(path / "audit_baseline.npz", dict(zip(("measured", "tight"), others, strict=True)))
-        growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
-        report["over_baseline"] = {"run": growth[0].tolist(), "tight": growth[1].tolist()}
+        with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
+            growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
+        numbers = [[summary.number(value) for value in values] for values in growth]
+        report["over_baseline"] = dict(zip(("run", "tight"), numbers, strict=True))
         lines.append(_over_baseline(opened.config.baseline, windows, *growth))
     folder.write_json(path / "audit.json", report)
     return "\n".join(lines)
@@ -103,8 +109,8 @@ def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarra
 
 def _draw(path, opened, measured, tight, certified) -> None:
     curves = {"DeepFool": pictures.percentiles(measured), "tight": pictures.percentiles(tight)}
-    if np.isfinite(certified).any():
-        curves["certified"] = pictures.percentiles(certified)
+    if certified.size:
+        curves[f"certified, first {certified.shape[1]}"] = pictures.percentiles(certified)
     labels = pictures.labels(opened.config, opened.corners)
     folder.write_picture(path / "audit.png", plots.margin_curves(range(len(measured)), {"": curves}, **labels))
 
@@ -129,16 +135,21 @@ def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
 
 
 def _table(windows, measured, tight, certified, ratios) -> str:
-    header = ("window", "DeepFool", "tight", "certified", "ratio", "95% interval", "90%")
+    """Medians over all images; those of certified bounds over the first ones, beside the tight ones of the same."""
+    columns = {"DeepFool": measured, "tight": tight}
+    if num_certified := certified.shape[1]:
+        first = f"first {num_certified}"
+        columns |= {f"tight, {first}": tight[:, :num_certified], f"certified, {first}": certified}
+    header = ("window", *columns, "DeepFool / tight", "95% interval", "90th percentile")
     rows = [
         (
             window,
-            *(summary.text(summary.number(median)) for median in map(_median, margins)),
+            *(summary.text(summary.number(_median(margins[r]))) for margins in columns.values()),
             summary.text(ratio["value"]),
             f"{summary.text(ratio['low'])} to {summary.text(ratio['high'])}",
             summary.text(ratio["90%"]),
         )
-        for window, ratio, *margins in zip(windows, ratios, measured, tight, certified, strict=True)
+        for r, (window, ratio) in enumerate(zip(windows, ratios, strict=True))
     ]
     return checks.align([header, *rows])
 

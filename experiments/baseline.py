@@ -30,7 +30,7 @@ def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None)
 
     Which one it is is written down, and stays.
     """
-    found = of(path)
+    found = recorded(path, config)
     if found is None:
         found = _find(config, path)
         if found is None:
@@ -53,6 +53,27 @@ def of(path: pathlib.Path) -> pathlib.Path | None:
     found = (path.resolve() / folder.read_json(path / _FILE)["folder"]).resolve()
     if not found.is_dir():
         raise ValueError(f"{path} is compared with {found}, which is gone: put it back, or start over with --fresh")
+    return found
+
+
+def recorded(path: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """As `of`, if what is there is a finished run of `config`.
+
+    Raises:
+      ValueError: if it is no longer where it was, not finished, or another run.
+    """
+    found = of(path)
+    if found is None:
+        return None
+    if not _is_finished(found):
+        raise ValueError(f"{path} is compared with {found}, which is not finished: finish that run first")
+    differing = folder.differences(_decisive(folder.read_config(found)), _decisive(folder.described("", config)))
+    if differing:
+        text = "; ".join(f"{field} is {there!r} there, was {before!r}" for field, (there, before) in differing.items())
+        raise ValueError(
+            f"{path} is compared with {found}, which holds another run by now ({text}): put the former back, or start "
+            "over with --fresh"
+        )
     return found
 
 

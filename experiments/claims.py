@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments import baseline, folder
+from experiments import baseline, folder, summary
 from experiments.checks import Estimate, from_medians, from_resampling, from_share
 from hmt_jax import statistics
 
@@ -75,8 +75,7 @@ def least_inside_over_least_beyond(cut: int) -> Statistic:
 
 def growth_of_low_energy(path: pathlib.Path) -> Estimate:
     """The share of the perturbations' energy in the lowest window after the last epoch, over that after the first."""
-    files = sorted((path / "monitored").iterdir())
-    first, last = folder.read_arrays(files[0]), folder.read_arrays(files[-1])
+    first, *_, last = summary.monitored(path).values()
 
     def statistic(first_low, first_total, last_low, last_total):
         return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())
@@ -90,8 +89,8 @@ def early_growth(path: pathlib.Path) -> Estimate:
 
     The high windows are the upper third; their medians count by the geometric mean, and grow from the first epoch on.
     """
-    files = sorted((path / "monitored").iterdir())
-    epochs = [folder.read_arrays(files[place])["margin"] for place in (0, (len(files) - 1) // 2, -1)]
+    found = list(summary.monitored(path).values())
+    epochs = [found[place]["margin"] for place in (0, (len(found) - 1) // 2, -1)]
     highs = [found[len(found) * 2 // 3 :] for found in epochs]
 
     def statistic(*medians):

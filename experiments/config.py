@@ -12,15 +12,13 @@ from typing import Any, ClassVar
 from experiments import configs
 from experiments.checks import Check
 
-_BOOLEANS = {"true": True, "false": False}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(abc.ABC):
     """A kind of experiment; its fields say which one.
 
-    A kind is a frozen dataclass in a file of its own. Fields are numbers, texts, truth values, or tuples of one of
-    them, so that they go into JSON and can be set from the command line.
+    A kind is a frozen dataclass in a file of its own. Fields are numbers, texts, or tuples of one of them, so that they
+    go into JSON and can be set from the command line.
 
     Attributes:
       seed: of all that is random.
@@ -77,10 +75,15 @@ def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
         field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
     }
     name: str = values.pop("experiment")
-    try:
-        return name, type(load(name))(**values)
-    except TypeError as error:
-        raise ValueError(f"the run is of an earlier form of {name}, whose fields differ: {error}") from None
+    # A run that another kind of experiment made for its network is of the kind below.
+    kinds = [kind for kind in type(load(name)).__mro__ if issubclass(kind, Config)]
+    for kind in kinds:
+        if {field.name for field in dataclasses.fields(kind)} == set(values):
+            return name, kind(**values)
+    differing = set(values) ^ {field.name for field in dataclasses.fields(kinds[0])}
+    raise ValueError(
+        f"the run is of an earlier form of {name}, whose fields differ: {', '.join(sorted(differing))}; run it again"
+    )
 
 
 def checks(name: str) -> tuple[Check, ...]:
@@ -110,7 +113,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise ValueError(f"unknown field {field!r}; the known ones are {', '.join(types)}")
         try:
             values[field] = _parse(types[field], text)
-        except (ValueError, KeyError):
+        except ValueError:
             kind = types[field] if typing.get_args(types[field]) else types[field].__name__
             raise ValueError(f"{field} must be of type {kind}, got {text!r}") from None
     return dataclasses.replace(config, **values)
@@ -119,7 +122,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 def _parse(kind, text):
     if elements := typing.get_args(kind):
         return tuple(_parse(elements[0], part) for part in text.split(",") if part)
-    return _BOOLEANS[text] if kind is bool else kind(text)
+    return kind(text)
 
 
 def _module(name):

@@ -112,6 +112,8 @@ class DiagonalMargins(config.Config):
             for field in fields:
                 if getattr(self, field) < least:
                     raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        if any(width < 1 for width in self.num_hidden):
+            raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
         if self.attack == "deepfool" and self.norm != "l2":
             raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
         if self.measure_every > self.num_epochs:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -15,6 +16,11 @@ import jax
 import numpy as np
 
 from experiments.config import Config
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
 _CONFIG = "config.json"
@@ -40,6 +46,35 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
         raise ValueError(
             f"{path} belongs to another configuration ({text}), and stays as it is: give another folder with --folder"
         )
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[None]:
+    """Keeps the folder of a run, which is made if it is not there, from other processes; an empty one is removed.
+
+    Where files cannot be locked, as on Windows and on some network drives, nothing is kept from anybody.
+
+    Raises:
+      ValueError: if another run is at work in it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            directory = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, directory)
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another run is at work in {path}: wait for it, or give another folder with --folder"
+                ) from None
+            except OSError:  # a drive without locks
+                pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty, most of the time
+                path.rmdir()
 
 
 def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None:

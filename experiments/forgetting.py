@@ -85,6 +85,8 @@ def greatest_growth(row: str, num_epochs: int) -> Statistic:
         files = {epoch: file for epoch, file in _files_of(path).items() if epoch >= switch}
         epochs = np.array(list(files))
         pairs = [(i, j) for i in range(len(epochs)) for j in range(i) if epochs[i] - epochs[j] <= num_epochs]
+        if not pairs:
+            raise ValueError(f"no epochs that were observed are within {num_epochs} of each other: lower measure_every")
         later, earlier = np.array(pairs).T
         margins = np.concatenate([synthetic.margins(file, row) for file in files.values()])
         # A ratio of two censored medians, NaN, is no growth: fmax passes it over.

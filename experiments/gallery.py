@@ -108,6 +108,8 @@ def energy_left(manipulation: str) -> Statistic:
     def statistic(path):
         arrays = folder.read_arrays(path / "manipulated.npz")
         energies = dict(zip(arrays["manipulation"].tolist(), arrays["energy"], strict=True))
+        if manipulation not in energies:
+            raise ValueError(f"{manipulation} is not among the manipulations: add it to shown")
         return from_resampling(lambda part, whole: part.sum() / whole.sum(), energies[manipulation], energies["plain"])
 
     return statistic

@@ -44,7 +44,7 @@ class MarginMap(DiagonalMargins):
         trained = f"{self.window_size} x {self.window_size} windows, {result.margin.shape[1]} test images"
         _draw(path / "map.png", {trained: statistics.censored_margins(result)}, corners, title=name)
         if self.measure_every:
-            found = pictures.monitored(path)
+            found = summary.monitored(path)
             shown = np.linspace(0, len(found) - 1, min(self.num_panels, len(found))).round().astype(int)
             maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}
             _draw(path / "maps.png", maps, corners, title=f"{name}: in training")
@@ -87,5 +87,5 @@ def growth_along_axes(path: pathlib.Path) -> Estimate:
 
 def correlation_of_first_with_last(path: pathlib.Path) -> Estimate:
     """Rank correlation, over the windows, of the medians at the first measured epoch with those at the last."""
-    epochs = list(pictures.monitored(path).values())
+    epochs = list(summary.monitored(path).values())
     return from_medians(spearman, epochs[0]["margin"], epochs[-1]["margin"])

@@ -28,18 +28,14 @@ def draw(name: str, config, path: pathlib.Path) -> None:
 
 def draw_training(name: str, config, path: pathlib.Path) -> None:
     """Draws how margins along the diagonal, and adversarial perturbations, came about in training."""
-    epochs = monitored(path)
+    epochs = summary.monitored(path)
     named = labels(config, summary.read_margins(config, path)[1])
-    title = f"{name}: median margins of {config.num_monitored} test images in training"
+    num_images = next(iter(epochs.values()))["margin"].shape[1]
+    title = f"{name}: median margins of {num_images} test images in training"
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     folder.write_picture(path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
     if config.attack != "none":
         folder.write_picture(path / "spectrum.png", spectrum(epochs, title=name, **named))
-
-
-def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
-    """What `experiments.evaluation.monitor` found, by the number of epochs of training before."""
-    return {int(file.stem): folder.read_arrays(file) for file in sorted((path / "monitored").iterdir())}
 
 
 def labels(config, corners) -> dict[str, Any]:

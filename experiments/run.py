@@ -33,23 +33,25 @@ def run(
       fresh: whether to start over, though results are there.
 
     Raises:
-      ValueError: if the folder belongs to another configuration, or the data set is not prepared.
+      ValueError: if the folder belongs to another configuration, another run is at work in it, or the data set is not
+        prepared.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
-    folder.check(path, name, config)
-    if is_finished(path) and not fresh:
-        print(f"{name} is finished already; --fresh starts over")
-    else:
-        config.check(data_dir)
-        folder.start(path, name, config, fresh=fresh)
-        started = time.perf_counter()
-        try:
-            config.run(name, path, data_dir=data_dir)
-        finally:
-            folder.add_seconds(path, time.perf_counter() - started)
-        applied = [claim.apply(path) for claim in claims]
-        folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": applied})
+    with folder.held(path):
+        folder.check(path, name, config)
+        if is_finished(path) and not fresh:
+            print(f"{name} is finished already; --fresh starts over")
+        else:
+            config.check(data_dir)
+            folder.start(path, name, config, fresh=fresh)
+            started = time.perf_counter()
+            try:
+                config.run(name, path, data_dir=data_dir)
+            finally:
+                folder.add_seconds(path, time.perf_counter() - started)
+            applied = [claim.apply(path) for claim in claims]
+            folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": applied})
     print(config.report(path))
     found = verdicts(path)
     if found["checks"]:

@@ -1,6 +1,8 @@
 """All finished runs in one table: what they ran on, and which of their claims hold."""
 
 import collections
+import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -68,19 +70,23 @@ def _rows(path) -> list[tuple[str, ...]]:
 
 def _rows_over_seeds(paths) -> list[tuple[str, ...]]:
     """A row for each number of each experiment with enough seeds; of runs with the same seed, the last one counts."""
-    experiments: dict[str, dict[int, dict[str, float]]] = collections.defaultdict(dict)
+    experiments: dict[str, dict[int, pathlib.Path]] = collections.defaultdict(dict)
     for path in paths:
         described = folder.read_config(path)
-        experiments[described["experiment"] + _changes(described)][described["seed"]] = _numbers(path)
+        seed = described.pop("seed")
+        experiments[json.dumps(described)][seed] = path
     rows: list[tuple[str, ...]] = []
-    for name, runs in experiments.items():
-        if len(runs) < _NUM_SEEDS:
-            continue
-        first = (name, ", ".join(map(str, sorted(runs))))
-        for quantity in next(iter(runs.values())):
-            mean, low, high = checks.from_runs([numbers[quantity] for numbers in runs.values()])
-            rows.append((*first, quantity, f"{mean:.3g}", f"{low:.3g} to {high:.3g}"))
-            first = ("", "")
+    for runs in experiments.values():
+        found: dict[str, dict[int, float]] = collections.defaultdict(dict)
+        for seed, path in runs.items() if len(runs) >= _NUM_SEEDS else ():
+            for quantity, value in _numbers(path).items():
+                found[quantity][seed] = value
+        for quantity, values in found.items():
+            if len(values) >= _NUM_SEEDS:  # fewer where runs are older than a claim
+                described = folder.read_config(path)
+                name, seeds = described["experiment"] + _changes(described), ", ".join(map(str, sorted(values)))
+                mean, low, high = checks.from_runs(list(values.values()))
+                rows.append((name, seeds, quantity, f"{mean:.3g}", f"{low:.3g} to {high:.3g}"))
     return rows
 
 
@@ -88,7 +94,9 @@ def _numbers(path) -> dict[str, float]:
     """What a run found: medians at both ends of its windows, if it has any, and the numbers of its claims."""
     windows = folder.read_json(path / "summary.json").get("windows", [])
     ends = {
-        f"median margin in window {window['row']},{window['column']}": float(window["median"])
+        f"median margin in window {window['row']},{window['column']}": (
+            math.inf if window["median"] is None else window["median"]  # censored
+        )
         for window in [*windows[:1], *windows[1:][-1:]]
     }
     return ends | {verdict["claim"]: float(verdict["value"]) for verdict in runner.verdicts(path)["checks"]}

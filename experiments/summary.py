@@ -77,6 +77,12 @@ def report(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
+    """What `experiments.evaluation.monitor` found, by the number of epochs of training before."""
+    files = {int(file.stem): file for file in (path / "monitored").iterdir()}
+    return {epoch: folder.read_arrays(files[epoch]) for epoch in sorted(files)}
+
+
 def head(summary: dict[str, Any]) -> list[str]:
     """What a summary says of the network as a whole, in lines for the terminal."""
     training = summary["training_seconds"]

@@ -87,7 +87,7 @@ def margin_history(
     values = np.ma.masked_invalid(np.asarray(medians, float))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(np.arange(values.shape[1]), np.arange(len(epochs)), values, norm="log", cmap="viridis")
+    mesh = axes.pcolormesh(*map(_edges, values.shape[::-1]), values, norm="log", cmap="viridis")
     axes.set_xticks(range(values.shape[1]), ticks or [str(r) for r in range(values.shape[1])])
     axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
@@ -133,7 +133,7 @@ def margin_maps(
         if each is None:
             axes.set_axis_off()
             continue
-        mesh = axes.pcolormesh(np.arange(len(columns)), np.arange(len(rows)), each, norm=scale, cmap="viridis")
+        mesh = axes.pcolormesh(*map(_edges, each.shape[::-1]), each, norm=scale, cmap="viridis")
         axes.set(title=name, aspect="equal")
     panels[0, 0].set_xticks(*_few_ticks(columns))
     panels[0, 0].set_yticks(*_few_ticks(rows))
@@ -262,6 +262,11 @@ def cross_sections(
     figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
     figure.suptitle(title)
     return figure
+
+
+def _edges(number) -> np.ndarray:
+    """Of cells around 0, 1, ..., so that a single one has an extent, too."""
+    return np.arange(number + 1) - 0.5
 
 
 def _label_margins(bar) -> None:

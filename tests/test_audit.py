@@ -1,12 +1,14 @@
 """What the tight solver says of a stored run, on the command line and in files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
 from experiments import accuracy, audit, baseline, config, folder
+from hmt_jax import statistics
 
 NUM_IMAGES = 8
 
@@ -59,6 +61,33 @@ def test_ratios_between_models_are_measured_again(finished, report):
     np.testing.assert_allclose(written["tight"], expected, rtol=1e-6)
     assert "medians over those of standard training" in report
     assert not list(origin.glob("audit*"))  # an audit of that run itself would be lost
+
+
+def test_certified_bounds_are_beside_the_tight_margins_of_the_same_images(finished, report):
+    with np.load(finished / "audit.npz") as arrays:
+        tight, certified = arrays["tight"][:, :3], arrays["certified"][:, :3]
+    header, *rows = report.splitlines()[1:8]
+    assert re.split("  +", header)[3:5] == ["tight, first 3", "certified, first 3"]
+    for row, *medians in zip(rows, np.median(tight, axis=1), np.median(certified, axis=1), strict=True):
+        assert row.split()[3:5] == [f"{median:.4g}" for median in medians]
+
+
+def test_margins_that_are_not_found_are_no_reason_to_lose_an_audit(tmp_path):
+    path = tmp_path / "robust"
+    fields = ["num_epochs=1", "num_images=4", "max_steps=1", "attack=pgd", "attack_steps=1", "epsilon=0.5"]
+    fields += ["baseline=standard_training"]
+    assert command_line.main(["run", "digits", "--set", *fields, "--folder", str(path)]) == 0
+    assert np.isinf(np.median(statistics.censored(*_margins_and_status(path)), axis=1)).any()
+    report = audit.audit(path, num_images=4, effort="fast")
+    assert "medians over those of standard training" in report
+    over_baseline = json.loads((path / "audit.json").read_text())["over_baseline"]
+    assert None in over_baseline["run"]
+    assert None not in over_baseline["tight"]
+
+
+def _margins_and_status(path):
+    with np.load(path / "margins.npz") as arrays:
+        return arrays["margin"], arrays["status"]
 
 
 def test_a_wrong_order_is_told():

@@ -1,6 +1,7 @@
 """Which run another one is compared with."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -74,7 +75,9 @@ def test_attacks_count_where_there_is_one(tmp_path, made):
 
 def test_what_is_compared_with_stays(tmp_path, made):
     (tmp_path / "robust").mkdir()
-    (tmp_path / "chosen").mkdir()
+    standard = dataclasses.replace(CONFIG, attack="none")
+    put(tmp_path / "another", standard)
+    put(tmp_path / "chosen", standard)
     folder.write_json(tmp_path / "robust" / "baseline.json", {"folder": "../chosen"})
     baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
     assert baseline.of(tmp_path / "robust").resolve() == tmp_path / "chosen"
@@ -107,6 +110,23 @@ def test_it_may_not_be_gone(tmp_path, made):
     (tmp_path / "a").rename(tmp_path / "b")
     with pytest.raises(ValueError, match=r"robust is compared with .*/a, which is gone: put it back, or start"):
         baseline.of(tmp_path / "robust")
+
+
+def test_it_must_be_the_run_that_it_was(tmp_path, made):
+    standard = dataclasses.replace(CONFIG, attack="none")
+    put(tmp_path / "a", standard)
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.recorded(tmp_path / "robust", standard) == tmp_path / "a"
+    (tmp_path / "a" / "checks.json").unlink()
+    with pytest.raises(ValueError, match=r"robust is compared with .*/a, which is not finished: finish that run first"):
+        baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    shutil.rmtree(tmp_path / "a")
+    put(tmp_path / "a", dataclasses.replace(standard, seed=3))
+    with pytest.raises(
+        ValueError, match=r"/a, which holds another run by now \(seed is 3 there, was 0\): put the former"
+    ):
+        baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
 
 
 def test_folders_of_others_are_passed_by(tmp_path, made, monkeypatch):

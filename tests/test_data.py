@@ -306,7 +306,7 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (
         r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put what you get into "
-        rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10'\), or `python.* again \(.*no network here"
+        rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10'\), or .* again \(.*no network here"
     )
     with pytest.raises(ConnectionError, match=match):
         data.prepare("cifar10", tmp_path)

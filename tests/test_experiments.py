@@ -10,7 +10,7 @@ import pytest
 
 import hmt_jax
 from experiments import __main__ as command_line
-from experiments import config, folder, manipulations
+from experiments import config, folder, manipulations, summary
 from hmt_jax import data, frequency, models, subspaces, training
 
 QUICK = ["--set", "num_epochs=2", "num_images=12"]
@@ -137,6 +137,23 @@ def test_a_folder_of_a_run_that_came_to_nothing_is_free(tmp_path, capsys):
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
 
 
+def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
+    path = tmp_path / "digits"
+    with folder.held(path):
+        told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
+    assert f"another run is at work in {path}: wait for it, or give another folder with --folder" in told
+    assert not path.exists()
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+
+
+def test_epochs_are_in_the_order_of_their_numbers(tmp_path):
+    for epoch in (1000, 20, 999):
+        folder.write_arrays(tmp_path / "monitored" / f"{epoch:03d}.npz", {"margin": np.ones((1, epoch))})
+    found = summary.monitored(tmp_path)
+    assert {epoch: arrays["margin"].shape[1] for epoch, arrays in found.items()} == {20: 20, 999: 999, 1000: 1000}
+    assert list(found) == [20, 999, 1000]
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("...")
     message = fails(capsys, "run", "digits", "--folder", tmp_path, "--fresh")
@@ -163,6 +180,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
         (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),
         (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
+        (["run", "digits", "--set", "num_hidden=8,0"], ["num_hidden must be widths of at least 1, got (8, 0)"]),
+        (["run", "digits", "--set", "max_learning_rate=inf"], ["max_learning_rate must be finite, got inf"]),
+        (["benchmark", "--scaling", "lenet_mnist"], ["--scaling has a workload of its own: leave out lenet_mnist"]),
+        (["benchmark", "--training", "--reference", "authors"], ["leave it or --training out"]),
         (["run", "digits", "--set", "num_train=-1"], ["num_train must be at least 0, got -1"]),
         (["run", "digits", "--set", "baseline=plain_data"], ["would compare the run with itself"]),
         (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from experiments import baseline, folder, gallery, run
+from experiments import baseline, config, folder, gallery, run
 from hmt_jax import data, models
 
 CONFIG = gallery.Gallery(
@@ -69,6 +69,21 @@ def test_perturbations_stay_in_their_windows_and_change_labels(made, images):
     np.testing.assert_array_equal(arrays["label_of_perturbed"], labels)
     assert gallery.share_of_changed_labels(made).value == np.mean(labels != arrays["label"]) == 1
     assert gallery.greatest_energy_outside(made).value < 1e-5
+
+
+def test_a_network_that_was_made_for_a_gallery_can_be_opened():
+    described = folder.described("image_gallery", CONFIG.of_network)
+    assert config.described(described) == ("image_gallery", CONFIG.of_network)
+    assert config.described(folder.described("image_gallery", CONFIG)) == ("image_gallery", CONFIG)
+    with pytest.raises(
+        ValueError, match=r"the run is of an earlier form of image_gallery, whose fields differ: .*, sizes;"
+    ):
+        config.described({**described, "sizes": 3})
+
+
+def test_energies_of_what_is_not_shown_are_undecided(made):
+    with pytest.raises(ValueError, match="low_pass:7 is not among the manipulations: add it to shown"):
+        gallery.energy_left("low_pass:7")(made)
 
 
 def test_settings_that_do_not_fit_are_told_before_any_work(tmp_path):

@@ -77,6 +77,18 @@ def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
     assert "pixels in [0, 1]" in bar.get_ylabel()
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.margin_history([5], np.array([[1.0, 2.0]])).axes[0],
+        lambda: plots.margin_maps(np.array([[[1.0, 2.0]]]), [0], [0, 3], titles=["one"]).axes[0],
+    ],
+)
+def test_a_single_row_has_an_extent(draw):
+    (mesh,) = draw().collections
+    assert (mesh.get_paths()[0].get_extents().size == 1).all()
+
+
 def test_maps_have_a_panel_each_with_low_frequencies_in_the_upper_left_corner():
     medians = np.array([[[1.0, 2.0, 3.0], [4.0, np.inf, 6.0]], [[2.0, 3.0, 40.0], [5.0, 6.0, 7.0]]])
     figure = plots.margin_maps(medians, [0, 5], [0, 2, 4], titles=["before", "after"], title="a title")

@@ -1,6 +1,7 @@
 """The table of all finished runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -76,6 +77,30 @@ def test_three_seeds_have_a_spread(root, tmp_path, capsys):
     # Two seeds are too few, and a seed that is there twice is one.
     scorecard.scorecard([tmp_path / "seed0", tmp_path / "seed1", tmp_path / "seed1"], tmp_path)
     assert "one more" not in (tmp_path / "scorecard.md").read_text()
+
+
+def test_spreads_are_of_what_all_runs_have(root, tmp_path):
+    paths = [tmp_path / f"seed{seed}" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        shutil.copytree(root / "digits", path)
+        edit(path / "config.json", seed=seed)
+    summary = json.loads((paths[0] / "summary.json").read_text())
+    edit(paths[0] / "summary.json", windows=[{**summary["windows"][0], "median": None}, *summary["windows"][1:]])
+    edit(paths[2] / "checks.json", checks=[])  # before there was a claim
+    scorecard.scorecard(paths, tmp_path)
+    spreads = (tmp_path / "scorecard.md").read_text().split("\n\n")[1].splitlines()[2:]
+    assert len(spreads) == 2
+    assert "median margin in window 0,0 | inf | nan to nan |" in spreads[0]
+    # Runs of another configuration are another experiment, also where their experiment is no longer there.
+    for path in paths:
+        edit(path / "config.json", experiment="gone")
+    edit(paths[1] / "config.json", num_epochs=50)
+    scorecard.scorecard(paths, tmp_path)
+    assert "one more" not in (tmp_path / "scorecard.md").read_text()
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def test_quick_runs_prove_nothing(root, capsys):

@@ -221,6 +221,10 @@ def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path)
         write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [margin] * 3)
     assert forgetting.greatest_growth("u2", 2)(tmp_path).value == 5
     assert forgetting.greatest_growth("u2", 4)(tmp_path).value == 50 / 8
+    with pytest.raises(
+        ValueError, match="no epochs that were observed are within 1 of each other: lower measure_every"
+    ):
+        forgetting.greatest_growth("u2", 1)(tmp_path)
     assert synthetic.median(forgetting.at_switch, "u2")(tmp_path).value == 8
     for epoch in (6, 8):
         write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
