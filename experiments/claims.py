@@ -1,7 +1,8 @@
 """Numbers that decide claims on margins along the diagonal, each from the folder of a run."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from experiments.checks import Estimate, from_medians, from_resampling, from_sha
 from hmt_jax import statistics
 
 Statistic = Callable[[pathlib.Path], Estimate]
+# Which windows, by their corners (R, 2) and the configuration of the run: (R,) truth values.
+Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
 def test_accuracy(path: pathlib.Path) -> Estimate:
@@ -37,17 +40,17 @@ def correlation_with_baseline(path: pathlib.Path) -> Estimate:
     return from_medians(spearman, *_both(path)[:2])
 
 
-def least_ratio(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+def least_ratio(keep: Keep) -> Statistic:
     """The least, over the windows kept, of the median over that of the run compared with; see `above`."""
     return _of_ratios(keep, np.min)
 
 
-def greatest_ratio(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+def greatest_ratio(keep: Keep) -> Statistic:
     """The greatest of those ratios."""
     return _of_ratios(keep, np.max)
 
 
-def greatest_change(keep: Callable[[np.ndarray, int], np.ndarray]) -> Statistic:
+def greatest_change(keep: Keep) -> Statistic:
     """The greatest difference of those ratios from one."""
     return _of_ratios(keep, lambda ratios: np.max(np.abs(ratios - 1)))
 
@@ -62,12 +65,12 @@ def high_ratios_over_low(path: pathlib.Path) -> Estimate:
     return from_medians(statistic, *_both(path)[:2])
 
 
-def least_inside_over_least_beyond(cut: int) -> Statistic:
-    """The least median among windows within [0, cut) x [0, cut), over the least of those that reach beyond."""
+def least_inside_over_least_beyond(field: str) -> Statistic:
+    """The least median among windows within the cut of a field, over the least of those that reach beyond."""
 
     def statistic(path):
-        found, corners, size = margins(path)
-        is_inside = below(cut)(corners, size)
+        found, corners = margins(path)
+        is_inside = below(field)(corners, folder.read_config(path))
         return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), found)
 
     return statistic
@@ -100,19 +103,26 @@ def early_growth(path: pathlib.Path) -> Estimate:
     return from_medians(statistic, *highs)
 
 
-def everywhere(corners: np.ndarray, size: int) -> np.ndarray:
+def everywhere(corners: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
     """Keeps every window."""
     return np.ones(len(corners), bool)
 
 
-def below(cut: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Keeps windows within [0, cut) x [0, cut)."""
-    return lambda corners, size: np.all(corners + size <= cut, axis=1)
+def below(field: str) -> Keep:
+    """Keeps windows all of whose frequencies are below the cut of a field: within [0, 16) x [0, 16) for low_pass:16."""
+    return lambda corners, config: np.all(corners + config["window_size"] <= _cut(config, field), axis=1)
 
 
-def above(cut: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Keeps windows all of whose frequencies are `cut` or more."""
-    return lambda corners, size: np.all(corners >= cut, axis=1)
+def above(field: str) -> Keep:
+    """Keeps windows all of whose frequencies are the cut or more."""
+    return lambda corners, config: np.all(corners >= _cut(config, field), axis=1)
+
+
+def _cut(config, field) -> int:
+    _, separator, cut = config[field].partition(":")
+    if not separator:
+        raise ValueError(f"{field}={config[field]} has no cut between low and high frequencies")
+    return int(cut)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -129,27 +139,26 @@ def _ranks(values):
 
 def _of_ratios(keep, function):
     def statistic(path):
-        margins, others, corners, size = _both(path)
-        is_kept = keep(corners, size)
+        margins, others, corners = _both(path)
+        is_kept = keep(corners, folder.read_config(path))
         return from_medians(lambda medians, other: function((medians / other)[is_kept]), margins, others)
 
     return statistic
 
 
-def margins(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Censored margins (R, N) of a run, the corners (R, 2) of its windows, and their size."""
+def margins(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Censored margins (R, N) of a run, and the corners (R, 2) of its windows."""
     arrays = folder.read_arrays(path / "margins.npz")
-    margins = statistics.censored(arrays["margin"], arrays["status"])
-    return margins, arrays["corner"], folder.read_config(path)["window_size"]
+    return statistics.censored(arrays["margin"], arrays["status"]), arrays["corner"]
 
 
-def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same, with the margins of the run compared with in the second place."""
     origin = baseline.of(path)
     if origin is None:
         raise ValueError(f"{path} is compared with no other run: set baseline to standard_training or plain_data")
-    found, corners, size = margins(path)
-    return found, margins(origin)[0], corners, size
+    found, corners = margins(path)
+    return found, margins(origin)[0], corners
 
 
 def _robust_accuracy(file) -> Estimate:

@@ -70,14 +70,14 @@ def _draw(file: pathlib.Path, margins: Mapping[str, np.ndarray], corners: np.nda
 
 def correlation_with_distance(path: pathlib.Path) -> Estimate:
     """Rank correlation, over the windows, of the medians with the distance of the window from the lowest one."""
-    found, corners, _ = margins(path)
+    found, corners = margins(path)
     distances = np.hypot(*corners.T)
     return from_medians(lambda medians: spearman(medians, distances), found)
 
 
 def growth_along_axes(path: pathlib.Path) -> Estimate:
     """The lesser median of the two windows at the ends of the axes, over that of the lowest window."""
-    found, corners, _ = margins(path)
+    found, corners = margins(path)
     row_is_low, column_is_low = (corners == 0).T
     row_is_high, column_is_high = (corners == corners.max(0)).T
     places = [row_is_low & column_is_high, row_is_high & column_is_low, row_is_low & column_is_low]

@@ -156,6 +156,11 @@ def curves(found: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[str, np.nda
     }
 
 
+def half_period(config: Mapping[str, Any]) -> float:
+    """How far the other class is along u2, by the fields of a run."""
+    return config["period"] / 2
+
+
 def at_epsilon(index: int) -> Callable[[pathlib.Path], pathlib.Path]:
     """Finds what was observed at one of a sweep's epsilons, in a run's folder."""
     return lambda path: _files(path, folder.read_config(path)["epsilons"])[index]

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -157,9 +157,19 @@ def margins(file: pathlib.Path, row: str) -> np.ndarray:
     return found[arrays["row"] == row]
 
 
-def median(file: Callable[[pathlib.Path], pathlib.Path], row: str) -> Statistic:
-    """The median margin in a subspace, from the file that `file` finds in a run's folder."""
-    return lambda path: from_medians(lambda medians: medians[0], margins(file(path), row))
+def median_over(
+    length: Callable[[Mapping[str, Any]], float], file: Callable[[pathlib.Path], pathlib.Path], row: str
+) -> Statistic:
+    """The median margin in a subspace, from the file that `file` finds in a run's folder, over a length of its data.
+
+    The length comes from the fields of the run's configuration.
+    """
+
+    def statistic(path):
+        unit = length(folder.read_config(path))
+        return from_medians(lambda medians: medians[0] / unit, margins(file(path), row))
+
+    return statistic
 
 
 def accuracy(file: Callable[[pathlib.Path], pathlib.Path]) -> Statistic:

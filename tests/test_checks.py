@@ -28,7 +28,8 @@ def constant(path, values, *, size=8, num_samples=30):
     corner = np.repeat(2 * np.arange(len(values))[:, None], 2, axis=1)
     status = np.where(np.isfinite(margins), Status.CONVERGED, Status.OUT_OF_STEPS)
     folder.write_arrays(path / "margins.npz", {"margin": margins, "status": status, "corner": corner})
-    folder.write_json(path / "config.json", {"window_size": size})
+    cuts = {"low": "low_pass:6", "middle": "cutoff_low:10", "high": "high_pass:12", "none": "none"}
+    folder.write_json(path / "config.json", {"window_size": size, **cuts})
     return path
 
 
@@ -132,15 +133,20 @@ def test_a_claim_needs_a_threshold():
         (claims.highest_over_lowest, 12),
         (claims.least_ratio(claims.everywhere), 1 / 2),
         (claims.greatest_ratio(claims.everywhere), 4),
-        (claims.least_ratio(claims.above(6)), 4 / 2),  # windows at 6, 8 and 10
-        (claims.greatest_ratio(claims.below(12)), 3 / 2),  # windows at 0, 2 and 4
-        (claims.greatest_change(claims.below(10)), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
+        (claims.least_ratio(claims.above("low")), 4 / 2),  # windows at 6, 8 and 10
+        (claims.greatest_ratio(claims.below("high")), 3 / 2),  # windows at 0, 2 and 4
+        (claims.greatest_change(claims.below("middle")), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
         (claims.high_ratios_over_low, (2.5 + 4) / 2 / ((0.5 + 1) / 2)),  # two windows in a third
-        (claims.least_inside_over_least_beyond(10), 1 / 3),
+        (claims.least_inside_over_least_beyond("middle"), 1 / 3),
     ],
 )
 def test_numbers_of_claims(statistic, expected, compared):
     np.testing.assert_allclose(statistic(compared), [expected] * 3)  # all samples alike: an interval of no width
+
+
+def test_a_field_without_a_cut_is_told(compared):
+    with pytest.raises(ValueError, match="none=none has no cut between low and high frequencies"):
+        claims.least_ratio(claims.above("none"))(compared)
 
 
 def test_censored_margins_are_infinite(tmp_path):

@@ -204,11 +204,11 @@ def write_observed(file, margin, status=None, accuracy=0.9):
 
 
 def test_claims_on_a_sweep_by_hand(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"epsilons": [0.0, 0.5]}))
+    (tmp_path / "config.json").write_text(json.dumps({"epsilons": [0.0, 0.5], "period": 8.0}))
     write_observed(tmp_path / "epsilon_0.npz", [1.0, 2.0, 3.0], accuracy=0.75)
     write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0])
     assert synthetic.accuracy(nonlinear.at_epsilon(0))(tmp_path).value == 0.75
-    assert synthetic.median(nonlinear.at_epsilon(0), "u2")(tmp_path).value == 2
+    assert synthetic.median_over(nonlinear.half_period, nonlinear.at_epsilon(0), "u2")(tmp_path).value == 2 / 4
     assert nonlinear.growth_along_u2(tmp_path).value == 7
     write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0], [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT, 0])
     assert nonlinear.growth_along_u2(tmp_path).value == np.inf
@@ -225,7 +225,7 @@ def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path)
         ValueError, match="no epochs that were observed are within 1 of each other: lower measure_every"
     ):
         forgetting.greatest_growth("u2", 1)(tmp_path)
-    assert synthetic.median(forgetting.at_switch, "u2")(tmp_path).value == 8
+    assert synthetic.median_over(lambda config: config["num_epochs"], forgetting.at_switch, "u2")(tmp_path).value == 2
     for epoch in (6, 8):
         write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
     assert forgetting.greatest_growth("u2", 4)(tmp_path).value == np.inf

@@ -40,13 +40,13 @@ FLIPS = Check(
 LOW_PASS = (
     Check(
         "least factor of the margins in windows above the cut",
-        claims.least_ratio(claims.above(16)),
+        claims.least_ratio(claims.above("manipulation")),
         "Half as much again, in every window that was removed: more than networks differ among themselves.",
         at_least=1.5,
     ),
     Check(
         "greatest change of the margins in windows below the cut",
-        claims.greatest_change(claims.below(16)),
+        claims.greatest_change(claims.below("manipulation")),
         "The images there are the same; networks differ among themselves by about a tenth.",
         at_most=0.3,
     ),
@@ -56,13 +56,13 @@ HIGH_PASS = (
     accuracy(0.95, "What is left still tells digits apart: half of the error of a linear classifier on whole ones."),
     Check(
         "least margin in removed windows over that in the others",
-        claims.least_inside_over_least_beyond(14),
+        claims.least_inside_over_least_beyond("manipulation"),
         "The network can use only what is left, so its least margin is not in a window that is empty.",
         at_least=1,
     ),
     Check(
         "greatest factor of the margins in windows that are kept whole",
-        claims.greatest_ratio(claims.above(14)),
+        claims.greatest_ratio(claims.above("manipulation")),
         "The network learns from the band that is left: its margins there fall, by a third at the least.",
         at_most=0.67,
     ),

@@ -18,7 +18,7 @@ QUICK = _quick.small(CONFIG)
 CHECKS = (
     Check(
         "greatest change of the margins in windows below the band",
-        claims.greatest_change(claims.below(14)),
+        claims.greatest_change(claims.below("attack_band")),
         "Networks differ among themselves by about a tenth.",
         at_most=0.3,
     ),

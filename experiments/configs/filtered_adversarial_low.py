@@ -17,7 +17,7 @@ QUICK = _quick.small(CONFIG)
 CHECKS = (
     Check(
         "least factor of the margins in windows above the band",
-        claims.least_ratio(claims.above(14)),
+        claims.least_ratio(claims.above("attack_band")),
         "Half as much again, in every window of the other band: more than networks differ among themselves.",
         at_least=1.5,
     ),
