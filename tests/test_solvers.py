@@ -214,7 +214,7 @@ def test_known_margins_do_not_become_larger():
     assert joined.is_converged.all()
     tight = hmt_jax.measure_margins(classifier, images, windows, solvers.tight("fast"), known=deepfool)
     assert (tight.margin <= deepfool.margin).all()
-    with pytest.raises(ValueError, match="known was measured without coordinates: measure it with keep_coordinates=True"):
+    with pytest.raises(ValueError, match="measured without coordinates: measure it with keep_coordinates=True"):
         hmt_jax.measure_margins(classifier, images, windows, known=alone)
 
 
