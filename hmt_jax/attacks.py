@@ -413,7 +413,12 @@ def _cross_boundary(attack, classifier, images, labels):
 
 def _loop(body, carry, items=None, length=None) -> Any:
     """The last carry of a loop; written out on CPU, where XLA compiles convolutions badly inside loops."""
-    return jax.lax.scan(body, carry, items, length, unroll=jax.default_backend() == "cpu")[0]
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(body, carry, items, length)[0]
+    # Not by scan's `unroll`, which leaves a loop around a single turn.
+    for turn in range(len(items) if length is None else length):
+        carry, _ = body(carry, None if items is None else items[turn])
+    return carry
 
 
 def _log_odds(classifier, labels, images):

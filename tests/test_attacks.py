@@ -310,6 +310,15 @@ def test_the_loop_of_accelerators_is_the_written_out_one(monkeypatch):
     np.testing.assert_allclose(attacks._ascend.__wrapped__(*arguments), expected, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_on_a_cpu_no_loop_is_around_the_network(num_steps):
+    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=num_steps, domain="unbounded")
+    program = str(jax.make_jaxpr(attack)(tanh_classifier(), jnp.asarray(grey_images()), LABELS, KEY))
+    assert program.count("tanh") >= num_steps + 2
+    assert "scan[" not in program
+    assert "while[" not in program
+
+
 def counted(logits_fn):
     """The function as the classifier of a `Partial`, and the list that gets an entry whenever it is traced."""
     traces = []
