@@ -364,7 +364,7 @@ def test_a_folder_without_its_description(prepared):
     (prepared / "mnist" / "3.0.1" / "dataset_info.json").unlink()
     with pytest.raises(ValueError, match="mnist is not prepared in"):
         data.load("mnist", prepared)
-    with pytest.raises(ValueError, match=r"3.0.1 is no complete data set: delete that folder and run `python -m exp"):
+    with pytest.raises(ValueError, match=r"3.0.1 is no complete data set: delete that folder and run hmt_jax"):
         data.prepare("mnist", prepared)
 
 
@@ -375,7 +375,7 @@ def test_load_what_is_damaged(num_bytes, prepared):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:num_bytes])
-    with pytest.raises(ValueError, match=r"3.0.1 is damaged \(.*\): delete that folder and run `python -m experiments"):
+    with pytest.raises(ValueError, match=r"3.0.1 is damaged \(.*\): delete that folder and run hmt_jax"):
         data.load("mnist", prepared)
 
 
