@@ -35,8 +35,7 @@ def audit(
     Returns:
       For every window the median margins, and that of certified lower bounds of the first images where they are asked
       for; the ratio of the run's margin to the tight one, in the median with its interval and at the 90th percentile;
-      and whether the
-      order of the windows, and the run's ratios to the one it is compared with, stand.
+      and whether the order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
       ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
@@ -49,10 +48,10 @@ def audit(
     windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
     arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
     folder.write_arrays(path / "audit.npz", arrays)
-    num_certified = min(num_certified, measured.shape[1])
-    _draw(path, opened, measured, tight, certified[:, :num_certified])
+    certified = certified[:, :num_certified]
+    _draw(path, opened, measured, tight, certified)
     ratios = [_ratio(*rows) for rows in zip(measured, tight, strict=True)]
-    table = _table(windows, measured, tight, certified[:, :num_certified], ratios)
+    table = _table(windows, measured, tight, certified, ratios)
     lines = [f"{opened.name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
     if compared is not None:

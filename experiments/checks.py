@@ -120,8 +120,8 @@ def from_share(share: float, num_samples: int) -> Estimate:
 def from_runs(values: Sequence[float]) -> Estimate:
     """The mean of a number over runs, with the interval in which that of one more run lies, 19 times in 20.
 
-    The prediction interval of Student's t, for numbers that are normal between the networks that runs train. It is NaN
-    where a number is not finite.
+    The prediction interval of Student's t, for numbers that are normal between the networks that runs train. Its ends
+    are NaN where a number is not finite.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
         mean, deviation = np.mean(values), np.std(values, ddof=1)

@@ -78,7 +78,8 @@ def least_inside_over_least_beyond(field: str) -> Statistic:
 
 def growth_of_low_energy(path: pathlib.Path) -> Estimate:
     """The share of the perturbations' energy in the lowest window after the last epoch, over that after the first."""
-    first, *_, last = summary.monitored(path).values()
+    epochs = list(summary.monitored(path).values())
+    first, last = epochs[0], epochs[-1]
 
     def statistic(first_low, first_total, last_low, last_total):
         return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())

@@ -76,16 +76,19 @@ def _rows_over_seeds(paths) -> list[tuple[str, ...]]:
         seed = described.pop("seed")
         experiments[json.dumps(described)][seed] = path
     rows: list[tuple[str, ...]] = []
-    for runs in experiments.values():
+    for text, runs in experiments.items():
+        if len(runs) < _NUM_SEEDS:
+            continue
+        described = json.loads(text)
+        name = described["experiment"] + _changes(described)
         found: dict[str, dict[int, float]] = collections.defaultdict(dict)
-        for seed, path in runs.items() if len(runs) >= _NUM_SEEDS else ():
+        for seed, path in runs.items():
             for quantity, value in _numbers(path).items():
                 found[quantity][seed] = value
         for quantity, values in found.items():
             if len(values) >= _NUM_SEEDS:  # fewer where runs are older than a claim
-                described = folder.read_config(path)
-                name, seeds = described["experiment"] + _changes(described), ", ".join(map(str, sorted(values)))
                 mean, low, high = checks.from_runs(list(values.values()))
+                seeds = ", ".join(map(str, sorted(values)))
                 rows.append((name, seeds, quantity, f"{mean:.3g}", f"{low:.3g} to {high:.3g}"))
     return rows
 

@@ -132,8 +132,7 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     except TypeError as error:
         raise ValueError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): "
-            f"{str(error).rstrip('.')}; "
-            "give it images of the shape that it was made for"
+            f"{str(error).rstrip('.')}; give it images of the shape that it was made for"
         ) from error
     if not isinstance(logits, jax.Array | np.ndarray):
         raise ValueError(
