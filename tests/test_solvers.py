@@ -22,6 +22,10 @@ FAMILY = {
 }
 
 
+# And DeepFool's and the scan's, in spaces that they can search.
+ALL = {**FAMILY, "deepfool": solvers.deepfool(), "deepfool, two candidates": solvers.deepfool(num_candidates=2)}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def solve(solver, g, parameters, origin):
     """A solver on restrictions g(parameters, z), one for each row of the parameters, from z = 0."""
@@ -246,3 +250,49 @@ def test_tight_margins_of_the_reference_network_in_planes(reference, reference_l
     fine = exact.scan(reach=1.1 * float(tight.margin.max()), resolution=median / 12, num_angles=100)
     scanned = hmt_jax.measure_margins(reference_lenet, images, plane, fine)
     np.testing.assert_allclose(tight.margin, scanned.margin, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64], ids=lambda dtype: dtype.__name__
+)
+@pytest.mark.parametrize("name", [*ALL, "scan"])
+def test_states_keep_their_types(name, dtype, x64):
+    """A loop that is compiled whole, as on accelerators, takes no others."""
+    solver, dimension = (exact.scan(), 2) if name == "scan" else (ALL[name], 9)
+    origin, weights = jnp.zeros(dimension, dtype), jnp.ones((3, dimension), dtype)
+
+    def restriction(z):
+        return jnp.tanh(weights @ z) + jnp.arange(3, dtype=dtype)
+
+    def start():
+        return solver.start(restriction, solvers.linearize(restriction, origin, solver.num_candidates))
+
+    before = jax.eval_shape(start)
+    after = jax.eval_shape(lambda state: solver.step(restriction, state), before)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), before)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("is_linear", [True, False])
+def test_a_sample_without_a_single_logit_but_0_is_on_the_boundary(name, is_linear):
+    """A black image, for a network without biases: the label changes at once, whatever else is measured."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(9, 3)), jnp.float32)
+
+    def classifier(images):
+        features = images.reshape(len(images), -1)
+        return (features if is_linear else jnp.tanh(features)) @ weights
+
+    result = hmt_jax.measure_margins(
+        classifier, np.zeros((1, 3, 3, 1), np.float32), subspaces.full((3, 3, 1)), ALL[name]
+    )
+    assert result.status[0, 0] == Status.CONVERGED
+    # DeepFool goes 1e-4 beyond what it aims at.
+    assert result.margin[0, 0] <= (2e-4 if name.startswith("deepfool") else 2e-6)
+
+
+def test_a_small_gap_in_half_precision_is_searched():
+    """In float16, a millionth of the gap is 0."""
+    parameters = (jnp.asarray([[[1.0, 0.0], [0.0, 1.0]]], jnp.float16), jnp.asarray([[0.01, 0.0]], jnp.float16))
+    solution = solve(solvers.fmn(), affine, parameters, jnp.zeros(2, jnp.float16))
+    assert solution.status[0] == Status.CONVERGED
+    np.testing.assert_allclose(solution.margin[0], 0.01 / np.sqrt(2), rtol=0.1)  # float16 has three digits

@@ -30,7 +30,7 @@ class DDN(InSteps):
     def step(self, restriction: Restriction, search: Search) -> Search:
         search, seen = _search.look(restriction, search)
         near = _search.boundary(search, seen, _TEMPERATURE)
-        fraction = search.num_steps / self.num_steps
+        fraction = (search.num_steps / self.num_steps).astype(search.z.dtype)
         change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
         is_found = jnp.isfinite(search.best_norm)
         growth = jnp.where(is_found, change, 2 * _CHANGE)

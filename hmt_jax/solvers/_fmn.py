@@ -28,7 +28,7 @@ class FMN(InSteps):
     def step(self, restriction: Restriction, search: Search) -> Search:
         search, seen = _search.look(restriction, search)
         near = _search.boundary(search, seen, 0.0)
-        fraction = search.num_steps / self.num_steps
+        fraction = (search.num_steps / self.num_steps).astype(search.z.dtype)
         change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
         is_found = jnp.isfinite(search.best_norm)
         shrunk = (1 - change) * jnp.minimum(search.memory, search.best_norm)

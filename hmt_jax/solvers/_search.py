@@ -75,8 +75,10 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
     norms = jnp.linalg.norm(at_sample.normals, axis=1)
     gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
-    # A sample on the boundary has no distance to go by. What rounding hides of it has one.
-    hidden = 8 * jnp.finfo(norms.dtype).eps * jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype)
+    # A sample on the boundary has no distance to go by. What rounding hides of it has one: that of the logits, or,
+    # where they are all 0, of those one pixel away.
+    greatest = jnp.maximum(jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype), jnp.max(norms))
+    hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
     distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
     order = jnp.argsort(distances)
     distances, directions = distances[order], (at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None])[order]
@@ -132,7 +134,9 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     """
     others = jnp.where(jnp.arange(seen.logits.size) == search.label, -jnp.inf, seen.logits)
     runner_up = jnp.max(others)
-    smoothed = jax.nn.softmax((others - runner_up) / (jnp.maximum(temperature, _COLDEST) * search.gap))
+    scale = jnp.maximum(temperature, _COLDEST) * search.gap
+    # In half precision the product may be 0.
+    smoothed = jax.nn.softmax((others - runner_up) / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
     cotangent = smoothed - jax.nn.one_hot(search.label, others.size, dtype=smoothed.dtype)
     gradient = seen.pull_back(cotangent.astype(seen.logits.dtype))[0]
     length = jnp.linalg.norm(gradient)

@@ -75,7 +75,7 @@ class Walk:
         if self.num_rounds > 1:
             z = jnp.where(fraction == 1, self._restart(search, clock // self.num_steps), z)
         polish = self._polish(search, seen, near, clock - self._num_walked + 1)
-        return search._replace(z=jnp.where(is_walked, polish, z))
+        return search._replace(z=jnp.where(is_walked, polish, z).astype(search.z.dtype))
 
     def done(self, search: Any) -> jax.Array:
         if not isinstance(search, Search):
