@@ -1,11 +1,13 @@
 """States of training in a folder: the last one, to go on from, and the best one."""
 
+import math
 import os
 import pathlib
 from typing import Any
 
 import jax
 
+from hmt_jax._extras import require
 from hmt_jax.training import TrainState
 
 
@@ -32,6 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | os.PathLike):
+        require("checkpoints", "experiments", "orbax")
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -69,7 +72,17 @@ class Checkpoints:
         """Saves the state after an epoch, with its score (the highest is the best) and its history, fit for JSON.
 
         What was saved before stays until all of this is written.
+
+        Raises:
+          ValueError: if the epoch is not after the last one saved, or the score is NaN.
         """
+        if self.last_epoch is not None and epoch <= self.last_epoch:
+            raise ValueError(
+                f"epoch {epoch} is not after {self.last_epoch}, the last one saved in {self._manager.directory}: go on "
+                "from there with restore, or give another folder"
+            )
+        if math.isnan(score):
+            raise ValueError(f"score must be a number, the highest of which is the best, got {score}")
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(_arrays(state)), history=self._ocp.args.JsonSave({"history": history})
         )

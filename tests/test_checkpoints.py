@@ -145,3 +145,20 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
     for entry in (*expected, *found):
         entry.pop("seconds")
     assert found == expected
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_an_epoch_that_is_not_after_the_last_one_is_refused(tmp_path, epoch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, small_state(1.0), score=0.5, history=["first"])
+        with pytest.raises(ValueError, match=f"epoch {epoch} is not after 3, the last one saved in {tmp_path}: go on"):
+            checkpoints.save(epoch, small_state(2.0), score=0.9, history=["lost"])
+        assert checkpoints.restore(small_state(0.0))[1] == ["first"]
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, small_state(1.0), score=0.5)
+        with pytest.raises(ValueError, match="score must be a number, the highest of which is the best, got nan"):
+            checkpoints.save(1, small_state(2.0), score=float("nan"))
+        assert checkpoints.best_epoch == 0
