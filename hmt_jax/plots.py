@@ -5,18 +5,25 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from hmt_jax import statistics
+from hmt_jax._extras import require
 from hmt_jax.margins import MarginResult
+
+require("pictures", "experiments", "matplotlib")
+from matplotlib.colors import LogNorm  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 _COLOR = "#20639b"
 _CENSORED_COLOR = "#c0392b"
 _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
-_CURVE_COLORS = ("#20639b", "#d1495b", "#3c8d2f", "#8e5ea2")
+_CURVE_COLORS = (
+    *("#20639b", "#d1495b", "#3c8d2f", "#8e5ea2", "#e08214"),
+    *("#17becf", "#7f7f7f", "#8c564b", "#bcbd22", "#000000"),
+)
+_LEGEND_WIDTH = 7.5  # inches that five entries take
 _PANELS_IN_A_ROW = 6
 _MAPS_IN_A_ROW = 4
 _MOST_TICKS = 12
@@ -47,9 +54,10 @@ def margin_distribution(
     """
     summary = statistics.summarize(result, key=key)
     positions = np.arange(len(summary.median))
+    _check_length("ticks", ticks, len(positions), "subspaces")
     low, median, high = np.where(np.isfinite(summary.percentiles), summary.percentiles, np.nan).T
 
-    figure = Figure(figsize=(max(6.0, 1.5 + 0.4 * len(positions)), 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(_LEGEND_WIDTH, 1.5 + 0.4 * len(positions)), 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     x, y = _swarm(statistics.censored_margins(result))
     axes.scatter(x, y, s=2, color=_COLOR, alpha=0.35, linewidths=0, label="samples", rasterized=True)
@@ -79,16 +87,20 @@ def margin_history(
 
     Args:
       epochs: the E epochs after which margins were measured, rising.
-      medians: (E, R) medians; those that are not finite are left blank.
+      medians: (E, R) medians; those that are 0 or not finite are left blank.
       title: of the picture.
       ticks: R names of the subspaces; their numbers if not given.
       xlabel: of the axis of subspaces.
     """
-    values = np.ma.masked_invalid(np.asarray(medians, float))
+    values = _positive(medians)
+    if values.ndim != 2:
+        raise ValueError(f"medians must have shape (E, R), an epoch in a row, got {values.shape}")
+    _check_length("epochs", epochs, values.shape[0], "rows of medians")
+    _check_length("ticks", ticks, values.shape[1], "subspaces")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(*map(_edges, values.shape[::-1]), values, norm="log", cmap="viridis")
-    axes.set_xticks(range(values.shape[1]), ticks or [str(r) for r in range(values.shape[1])])
+    mesh = axes.pcolormesh(*map(_edges, values.shape[::-1]), values, norm=_scale(values), cmap="viridis")
+    axes.set_xticks(range(values.shape[1]), ticks if ticks is not None else map(str, range(values.shape[1])))
     axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
     _label_margins(figure.colorbar(mesh, ax=axes))
@@ -108,7 +120,7 @@ def margin_maps(
     """Median margins in a grid of subspaces, such as DCT windows, as heat maps of one colour scale: a panel each.
 
     Args:
-      medians: (P, I, J) medians for P panels; those that are not finite are left blank.
+      medians: (P, I, J) medians for P panels; those that are 0 or not finite are left blank.
       rows: what the I subspaces from top to bottom are, such as their windows' first row of frequencies.
       columns: what the J subspaces from left to right are.
       titles: of the P panels.
@@ -120,7 +132,15 @@ def margin_maps(
     >>> figure.axes[0].get_title()
     'epoch 5'
     """
-    values = np.ma.masked_invalid(np.asarray(medians, float))
+    values = _positive(medians)
+    if values.ndim != 3:
+        raise ValueError(f"medians must have shape (P, I, J), a map of a panel in each row, got {values.shape}")
+    for argument, given, number, things in (
+        ("titles", titles, values.shape[0], "panels"),
+        ("rows", rows, values.shape[1], "rows of a panel"),
+        ("columns", columns, values.shape[2], "columns of a panel"),
+    ):
+        _check_length(argument, given, number, things)
     columns_of_panels = min(len(values), _MAPS_IN_A_ROW)
     rows_of_panels = -(-len(values) // columns_of_panels)
     width = 4.5 if len(values) == 1 else 2.6
@@ -128,7 +148,7 @@ def margin_maps(
         figsize=(1.6 + width * columns_of_panels, 0.8 + width * rows_of_panels), dpi=150, layout="constrained"
     )
     panels = figure.subplots(rows_of_panels, columns_of_panels, sharex=True, sharey=True, squeeze=False)
-    scale = LogNorm(values.min(), values.max()) if values.count() else None
+    scale = _scale(values)
     for axes, name, each in itertools.zip_longest(panels.flat, titles, values):
         if each is None:
             axes.set_axis_off()
@@ -169,7 +189,7 @@ def margin_curves(
     for column, (name, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), column + 1)
         bottom, top = _limits(curves)
-        for color, (label, percentiles) in zip(_CURVE_COLORS, curves.items(), strict=False):
+        for color, (label, percentiles) in zip(_colors(curves), curves.items(), strict=True):
             low, median, high = np.asarray(percentiles, float).T
             axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=0.15, lw=0)
             line = np.where(np.isfinite(median), median, np.nan)
@@ -200,8 +220,8 @@ def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndar
     bottom, top = _limits(percentiles)
     figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    shifts = 0.24 * (np.arange(len(percentiles)) - (len(percentiles) - 1) / 2)
-    for shift, color, (label, bars) in zip(shifts, _CURVE_COLORS, percentiles.items(), strict=False):
+    shifts = min(0.24, 0.8 / len(percentiles)) * (np.arange(len(percentiles)) - (len(percentiles) - 1) / 2)
+    for shift, color, (label, bars) in zip(shifts, _colors(percentiles), percentiles.items(), strict=True):
         low, median, high = np.asarray(bars, float).T
         places = np.arange(len(subspaces)) + shift
         axes.vlines(places, np.minimum(low, top), np.minimum(high, top), color=color, linewidth=5, alpha=0.3)
@@ -262,6 +282,31 @@ def cross_sections(
     figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
     figure.suptitle(title)
     return figure
+
+
+def _colors(names) -> tuple[str, ...]:
+    """A colour for each of some curves."""
+    if len(names) > len(_CURVE_COLORS):
+        raise ValueError(
+            f"{len(names)} curves can't be told apart, {len(_CURVE_COLORS)} can: draw some in a figure of their own"
+        )
+    return _CURVE_COLORS[: len(names)]
+
+
+def _check_length(argument, values, number, things) -> None:
+    if values is not None and len(values) != number:
+        raise ValueError(f"{argument} must have one entry for each of the {number} {things}, got {len(values)}")
+
+
+def _positive(medians) -> np.ma.MaskedArray:
+    """Medians as a logarithmic scale can show them: those that are 0 or not finite are masked."""
+    values = np.asarray(medians, float)
+    return np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
+
+
+def _scale(values) -> LogNorm | None:
+    """A scale from the least to the greatest of some values; None if there are none."""
+    return LogNorm(values.min(), values.max()) if values.count() else None
 
 
 def _edges(number) -> np.ndarray:

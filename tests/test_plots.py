@@ -116,3 +116,84 @@ def test_maps_hide_panels_that_are_left_over_and_most_ticks():
 def test_maps_without_a_single_margin_can_be_drawn():
     figure = plots.margin_maps(np.full((1, 2, 2), np.inf), [0, 1], [0, 1], titles=["nothing"])
     figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("num_subspaces", [1, 6, 13, 21])
+def test_the_legend_lies_within_the_figure(num_subspaces):
+    status = np.zeros((num_subspaces, 5), int)
+    status[0, 0] = Status.OUT_OF_STEPS
+    figure = plots.margin_distribution(make_result(np.ones((num_subspaces, 5)), status))
+    figure.savefig(io.BytesIO())
+    extent = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 5
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+
+
+def draw_curves(number):
+    percentiles = {str(i): np.tile([[1.0, 2.0, 3.0]], (2, 1)) for i in range(number)}
+    return plots.margin_curves([0, 1], {"a panel": percentiles})
+
+
+def draw_intervals(number):
+    return plots.margin_intervals(["a", "b"], {str(i): np.tile([[1.0, 2.0, 3.0]], (2, 1)) for i in range(number)})
+
+
+@pytest.mark.parametrize("draw", [draw_curves, draw_intervals])
+def test_every_curve_is_drawn_in_a_colour_of_its_own(draw):
+    figure = draw(10)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(i) for i in range(10)]
+    handles = figure.legends[0].legend_handles
+    colors = [getattr(handle, "get_edgecolor", getattr(handle, "get_color", None))() for handle in handles]
+    assert len(set(map(str, colors))) == 10
+    with pytest.raises(ValueError, match="11 curves can't be told apart, 10 can"):
+        draw(11)
+
+
+def test_many_networks_stay_beside_their_subspace():
+    axes = draw_intervals(10).axes[0]
+    places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections if c.get_label() in "0123456789"])
+    assert len(places) == 20
+    assert np.abs(places - np.round(places)).max() < 0.5
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 0.0])
+def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
+    medians = np.array([[1.0, value], [2.0, 4.0]])
+    for figure in (
+        plots.margin_history([1, 2], medians, ticks=np.array(["a", "b"])),
+        plots.margin_maps(medians[None], [0, 1], [0, 1], titles=["one"]),
+        plots.margin_history([1, 2], np.full((2, 2), value)),
+    ):
+        figure.savefig(io.BytesIO())
+    mesh = plots.margin_history([1, 2], medians).axes[0].collections[0]
+    np.testing.assert_array_equal(np.ma.getmaskarray(mesh.get_array()).ravel(), [False, True, False, False])
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.margin_history([1, 2, 3], np.ones((2, 4))), "epochs must have one entry for each of the 2 rows"),
+        (
+            lambda: plots.margin_history([1], np.ones((1, 4)), ticks=["a"]),
+            "ticks must have one entry for each of the 4",
+        ),
+        (lambda: plots.margin_history([1], np.ones(4)), r"medians must have shape \(E, R\)"),
+        (
+            lambda: plots.margin_maps(np.ones((2, 2)), [0, 1], [0, 1], titles=["a"]),
+            r"medians must have shape \(P, I, J",
+        ),
+        (
+            lambda: plots.margin_maps(np.ones((2, 3, 1)), range(3), [0], titles=["a"]),
+            "titles must .* the 2 panels, got 1",
+        ),
+        (
+            lambda: plots.margin_maps(np.ones((1, 3, 1)), range(2), [0], titles=["a"]),
+            "rows must .* the 3 rows of a panel",
+        ),
+        (lambda: plots.margin_distribution(make_result(MARGINS), ticks=["a"]), "ticks must .* the 4 subspaces, got 1"),
+    ],
+)
+def test_lengths_that_do_not_match_are_told(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
