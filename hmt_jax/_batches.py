@@ -38,6 +38,11 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
     return pixels, targets.astype(np.int32)
 
 
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
 def slices(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
     """The samples in their order, in batches of one size."""
     firsts = range(0, len(images), batch_size)
@@ -62,7 +67,8 @@ def as_floats(images: jax.Array) -> jax.Array:
 
 
 def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and right labels, summed over the samples that count."""
+    """Cross-entropy and right labels, summed over the samples that count, in float32 at least."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     is_correct = logits.argmax(-1) == batch.labels
     return (

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from hmt_jax import _batches, _checks, solvers
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
-from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
+from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball, squared_length
 from hmt_jax.subspaces import Subspace, full
 
 # Steps of Dykstra's algorithm in a projection. What they leave outside is scaled back.
@@ -34,7 +34,7 @@ _NUM_PROJECTIONS = 10
 _ROUNDING = 1e-6
 
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "l2": lambda change: jnp.sqrt(jnp.sum(change**2)),
+    "l2": lambda change: jnp.sqrt(squared_length(change)).astype(change.dtype),
     "linf": lambda change: jnp.max(jnp.abs(change)),
 }
 _BALLS = {"l2": l2_ball, "linf": linf_ball}
@@ -285,6 +285,11 @@ def deepfool(
     return DeepFool(subspace, "l2", epsilon, domain, solvers.DeepFool(num_candidates, overshoot, num_steps))
 
 
+def as_argument(attack: Attack | None) -> Any:
+    """The attack as an argument of compiled functions: a plain function is its own static structure."""
+    return jax.tree_util.Partial(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+
+
 class RobustMetrics(NamedTuple):
     """Means over samples, with and without an attack.
 
@@ -319,14 +324,14 @@ def evaluate(
       classifier: anything that `hmt_jax.classifiers.as_pytree` takes, in evaluation mode.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
-      attack: a callable pytree such as `pgd` and `deepfool` make.
+      attack: what `pgd` and `deepfool` make, another callable pytree of that kind, or a plain function.
       key: random key of the attack; each batch has one of its own.
       batch_size: samples attacked together.
       stack: subspaces, such as those of `hmt_jax.subspaces.dct_diagonal`, in which to measure the perturbations.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, and for a single subspace
-        as the stack.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
+        a single subspace as the stack.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -343,7 +348,8 @@ def evaluate(
     _checks.check_range(pixels, attack)
     if stack is not None and stack.num_stacked is None:
         raise ValueError("stack is a single subspace: give hmt_jax.subspaces.stack([subspace])")
-    pytree = as_pytree(classifier)
+    _batches.check_batch_size(batch_size)
+    pytree, attack = as_pytree(classifier), as_argument(attack)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums: list[Any] = []
     for number, batch in enumerate(batches):

@@ -32,12 +32,14 @@ def dct_matrix(length: int) -> np.ndarray:
 
 def dct(images: jax.Array) -> jax.Array:
     """DCT coefficients of images, orthonormal: the L2 norm of each channel stays what it is."""
-    return jax.scipy.fft.dctn(_as_images(images), axes=_SPATIAL_AXES, norm="ortho")
+    images = _as_images(images)
+    return jax.scipy.fft.dctn(images, axes=_SPATIAL_AXES, norm="ortho").astype(images.dtype)
 
 
 def inverse_dct(coefficients: jax.Array) -> jax.Array:
     """Images with the given DCT coefficients; the inverse of `dct`."""
-    return jax.scipy.fft.idctn(_as_images(coefficients), axes=_SPATIAL_AXES, norm="ortho")
+    coefficients = _as_images(coefficients)
+    return jax.scipy.fft.idctn(coefficients, axes=_SPATIAL_AXES, norm="ortho").astype(coefficients.dtype)
 
 
 def flip(images: jax.Array) -> jax.Array:

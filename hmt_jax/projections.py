@@ -23,11 +23,17 @@ def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array
     [3.0, 4.0]
     """
     offset = point - center
-    squared_distance = jnp.sum(offset**2)
+    squared_distance = squared_length(offset)
     is_outside = squared_distance > jnp.square(radius)
     # The distance of a point inside is not needed, and its gradient at the centre would be NaN.
     distance = jnp.sqrt(jnp.where(is_outside, squared_distance, 1))
-    return jnp.where(is_outside, center + offset * (radius / distance), point)
+    shortened = center + offset * (radius / distance).astype(jnp.result_type(offset, 1.0))
+    return jnp.where(is_outside, shortened, point)
+
+
+def squared_length(vector: jax.Array) -> jax.Array:
+    """The squared L2 norm over all entries, in float32 at least: in float16 that of an image may be infinite."""
+    return jnp.sum(vector**2, dtype=jnp.promote_types(vector.dtype, jnp.float32))
 
 
 def linf_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array:
@@ -99,5 +105,7 @@ def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int)
             next_corrections.append(shifted - x)
         return (x, next_corrections), None
 
+    point = jnp.asarray(point)
+    point = point.astype(jnp.result_type(point, 1.0))  # projections of whole numbers are none
     carry = (point, [jnp.zeros_like(point) for _ in projections])
     return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices
-from hmt_jax.attacks import Attack
+from hmt_jax.attacks import Attack, as_argument
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
 
@@ -141,6 +141,7 @@ def train(
     Raises:
       ValueError: for images and labels of unequal number, or none, or a batch size that the devices can't share.
       FloatingPointError: if a loss or a gradient is not finite.
+      TypeError: for a classifier that is no Flax NNX module.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -154,7 +155,7 @@ def train(
     """
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_range(pixels, attack)
-    mesh, attack = _devices.mesh(devices, _AXIS), _as_argument(attack)
+    mesh, attack = _devices.mesh(devices, _AXIS), as_argument(attack)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     return _train(
@@ -187,14 +188,20 @@ def train_on_stream(
       key: random key of attacks, dropout and augmentation; the order is the stream's.
 
     Raises:
-      ValueError: for a batch size that is not the stream's, or that the devices can't share.
+      ValueError: for a batch size that is not the stream's, or that the devices can't share, and for a stream of
+        several processes.
       FloatingPointError: if a loss or a gradient is not finite.
     """
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
         )
-    mesh, attack = _devices.mesh(devices, _AXIS), _as_argument(attack)
+    if (process_count := getattr(stream, "process_count", 1)) > 1:
+        raise ValueError(
+            f"the stream shares its batches between {process_count} processes, and training is on the devices "
+            "of one: make it with process_count=1"
+        )
+    mesh, attack = _devices.mesh(devices, _AXIS), as_argument(attack)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
@@ -209,7 +216,16 @@ def train_on_stream(
 
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
-    """The state before the first step of training on so many samples."""
+    """The state before the first step of training on so many samples.
+
+    Raises:
+      TypeError: if the classifier is no Flax NNX module.
+    """
+    if not isinstance(classifier, nnx.Module):
+        raise TypeError(
+            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
+            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
+        )
     evaluated = nnx.clone(classifier)
     evaluated.eval()
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
@@ -242,12 +258,13 @@ def evaluate(
     """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, and for labels that are no class.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
     """
     pixels, targets = _batches.check_samples(images, labels)
     mesh = _devices.mesh(devices, _AXIS)
     pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    _batches.check_batch_size(batch_size)
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
     sums: list[Any] = []
     for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
@@ -433,11 +450,6 @@ def _let_finish(arrays, mesh) -> None:
     """Waits, on simulated devices: they share few threads, and sums over devices of two steps at once can block."""
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(arrays)
-
-
-def _as_argument(attack):
-    """The attack as a pytree: a plain function is its own static structure."""
-    return jax.tree_util.Partial(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
 
 
 def _zero_sums(mesh) -> _Sums:

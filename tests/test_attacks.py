@@ -627,3 +627,23 @@ def test_images_that_an_attack_can_not_move_give_a_warning(make):
         attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0, domain="unbounded"), KEY)
         flipped = np.asarray(frequency.flip(grey_images()))
         attacks.evaluate(tanh_classifier(), flipped, LABELS, make(epsilon=1.0, domain="flipped"), KEY)
+
+
+def test_a_plain_function_is_an_attack():
+    images, labels = grey_images(), np.zeros(len(grey_images()), int)
+
+    def darken(classifier, images, labels, key):
+        return images - 0.1
+
+    found = attacks.evaluate(tanh_classifier(), images, labels, darken, KEY)
+    expected = training.evaluate(tanh_classifier(), images - np.float32(0.1), labels)
+    np.testing.assert_allclose([found.loss, found.accuracy], expected, rtol=1e-6)
+
+
+def test_starts_of_large_images_in_half_precision_fill_the_ball():
+    """The squared length of 270,000 numbers near 1 is infinite in float16."""
+    attack = attacks.pgd(norm="l2", epsilon=100.0, num_steps=1, step_size=1e-3, domain="unbounded")
+    image = jnp.zeros((300, 300, 3), jnp.float16)
+    lengths = [np.linalg.norm(np.asarray(attack._start(jax.random.key(seed), image), np.float64)) for seed in range(3)]
+    # In 270,000 dimensions nearly all of a ball is near its surface; float16 has three digits.
+    np.testing.assert_allclose(lengths, 100, rtol=1e-2)

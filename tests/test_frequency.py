@@ -178,3 +178,17 @@ def test_images_without_a_channel_axis_are_refused(name):
 def test_sizes_out_of_range_are_refused(apply, size):
     with pytest.raises(ValueError, match=f"size must be between 1 and 4 for 6 x 4 images, got {size}"):
         apply(np.zeros((6, 4, 3)), size)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_images_keep_their_type(dtype):
+    images = jnp.ones((2, 6, 6, 1), dtype)
+    for change in (
+        frequency.dct,
+        frequency.inverse_dct,
+        frequency.flip,
+        lambda images: frequency.low_pass(images, 3),
+        lambda images: frequency.high_pass(images, 3),
+        lambda images: frequency.cutoff_low(images, 3),
+    ):
+        assert change(images).dtype == dtype

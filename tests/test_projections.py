@@ -235,3 +235,9 @@ def test_bad_arguments_of_dykstra():
         projections.dykstra(CENTER, [], 1)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         projections.dykstra(CENTER, [projections.box], 0)
+
+
+def test_whole_numbers_are_projected_as_floating_point():
+    lower, upper = (lambda x: projections.box(x, 0.0, 0.5)), (lambda x: projections.box(x, 0.25, 1.0))
+    found = projections.dykstra(jnp.array([3, -2]), [lower, upper], 5)
+    np.testing.assert_allclose(found, [0.5, 0.25])

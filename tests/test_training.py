@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import hmt_jax
-from hmt_jax import _devices, attacks, models, training
+from hmt_jax import _devices, attacks, data, models, training
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
 ONE = jax.devices()[:1]
@@ -438,3 +438,42 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
 def test_batches_that_devices_cannot_share(samples, logistic):
     with pytest.raises(ValueError, match="batch_size 4 is not divisible by the number of devices, 8"):
         training.train(logistic, *samples, RECIPE, jax.random.key(0))
+
+
+def test_only_modules_are_trained(samples, logistic):
+    partial = jax.tree_util.Partial(lambda images: images)
+    with pytest.raises(TypeError, match=r"training changes the parameters of a Flax NNX module, .*Partial"):
+        training.train(partial, *samples, RECIPE, jax.random.key(0), devices=ONE)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_a_sample(samples, logistic, batch_size):
+    message = f"batch_size must be at least 1, got {batch_size}"
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(logistic, *samples, batch_size=batch_size)
+    with pytest.raises(ValueError, match=message):
+        attacks.evaluate(
+            logistic, *samples, attacks.pgd(norm="l2", epsilon=1.0), jax.random.key(0), batch_size=batch_size
+        )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+def test_the_loss_of_half_precision_logits_is_summed_in_full(dtype):
+    rng = np.random.default_rng(0)
+    images, labels = rng.uniform(size=(3000, 1, 1, 3)).astype(np.float32), rng.integers(0, 3, 3000)
+
+    def classifier(images):
+        return (300 * images.reshape(-1, 3)).astype(dtype)
+
+    logits = np.asarray(classifier(jnp.asarray(images)), np.float64)
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(3000), labels])
+    found = training.evaluate(classifier, images, labels)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)  # sums of 3,000 numbers in float32
+
+
+def test_a_stream_of_several_processes_is_refused(samples, logistic):
+    images, labels = samples
+    source = list(zip(images, labels, strict=True))
+    stream = data.Loader(source, 4, seed=0, num_workers=0, shuffle=False, process_index=0, process_count=2)
+    with pytest.raises(ValueError, match="the stream shares its batches between 2 processes"):
+        training.train_on_stream(logistic, stream, RECIPE, jax.random.key(0), devices=ONE)
