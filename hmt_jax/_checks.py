@@ -1,5 +1,6 @@
 """Checks of what users give: shapes while tracing, values once on the host."""
 
+import operator
 import warnings
 
 import jax
@@ -14,6 +15,8 @@ _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
 # What rounding leaves of the sum of a row of probabilities, in half precision, too.
 _SUM_TOLERANCE = 1e-2
+# What sums in half precision leave of a length.
+_LENGTH_TOLERANCE = 1e-2
 
 
 ImageShape = tuple[int, int, int]
@@ -21,6 +24,13 @@ ImageShape = tuple[int, int, int]
 
 class PixelRangeWarning(UserWarning):
     """Pixels leave [0, 1], and not because the images are flipped."""
+
+
+def whole_number(argument: str, value) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument} must be a whole number, got {value!r}") from None
 
 
 def check_image(image: jax.Array | np.ndarray) -> None:
@@ -79,15 +89,39 @@ def check_is_pytree(subspace) -> None:
             f"a subspace must be a pytree, but {type(subspace).__name__} is not registered as one: decorate the class "
             "with jax.tree_util.register_dataclass on top of dataclasses.dataclass(frozen=True), image_shape static"
         )
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(subspace)]
+    if any(path and path[0] == jax.tree_util.GetAttrKey("image_shape") for path in paths):
+        raise TypeError(
+            f"image_shape of {type(subspace).__name__} must be static, and not an array: declare it as image_shape: "
+            'tuple[int, int, int] = dataclasses.field(metadata={"static": True})'
+        )
 
 
 def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
     """The subspace, a single one, must be one of images of this shape."""
     image_shape = getattr(subspace, "image_shape", images.shape[1:])
     if image_shape != images.shape[1:]:
+        is_channels_first = (*images.shape[2:], images.shape[1]) == image_shape
+        remedy = "give images.transpose(0, 2, 3, 1)" if is_channels_first else "make the subspaces for that shape"
         raise ValueError(
             f"the subspaces are for images of shape {image_shape}, but images have shape {images.shape[1:]} after the "
-            "batch axis; make the subspaces for that shape"
+            f"batch axis; {remedy}"
+        )
+
+
+def check_orthonormal(subspace, image_shape) -> None:
+    """Going from coordinates to images must keep lengths, and going back must undo it: tried with one z."""
+    shape = jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
+    z = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    image = subspace.embed(z)
+    length, image_length, deviation = (
+        float(jnp.sqrt(jnp.sum(x**2))) for x in (z, image, subspace.coordinates(image) - z)
+    )
+    if not (abs(image_length - length) <= _LENGTH_TOLERANCE * length and deviation <= _LENGTH_TOLERANCE * length):
+        raise ValueError(
+            f"coordinates of {type(subspace).__name__} are not orthonormal: embed makes an image of length "
+            f"{image_length:.4g} of coordinates of length {length:.4g}, and coordinates that differ from those by "
+            f"{deviation:.2g} are made of that; embed must keep lengths, and coordinates must be its transpose"
         )
 
 

@@ -5,6 +5,7 @@ travel as data: two networks of one architecture share every compiled function.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,10 @@ def as_pytree(classifier: Classifier) -> Classifier:
       ValueError: if a module is in training mode, where predictions depend on the batch or on chance.
     """
     if not callable(classifier):
-        raise TypeError(f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}")
+        remedy = "; give its first item" if isinstance(classifier, tuple) and callable(classifier[0]) else ""
+        raise TypeError(
+            f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}{remedy}"
+        )
     if any(base.__module__.startswith("torch.nn.") for base in type(classifier).__mro__):
         raise TypeError(
             "classifier is a PyTorch module, which JAX can't differentiate: give hmt_jax.models.from_torch(name, "
@@ -130,9 +134,10 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     try:
         logits = classifier(images)
     except TypeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): "
-            f"{str(error).rstrip('.')}; give it images of the shape that it was made for"
+            f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "
+            f"{_remedy(classifier, images, error)}"
         ) from error
     if not isinstance(logits, jax.Array | np.ndarray):
         raise ValueError(
@@ -140,6 +145,19 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
             "that returns them alone"
         )
     return jnp.asarray(logits)
+
+
+def _remedy(classifier, images, error) -> str:
+    """What helps where a classifier could not be applied."""
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return "compute with jax.numpy, since NumPy can't be differentiated"
+    try:
+        inspect.signature(classifier).bind(images)
+    except TypeError:  # it takes something else, or more
+        return "give a function of images alone, jax.tree_util.Partial(function, parameters) for instance"
+    except ValueError:  # it has no signature that Python knows
+        pass
+    return "give it images of the shape that it was made for"
 
 
 def _call_nnx(graphdef, state, images):

@@ -153,8 +153,8 @@ def measure_margins(
       A `MarginResult` with axes (R, N).
 
     Raises:
-      ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images, or
-        a classifier whose logits are NaN or infinite for every image.
+      ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images or
+        with coordinates that are not orthonormal, or a classifier whose logits are NaN or infinite for every image.
       TypeError: for a classifier that can't be called, a solver that is none, or settings besides a solver.
 
     Warns:
@@ -169,13 +169,16 @@ def measure_margins(
     ((3, 5), True)
     """
     solver = _solver_of(solver, deepfool_settings)
-    if num_bisections < 0:
+    if _checks.whole_number("num_bisections", num_bisections) < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
     # Those of NumPy stay on the host: a device is given a chunk at a time.
     images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
     _checks.check_images(images)
     stack, num_subspaces = _as_stack(subspaces)
-    _checks.check_subspace(jax.tree.map(lambda leaf: leaf[0], stack), images)
+    first = jax.tree.map(lambda leaf: leaf[0], stack)
+    _checks.check_subspace(first, images)
+    if not type(first).__module__.startswith("hmt_jax."):
+        _checks.check_orthonormal(first, images.shape[1:])
     (solution, at_end), work = _pairs.solve(
         solver,
         as_pytree(classifier),

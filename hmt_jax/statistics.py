@@ -80,7 +80,16 @@ def summarize(
 
 
 def censored_margins(result: MarginResult) -> np.ndarray:
-    """Margins (R, N) with infinity for every censored sample, and NaN for every sample that has none."""
+    """Margins (R, N) with infinity for every censored sample, and NaN for every sample that has none.
+
+    Raises:
+      TypeError: for anything but one result.
+    """
+    if not isinstance(result, MarginResult):
+        raise TypeError(
+            f"give the MarginResult of hmt_jax.measure_margins, got {type(result)}; of stored arrays, "
+            "hmt_jax.statistics.censored(margin, status) and percentile make order statistics"
+        )
     return censored(result.margin, result.status)
 
 

@@ -31,7 +31,24 @@ class Subspace(abc.ABC):
     """Base of the subspaces below, and of your own.
 
     A subclass is a pytree (a frozen dataclass under `jax.tree_util.register_dataclass`, say) with a static
-    `image_shape`, and gives `num_stacked`, `_project` and `_lift`.
+    `image_shape`, and gives `num_stacked`, `_project` and `_lift`. Here the subspaces are the colours, stacked:
+
+    >>> @jax.tree_util.register_dataclass
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Channel(Subspace):
+    ...     channel: jax.Array  # a whole number, () or stacked (R,)
+    ...     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+    ...     @property
+    ...     def num_stacked(self):
+    ...         return None if self.channel.ndim == 0 else len(self.channel)
+    ...     def _project(self, image):
+    ...         return image[:, :, self.channel].reshape(-1)
+    ...     def _lift(self, z):
+    ...         blank = jnp.zeros(self.image_shape, z.dtype)
+    ...         return blank.at[:, :, self.channel].set(z.reshape(self.image_shape[:2]))
+    >>> colours = Channel(jnp.arange(3), (32, 32, 3))
+    >>> len(colours), colours.dimension, colours[0].embed(jnp.ones(1024)).shape
+    (3, 1024, (32, 32, 3))
     """
 
     image_shape: ImageShape
@@ -69,7 +86,12 @@ class Subspace(abc.ABC):
         z = jnp.asarray(z)
         if z.shape != (self.dimension,):
             raise ValueError(f"z must have shape ({self.dimension},), got {z.shape}")
-        return self._lift(z)
+        image = self._lift(z)
+        if image.shape != self.image_shape:
+            raise ValueError(
+                f"_lift of {type(self).__name__} must give an image of shape {self.image_shape}, got {image.shape}"
+            )
+        return image
 
     def __len__(self) -> int:
         if self.num_stacked is None:
@@ -262,7 +284,8 @@ def dct_window(image_shape: ImageShape, row: int, column: int, size: int) -> DCT
     """
     image_shape = _checks.check_image_shape(image_shape)
     height, width, _ = image_shape
-    _check_window_size(image_shape, size)
+    row, column = _checks.whole_number("row", row), _checks.whole_number("column", column)
+    size = _check_window_size(image_shape, size)
     if not (0 <= row <= height - size and 0 <= column <= width - size):
         raise ValueError(
             f"a window of size {size} at row {row}, column {column} leaves the {height} x {width} frequencies of the "
@@ -285,7 +308,7 @@ def dct_diagonal(image_shape: ImageShape, size: int, step: int) -> DCTWindow:
     (21, [20, 20])
     """
     image_shape = _checks.check_image_shape(image_shape)
-    _check_window_size(image_shape, size)
+    size, step = _check_window_size(image_shape, size), _checks.whole_number("step", step)
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
     corners = jnp.arange(0, min(image_shape[:2]) - size + 1, step, dtype=jnp.int32)
@@ -335,6 +358,7 @@ def random(key: jax.Array, image_shape: ImageShape, dimension: int) -> Span:
     """
     image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
+    dimension = _checks.whole_number("dimension", dimension)
     if not 1 <= dimension <= num_pixels:
         raise ValueError(
             f"dimension must be between 1 and {num_pixels} for images of shape {image_shape}, got {dimension}"
@@ -419,6 +443,10 @@ def _as_span(subspace: Subspace) -> Span:
 
 
 def _check_window_size(image_shape, size):
-    largest = min(image_shape[:2])
+    size, largest = _checks.whole_number("size", size), min(image_shape[:2])
     if not 1 <= size <= largest:
-        raise ValueError(f"size must be between 1 and {largest} for images of shape {image_shape}, got {size}")
+        raise ValueError(
+            f"size must be between 1 and {largest} for images of shape (height, width, channels) = {image_shape}, got "
+            f"{size}"
+        )
+    return size

@@ -358,3 +358,37 @@ def test_the_restriction_of_a_bad_image_is_nan_whatever_the_classifier_makes_of_
     image[3, 2, 1] = pixel
     restriction = classifiers.restrict(lambda images: images[:, 0, 0], image, subspaces.full(SHAPE))
     assert np.isnan(restriction(jnp.zeros(NUM_PIXELS))).all()
+
+
+def two_logits(images):
+    return images.reshape(len(images), -1)[:, :2]
+
+
+def test_what_models_load_returns_is_no_classifier():
+    with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; give its first item"):
+        classifiers.as_pytree((two_logits, {}))
+
+
+@pytest.mark.parametrize(
+    ("classifier", "remedy"),
+    [
+        (lambda parameters, images: images @ parameters, r"give a function of images alone, jax\.tree_util\.Partial"),
+        (lambda images: jnp.asarray(np.tanh(np.asarray(images))), r"compute with jax\.numpy, since NumPy"),
+        (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "give it images of the shape that it was"),
+    ],
+    ids=["parameters", "NumPy", "shape"],
+)
+def test_the_remedy_fits_the_error(classifier, remedy):
+    images = np.zeros((1, *SHAPE), np.float32)
+    with pytest.raises(
+        ValueError, match=rf"classifier can't be applied to images of shape \(N, 4, 3, 2\): .*; {remedy}"
+    ):
+        hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE))
+
+
+def test_images_with_channels_first_are_told_how_to_turn():
+    images = np.zeros((1, 2, 4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"but images have shape \(2, 4, 3\) .*; give images\.transpose\(0, 2, 3, 1\)"):
+        hmt_jax.measure_margins(two_logits, images, subspaces.full(SHAPE))
+    with pytest.raises(ValueError, match="make the subspaces for that shape"):
+        hmt_jax.measure_margins(two_logits, images, subspaces.full((4, 3, 3)))

@@ -231,7 +231,8 @@ def test_unknown_name(function):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_load_what_is_not_prepared(name, tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
-    match = rf"{name} is not prepared in {tmp_path}: run hmt_jax\.data\.prepare\('{name}'\), .* TFDS_DATA_DIR"
+    match = rf"{name} is not prepared in {tmp_path}: run hmt_jax\.data\.prepare\('{name}', '{tmp_path}'\), "
+    match += rf"or `python -m experiments prepare {name} --data-dir {tmp_path}`, .* TFDS_DATA_DIR"
     with pytest.raises(ValueError, match=match):
         data.load(name, tmp_path)
     assert not attempts
@@ -243,6 +244,10 @@ def test_data_dir_is_that_of_the_environment_if_not_given(tmp_path, monkeypatch)
         data.load("mnist")
     with pytest.raises(ValueError, match=f"is not prepared in {tmp_path / 'there'}:"):
         data.load("mnist", tmp_path / "there")
+    with pytest.raises(
+        ValueError, match=r"run hmt_jax\.data\.prepare\('mnist'\), or `python -m experiments prepare mnist`,"
+    ):
+        data.load("mnist")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ def test_data_dir_is_that_of_the_environment_if_not_given(tmp_path, monkeypatch)
 def test_load_without_a_package(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ModuleNotFoundError, match=rf"{name} can't be read without {module}: pip install 'hmt-jax\[data\]'"
+        ModuleNotFoundError, match=rf"{name} can't be had without {module}: pip install 'hmt-jax\[data\]'"
     ):
         data.load(name, tmp_path)
 
@@ -306,7 +311,8 @@ def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (
         r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put what you get into "
-        rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10'\), or .* again \(.*no network here"
+        rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10', '{tmp_path}'\), "
+        r"or .* again \(.*no network here"
     )
     with pytest.raises(ConnectionError, match=match):
         data.prepare("cifar10", tmp_path)

@@ -176,7 +176,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "attack=fgsm"], ["unknown attack 'fgsm'", "none, pgd, deepfool"]),
         (["run", "digits", "--set", "attack=pgd", "epsilon=-1"], ["epsilon must be positive and finite"]),
         (["run", "digits", "--set", "attack=deepfool", "norm=linf"], ["goes by norm=l2, got norm=linf"]),
-        (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["num_steps must be at least 1, got 0"]),
+        (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["attack_steps must be at least 1, got 0"]),
         (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
         (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),
         (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
@@ -189,7 +189,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),
         (["run", "digits", "--set", "window_step=0"], ["window_step must be at least 1, got 0"]),
         (["run", "digits", "--set", "num_candidates=1"], ["num_candidates must be at least 2"]),
-        (["run", "digits", "--set", "num_epochs=0"], ["num_epochs must be positive, got 0"]),
+        (["run", "digits", "--set", "num_epochs=0"], ["num_epochs must be at least 1, got 0"]),
+        (["run", "digits", "--set", "num_epochs=-1"], ["num_epochs must be at least 1, got -1"]),
+        (["run", "digits", "--set", "seed=99999999999999999999"], ["seed must be between 0 and 4294967295"]),
+        (["run", "digits", "--set", "seed=-1"], ["seed must be between 0 and 4294967295, got -1"]),
+        (["audit", "nothing"], ["there is no folder nothing"]),
+        (["scorecard", "nothing"], ["there is no folder nothing"]),
         (["run", "digits", "--set", "window_size=9"], ["size must be between 1 and 8"]),
         (["prepare", "imagenet"], ["unknown data set 'imagenet'", "cifar10, digits, mnist"]),
     ],
@@ -389,3 +394,29 @@ def test_mnist_runs_on_a_small_network(name, shared, tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.8
     assert [window["row"] for window in summary["windows"]] == [0, 10, 20]
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert f"{tmp_path / 'file'} is a file: give a folder with --folder" in fails(
+        capsys, "run", "digits", "--quick", "--folder", tmp_path / "file"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("summary.json", lambda path: path.write_text("{"), "is damaged, though a run writes its files whole"),
+        ("margins.npz", lambda path: path.write_bytes(b"PK"), "is damaged, though a run writes its files whole"),
+        ("summary.json", lambda path: path.unlink(), "is not there, though a run writes its files whole"),
+        ("margins.npz", lambda path: path.unlink(), "is not there, though a run writes its files whole"),
+    ],
+)
+def test_a_damaged_run_is_named(finished, tmp_path, capsys, name, damage, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    damage(copy / name)
+    command = "scorecard" if name == "summary.json" else "audit"
+    told = fails(capsys, command, copy, *(["--root", tmp_path] if command == "scorecard" else []))
+    assert f"{copy / name} {message}: start that run over with --fresh" in told

@@ -1,6 +1,7 @@
 """Networks against NumPy and against the logits of the authors' LeNet."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import hmt_jax
 from hmt_jax import models
 from hmt_jax.models import _layers
 
@@ -318,6 +320,11 @@ def test_a_state_dict_that_does_not_fit_is_told_everything_at_once():
         models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
 
 
+def test_of_many_faults_of_a_state_dict_the_first_are_told():
+    with pytest.raises(ValueError, match=r"does not fit resnet18: (missing: \S+ \(.*?\); ){6}and \d+ more$"):
+        models.from_torch("resnet18", {}, image_shape=(64, 64, 3), mean=(0.5,), std=(0.5,))
+
+
 def test_the_number_of_classes_is_checked_if_given():
     weights = {"linear.weight": np.zeros((5, 4)), "linear.bias": np.zeros(5)}
     with pytest.raises(
@@ -369,3 +376,45 @@ def test_statistics_are_checked(mean, std, message):
         models.create("logistic", jax.random.key(0), image_shape=(4, 5, 3), num_classes=2, mean=mean, std=std)
     with pytest.raises(ValueError, match=message):
         models.from_torch("logistic", {}, image_shape=(4, 5, 3), mean=mean, std=std)
+
+
+ARCHITECTURE = {"name": "logistic", "image_shape": [2, 2, 1], "num_classes": 2}
+
+
+def small_classifier():
+    return models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+
+
+def test_a_saved_classifier_may_be_read_by_whom_other_files_may(tmp_path):
+    (tmp_path / "other").touch()
+    models.save(tmp_path / "saved", small_classifier(), architecture=ARCHITECTURE)
+    assert (tmp_path / "saved").stat().st_mode == (tmp_path / "other").stat().st_mode
+    np.testing.assert_array_equal(
+        models.load(tmp_path / "saved")[0].network.linear.kernel[...], small_classifier().network.linear.kernel[...]
+    )
+
+
+def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="architecture must hold name, image_shape and num_classes, but lacks name"):
+        models.save(tmp_path / "saved", small_classifier(), architecture=dict(list(ARCHITECTURE.items())[1:]))
+    with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'nowhere'} to write"):
+        models.save(tmp_path / "nowhere" / "saved", small_classifier(), architecture=ARCHITECTURE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("statement", "module"),
+    [
+        ("from hmt_jax import plots", "matplotlib"),
+        ("from hmt_jax import models; models.load('file')", "safetensors"),
+        ("from hmt_jax import models; models.save('file', None, architecture={})", "safetensors"),
+        ("from hmt_jax.checkpoints import Checkpoints; Checkpoints('folder')", "orbax"),
+    ],
+)
+def test_packages_that_are_not_installed_are_named_with_their_extra(statement, module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "hmt_jax.plots", raising=False)
+    monkeypatch.delattr(hmt_jax, "plots", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=rf"without {module}: pip install 'hmt-jax\[experiments\]', or"):
+        exec(statement, {})

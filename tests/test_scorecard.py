@@ -40,7 +40,7 @@ def test_runs_are_rows(root, capsys):
     assert "num_images=6" in second
     assert "num_images" not in first
     num_holding = sum(line.endswith("  holds") for line in (first, second))
-    assert total == f"{num_holding} of 2 claims hold in 2 runs"
+    assert total == f"{num_holding} of 2 claims hold; runs: 2"
 
 
 def test_markdown_has_the_same_rows(root):
@@ -49,7 +49,7 @@ def test_markdown_has_the_same_rows(root):
     assert [line.count("|") for line in lines[:3]] == [11, 11, 11]
     assert lines[1].startswith("| --- |")
     assert lines[2].startswith("| digits (num_epochs=1, num_images=6) | 1 | ")
-    assert lines[-1].endswith("of 1 claims hold in 1 runs.")
+    assert lines[-1].endswith("of 1 claims hold; runs: 1.")
 
 
 def test_three_seeds_have_a_spread(root, tmp_path, capsys):

@@ -106,3 +106,10 @@ def test_raise_unless_converged_names_the_pairs():
     ):
         result.raise_unless_converged()
     dataclasses.replace(result, status=np.zeros((2, 3), int)).raise_unless_converged()
+
+
+@pytest.mark.parametrize("wrong", [lambda result: result.margin, lambda result: [result, result]])
+def test_only_a_result_is_summarised(margins, wrong):
+    message = r"give the MarginResult of hmt_jax\.measure_margins, got .*hmt_jax\.statistics\.censored"
+    with pytest.raises(TypeError, match=message):
+        statistics.summarize(wrong(make_result(margins)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
+import hmt_jax
 from hmt_jax import subspaces
 
 SHAPE = (5, 7, 2)
@@ -338,8 +339,27 @@ def test_image_shapes_are_checked(image_shape, make_for):
     ids=["window", "diagonal"],
 )
 def test_window_sizes_are_checked(size, make_of):
-    with pytest.raises(ValueError, match=rf"size must be between 1 and 5 for images of shape \(5, 7, 2\), got {size}"):
+    with pytest.raises(
+        ValueError, match=rf"size must be between 1 and 5 for images of shape .* = \(5, 7, 2\), got {size}"
+    ):
         make_of(size)
+
+
+@pytest.mark.parametrize(
+    ("argument", "make_of"),
+    [
+        ("row", lambda value: subspaces.dct_window(SHAPE, value, 0, 3)),
+        ("column", lambda value: subspaces.dct_window(SHAPE, 0, value, 3)),
+        ("size", lambda value: subspaces.dct_window(SHAPE, 0, 0, value)),
+        ("size", lambda value: subspaces.dct_diagonal(SHAPE, value, 1)),
+        ("step", lambda value: subspaces.dct_diagonal(SHAPE, 3, value)),
+        ("dimension", lambda value: subspaces.random(jax.random.key(0), SHAPE, value)),
+    ],
+)
+def test_frequencies_and_dimensions_are_whole_numbers(argument, make_of):
+    with pytest.raises(ValueError, match=f"{argument} must be a whole number, got 1.5"):
+        make_of(1.5)
+    make_of(np.int64(1))
 
 
 @pytest.mark.parametrize(("row", "column"), [(3, 0), (0, 5), (-1, 0), (0, -1)])
@@ -500,3 +520,59 @@ def test_classes_that_are_no_pytrees_are_refused(use):
 def test_a_stack_of_nothing_is_refused():
     with pytest.raises(ValueError, match="subspaces is empty: give at least one subspace to stack"):
         subspaces.stack([])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled(subspaces.Subspace):
+    """The whole space, with coordinates that are not orthonormal."""
+
+    up: jax.Array
+    down: jax.Array
+    image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_stacked(self):
+        return None if self.up.ndim == 0 else len(self.up)
+
+    def _project(self, image):
+        return self.down * image.reshape(-1)
+
+    def _lift(self, z):
+        return (self.up * z).reshape(self.image_shape)
+
+
+def measure_in(subspace):
+    images = np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype(np.float32)
+    return hmt_jax.measure_margins(lambda images: images.reshape(len(images), -1)[:, :2], images, subspace)
+
+
+@pytest.mark.parametrize(("up", "down"), [(2.0, 2.0), (2.0, 0.5), (1.0, 1.1), (1.0, np.nan)])
+def test_coordinates_that_are_not_orthonormal_are_refused(up, down):
+    with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"):
+        measure_in(Scaled(jnp.asarray(up), jnp.asarray(down), SHAPE))
+    expected = measure_in(subspaces.full(SHAPE)).margin
+    np.testing.assert_allclose(
+        measure_in(Scaled(jnp.asarray(1.0), jnp.asarray(1.0), SHAPE)).margin, expected, rtol=1e-5
+    )
+
+
+def test_an_image_of_another_shape_is_told():
+    class Flat(Scaled):
+        def _lift(self, z):
+            return z
+
+    flat = jax.tree_util.register_dataclass(Flat, ["up", "down"], ["image_shape"])(jnp.ones(()), jnp.ones(()), SHAPE)
+    with pytest.raises(ValueError, match=r"_lift of Flat must give an image of shape \(5, 7, 2\), got \(70,\)"):
+        flat.embed(np.zeros(70, np.float32))
+
+
+def test_an_image_shape_among_the_arrays_is_told():
+    class Loose(Scaled):
+        pass
+
+    loose = jax.tree_util.register_dataclass(Loose, ["up", "down", "image_shape"], [])(
+        jnp.ones(()), jnp.ones(()), SHAPE
+    )
+    with pytest.raises(TypeError, match="image_shape of Loose must be static, and not an array: declare it as"):
+        measure_in(loose)

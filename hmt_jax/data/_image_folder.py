@@ -5,7 +5,8 @@ import os
 
 import numpy as np
 
-from hmt_jax.data._tfds import PathLike, require
+from hmt_jax._extras import require
+from hmt_jax.data._tfds import PathLike
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # those of torchvision
 
@@ -78,7 +79,7 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     >>> len(source), source.class_names, image.shape, image.dtype, label
     (1, ('cat',), (224, 224, 3), dtype('uint8'), 0)
     """
-    require("an image folder", "PIL")
+    require("an image folder", "data", "PIL")
     check_crop(resize, crop)
     root = os.fspath(path)
     if not os.path.isdir(root):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hmt_jax._extras import require
 from hmt_jax.data import _tfds
 from hmt_jax.data._dataset import Dataset, from_arrays
 
@@ -37,8 +38,8 @@ def load(name: str, data_dir: _tfds.PathLike | None = None) -> Dataset:
     builder = _tfds.find(name, data_dir)
     if not builder.is_prepared():
         raise ValueError(
-            f"{name} is not prepared in {builder.data_dir_root}: {_tfds.remedy(name)}, or name the folder that holds "
-            "it with data_dir or the environment variable TFDS_DATA_DIR"
+            f"{name} is not prepared in {builder.data_dir_root}: {_tfds.remedy(name, data_dir)}, or name the folder "
+            "that holds it, with data_dir (--data-dir) or the environment variable TFDS_DATA_DIR"
         )
     return _tfds.read(builder)
 
@@ -49,7 +50,7 @@ def check_name(name: str) -> None:
 
 
 def _load_digits():
-    _tfds.require("digits", "sklearn")
+    require("digits", "data", "sklearn")
     from sklearn.datasets import load_digits
 
     stored = load_digits()

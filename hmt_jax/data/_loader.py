@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from hmt_jax.data._tfds import require
+from hmt_jax._extras import require
 
 
 class Source(Protocol):
@@ -99,7 +99,7 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
     >>> [(images.shape, labels.tolist()) for images, labels in batches.epoch(0)]
     [((2, 8, 8, 3), [0, 1]), ((2, 8, 8, 3), [2, 3]), ((1, 8, 8, 3), [4])]
     """
-    require("batches of a loader", "grain")
+    require("batches of a loader", "data", "grain")
     for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("num_workers", num_workers, 0)):
         if value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")

@@ -40,7 +40,7 @@ def prepare(name: str, data_dir: _tfds.PathLike | None = None) -> str:
         raise ValueError(f"{stock.data_dir} is no complete data set: {_tfds.remake(stock)}")
     import tensorflow_datasets as tfds
 
-    builder = _builder_class(type(stock))(data_dir=stock.data_dir_root)
+    builder = _builder_class(type(stock), data_dir)(data_dir=stock.data_dir_root)
     builder.download_and_prepare(
         file_format=_tfds.FILE_FORMAT,
         download_config=tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False),
@@ -48,7 +48,7 @@ def prepare(name: str, data_dir: _tfds.PathLike | None = None) -> str:
     return f"{name} is prepared now, in {builder.data_dir}"
 
 
-def _builder_class(stock: Any) -> Any:
+def _builder_class(stock: Any, data_dir: _tfds.PathLike | None) -> Any:
     """The class of TFDS's builder, without the steps that need TensorFlow."""
     from PIL import Image
     from tensorflow_datasets.core import registered
@@ -60,7 +60,7 @@ def _builder_class(stock: Any) -> Any:
 
             def _split_generators(self, dl_manager):
                 urls = {info.filename: url for url, info in stock.url_infos.items()}
-                splits, class_names = _PARSERS[self.name](_download(self.name, urls, dl_manager))
+                splits, class_names = _PARSERS[self.name](_download(self.name, urls, dl_manager, data_dir))
                 if class_names is not None:
                     self.info.features["label"].names = class_names
                 return {split: self._generate_examples(split, *arrays) for split, arrays in splits.items()}
@@ -78,7 +78,7 @@ def _builder_class(stock: Any) -> Any:
     return Builder
 
 
-def _download(name, urls, dl_manager):
+def _download(name, urls, dl_manager, data_dir):
     """The files at the addresses, by the same keys."""
     import requests
     from tensorflow_datasets.core.download import DownloadError
@@ -95,5 +95,5 @@ def _download(name, urls, dl_manager):
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
         raise ConnectionError(
             f"can't download {name}: download {', '.join(urls.values())} on another machine, put what you get into "
-            f"{manual_dir}, and {_tfds.remedy(name)} again ({error})"
+            f"{manual_dir}, and {_tfds.remedy(name, data_dir)} again ({error})"
         ) from error

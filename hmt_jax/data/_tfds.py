@@ -1,11 +1,11 @@
 """Data sets that TensorFlow Datasets keeps, read without TensorFlow and without a network."""
 
-import importlib.util
 import os
 from typing import Any
 
 import numpy as np
 
+from hmt_jax._extras import require
 from hmt_jax.data._dataset import Dataset
 
 # Samples of each split: what is there is compared with it, for TFDS itself takes any number.
@@ -20,7 +20,7 @@ PathLike = str | os.PathLike[str]
 
 def find(name: str, data_dir: PathLike | None) -> Any:
     """TFDS's builder of a data set, prepared or not."""
-    require(name, "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
+    require(name, "data", "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
     import tensorflow_datasets as tfds
 
     # TFDS itself reads the variable once, when it is imported.
@@ -56,19 +56,14 @@ def check(builder: Any) -> None:
         raise ValueError(f"{builder.data_dir} has {sizes} samples, expected {SIZES[builder.name]}: {remake(builder)}")
 
 
-def require(name: str, *modules: str) -> None:
-    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
-        raise ModuleNotFoundError(
-            f"{name} can't be read without {', '.join(missing)}: pip install 'hmt-jax[data]'", name=missing[0]
-        )
-
-
-def remedy(name: str) -> str:
-    return f"run hmt_jax.data.prepare('{name}'), or `python -m experiments prepare {name}`"
+def remedy(name: str, data_dir: PathLike | None = None) -> str:
+    """How to prepare a data set in the folder that was given, or in the one that is taken otherwise."""
+    argument, option = ("", "") if data_dir is None else (f", {os.fspath(data_dir)!r}", f" --data-dir {data_dir}")
+    return f"run hmt_jax.data.prepare({name!r}{argument}), or `python -m experiments prepare {name}{option}`"
 
 
 def remake(builder: Any) -> str:
-    return f"delete that folder and {remedy(builder.name)}"
+    return f"delete that folder and {remedy(builder.name, builder.data_dir_root)}"
 
 
 def _read_split(builder, split):

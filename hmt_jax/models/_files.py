@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hmt_jax._extras import require
 from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
 
@@ -31,13 +32,24 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
       architecture: the keyword arguments that make such a classifier with `create`, less the statistics:
         `{"name": "lenet", "image_shape": [28, 28, 1], "num_classes": 10}`.
       **header: what else JSON can hold, kept beside `architecture` in the file's metadata.
-    """
-    from safetensors.numpy import save_file
 
+    Raises:
+      ValueError: if the architecture is not whole, or there is no folder for the file.
+    """
+    require("files of classifiers", "experiments", "safetensors")
+    from safetensors.numpy import save as serialize
+
+    if missing := {"name", "image_shape", "num_classes"} - set(architecture):
+        raise ValueError(f"architecture must hold name, image_shape and num_classes, but lacks {', '.join(missing)}")
+    if not (parent := pathlib.Path(file).parent).is_dir():
+        raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
     # safetensors writes arrays that are not contiguous as if they were.
     arrays = {_name(path): np.ascontiguousarray(variable[...]) for path, variable in _variables(classifier)}
     temporary = pathlib.Path(f"{os.fspath(file)}.part")
-    save_file(arrays, temporary, metadata={_HEADER: json.dumps({"architecture": dict(architecture), **header})})
+    # Not by safetensors' own function, whose files none but their owner can read.
+    temporary.write_bytes(
+        serialize(arrays, metadata={_HEADER: json.dumps({"architecture": dict(architecture), **header})})
+    )
     temporary.replace(file)
 
 
@@ -47,6 +59,7 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     Raises:
       ValueError: if the file can't be read or is not one of `save`, or its arrays do not fit its architecture.
     """
+    require("files of classifiers", "experiments", "safetensors")
     from safetensors import SafetensorError, safe_open
 
     with _readable(file, SafetensorError), safe_open(file, framework="numpy") as tensors:
@@ -79,6 +92,7 @@ def read_state_dict(file: str | os.PathLike) -> Mapping[str, Any]:
     """
     suffix = pathlib.Path(file).suffix
     if suffix == ".safetensors":
+        require(f"what is in {file}", "experiments", "safetensors")
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

@@ -44,6 +44,7 @@ _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
     CifarDenseNet: (_DENSENET_KUANGLIU, _DENSENET_TORCHVISION, _DENSENET_OLD),
 }
 
+_MOST_FAULTS = 6  # named in an error
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
@@ -190,4 +191,5 @@ def _check_arrays(name, arrays, expected):
         if key in arrays and arrays[key].shape != shape
     ]
     if faults := missing + unexpected + misshapen:
-        raise ValueError(f"the state dict does not fit {name}: {'; '.join(faults)}")
+        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+        raise ValueError(f"the state dict does not fit {name}: {'; '.join(faults[:_MOST_FAULTS])}{more}")
