@@ -147,11 +147,21 @@ def _parser() -> argparse.ArgumentParser:
 
     scorer = commands.add_parser("scorecard", help="all finished runs in one table, with the claims that hold")
     scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=pathlib.Path, help="default: all under the root")
-    scorer.add_argument("--root", type=pathlib.Path, default=pathlib.Path("results"), help="default: results")
+    scorer.add_argument(
+        "--root",
+        type=pathlib.Path,
+        default=pathlib.Path("results"),
+        help="where scorecard.md is written (default: results)",
+    )
     scorer.set_defaults(command=_scorecard)
 
-    auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the tight solver")
-    auditor.add_argument("--effort", default="thorough", choices=("fast", "normal", "thorough"))
+    auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the solver `tight`")
+    auditor.add_argument(
+        "--effort",
+        default="thorough",
+        choices=("fast", "normal", "thorough"),
+        help="of that solver (default: thorough)",
+    )
     auditor.add_argument("--certify", type=_number_from(0), default=0, help="of how many images to prove lower bounds")
     auditor.set_defaults(command=_audit)
 

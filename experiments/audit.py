@@ -82,8 +82,7 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
     Raises:
       ValueError: if the folder is that of no such run, or the data set is not prepared.
     """
-    if not run.is_finished(path):
-        raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
+    run.check_finished(path)
     name, found = config.described(folder.read_config(path))
     if type(found) is not DiagonalMargins:  # kinds made of it measure other subspaces, or keep no margins
         raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")

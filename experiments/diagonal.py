@@ -106,7 +106,8 @@ class DiagonalMargins(config.Config):
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; the known ones are {', '.join(known)}")
         for least, fields in (
-            (1, ("num_images", "num_monitored", "window_size", "window_step", "evaluation_restarts")),
+            (1, ("num_epochs", "attack_steps", "evaluation_restarts")),
+            (1, ("num_images", "num_monitored", "window_size", "window_step")),
             (0, ("evaluation_steps", "measure_every", "num_train", "num_test")),
         ):
             for field in fields:

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,8 +56,10 @@ def held(path: pathlib.Path) -> Iterator[None]:
     Where files cannot be locked, as on Windows and on some network drives, nothing is kept from anybody.
 
     Raises:
-      ValueError: if another run is at work in it.
+      ValueError: if another run is at work in it, or it is a file.
     """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: give a folder with --folder")
     path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
@@ -141,14 +144,34 @@ def write_picture(path: pathlib.Path, figure) -> None:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file."""
-    with np.load(path) as arrays:
+    """The arrays of an .npz file.
+
+    Raises:
+      ValueError: if it is damaged, or not there.
+    """
+    with _readable(path, zipfile.BadZipFile, EOFError), path.open("rb") as file, np.load(file) as arrays:
         return dict(arrays)
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text())
+    """The value in a JSON file.
+
+    Raises:
+      ValueError: if it is damaged, or not there.
+    """
+    with _readable(path):
+        return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def _readable(path, *errors):
+    try:
+        yield
+    except (FileNotFoundError, ValueError, *errors) as error:
+        state = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
+        raise ValueError(
+            f"{path} {state}, though a run writes its files whole: start that run over with --fresh"
+        ) from error
 
 
 def environment() -> dict[str, Any]:

@@ -33,11 +33,13 @@ def run(
       fresh: whether to start over, though results are there.
 
     Raises:
-      ValueError: if the folder belongs to another configuration, another run is at work in it, or the data set is not
-        prepared.
+      ValueError: if the folder belongs to another configuration, another run is at work in it, the data set is not
+        prepared, or the seed is out of range.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {config.seed}")
     with folder.held(path):
         folder.check(path, name, config)
         if is_finished(path) and not fresh:
@@ -67,6 +69,17 @@ def run(
 def verdicts(path: pathlib.Path) -> dict[str, Any]:
     """The checked claims of a finished run, "checks", and "is_quick"."""
     return folder.read_json(path / _VERDICTS)
+
+
+def check_finished(path: pathlib.Path) -> None:
+    """Raises ValueError unless a folder is that of a finished run."""
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}: give that of a finished run, such as results/NAME")
+    if not is_finished(path):
+        raise ValueError(
+            f"{path} is not the folder of a finished run: finish it with `python -m experiments run NAME --folder "
+            f"{path}`"
+        )
 
 
 def is_finished(path: pathlib.Path) -> bool:

@@ -31,8 +31,7 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
       ValueError: if a folder is not that of a finished run, or there is no run but quick ones.
     """
     for path in folders:
-        if not runner.is_finished(path):
-            raise ValueError(f"{path} is not the folder of a finished run: finish it with `python -m experiments run`")
+        runner.check_finished(path)
     runs = folders or sorted(path.parent for path in root.glob("*/checks.json"))
     found = [path for path in runs if not runner.verdicts(path)["is_quick"]]
     if not found:
@@ -42,7 +41,8 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
         )
     rows = [row for path in found for row in _rows(path)]
     counts = collections.Counter(row[-1] for row in rows)
-    total = f"{counts[checks.HOLDS]} of {counts[checks.HOLDS] + counts[checks.FAILS]} claims hold in {len(found)} runs"
+    num_decided = counts[checks.HOLDS] + counts[checks.FAILS]
+    total = f"{counts[checks.HOLDS]} of {num_decided} claims hold; runs: {len(found)}"
     over_seeds = _rows_over_seeds(found)
     tables = [[_HEADER, *rows], *([[_SEEDS_HEADER, *over_seeds]] if over_seeds else [])]
     root.mkdir(parents=True, exist_ok=True)
