@@ -1,4 +1,4 @@
-"""How far the margins of a run can be trusted: some of its pairs, measured again by the tight solver."""
+"""How far the margins of a run can be trusted: some of its pairs, measured again by `tight`."""
 
 import itertools
 import pathlib
@@ -93,7 +93,7 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
 
 
 def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Censored margins (R, N) of the run and of the tight solver, and lower bounds."""
+    """Censored margins (R, N) of the run and of `tight`, and lower bounds."""
     _, found, classifier, images, _ = opened
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
