@@ -77,7 +77,7 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
     gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
     # A sample on the boundary has no distance to go by. What rounding hides of it has one: that of the logits, or,
     # where they are all 0, of those one pixel away.
-    greatest = jnp.maximum(jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype), jnp.max(norms))
+    greatest = jnp.maximum(jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype), norms)
     hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
     distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
     order = jnp.argsort(distances)
@@ -92,7 +92,7 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
     search = Search(
         z=distance * directions[0],
         label=jnp.where(has_label, label, -1).astype(jnp.int32),
-        gap=jnp.maximum(gaps[0], hidden),
+        gap=jnp.maximum(gaps[0], hidden[0]),
         best_z=origin,
         best_norm=jnp.full((), jnp.inf, norms.dtype),
         best_label=jnp.where(has_label, label, -1).astype(jnp.int32),
