@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from hmt_jax import _batches, _checks, solvers
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
-from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball, squared_length
+from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
 from hmt_jax.subspaces import Subspace, full
 
 # Steps of Dykstra's algorithm in a projection. What they leave outside is scaled back.
@@ -33,8 +33,15 @@ _NUM_PROJECTIONS = 10
 # What flipping there and back leaves in float32: pixels that are black stay so to within this.
 _ROUNDING = 1e-6
 
+
+def _l2_norm(change):
+    # Squared in float32 at least: in float16 that of an image may be infinite.
+    squared = jnp.sum(change**2, dtype=jnp.promote_types(change.dtype, jnp.float32))
+    return jnp.sqrt(squared).astype(change.dtype)
+
+
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "l2": lambda change: jnp.sqrt(squared_length(change)).astype(change.dtype),
+    "l2": _l2_norm,
     "linf": lambda change: jnp.max(jnp.abs(change)),
 }
 _BALLS = {"l2": l2_ball, "linf": linf_ball}

@@ -23,17 +23,13 @@ def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array
     [3.0, 4.0]
     """
     offset = point - center
-    squared_distance = squared_length(offset)
+    # In float16 that of an image may be infinite.
+    squared_distance = jnp.sum(offset**2, dtype=jnp.promote_types(offset.dtype, jnp.float32))
     is_outside = squared_distance > jnp.square(radius)
     # The distance of a point inside is not needed, and its gradient at the centre would be NaN.
     distance = jnp.sqrt(jnp.where(is_outside, squared_distance, 1))
     shortened = center + offset * (radius / distance).astype(jnp.result_type(offset, 1.0))
     return jnp.where(is_outside, shortened, point)
-
-
-def squared_length(vector: jax.Array) -> jax.Array:
-    """The squared L2 norm over all entries, in float32 at least: in float16 that of an image may be infinite."""
-    return jnp.sum(vector**2, dtype=jnp.promote_types(vector.dtype, jnp.float32))
 
 
 def linf_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array:

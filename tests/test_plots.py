@@ -116,6 +116,7 @@ def test_maps_hide_panels_that_are_left_over_and_most_ticks():
 def test_maps_without_a_single_margin_can_be_drawn():
     figure = plots.margin_maps(np.full((1, 2, 2), np.inf), [0, 1], [0, 1], titles=["nothing"])
     figure.savefig(io.BytesIO())
+    assert np.ma.getmaskarray(figure.axes[0].collections[0].get_array()).all()
 
 
 @pytest.mark.parametrize("num_subspaces", [1, 6, 13, 21])
