@@ -28,6 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"error: the device is out of memory ({str(error).splitlines()[0]}): lower batch_size, or end what else "
+            "uses it; a run goes on from its last epoch",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

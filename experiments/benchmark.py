@@ -157,10 +157,12 @@ def matrix_rate() -> float:
 
 def forward_flops(classifier: Classifier, image: jax.Array | np.ndarray) -> float:
     """Floating-point operations of one forward pass on an image (1, height, width, channels), as XLA counts them."""
-    graph = as_pytree(classifier)
-    traced = jax.jit(lambda classifier, images: classifier(images)).trace(graph, image)
-    # As written for accelerators: on CPU some layers take detours that are no part of the network's work.
-    cost: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
+    shapes = jax.eval_shape(lambda *arguments: arguments, as_pytree(classifier), image)
+    # By XLA's client of the CPU, for that of a GPU counts nothing (JAX 0.11).
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        traced = jax.jit(lambda classifier, images: classifier(images)).trace(*shapes)
+        # As written for accelerators: on CPU some layers take detours that are no part of the network's work.
+        cost: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
     return cost["flops"]
 
 

@@ -298,9 +298,15 @@ def _join(leaves, num_new):
 
 def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
     """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
-    leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, jnp.asarray(images[0])))
-    num_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    num_kept -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(classifier))
+    image = jnp.asarray(images[0])
+
+    def num_bytes(num_images):
+        shape = jax.ShapeDtypeStruct((num_images, *image.shape), image.dtype)
+        leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, shape))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    # Beside one image, parameters are kept, too, and what was made of them: once for all lanes.
+    num_kept = num_bytes(2) - num_bytes(1)
     lanes_within = _bytes(_CPU_BYTES, devices[0]) // max(num_kept, 1)
     num_suitable = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
     num_pairs = num_subspaces * len(images)
@@ -331,6 +337,6 @@ def _bytes(on_cpu: int, device) -> int:
     return int(_ACCELERATOR_SHARE * (device.memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"])
 
 
-def _kept(classifier, image):
+def _kept(classifier, images):
     """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
-    return jax.vjp(lambda image: logits_of(classifier, image[None]), image)[1]
+    return jax.vjp(jax.vmap(lambda image: logits_of(classifier, image[None])), images)[1]

@@ -56,6 +56,21 @@ def measured():
         return hmt_jax.measure_margins(tanh_classifier(), random_images(), diagonal(), keep_coordinates=True)
 
 
+def test_what_is_made_of_parameters_is_kept_once_for_all_lanes():
+    # The backward pass keeps the tiles, 3.6 MB, and nothing of an image: a lane for each tiling would leave the caches.
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(10, 30_000)), "float32")
+
+    def logits(weights, images):
+        features = images.reshape(len(images), -1) @ jnp.tile(weights, (1, 3))
+        return features.reshape(len(images), 5, -1).sum(-1)
+
+    images = np.random.default_rng(1).uniform(size=(400, 2, 5, 1)).astype("float32")
+    classifier = jax.tree_util.Partial(logits, weights)
+    window = subspaces.dct_window((2, 5, 1), 0, 0, 2)
+    result = hmt_jax.measure_margins(classifier, images, window, max_steps=1, devices=jax.devices()[:1])
+    assert result.work.num_lanes == 20  # a twentieth of the pairs, the most that there are of them
+
+
 def assert_same(result, expected, columns=slice(None)):
     """The results at the columns of `expected` are those of `result`."""
     for name in ("label", "adversarial_label", "num_steps", "status"):
