@@ -40,6 +40,11 @@ def correlation_with_baseline(path: pathlib.Path) -> Estimate:
     return from_medians(spearman, *_both(path)[:2])
 
 
+def correlation_with_reversed_baseline(path: pathlib.Path) -> Estimate:
+    """The same, with the windows of the run that is compared with from high to low."""
+    return from_medians(lambda medians, others: spearman(medians, others[::-1]), *_both(path)[:2])
+
+
 def least_ratio(keep: Keep) -> Statistic:
     """The least, over the windows kept, of the median over that of the run compared with; see `above`."""
     return _of_ratios(keep, np.min)

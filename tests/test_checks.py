@@ -158,6 +158,8 @@ def test_censored_margins_are_infinite(tmp_path):
 def test_correlation_is_of_ranks(compared):
     expected = stats.spearmanr([1, 2, 3, 4, 5, 12], [2, 2, 2, 2, 2, 3]).statistic
     np.testing.assert_allclose(claims.correlation_with_baseline(compared), [expected] * 3)
+    expected = stats.spearmanr([1, 2, 3, 4, 5, 12], [3, 2, 2, 2, 2, 2]).statistic
+    np.testing.assert_allclose(claims.correlation_with_reversed_baseline(compared), [expected] * 3)
     rng = np.random.default_rng(0)
     for _ in range(5):
         first, second = rng.integers(6, size=(2, 12)).astype(float)

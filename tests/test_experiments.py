@@ -377,6 +377,17 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, m
     assert [entry["epoch"] for entry in json.loads((path / "history.json").read_text())] == [0, 1, 2]
 
 
+def test_a_full_device_is_told(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nallocator statistics")
+
+    monkeypatch.setattr(hmt_jax.training, "train", fail)
+    assert command_line.main(["run", "digits", "--quick", "--folder", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    expected = "error: the device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.): lower"
+    assert message.startswith(expected)
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     told = fails(capsys, "run", "digits", *QUICK, "--folder", tmp_path / "file" / "run")

@@ -9,4 +9,4 @@ from experiments.configs import _checks, _cifar10, _flipped, _quick
 
 CONFIG = _flipped.flipped(_cifar10.VGG19)
 QUICK = _quick.deep(CONFIG)
-CHECKS = (_checks.FLIPPED_CIFAR10_ACCURACY, _checks.FLIPS)
+CHECKS = (_checks.FLIPPED_CIFAR10_ACCURACY, _checks.FLIPS, _checks.MIRRORS)
