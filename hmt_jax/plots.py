@@ -65,11 +65,11 @@ def margin_distribution(
     interval = np.where(np.isfinite(summary.median_interval), summary.median_interval, np.nan)
     axes.plot(positions, median, color=_COLOR, linewidth=1.5, marker="o", markersize=4, label="median")
     axes.vlines(positions, *interval.T, color="black", linewidth=1.5, label="its 95% interval")
-    _draw_censored(axes, positions, summary)
     if y.size:  # without a single margin there is nothing to scale by
         axes.set_yscale("log")
     axes.set_xticks(positions, ticks if ticks is not None else [str(position) for position in positions])
     axes.set(xlabel=xlabel, ylabel="margin (L2, pixels in [0, 1])", title=title, xlim=(-0.6, len(positions) - 0.4))
+    _draw_censored(axes, positions, summary)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, markerscale=2)
     return figure
@@ -369,3 +369,4 @@ def _draw_censored(axes, positions, summary):
     )
     for position, count in zip(positions[is_marked], (censored + missing)[is_marked], strict=True):
         axes.text(position, 1.03, str(count), ha="center", fontsize=7, color=_CENSORED_COLOR, **marks)
+    axes.set_title(axes.get_title(), pad=18)  # above the counts

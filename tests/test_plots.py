@@ -53,9 +53,10 @@ def test_samples_without_margin_are_counted_on_the_edge():
     status[1, :7] = Status.OUT_OF_STEPS
     status[1, 7:9] = Status.NON_FINITE
     status[3] = Status.ZERO_GRADIENT
-    figure = plots.margin_distribution(make_result(MARGINS, status))
+    figure = plots.margin_distribution(make_result(MARGINS, status), title="a title over the counts")
     figure.savefig(io.BytesIO())
     axes = figure.axes[0]
+    assert axes.title.get_window_extent().y0 > max(text.get_window_extent().y1 for text in axes.texts)
     assert {text.get_text(): text.get_position()[0] for text in axes.texts} == {"9": 1, "300": 3}
     assert len(collection(axes, "samples").get_offsets()) == 2 * 300 + 291
 
