@@ -6,6 +6,7 @@ sample. From there every pair takes its first step; those that have not ended th
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,17 +19,29 @@ from hmt_jax.classifiers import Classifier, logits_of, restrict
 from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of
 from hmt_jax.subspaces import full
 
-# What all lanes may keep for the backward pass. On a CPU more of it leaves the caches. On accelerators it may take a
-# twenty-fourth of the memory: ten backward passes at a time have about as much in flight each, and half is to spare.
-_CPU_BYTES = 2**20
-_ACCELERATOR_SHARE = 1 / 24
 _LEAST_LANES, _MOST_LANES = 8, 1024
-# At the end lanes run empty one by one; with so many pairs for each of them, that is a small part of the whole.
-_PAIRS_PER_LANE = 20
-# Lanes for bisections and the look at the end for each one before: they take a gradient at most, not all candidates'.
-_MORE_AT_END = 2
-# What the linearizations and first steps of a chunk of images may take on a CPU.
-_CPU_CHUNK_BYTES = 6 * 2**20
+
+
+class _Limits(NamedTuple):
+    """What suits a kind of device.
+
+    Attributes:
+      bytes_of_lanes: that all lanes may keep for the backward pass.
+      bytes_of_chunk: that the linearizations and first steps of a chunk of images may take,
+      most_bytes_of_chunk: and where that would be too few pairs for the lanes.
+      pairs_per_lane: at the end lanes run empty one by one; with so many for each, that is a small part of the whole.
+      more_at_end: lanes for bisections and the look at the end, for each one before.
+    """
+
+    bytes_of_lanes: float
+    bytes_of_chunk: float
+    most_bytes_of_chunk: float
+    pairs_per_lane: int
+    more_at_end: int
+
+
+# With more, lanes would leave the caches. Bisections take a gradient at most, not all candidates'.
+_ON_CPU = _Limits(2**20, 6 * 2**20, math.inf, pairs_per_lane=20, more_at_end=2)
 
 
 class AtEnd(NamedTuple):
@@ -98,7 +111,7 @@ def solve(
         )
         work += work_of_chunk
         # Fewer from here on where memory has run out, at the end or before.
-        lanes_at_end = min(_MORE_AT_END * work.num_lanes, lanes_at_end)
+        lanes_at_end = min(_limits(devices).more_at_end * work.num_lanes, lanes_at_end)
         if known is not None:
             solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
         if num_bisections:
@@ -145,6 +158,8 @@ def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, prog
     is_done, solution = jax.tree.map(np.array, _results(solver, states))
     _checks.warn_of_probabilities(np.asarray(at_images.logits))
     going_on = np.flatnonzero(~is_done)
+    # From the longest first step on, which tend to take the most of them: they are not to begin when lanes run empty.
+    going_on = going_on[np.argsort(-solution.margin[going_on], kind="stable")]
     num_done = num_pairs - len(going_on)
     if not len(going_on):
         if progress is not None:
@@ -242,9 +257,9 @@ class _LookAtEnd:
         solution = jax.tree.map(lambda leaf: leaf[item], data[3])
         with jax.default_matmul_precision(self.precision):
             logits, pull_back = jax.vjp(restrict(*_pair(data, item)), solution.coordinates)
-        others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
-        towards = jnp.stack([solution.label, jnp.argmax(others)])
-        (normal,) = normals_of(pull_back, logits, towards)
+            others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
+            towards = jnp.stack([solution.label, jnp.argmax(others)])
+            (normal,) = normals_of(pull_back, logits, towards)
         lengths = jnp.linalg.norm(normal) * jnp.linalg.norm(solution.coordinates)
         alignment = jnp.vdot(solution.coordinates, normal) / jnp.where(lengths > 0, lengths, jnp.nan)
         is_point = jnp.isfinite(solution.margin) & jnp.isfinite(logits).all()
@@ -307,10 +322,11 @@ def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
 
     # Beside one image, parameters are kept, too, and what was made of them: once for all lanes.
     num_kept = num_bytes(2) - num_bytes(1)
-    lanes_within = _bytes(_CPU_BYTES, devices[0]) // max(num_kept, 1)
+    limits = _limits(devices)
+    lanes_within = int(limits.bytes_of_lanes // max(num_kept, 1))
     num_suitable = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
     num_pairs = num_subspaces * len(images)
-    return min(num_suitable, max(num_pairs // (_PAIRS_PER_LANE * len(devices)), _LEAST_LANES), num_pairs)
+    return min(num_suitable, max(num_pairs // (limits.pairs_per_lane * len(devices)), _LEAST_LANES), num_pairs)
 
 
 def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices) -> int:
@@ -319,9 +335,10 @@ def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lan
     at_image, state = _first_pair.eval_shape(solver, classifier, jnp.asarray(images[0]), subspace)
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(at_image))
     num_bytes += num_subspaces * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    within = _bytes(_CPU_CHUNK_BYTES, devices[0]) // num_bytes
-    enough = -(-_PAIRS_PER_LANE * num_lanes * len(devices) // num_subspaces)
-    num_chunks = -(-len(images) // max(within, enough, 1))
+    limits = _limits(devices)
+    enough = -(-limits.pairs_per_lane * num_lanes * len(devices) // num_subspaces)
+    size = max(limits.bytes_of_chunk / num_bytes, min(enough, limits.most_bytes_of_chunk / num_bytes), 1)
+    num_chunks = -(-len(images) // int(size))
     return -(-len(images) // num_chunks)
 
 
@@ -331,10 +348,14 @@ def _first_pair(solver, classifier, image, subspace):
     return at_image, start(solver, classifier, image, subspace, at_image)
 
 
-def _bytes(on_cpu: int, device) -> int:
-    if device.platform == "cpu":
-        return on_cpu
-    return int(_ACCELERATOR_SHARE * (device.memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"])
+def _limits(devices) -> _Limits:
+    if devices[0].platform == "cpu":
+        return _ON_CPU
+    # Ten backward passes at a time have about as much in flight each, and half is to spare.
+    share = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"] / 24
+    # More pairs for each of what may be hundreds of lanes, for half of the pairs can end with their first step; and no
+    # more lanes at the end, for XLA tunes every shape of a convolution anew.
+    return _Limits(share, share, 4 * share, pairs_per_lane=50, more_at_end=1)
 
 
 def _kept(classifier, images):

@@ -371,13 +371,13 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
     if recipe.augment is not None:
         images = recipe.augment(augment_key, images)
     if attack is not None:
-        frozen = as_pytree(classifier_of(_in_dtype(recipe, state)))
+        frozen = as_pytree(_classifier_to_compute_with(recipe, state))
         images = attack(
             jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen), images, batch.labels, attack_key
         )
 
     def loss_fn(parameters):
-        classifier = classifier_of(_in_dtype(recipe, state._replace(parameters=parameters)))
+        classifier = _classifier_to_compute_with(recipe, state._replace(parameters=parameters))
         classifier.train()
         classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(dropout_key), raise_if_not_found=False)
         logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
@@ -416,15 +416,22 @@ class _ComputeIn:
         return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
 
-def _in_dtype(recipe, state):
-    """The state with what the network computes with in the recipe's dtype; the statistics of batch norm stay."""
+def _classifier_to_compute_with(recipe, state):
+    """The classifier at a state, with all that it computes with in the recipe's dtype but the statistics of batch norm."""
     if recipe.compute_dtype == "float32":
-        return state
+        return classifier_of(state)
     parameters, constants = jax.tree.map(
         lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
         (state.parameters, state.constants),
     )
-    return state._replace(parameters=parameters, constants=constants)
+    classifier = classifier_of(state._replace(parameters=parameters, constants=constants))
+    # Else batch norm would give what it normalises, and so all that follows, the float32 of its statistics.
+    classifier.set_attributes(nnx.BatchNorm, promote_dtype=_as_they_are, raise_if_not_found=False)
+    return classifier
+
+
+def _as_they_are(arrays, **_):
+    return arrays
 
 
 @jax.jit

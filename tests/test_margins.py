@@ -1,6 +1,7 @@
 """Margins of many samples in many subspaces: the authors' results, shapes, invariances, compilations and bad input."""
 
 import dataclasses
+import types
 import warnings
 from typing import NamedTuple
 
@@ -71,6 +72,34 @@ def test_what_is_made_of_parameters_is_kept_once_for_all_lanes():
     assert result.work.num_lanes == 20  # a twentieth of the pairs, the most that there are of them
 
 
+def test_a_chunk_leaves_most_of_an_accelerators_memory_free():
+    num_bytes = 60_000
+    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": num_bytes})
+    window, images = subspaces.dct_diagonal(SHAPE, size=2, step=8), np.zeros((1000, *SHAPE), "float32")
+    for num_lanes in (1, 100):  # with the latter, all the images would be too few pairs
+        size = _pairs._choose_chunk_size(
+            solvers.deepfool(), tanh_classifier(dtype="float32"), images, window, 1, num_lanes, [device] * 8
+        )
+        # Gradients of five classes at each image, less one; and the same in the window's coordinates, and the point.
+        assert 1 <= size <= num_bytes / 6 / (4 * 4 * (NUM_PIXELS + 8))
+
+
+def test_the_longest_first_steps_go_on_first(monkeypatch):
+    queues, solve = [], lanes.solve
+
+    def recorded(method, data, items, **settings):
+        if isinstance(method, _pairs._GoOn):
+            states, queue = data[-1], [item for item in items if item >= 0]
+            queues.append(np.asarray(_pairs._results(method.solver, states)[1].margin)[queue])
+        return solve(method, data, items, **settings)
+
+    monkeypatch.setattr(lanes, "solve", recorded)
+    hmt_jax.measure_margins(tanh_classifier(dtype="float32"), random_images(dtype="float32"), diagonal())
+    (margins,) = queues
+    assert len(set(margins)) > 3
+    assert (np.diff(margins) <= 0).all()
+
+
 def assert_same(result, expected, columns=slice(None)):
     """The results at the columns of `expected` are those of `result`."""
     for name in ("label", "adversarial_label", "num_steps", "status"):
@@ -79,8 +108,7 @@ def assert_same(result, expected, columns=slice(None)):
 
 
 def test_chunks_of_images_are_joined_where_they_overlap(measured, x64, monkeypatch):
-    monkeypatch.setattr(_pairs, "_CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr(_pairs, "_PAIRS_PER_LANE", 1)
+    monkeypatch.setattr(_pairs, "_ON_CPU", _pairs._ON_CPU._replace(bytes_of_chunk=1, pairs_per_lane=1))
     calls = []
     result = hmt_jax.measure_margins(
         tanh_classifier(),
@@ -101,8 +129,7 @@ def test_chunks_of_images_are_joined_where_they_overlap(measured, x64, monkeypat
 
 
 def test_memory_that_ran_out_at_the_end_of_a_chunk_is_not_asked_for_again(measured, x64, monkeypatch):
-    monkeypatch.setattr(_pairs, "_CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr(_pairs, "_PAIRS_PER_LANE", 1)
+    monkeypatch.setattr(_pairs, "_ON_CPU", _pairs._ON_CPU._replace(bytes_of_chunk=1, pairs_per_lane=1))
     init = lanes._init
 
     def failing_init(method, mesh, num_lanes, data, queue):

@@ -224,6 +224,26 @@ def test_bfloat16_comes_close(samples, convolutional):
     assert 1e-4 < np.linalg.norm(difference) / np.linalg.norm(moved) < 0.1
 
 
+def test_batch_norm_hands_on_bfloat16(samples):
+    dtypes = []
+
+    class Recorded(Convolutional):
+        def __call__(self, images):
+            normalised = self.norm(self.conv(images))
+            dtypes.append(normalised.dtype)
+            return normalised.mean((1, 2)) ** 2
+
+    recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
+    module = Recorded(nnx.Rngs(0))
+    for attack in (None, attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)):
+        trained = training.train(module, *samples, recipe, jax.random.key(0), attack=attack, devices=ONE)
+    assert len(dtypes) >= 3  # in training mode twice, and in evaluation mode for the attack
+    assert set(dtypes) == {jnp.dtype("bfloat16")}
+    assert trained.norm.mean[...].dtype == jnp.float32
+    # What is trained computes as it did before.
+    assert Recorded(nnx.Rngs(0)).norm.promote_dtype is trained.norm.promote_dtype
+
+
 def test_dropout_is_drawn_anew_in_every_step(samples):
     module = Convolutional(nnx.Rngs(0), rate=0.5)
     module.eval()
