@@ -1,6 +1,7 @@
 """How fast margins are measured here, beside what the machine could do, and beside the authors' own loop."""
 
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -90,6 +91,7 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
             result = hmt_jax.measure_margins(workload.classifier, workload.images, stack, max_steps=workload.max_steps)
         return result, time.perf_counter() - started
 
+    flops_of_a_pass = forward_flops(workload.classifier, workload.images[:1])
     _, first = run()
     results, seconds = zip(*(run() for _ in range(_NUM_REPEATS)), strict=True)
     result, middle = results[0], statistics.median(seconds)
@@ -102,7 +104,7 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     # Gap and alignment at the end take one pass each way.
     num_forward = num_steps + num_gradients + result.margin.size
     num_backward = num_others * num_gradients + result.margin.size
-    flops = (num_forward + num_backward) * forward_flops(workload.classifier, workload.images[:1])
+    flops = (num_forward + num_backward) * flops_of_a_pass
     return {
         "dimension": stack.dimension,
         "num_pairs": result.margin.size,
@@ -141,11 +143,11 @@ def _compare(workload, stack, path, num_images, our_seconds) -> dict[str, float]
     return {"reference_seconds_per_pair": theirs, "times_faster": theirs / our_seconds}
 
 
-def matrix_rate() -> float:
-    """Floating-point operations a second in float32 products of large square matrices."""
+def matrix_rate(dtype: str = "float32", precision: str = "highest") -> float:
+    """Floating-point operations a second in products of large square matrices."""
     size = _MATRIX_SIZE.get(jax.default_backend(), 8192)
-    matrix = jax.random.normal(jax.random.key(0), (size, size))
-    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=precision))
     multiply(matrix).block_until_ready()
     seconds = []
     for _ in range(10):
@@ -156,10 +158,20 @@ def matrix_rate() -> float:
 
 
 def forward_flops(classifier: Classifier, image: jax.Array | np.ndarray) -> float:
-    """Floating-point operations of one forward pass on an image (1, height, width, channels), as XLA counts them."""
+    """Floating-point operations of one forward pass on an image (1, height, width, channels), as XLA counts them.
+
+    Raises:
+      ValueError: if JAX has no CPU.
+    """
     shapes = jax.eval_shape(lambda *arguments: arguments, as_pytree(classifier), image)
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"operations are counted on the CPU: let JAX_PLATFORMS name it, or unset it ({error})"
+        ) from None
     # By XLA's client of the CPU, for that of a GPU counts nothing (JAX 0.11).
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(cpu):
         traced = jax.jit(lambda classifier, images: classifier(images)).trace(*shapes)
         # As written for accelerators: on CPU some layers take detours that are no part of the network's work.
         cost: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
@@ -174,7 +186,8 @@ def _peak_memory() -> int:
 
 def _in_process(num_pairs, num_devices, data_dir) -> dict[str, Any]:
     command = [sys.executable, "-m", __name__, str(num_pairs), str(num_devices), data_dir or ""]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # where devices can be simulated
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode:
         raise ValueError(f"a run of {num_pairs} pairs on {num_devices} devices failed: {finished.stderr[-500:]}")
     return json.loads(finished.stdout.splitlines()[-1])

@@ -43,6 +43,8 @@ class Reference:
         except ModuleNotFoundError:
             raise ValueError("the reference needs PyTorch: pip install torch") from None
         self._torch = torch
+        # In full float32, as margins are measured here.
+        torch.backends.cudnn.allow_tf32 = False
         self._deepfool = _import(path / "utils.py").subspace_deepfool
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         weights = {key: torch.tensor(value) for key, value in models.to_torch(classifier).items()}

@@ -38,19 +38,18 @@ def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None
     """
     if unknown := [name for name in names if name not in _MEASUREMENTS]:
         raise ValueError(f"unknown training workload {unknown[0]!r}; the known ones are {', '.join(_MEASUREMENTS)}")
-    rate = matrix_rate()
     rows: dict[str, Any] = {}
     for name in names or _MEASUREMENTS:
-        rows |= _MEASUREMENTS[name](data_dir, rate)
+        rows |= _MEASUREMENTS[name](data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "training": rows})
+    folder.write_json(path, {"environment": folder.environment(), "training": rows})
     print(f"\nresults: {path}")
 
 
-def _lenet(data_dir, rate) -> dict[str, Any]:
+def _lenet(data_dir) -> dict[str, Any]:
     mnist = data.load("mnist", data_dir)
     classifier = models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10)
-    row = _rates(classifier, mnist.train_images, mnist.train_labels, _RECIPE, rate)
+    row = _rates(classifier, mnist.train_images, mnist.train_labels, _RECIPE)
     _print("LeNet on MNIST", row)
     if (theirs := _torch_lenet(mnist)) is not None:
         row["pytorch_images_per_s"] = theirs
@@ -58,7 +57,7 @@ def _lenet(data_dir, rate) -> dict[str, Any]:
     return {"lenet_mnist": row}
 
 
-def _resnet18(data_dir, rate) -> dict[str, Any]:
+def _resnet18(data_dir) -> dict[str, Any]:
     cifar = data.load("cifar10", data_dir)
     is_cpu = jax.default_backend() == "cpu"
     num_samples = 640 if is_cpu else len(cifar.train_images)
@@ -66,13 +65,13 @@ def _resnet18(data_dir, rate) -> dict[str, Any]:
     for dtype in ("float32",) if is_cpu else ("float32", "bfloat16"):
         classifier = models.create("resnet18_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=10)
         recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, compute_dtype=dtype)
-        row = _rates(classifier, cifar.train_images[:num_samples], cifar.train_labels[:num_samples], recipe, rate)
+        row = _rates(classifier, cifar.train_images[:num_samples], cifar.train_labels[:num_samples], recipe)
         rows[f"resnet18_cifar10_{dtype}"] = row
         _print(f"ResNet-18 on CIFAR-10, {dtype}", row)
     return rows
 
 
-def _rates(classifier, images, labels, recipe, rate) -> dict[str, float]:
+def _rates(classifier, images, labels, recipe) -> dict[str, float]:
     """Medians over the epochs but the first, which compiles."""
     ends = []
     started = time.perf_counter()
@@ -83,10 +82,13 @@ def _rates(classifier, images, labels, recipe, rate) -> dict[str, float]:
     images_per_s = len(images) / seconds
     # A training step costs three forward passes: one, and a gradient with respect to inputs and one to parameters.
     flops_per_s = 3 * forward_flops(classifier, data.as_floats(images[:1])) * images_per_s
+    # Of products as a step's: on accelerators those of float32 may be of less precision.
+    rate = matrix_rate(recipe.compute_dtype, "default")
     return {
         "images_per_s": images_per_s,
         "compile_seconds": ends[0] - started - seconds,
         "flops_per_s": flops_per_s,
+        "matrix_flops_per_s": rate,
         "share_of_matrix_rate": flops_per_s / rate,
     }
 
@@ -131,7 +133,7 @@ def _torch_lenet(mnist: data.Dataset) -> float | None:
     return len(images) / statistics.median(seconds[1:])
 
 
-def _image_folder(data_dir, rate) -> dict[str, Any]:
+def _image_folder(data_dir) -> dict[str, Any]:
     """Rates of reading alone, and of training steps alone."""
     from PIL import Image
 
@@ -154,7 +156,7 @@ def _image_folder(data_dir, rate) -> dict[str, Any]:
     classifier = models.create("resnet50", jax.random.key(0), image_shape=(224, 224, 3), num_classes=2)
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
     recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, batch_size=batch_size)
-    step = _rates(classifier, images, np.zeros(len(images), np.int32), recipe, rate)["images_per_s"]
+    step = _rates(classifier, images, np.zeros(len(images), np.int32), recipe)["images_per_s"]
     reading = _NUM_FILES / statistics.median(seconds)
     print(f"JPEG files of 500 x 375: {reading:.0f} images/s; a ResNet-50 trains on {step:.1f} images/s", flush=True)
     return {"image_folder": {"images_per_s": reading, "step_images_per_s": step}}

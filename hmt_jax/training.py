@@ -417,7 +417,7 @@ class _ComputeIn:
 
 
 def _classifier_to_compute_with(recipe, state):
-    """The classifier at a state, with all that it computes with in the recipe's dtype but the statistics of batch norm."""
+    """The classifier at a state, in the recipe's dtype but for the statistics of batch norm."""
     if recipe.compute_dtype == "float32":
         return classifier_of(state)
     parameters, constants = jax.tree.map(

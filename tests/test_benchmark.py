@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import benchmark, tradeoffs, workloads
-from hmt_jax import models, subspaces
+from experiments import benchmark, throughput, tradeoffs, workloads
+from hmt_jax import models, subspaces, training
 
 
 def tiny(num_images, data_dir):
@@ -43,6 +43,16 @@ def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):
     assert 0 < row["utilization"] <= 1
     assert row["num_unconverged"] == 0
     assert "| tiny, d = 4 | 60 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operations_of_training_are_counted(tiny_plan, dtype):
+    classifier = tiny(1, None).classifier
+    recipe = training.Recipe(num_epochs=2, batch_size=8, compute_dtype=dtype)
+    row = throughput._rates(classifier, np.zeros((16, 4, 4, 1), np.uint8), np.zeros(16, np.int32), recipe)
+    # Three passes, each of 16 x 5 products and sums, the bias, and the normalisation of 16 pixels.
+    assert 3 * 2 * 16 * 5 <= row["flops_per_s"] / row["images_per_s"] <= 3 * (2 * 16 * 5 + 5 + 4 * 16)
+    assert row["share_of_matrix_rate"] == pytest.approx(row["flops_per_s"] / row["matrix_flops_per_s"])
 
 
 def test_unknown_workloads_are_listed(capsys):
