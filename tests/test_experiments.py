@@ -384,7 +384,7 @@ def test_a_full_device_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hmt_jax.training, "train", fail)
     assert command_line.main(["run", "digits", "--quick", "--folder", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    expected = "error: the device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.): lower"
+    expected = "error: the device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.): end"
     assert message.startswith(expected)
 
 
