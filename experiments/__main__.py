@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(
-            f"error: the device is out of memory ({str(error).splitlines()[0]}): end what else uses it, or lower "
-            "batch_size if it is in training, and do the same again: a run goes on from where it was",
+            f"error: the device is out of memory ({str(error).splitlines()[0]}): end what else uses it and go on with "
+            "the same command, or start over with a lower batch_size",
             file=sys.stderr,
         )
         return 2
