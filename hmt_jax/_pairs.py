@@ -260,8 +260,9 @@ class _LookAtEnd:
             others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
             towards = jnp.stack([solution.label, jnp.argmax(others)])
             (normal,) = normals_of(pull_back, logits, towards)
+            product = jnp.vdot(solution.coordinates, normal)
         lengths = jnp.linalg.norm(normal) * jnp.linalg.norm(solution.coordinates)
-        alignment = jnp.vdot(solution.coordinates, normal) / jnp.where(lengths > 0, lengths, jnp.nan)
+        alignment = product / jnp.where(lengths > 0, lengths, jnp.nan)
         is_point = jnp.isfinite(solution.margin) & jnp.isfinite(logits).all()
         gap = logits[towards[1]] - logits[towards[0]]
         return AtEnd(jnp.where(is_point, gap, jnp.nan), jnp.where(is_point, alignment, jnp.nan))
