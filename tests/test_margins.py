@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import hmt_jax
 from hmt_jax import Status, _pairs, frequency, lanes, models, solvers, subspaces
+from hmt_jax.classifiers import as_pytree
 
 SHAPE = (4, 5, 2)
 NUM_PIXELS = 40
@@ -406,6 +408,42 @@ def test_any_pytree_with_coordinates_and_embed_is_a_subspace(x64):
     result = hmt_jax.measure_margins(tanh_classifier(), random_images(), Line(jnp.asarray(direction.reshape(SHAPE))))
     span = subspaces.from_basis(direction, SHAPE)
     assert_same(result, hmt_jax.measure_margins(tanh_classifier(), random_images(), span))
+
+
+def test_all_products_are_in_the_given_precision():
+    """Of LeNet, whose layers have backward passes of their own."""
+    classifier = as_pytree(models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10))
+    window, image, solver = subspaces.dct_window((28, 28, 1), 0, 0, 2), jnp.zeros((28, 28, 1)), solvers.deepfool()
+    stack = jax.tree.map(lambda leaf: leaf[None], window)
+    _, state = jax.eval_shape(_pairs._first_pair, solver, classifier, image, window)
+
+    def zeros(tree):
+        return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), tree)
+
+    data = (classifier, image[None], stack)
+    solution = jax.eval_shape(solver.result, state)
+    programs = [
+        jax.make_jaxpr(_pairs._Linearize(solver, "highest"))(data[:2], 0),
+        jax.make_jaxpr(_pairs._GoOn(solver, "highest").step)((*data, zeros(state)), 0, _row(zeros(state))),
+        jax.make_jaxpr(_pairs._LookAtEnd("highest"))((*data, zeros(solution)), 0),
+    ]
+    for program in programs:
+        precisions = list(_precisions(program.jaxpr))
+        assert len(precisions) > 10
+        assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+def _row(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _precisions(jaxpr):
+    """Those of all products and convolutions in a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for inner in jaxprs_in_params(equation.params):
+            yield from _precisions(inner)
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, "highest"), ({"precision": "default"}, "default")])
