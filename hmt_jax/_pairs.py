@@ -158,13 +158,13 @@ def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, prog
     is_done, solution = jax.tree.map(np.array, _results(solver, states))
     _checks.warn_of_probabilities(np.asarray(at_images.logits))
     going_on = np.flatnonzero(~is_done)
-    # From the longest first step on, which tend to take the most of them: they are not to begin when lanes run empty.
-    going_on = going_on[np.argsort(-solution.margin[going_on], kind="stable")]
     num_done = num_pairs - len(going_on)
     if not len(going_on):
         if progress is not None:
             progress(num_pairs, num_pairs)
         return solution, first_steps
+    # From the longest first step on, which tend to take the most of them: they are not to begin when lanes run empty.
+    going_on = going_on[np.argsort(-solution.margin[going_on], kind="stable")]
     items = np.full(num_pairs, -1)
     items[: len(going_on)] = going_on
     rest, later_steps = lanes.solve(
