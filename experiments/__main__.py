@@ -2,6 +2,7 @@
 `prepare DATA`, `benchmark`."""
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Does what the arguments say; returns the exit status."""
     options = _parser().parse_args(arguments)
     _use_fast_convolutions()
+    # TFDS warns, by absl, of a decoder that is not installed, and of a folder without data, of which we say more.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         options.command(options)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

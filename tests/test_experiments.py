@@ -209,10 +209,11 @@ def test_bad_input_is_told_before_any_work(arguments, messages, tmp_path, capsys
     assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
-def test_data_that_are_not_prepared_are_told_at_once(tmp_path, capsys):
+def test_data_that_are_not_prepared_are_told_at_once_and_once(tmp_path, capsys, caplog):
     told = fails(capsys, "run", "mnist_lenet", "--folder", tmp_path / "run", "--data-dir", tmp_path / "data")
     assert "mnist is not prepared" in told
     assert "python -m experiments prepare mnist" in told
+    assert not caplog.records
 
 
 def test_a_second_run_compiles_nothing(tmp_path):
