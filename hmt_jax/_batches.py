@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
+from hmt_jax._numbers import whole_number
 
 
 class Batch(NamedTuple):
@@ -28,18 +29,18 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
     """
     pixels = images if isinstance(images, jax.Array) else np.asarray(images)
     targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    _checks.check_labels("labels", targets)
     if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
         raise ValueError(
             "images must have shape (N, height, width, channels) and labels (N,), with N at least 1, got "
             f"{pixels.shape} and {targets.shape}"
         )
     _checks.check_type("images", pixels)
-    _checks.check_labels("labels", targets)
     return pixels, targets.astype(np.int32)
 
 
 def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
+    if whole_number("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
@@ -70,7 +71,8 @@ def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and right labels, summed over the samples that count, in float32 at least."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    is_correct = logits.argmax(-1) == batch.labels
+    # `argmax` of NaNs is a class as well.
+    is_correct = jnp.isfinite(logits).all(-1) & (logits.argmax(-1) == batch.labels)
     return (
         jnp.sum(losses, where=batch.is_counted),
         jnp.sum(is_correct, where=batch.is_counted, dtype=jnp.int32),

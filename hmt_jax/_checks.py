@@ -1,6 +1,5 @@
 """Checks of what users give: shapes while tracing, values once on the host."""
 
-import operator
 import warnings
 
 import jax
@@ -26,20 +25,18 @@ class PixelRangeWarning(UserWarning):
     """Pixels leave [0, 1], and not because the images are flipped."""
 
 
-def whole_number(argument: str, value) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{argument} must be a whole number, got {value!r}") from None
-
-
 def check_image(image: jax.Array | np.ndarray) -> None:
     if image.ndim != 3:
         raise ValueError(
             f"image must have shape (height, width, channels), got {image.shape}; add the channel axis of a grey image "
             "with image[..., None], and give batches to measure_margins"
         )
-    _check_floating(image)
+    check_floating("image", image)
+
+
+def check_floating(argument: str, images: jax.Array | np.ndarray) -> None:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{argument} must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
 
 
 def check_image_shape(image_shape) -> ImageShape:
@@ -57,7 +54,7 @@ def check_images(images: jax.Array | np.ndarray) -> None:
         )
     if not images.size:
         raise ValueError(f"images is empty, with shape {images.shape}: give at least one image")
-    _check_floating(images)
+    check_floating("images", images)
     _warn_of_range(images, "or silence hmt_jax.PixelRangeWarning if they are meant to be so")
 
 
@@ -159,11 +156,6 @@ def check_logits_were_finite(status: np.ndarray, images: jax.Array | np.ndarray)
             f"classifier gives NaN or infinite logits or gradients for every one of {is_finite.sum()} finite images: "
             "check its parameters and its normalisation"
         )
-
-
-def _check_floating(images):
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
 
 
 def _warn_of_range(images, remedy):

@@ -229,8 +229,9 @@ class _Bisect:
         solution, inside, outside, num_steps = state
         middle = (inside + outside) / 2
         with jax.default_matmul_precision(self.precision):
-            label = jnp.argmax(restrict(*_pair(data, item))(middle * solution.coordinates)).astype(jnp.int32)
-        is_changed = label != solution.label
+            logits = restrict(*_pair(data, item))(middle * solution.coordinates)
+        label = jnp.argmax(logits).astype(jnp.int32)
+        is_changed = jnp.isfinite(logits).all() & (label != solution.label)
         adversarial_label = jnp.where(is_changed, label, solution.adversarial_label)
         return _Bisection(
             solution._replace(adversarial_label=adversarial_label),

@@ -1,5 +1,6 @@
 """Networks of ReLU and max-pooling as matrices in float64: what exact margins and lower bounds are computed from."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax.classifiers import logits_of
 from hmt_jax.models import MLP, LeNet, Logistic, Normalized
 
 
@@ -40,10 +42,17 @@ def network_of(classifier: Any, image_shape: tuple[int, int, int]) -> Network:
 
     Raises:
       TypeError: for a classifier that is none of the known architectures.
+      ValueError: for one that was made for other images.
     """
     network, mean, std = classifier, np.zeros(1), np.ones(1)
     if isinstance(classifier, Normalized):
         network, mean, std = classifier.network, np.asarray(classifier.mean[...]), np.asarray(classifier.std[...])
+    if not isinstance(network, Logistic | MLP | LeNet):
+        raise TypeError(
+            "the classifier must be a network of hmt_jax.models named 'logistic', 'mlp' or 'lenet', made by create, "
+            f"load or from_torch, whose layers are known; got {type(network).__name__}"
+        )
+    jax.eval_shape(functools.partial(logits_of, classifier), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     maps = _maps(network, image_shape)
     weight, bias = maps[0]
     mean, std = (np.broadcast_to(value, image_shape).reshape(-1).astype(np.float64) for value in (mean, std))
@@ -88,7 +97,7 @@ def _maps(network, image_shape):
         case MLP():
             first, *rest = network.layers
             return [_dense(first, image_shape), *(_dense(layer) for layer in rest)]
-        case LeNet():
+        case _:
             shape = (height // 2, width // 2, 6)
             pooled = ((shape[0] - 4) // 2, (shape[1] - 4) // 2, 16)
             return [
@@ -98,10 +107,6 @@ def _maps(network, image_shape):
                 _dense(network.fc2),
                 _dense(network.fc3),
             ]
-    raise TypeError(
-        "the classifier must be a network of hmt_jax.models named 'logistic', 'mlp' or 'lenet', made by create, load "
-        f"or from_torch, whose layers are known; got {type(network).__name__}"
-    )
 
 
 def _dense(linear, shape=None):

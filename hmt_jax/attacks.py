@@ -23,6 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, solvers
+from hmt_jax._numbers import whole_number
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
@@ -81,8 +82,7 @@ class _Bounded:
                 "images must have shape (N, height, width, channels) and labels (N,), got "
                 f"{images.shape} and {labels.shape}"
             )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+        _checks.check_floating("images", images)
         if self.subspace is not None:
             _checks.check_subspace(self.subspace, images)
 
@@ -129,7 +129,7 @@ class PGD(_Bounded):
         _check_num_steps(self.num_steps)
         if not 0 < self.step_size < math.inf:
             raise ValueError(f"step_size must be positive and finite, in pixels in [0, 1], got {self.step_size}")
-        if self.num_restarts < 1:
+        if whole_number("num_restarts", self.num_restarts) < 1:
             raise ValueError(f"num_restarts must be at least 1, got {self.num_restarts}")
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(
@@ -442,5 +442,5 @@ def _log_odds(classifier, labels, images):
 
 
 def _check_num_steps(num_steps):
-    if num_steps < 1:
+    if whole_number("num_steps", num_steps) < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")

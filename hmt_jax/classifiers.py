@@ -133,7 +133,7 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     """
     try:
         logits = classifier(images)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # of JAX, that of products and that of convolutions
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "

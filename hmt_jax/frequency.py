@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax._numbers import whole_number
+
 _SPATIAL_AXES = (-3, -2)
 
 
@@ -84,6 +86,7 @@ def _flip_matrix(length: int) -> np.ndarray:
 def _keep(images, size, is_kept):
     images = _as_images(images)
     height, width = images.shape[-3:-1]
+    size = whole_number("size", size)
     if not 1 <= size <= min(height, width):
         raise ValueError(f"size must be between 1 and {min(height, width)} for {height} x {width} images, got {size}")
     rows = is_kept(np.arange(height), height)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks, _devices, _pairs, lanes
+from hmt_jax._numbers import whole_number
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
 from hmt_jax.subspaces import Subspace
@@ -143,8 +144,8 @@ def measure_margins(
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
       precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
         Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
-      num_lanes: pairs advanced together on each device, twice as many in the passes at the end; chosen for the device
-        if not given.
+      num_lanes: pairs advanced together on each device, on CPU twice as many in the passes at the end; chosen for the
+        device if not given.
       devices: where to run; all local devices if not given.
       progress: called with the numbers of finished pairs and of all pairs, every few steps.
       **deepfool_settings: `num_candidates`, `overshoot`, `max_steps`: short for `solver=deepfool(...)`.
@@ -169,7 +170,7 @@ def measure_margins(
     ((3, 5), True)
     """
     solver = _solver_of(solver, deepfool_settings)
-    if _checks.whole_number("num_bisections", num_bisections) < 0:
+    if whole_number("num_bisections", num_bisections) < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
     # Those of NumPy stay on the host: a device is given a chunk at a time.
     images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
@@ -185,7 +186,7 @@ def measure_margins(
         images,
         stack,
         num_subspaces,
-        known=_solution_of(known, (num_subspaces, len(images))),
+        known=_solution_of(known, (num_subspaces, len(images), *_shape_of_coordinates(first, images))),
         num_bisections=num_bisections,
         precision=precision,
         keep_coordinates=keep_coordinates,
@@ -231,7 +232,8 @@ def _solver_of(solver, settings):
         return DeepFool(**settings)
     if settings:
         raise TypeError(f"give either solver or {', '.join(settings)}, which belong to solvers.deepfool")
-    if not all(hasattr(solver, name) for name in ("num_candidates", "start", "step", "done", "result")):
+    methods = ("num_candidates", "start", "step", "done", "result")
+    if isinstance(solver, type) or not all(hasattr(solver, name) for name in methods):
         raise TypeError(
             f"solver must be a solver such as hmt_jax.solvers.tight('fast'), with its parentheses, got {solver!r}"
         )
@@ -242,14 +244,22 @@ def _solution_of(result, shape):
     """What a result says of all its pairs, as a solver's answer; None for None."""
     if result is None:
         return None
-    if result.margin.shape != shape:
+    if result.margin.shape != shape[:2]:
         raise ValueError(
             f"known must hold margins of the same pairs, {shape[0]} subspaces and {shape[1]} images, got "
             f"{result.margin.shape[0]} and {result.margin.shape[1]}"
         )
     if result.coordinates is None:
         raise ValueError("known was measured without coordinates: measure it with keep_coordinates=True")
+    if result.coordinates.shape != shape:
+        raise ValueError(
+            f"known must hold margins in the same subspaces, of dimension {shape[2]}, got {result.coordinates.shape[2]}"
+        )
     return Solution(*(getattr(result, field) for field in Solution._fields))
+
+
+def _shape_of_coordinates(subspace, images):
+    return jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)).shape
 
 
 def _as_stack(subspaces):

@@ -13,6 +13,7 @@ from hmt_jax.margins import MarginResult
 require("pictures", "experiments", "matplotlib")
 from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import LogLocator  # noqa: E402
 
 _COLOR = "#20639b"
@@ -185,15 +186,21 @@ def margin_curves(
       ticks: a label for each of the E positions.
       xlabel: what the positions are.
     """
+    if not panels:
+        raise ValueError("panels is empty: give at least one, with its curves")
+    names = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    colors = dict(zip(names, _colors(names), strict=True))
+    handles: dict[str, Line2D] = {}
     figure = Figure(figsize=(1 + 4 * len(panels), 4), dpi=150, layout="constrained")
     for column, (name, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), column + 1)
         bottom, top = _limits(curves)
-        for color, (label, percentiles) in zip(_colors(curves), curves.items(), strict=True):
+        for label, percentiles in curves.items():
+            color = colors[label]
             low, median, high = np.asarray(percentiles, float).T
             axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=0.15, lw=0)
             line = np.where(np.isfinite(median), median, np.nan)
-            axes.plot(positions, line, color=color, marker="o", markersize=4, label=label)
+            (handles[label],) = axes.plot(positions, line, color=color, marker="o", markersize=4)
             above = np.asarray(positions)[np.isinf(median)]
             axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
         axes.set(yscale="log", ylim=(bottom, top), xlabel=xlabel, title=name)
@@ -201,7 +208,7 @@ def margin_curves(
             axes.set_xticks(positions, ticks)
         axes.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("margin (L2): median, 5% to 95%")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title)
     return figure
 

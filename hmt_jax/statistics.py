@@ -109,7 +109,7 @@ def percentile(values: np.ndarray, rank: float) -> float:
     values = np.sort(values[~np.isnan(values)])
     if not values.size:
         return np.nan
-    position = rank / 100 * (values.size - 1)
+    position = rank * (values.size - 1) / 100
     below, above = values[int(np.floor(position))], values[int(np.ceil(position))]
     if below == above:
         return float(below)

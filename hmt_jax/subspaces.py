@@ -19,6 +19,7 @@ import numpy as np
 
 from hmt_jax import _checks
 from hmt_jax._checks import ImageShape
+from hmt_jax._numbers import whole_number
 from hmt_jax.frequency import dct_matrix
 
 # Products inside a subspace decide how orthonormal it is; on accelerators the default precision may be bfloat16.
@@ -78,12 +79,14 @@ class Subspace(abc.ABC):
         image = jnp.asarray(image)
         if image.shape != self.image_shape:
             raise ValueError(f"image must have the subspace's image_shape {self.image_shape}, got {image.shape}")
+        _checks.check_floating("image", image)
         return self._project(image)
 
     def embed(self, z: jax.Array) -> jax.Array:
         """The image of shape `image_shape` with coordinates z of shape (dimension,)."""
         self._check_single()
         z = jnp.asarray(z)
+        z = z.astype(jnp.result_type(z, 1.0))  # whole numbers, too
         if z.shape != (self.dimension,):
             raise ValueError(f"z must have shape ({self.dimension},), got {z.shape}")
         image = self._lift(z)
@@ -284,7 +287,7 @@ def dct_window(image_shape: ImageShape, row: int, column: int, size: int) -> DCT
     """
     image_shape = _checks.check_image_shape(image_shape)
     height, width, _ = image_shape
-    row, column = _checks.whole_number("row", row), _checks.whole_number("column", column)
+    row, column = whole_number("row", row), whole_number("column", column)
     size = _check_window_size(image_shape, size)
     if not (0 <= row <= height - size and 0 <= column <= width - size):
         raise ValueError(
@@ -308,7 +311,7 @@ def dct_diagonal(image_shape: ImageShape, size: int, step: int) -> DCTWindow:
     (21, [20, 20])
     """
     image_shape = _checks.check_image_shape(image_shape)
-    size, step = _check_window_size(image_shape, size), _checks.whole_number("step", step)
+    size, step = _check_window_size(image_shape, size), whole_number("step", step)
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
     corners = jnp.arange(0, min(image_shape[:2]) - size + 1, step, dtype=jnp.int32)
@@ -358,7 +361,7 @@ def random(key: jax.Array, image_shape: ImageShape, dimension: int) -> Span:
     """
     image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
-    dimension = _checks.whole_number("dimension", dimension)
+    dimension = whole_number("dimension", dimension)
     if not 1 <= dimension <= num_pixels:
         raise ValueError(
             f"dimension must be between 1 and {num_pixels} for images of shape {image_shape}, got {dimension}"
@@ -443,7 +446,7 @@ def _as_span(subspace: Subspace) -> Span:
 
 
 def _check_window_size(image_shape, size):
-    size, largest = _checks.whole_number("size", size), min(image_shape[:2])
+    size, largest = whole_number("size", size), min(image_shape[:2])
     if not 1 <= size <= largest:
         raise ValueError(
             f"size must be between 1 and {largest} for images of shape (height, width, channels) = {image_shape}, got "

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices
+from hmt_jax._numbers import whole_number
 from hmt_jax.attacks import Attack, as_argument
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
@@ -59,6 +60,8 @@ class Recipe:
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __post_init__(self):
+        for name in ("num_epochs", "batch_size"):
+            whole_number(name, getattr(self, name))
         for name in ("num_epochs", "batch_size", "max_learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -161,6 +161,8 @@ def test_what_is_not_supported_is_told():
         bounds.certify(network("mlp"), images[0], subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=r"the subspaces are for images of shape \(3, 3, 1\)"):
         bounds.certify(network("mlp"), images, subspaces.full((3, 3, 1)))
+    with pytest.raises(ValueError, match=r"applied to images of shape \(N, 3, 3, 1\): .* that it was made for"):
+        bounds.certify(network("mlp"), np.ones((1, 3, 3, 1), np.float32), subspaces.full((3, 3, 1)))
 
 
 @pytest.mark.slow

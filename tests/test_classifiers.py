@@ -11,7 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import hmt_jax
-from hmt_jax import classifiers, subspaces
+from hmt_jax import classifiers, models, subspaces
 
 SHAPE = (4, 3, 2)
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
@@ -375,8 +375,12 @@ def test_what_models_load_returns_is_no_classifier():
         (lambda parameters, images: images @ parameters, r"give a function of images alone, jax\.tree_util\.Partial"),
         (lambda images: jnp.asarray(np.tanh(np.asarray(images))), r"compute with jax\.numpy, since NumPy"),
         (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "give it images of the shape that it was"),
+        (
+            models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=2),
+            "give it images of the shape that it was",
+        ),
     ],
-    ids=["parameters", "NumPy", "shape"],
+    ids=["parameters", "NumPy", "shape", "channels"],
 )
 def test_the_remedy_fits_the_error(classifier, remedy):
     images = np.zeros((1, *SHAPE), np.float32)

@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 from conftest import random_network
 
+import hmt_jax
 from hmt_jax import Status, exact, subspaces
 from hmt_jax.exact._least_norm import least_norm_point
 from hmt_jax.margins import _solve_one
@@ -144,6 +145,18 @@ def test_the_margin_of_a_sphere_is_the_nearest_root_over_all_directions(radius, 
         np.testing.assert_allclose(np.linalg.norm(offset + basis @ solution.coordinates), radius, rtol=1e-5)
 
 
+def test_a_sample_has_a_label_where_its_logits_have_no_gradient():
+    found = hmt_jax.measure_margins(
+        lambda images: jnp.stack([jnp.sqrt(images[:, 0, 0, 0]), images[:, 0, 1, 0]], axis=1),
+        np.array([[0.0, 0.5], [0.5, 0.5]], np.float32).reshape(2, 1, 2, 1),
+        subspaces.full((1, 2, 1)),
+        exact.linear(),
+    )
+    assert found.status[0].tolist() == [Status.NON_FINITE, Status.CONVERGED]
+    assert found.label[0].tolist() == [1, 0]
+    assert found.adversarial_label[0].tolist() == [1, 1]
+
+
 def test_the_margin_at_the_center_of_a_sphere_is_its_radius():
     center = jnp.full(SHAPE, 0.5)
     solution = exact.sphere(center, 0.75, center, subspaces.full(SHAPE))
@@ -240,6 +253,7 @@ def test_a_scan_of_a_line_takes_the_nearer_side_within_one_step():
         ({"reach": 1.0, "resolution": 2.0}, r"resolution must be positive and at most reach, got 2\.0 and 1\.0"),
         ({"reach": 1.0, "resolution": 0.0}, "resolution must be positive"),
         ({"reach": float("nan"), "resolution": 1.0}, "resolution must be positive"),
+        ({"reach": float("inf"), "resolution": 1.0}, "reach must be finite: where the label never changes, the search"),
         ({"reach": 1.0, "resolution": 0.5, "num_angles": 2}, "num_angles must be at least 3, got 2"),
     ],
 )

@@ -180,6 +180,12 @@ def test_sizes_out_of_range_are_refused(apply, size):
         apply(np.zeros((6, 4, 3)), size)
 
 
+@pytest.mark.parametrize("apply", FILTERS)
+def test_sizes_are_whole_numbers(apply):
+    with pytest.raises(ValueError, match=r"size must be a whole number, got 2\.5"):
+        apply(np.zeros((6, 4, 3)), 2.5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_images_keep_their_type(dtype):
     images = jnp.ones((2, 6, 6, 1), dtype)

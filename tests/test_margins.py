@@ -651,6 +651,14 @@ def test_known_margins_are_checked():
         measure_two(images[:3], known=known)
 
 
+def test_known_margins_are_of_subspaces_of_the_same_dimension():
+    images = boundary_images()
+    lines, planes = (subspaces.random(jax.random.key(0), (4, 5, 2), dimension) for dimension in (1, 2))
+    known = hmt_jax.measure_margins(two_logits, images, lines, keep_coordinates=True)
+    with pytest.raises(ValueError, match="known must hold margins in the same subspaces, of dimension 2, got 1"):
+        hmt_jax.measure_margins(two_logits, images, planes, known=known)
+
+
 def test_probabilities_for_logits_give_a_warning():
     images, whole = boundary_images(), subspaces.full((4, 5, 2))
     with pytest.warns(

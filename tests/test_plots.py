@@ -152,6 +152,18 @@ def test_every_curve_is_drawn_in_a_colour_of_its_own(draw):
         draw(11)
 
 
+def test_a_curve_has_one_colour_in_all_panels_and_stands_in_the_legend_once():
+    curve = np.tile([[1.0, 2.0, 3.0]], (2, 1))
+    figure = plots.margin_curves([0, 1], {"a": {"x": curve, "z": curve}, "b": {"y": curve, "x": curve}})
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "z", "y"]
+    x, z, y = (handle.get_color() for handle in legend.legend_handles)
+    assert len({x, y, z}) == 3
+    assert [[line.get_color() for line in axes.lines] for axes in figure.axes] == [[x, z], [y, x]]
+    with pytest.raises(ValueError, match="panels is empty: give at least one"):
+        plots.margin_curves([0, 1], {})
+
+
 def test_many_networks_stay_beside_their_subspace():
     axes = draw_intervals(10).axes[0]
     places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections if c.get_label() in "0123456789"])

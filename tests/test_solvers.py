@@ -166,6 +166,53 @@ def test_a_sample_on_the_boundary_has_a_tiny_margin():
         assert (np.asarray(solution.margin) < 1e-4).all()
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_tie_of_zeros_is_won_by_the_first_class_whatever_their_signs(name):
+    def g(slope, z):
+        return jnp.stack([-(slope @ z), slope @ z])
+
+    slopes = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+    assert np.signbit(g(slopes[0], jnp.zeros(3))).tolist() == [True, False]
+    solution = solve(ALL[name], g, slopes, jnp.zeros(3))
+    np.testing.assert_array_equal(solution.label, [0, 0])
+    np.testing.assert_array_equal(solution.adversarial_label, [1, 1])
+
+
+def test_a_search_out_of_steps_ends_at_a_point_that_was_looked_at():
+    """For any number of steps, where the logits are those of the label, the label is the one that is told."""
+    classifier = hmt_jax.models.create("mlp", jax.random.key(0), image_shape=(4, 4, 1), num_classes=3)
+    images = jax.random.uniform(jax.random.key(1), (9, 4, 4, 1))
+    windows = subspaces.dct_diagonal((4, 4, 1), size=2, step=1)
+    numbers_out_of_steps = []
+    for max_steps in (1, 2):
+        for solver in (
+            solvers.ddn(num_steps=1, max_steps=max_steps),
+            solvers.fmn(num_steps=1, max_steps=max_steps),
+            solvers.closest_point(num_steps=1, max_steps=max_steps),
+            solvers.superdeepfool(max_steps=max_steps),
+        ):
+            found = hmt_jax.measure_margins(classifier, images, windows, solver, keep_coordinates=True)
+            is_out = found.status == Status.OUT_OF_STEPS
+            numbers_out_of_steps.append(is_out.sum())
+            assert (found.gap[is_out] <= 0).all()
+            np.testing.assert_allclose(found.margin, np.linalg.norm(found.coordinates, axis=2), rtol=1e-5)
+    assert sum(numbers_out_of_steps) > 20
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: solvers.deepfool(max_steps=2.5), "max_steps"),
+        (lambda: solvers.superdeepfool(num_candidates=2.5), "num_candidates"),
+        (lambda: solvers.ddn(num_steps=2.5), "num_steps"),
+        (lambda: exact.scan(num_angles=2.5), "num_angles"),
+    ],
+)
+def test_counts_are_whole_numbers(make, field):
+    with pytest.raises(ValueError, match=rf"{field} must be a whole number, got 2\.5"):
+        make()
+
+
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="effort must be one of fast, normal, thorough"):
         solvers.tight("more")
@@ -201,6 +248,21 @@ def test_bisection_of_what_deepfool_finds():
     assert (after.margin <= before.margin).all()
     assert (after.margin < 0.999 * before.margin).any()
     assert (after.gap >= -1e-5).all()
+
+
+def test_bisection_does_not_take_nan_for_another_label():
+    """Its logits are NaN on the way from 0.3 to 0.5, and of another label from 0.8."""
+
+    def classifier(images):
+        x = images[:, 0, 0, 0]
+        return jnp.stack([jnp.full_like(x, 0.8), jnp.where((x > 0.3) & (x < 0.5), jnp.nan, x)], axis=1)
+
+    pixel = subspaces.full((1, 1, 1))
+    image = jnp.zeros((1, 1, 1, 1))
+    halved = hmt_jax.measure_margins(classifier, image, pixel, solvers.deepfool(), num_bisections=3)
+    assert halved.is_converged.all()
+    assert 0.8 <= halved.margin[0, 0] <= 0.816
+    assert np.isfinite(halved.gap).all()
 
 
 def test_known_margins_do_not_become_larger():

@@ -57,6 +57,13 @@ def test_censored_margins_count_as_larger_than_all_others(status):
     assert summary.counts["converged"] == 3
 
 
+@pytest.mark.parametrize("rank", range(101))
+def test_a_rank_that_falls_on_a_value_is_that_value(rank):
+    """Whatever comes behind it: of 101 values the one at that place."""
+    values = np.where(np.arange(101) <= rank, np.arange(101.0), np.inf)
+    assert statistics.percentile(values, rank) == rank
+
+
 def test_median_is_infinite_where_half_are_censored():
     censored = [[Status.CONVERGED] * 2 + [Status.OUT_OF_STEPS] * 2]
     assert statistics.summarize(make_result([[1.0, 2.0, 3.0, 4.0]], censored)).median == np.inf

@@ -182,6 +182,24 @@ def test_whole_numbers_are_a_basis_too():
     np.testing.assert_array_equal(coordinates, [image.ravel()[3], image.ravel()[0]])
 
 
+@pytest.mark.parametrize("kind", ["window", "complement", "span", "whole"])
+def test_whole_numbers_are_coordinates_too(kind):
+    window = subspaces.dct_window(SHAPE, 1, 2, 3)
+    subspace = {
+        "window": window,
+        "complement": subspaces.orthogonal_complement(window),
+        "span": subspaces.random(jax.random.key(0), SHAPE, 3),
+        "whole": subspaces.full(SHAPE),
+    }[kind]
+    z = np.arange(subspace.dimension) % 3 + 1
+    np.testing.assert_array_equal(subspace.embed(z), subspace.embed(z.astype(np.float32)))
+
+
+def test_images_of_whole_numbers_have_no_coordinates():
+    with pytest.raises(ValueError, match=r"image must be floating point in \[0, 1\], got uint8; divide 8-bit images"):
+        subspaces.full(SHAPE).coordinates(np.ones(SHAPE, np.uint8))
+
+
 def test_random_subspaces_follow_the_key():
     first, again, other = (dense_basis(subspaces.random(jax.random.key(k), SHAPE, 3)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -385,12 +385,21 @@ def test_a_step_is_compiled_once(samples, logistic, devices):
 def test_bad_recipes():
     with pytest.raises(ValueError, match="num_epochs must be positive, got 0"):
         training.Recipe(num_epochs=0)
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number, got 64\.0"):
+        training.Recipe(batch_size=64.0)
     with pytest.raises(ValueError, match=r"weight_decay must not be negative, got -0\.1"):
         training.Recipe(weight_decay=-0.1)
     with pytest.raises(ValueError, match="max_learning_rate must be positive, got nan"):
         training.Recipe(max_learning_rate=float("nan"))
     with pytest.raises(ValueError, match="compute_dtype must be 'float32' or 'bfloat16', got 'float16'"):
         training.Recipe(compute_dtype="float16")
+
+
+def test_a_network_of_nans_is_never_right(samples):
+    images, labels = samples
+    assert (labels == 0).any()
+    metrics = training.evaluate(lambda images: jnp.full((len(images), 10), jnp.nan), images, labels)
+    assert metrics.accuracy == 0
 
 
 def test_bad_samples(samples, logistic):
@@ -402,6 +411,10 @@ def test_bad_samples(samples, logistic):
             training.train(logistic, *wrong, RECIPE, jax.random.key(0), devices=ONE)
     for wrong, message in [
         ((images.astype(int), labels), r"images must be uint8, or floating point in \[0, 1\], got int64; convert"),
+        (
+            (images, np.eye(3)[labels]),
+            r"labels must have shape \(N,\), got \(18, 3\); convert one-hot labels with labels",
+        ),
         ((images, labels - 1), "labels must be whole numbers from 0, but the lowest one is -1"),
         (
             (images, labels / 2),

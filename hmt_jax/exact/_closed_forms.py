@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hmt_jax import _checks
 from hmt_jax.solvers import Linearization, Restriction, Solution, Status
 from hmt_jax.subspaces import Subspace
 
@@ -25,14 +26,15 @@ class Linear:
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
         nearest = jnp.argmin(distances)
         margin = distances[nearest]
-        is_finite = jnp.isfinite(logits).all() & jnp.isfinite(norms).all()
+        has_label = jnp.isfinite(logits).all()
+        is_finite = has_label & jnp.isfinite(norms).all()
         is_crossed = is_finite & jnp.isfinite(margin)
         unit_normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
         status = jnp.where(is_crossed, Status.CONVERGED, Status.ZERO_GRADIENT)
         return Solution(
             margin=jnp.where(is_finite, margin, jnp.nan),
-            label=jnp.where(is_finite, label, -1),
-            adversarial_label=jnp.where(is_finite, jnp.where(is_crossed, others[nearest], label), -1),
+            label=jnp.where(has_label, label, -1),
+            adversarial_label=jnp.where(has_label, jnp.where(is_crossed, others[nearest], label), -1),
             num_steps=jnp.ones((), jnp.int32),
             status=jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32),
             coordinates=jnp.where(is_crossed, margin, 0) * unit_normal,
@@ -91,6 +93,7 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     '2.0000'
     """
     image, center, radius = jnp.asarray(image), jnp.asarray(center), jnp.asarray(radius)
+    _checks.check_image(image)
     offset = image - center
     inside = subspace.coordinates(offset)  # -p
     norm = jnp.linalg.norm(inside)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
@@ -159,7 +160,11 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_array(value) -> np.ndarray:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    # NumPy has no bfloat16 of its own, and PyTorch gives it none. Through float32 every number stays what it is.
+    return tensor.float().numpy().astype(jnp.bfloat16) if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy()
 
 
 def _from_torch(array):

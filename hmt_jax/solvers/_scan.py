@@ -1,13 +1,14 @@
 """Margins in one and two dimensions by looking at all directions, from near to far: no local minimum can mislead it."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers
 
 # What is not given, in units of the sample's first-order distance.
 _RESOLUTION, _REACH = 1 / 16, 64
@@ -44,10 +45,13 @@ class Scan:
     num_candidates: int = 10  # for the first-order distance
 
     def __post_init__(self):
+        as_numbers(self)
         if (self.reach is None) != (self.resolution is None):
             raise ValueError(f"give both resolution and reach, or none, got {self.resolution} and {self.reach}")
         if self.reach is not None and self.resolution is not None and not 0 < self.resolution <= self.reach:
             raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
+        if self.reach == math.inf:
+            raise ValueError("reach must be finite: where the label never changes, the search would not end")
         if self.num_angles < 3:
             raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
 
@@ -165,8 +169,8 @@ def scan(*, reach: float | None = None, resolution: float | None = None, num_ang
       num_angles: rays in the plane.
 
     Raises:
-      ValueError: for a resolution that is not positive or above the reach, fewer than 3 angles, or, when run, a
-        subspace of more than 2 dimensions.
+      ValueError: for a resolution that is not positive or above the reach, a reach that is not finite, fewer than 3
+        angles, or, when run, a subspace of more than 2 dimensions.
 
     >>> import hmt_jax
     >>> disc = jax.tree_util.Partial(lambda r, x: jnp.stack([(x**2).sum((1, 2, 3)), r**2 + 0 * x[:, 0, 0, 0]], 1), 0.5)

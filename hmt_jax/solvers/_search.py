@@ -18,7 +18,7 @@ class Search(NamedTuple):
     z: jax.Array  # (d,)
     label: jax.Array
     gap: jax.Array  # between the label and the runner-up at z = 0
-    best_z: jax.Array  # (d,) the least adversarial point seen
+    best_z: jax.Array  # (d,) the least adversarial point seen; the last point seen, before there is one
     best_norm: jax.Array  # infinite before there is one
     best_label: jax.Array
     num_found: jax.Array  # steps since the first adversarial point, that one included
@@ -116,7 +116,7 @@ def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
     is_found = jnp.isfinite(best_norm)
     status = jnp.where(is_found, Status.CONVERGED, jnp.where(is_finite, Status.OUT_OF_STEPS, Status.NON_FINITE))
     search = search._replace(
-        best_z=jnp.where(is_better, search.z, search.best_z),
+        best_z=jnp.where(is_better | ~is_found, search.z, search.best_z),
         best_norm=best_norm,
         best_label=jnp.where(is_better, label, search.best_label),
         num_found=search.num_found + is_found,
@@ -163,15 +163,13 @@ def is_done(search: Search, is_enough: jax.Array, max_steps: int) -> jax.Array:
 
 
 def solution(search: Search) -> Solution:
-    """The least adversarial point seen; the last point, if there is none."""
-    is_found = jnp.isfinite(search.best_norm)
-    z = jnp.where(is_found, search.best_z, search.z)
-    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, jnp.linalg.norm(z))
+    """The least adversarial point seen; the last point seen, if there is none."""
+    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, jnp.linalg.norm(search.best_z))
     return Solution(
         margin=jnp.where(search.status == Status.ZERO_GRADIENT, jnp.inf, margin),
         label=search.label,
         adversarial_label=search.best_label,
         num_steps=search.num_steps,
         status=search.status,
-        coordinates=z,
+        coordinates=search.best_z,
     )

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax._numbers import whole_number
+
 Restriction = Callable[[jax.Array], jax.Array]
 
 
@@ -64,7 +66,9 @@ def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_
     ([2, 1], [[1.0, -2.0]])
     """
     logits, pull_back = jax.vjp(function, point)
-    candidates = jax.lax.top_k(logits, min(num_candidates, logits.size))[1].astype(jnp.int32)
+    # -0 and 0 are a tie, as for `argmax`.
+    order = jnp.where(logits == 0, 0, logits)
+    candidates = jax.lax.top_k(order, min(num_candidates, logits.size))[1].astype(jnp.int32)
     return Linearization(logits, candidates, normals_of(pull_back, logits, candidates))
 
 
@@ -94,14 +98,15 @@ def as_numbers(settings: Any) -> None:
     """Makes every field of a frozen dataclass a Python number: equal solvers are hashed alike, and share compiled code.
 
     Raises:
-      ValueError: for what is no single number, known when compiling; a count below the least that makes sense; or a
-        negative overshoot.
+      ValueError: for what is no single number, known when compiling; a count that is not whole, or below the least
+        that makes sense; or a negative overshoot.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, jax.core.Tracer) or np.ndim(value):
             raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
-        object.__setattr__(settings, field.name, np.asarray(value).item())
+        value = np.asarray(value).item()
+        object.__setattr__(settings, field.name, whole_number(field.name, value) if field.type is int else value)
     if settings.num_candidates < 2:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
@@ -110,8 +115,9 @@ def as_numbers(settings: Any) -> None:
     if not overshoot >= 0:  # so written that NaN fails, too
         raise ValueError(f"overshoot must not be negative, got {overshoot}")
     num_steps: int = getattr(settings, "num_steps", 1)
-    if num_steps < 1 or settings.max_steps < 1:
-        name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", settings.max_steps)
+    max_steps: int = getattr(settings, "max_steps", num_steps)
+    if num_steps < 1 or max_steps < 1:
+        name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", max_steps)
         raise ValueError(f"{name} must be at least 1, got {value}")
-    if settings.max_steps < num_steps:
-        raise ValueError(f"max_steps must be at least num_steps, got {settings.max_steps} and {num_steps}")
+    if max_steps < num_steps:
+        raise ValueError(f"max_steps must be at least num_steps, got {max_steps} and {num_steps}")

@@ -134,6 +134,15 @@ def check_logits_and_gradients(name, network, images, dtype):
         assert_close(ours, theirs, dtype)
 
 
+def test_weights_in_bfloat16_stay_so():
+    network = twin_of("lenet", channels=1)
+    expected = {key: value.float().numpy() for key, value in network.bfloat16().state_dict().items()}
+    found = models.to_torch(imported("lenet", network, (28, 28, 1), num_classes=7))
+    for key, array in found.items():
+        assert array.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(array.astype(np.float32), expected[key])
+
+
 def check_logits(name, network, images, **options):
     classifier = in_dtype(name, network, images.shape[1:], np.float64, **options)
     assert_close(LOGITS(classifier, jnp.asarray(images)), network(torch_input(images)).numpy(), np.float64)
