@@ -50,6 +50,9 @@ def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
 
     Takes one forward and one backward pass a step.
 
+    The first step is towards the runner-up, the only other candidate: if no direction in the subspace moves that and
+    the label apart, the status is ZERO_GRADIENT, though a third class may be reached there.
+
     Args:
       num_steps: steps over which the search closes in.
       max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.

@@ -20,7 +20,7 @@ class Status(enum.IntEnum):
     CONVERGED = 0  #: the label changed; the margin is that of the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
     NON_FINITE = 2  #: logits or gradients were NaN or infinite; the margin is NaN
-    ZERO_GRADIENT = 3  #: no direction in the subspace moves the logits apart; the margin is infinite
+    ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
 
 
 class Solution(NamedTuple):
