@@ -85,7 +85,9 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
     run.check_finished(path)
     name, found = config.described(folder.read_config(path))
     if type(found) is not DiagonalMargins:  # kinds made of it measure other subspaces, or keep no margins
-        raise ValueError(f"{path} is the folder of {name}, which does not measure margins along the diagonal")
+        raise ValueError(
+            f"{path} is the folder of {name}, which does not measure a data set of hmt_jax.data along the diagonal"
+        )
     images = stages.load(found, data_dir).test_images[: min(num_images, found.num_images)]
     classifier, _ = models.load(path / stages.CLASSIFIER)
     corners = folder.read_arrays(path / "margins.npz")["corner"]
@@ -157,7 +159,7 @@ def order(measured, tight) -> str:
     medians, told_apart, alike = _medians(measured), 0, 0
     for one, other in itertools.combinations(range(len(tight)), 2):
         estimate = checks.from_medians(lambda curve: curve[1] / curve[0], tight[[one, other]])
-        if estimate.low > 1 or estimate.high < 1:  # neither where both medians are censored
+        if estimate.low > 1 or estimate.high < 1:  # neither where both medians may be censored
             told_apart += 1
             alike += (estimate.value > 1) == (medians[other] > medians[one])
     verdict = "stands" if alike == told_apart else "DOES NOT STAND"

@@ -38,6 +38,8 @@ def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None)
             found = path / "baseline"
             runner.run(name, config, found, data_dir=data_dir)
             print(f"\n{name}:")
+        else:
+            print(f"{name} refers to the run in {found}")
         folder.write_json(path / _FILE, {"folder": os.path.relpath(found.resolve(), path.resolve())})
     return found
 
@@ -81,9 +83,17 @@ def _find(config, path) -> pathlib.Path | None:
     """A finished run beside `path`, or made for one beside it, with the classifier and margins of one of `config`."""
     wanted, root = _decisive(folder.described("", config)), path.resolve().parent
     for other in (*sorted(root.iterdir()), *sorted(root.glob("*/baseline"))):
-        if other != path.resolve() and _is_finished(other) and _decisive(folder.read_config(other)) == wanted:
+        if other != path.resolve() and _is_finished(other) and _decisive(_readable_config(other)) == wanted:
             return other
     return None
+
+
+def _readable_config(other) -> dict[str, Any]:
+    """The configuration of a run; empty where it is damaged, which is none of the run's that looks for another."""
+    try:
+        return folder.read_config(other)
+    except ValueError:
+        return {}
 
 
 def _is_finished(other) -> bool:
@@ -95,4 +105,5 @@ def _is_finished(other) -> bool:
 
 def _decisive(fields: dict[str, Any]) -> dict[str, Any]:
     ignored = _INCIDENTAL | (_OF_ATTACKS if fields.get("attack") == "none" else set())
-    return {field: value for field, value in fields.items() if field not in ignored}
+    checksums = {field: value for field, value in fields.get("checksums", {}).items() if field not in ignored}
+    return {field: value for field, value in fields.items() if field not in ignored} | {"checksums": checksums}

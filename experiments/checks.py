@@ -1,6 +1,7 @@
 """Claims, checked on the results of a run.
 
-A claim is a number with a threshold, and a reason for the threshold that was given before the number was known. The
+A claim is a number with a threshold, and a reason for the threshold, which was set before the number was known,
+or whose configuration says otherwise. The
 number has a bootstrap interval; the claim holds if the number itself meets the threshold.
 """
 
@@ -24,7 +25,10 @@ _NUM_RESAMPLES = 1000
 
 
 class Estimate(NamedTuple):
-    """A number and its 95% interval. Infinite where it comes from censored margins, NaN where it has no value."""
+    """A number and its 95% interval. Infinite where it comes from censored margins, NaN where it has no value.
+
+    An interval is NaN, too, where more resamples than lie beyond one of its ends have no value.
+    """
 
     value: float
     low: float
@@ -153,7 +157,10 @@ def _check_numbers(numbers):
 
 
 def _estimate(value, resampled) -> Estimate:
-    return Estimate(value, *(statistics.percentile(np.asarray(resampled), rank) for rank in _TAILS))
+    values = np.asarray(resampled)
+    if np.isnan(values).mean() > _TAILS[0] / 100:  # an end of the interval may lie among them
+        return Estimate(value, math.nan, math.nan)
+    return Estimate(value, *(statistics.percentile(values, rank) for rank in _TAILS))
 
 
 def _for_json(number):

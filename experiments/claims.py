@@ -11,7 +11,7 @@ from experiments.checks import Estimate, from_medians, from_resampling, from_sha
 from hmt_jax import statistics
 
 Statistic = Callable[[pathlib.Path], Estimate]
-# Which windows, by their corners (R, 2) and the configuration of the run: (R,) truth values.
+# Which windows, by their corners (R, 2), and the configuration and measurement of the run: (R,) truth values.
 Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
@@ -75,7 +75,9 @@ def least_inside_over_least_beyond(field: str) -> Statistic:
 
     def statistic(path):
         found, corners = margins(path)
-        is_inside = below(field)(corners, folder.read_config(path))
+        is_inside = below(field)(corners, _settings(path))
+        _check_any(is_inside, path)
+        _check_any(~is_inside, path)
         return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), found)
 
     return statistic
@@ -124,11 +126,22 @@ def above(field: str) -> Keep:
     return lambda corners, config: np.all(corners >= _cut(config, field), axis=1)
 
 
-def _cut(config, field) -> int:
-    _, separator, cut = config[field].partition(":")
-    if not separator:
+def _settings(path) -> dict[str, Any]:
+    return {**folder.read_json(path / "measurement.json"), **folder.read_config(path)}
+
+
+def _check_any(is_kept, path) -> None:
+    if not is_kept.any():
+        raise ValueError(f"no window of {path} is on that side of the cut: take smaller windows, or another cut")
+
+
+def _cut(config, field) -> np.ndarray:
+    """The frequencies along both axes that are the first above the cut of a band."""
+    kind, _, size = config[field].partition(":")
+    if kind not in ("low_pass", "cutoff_low", "high_pass"):
         raise ValueError(f"{field}={config[field]} has no cut between low and high frequencies")
-    return int(cut)
+    cut = np.full(2, int(size))
+    return np.array(config["image_shape"][:2]) - cut if kind == "high_pass" else cut
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -146,7 +159,8 @@ def _ranks(values):
 def _of_ratios(keep, function):
     def statistic(path):
         margins, others, corners = _both(path)
-        is_kept = keep(corners, folder.read_config(path))
+        is_kept = keep(corners, _settings(path))
+        _check_any(is_kept, path)
         return from_medians(lambda medians, other: function((medians / other)[is_kept]), margins, others)
 
     return statistic

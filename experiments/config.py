@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import importlib
+import math
 import pathlib
 import pkgutil
 import typing
@@ -31,6 +32,10 @@ class Config(abc.ABC):
 
     def check(self, data_dir: str | None) -> None:  # noqa: B027
         """Raises ValueError for what only shows once data are there, before any work is done or undone."""
+
+    def checksums(self) -> dict[str, str]:
+        """Of files that fields name, by the field: a run is another one where they are. None, most of the time."""
+        return {}
 
     @abc.abstractmethod
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
@@ -75,6 +80,7 @@ def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
         field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
     }
     name: str = values.pop("experiment")
+    values.pop("checksums", None)
     # A run that another kind of experiment made for its network is of the kind below.
     kinds = [kind for kind in type(load(name)).__mro__ if issubclass(kind, Config)]
     for kind in kinds:
@@ -100,7 +106,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     """The configuration with `field=value` assignments made; values of a tuple have commas between them.
 
     Raises:
-      ValueError: for what is not an assignment, an unknown field, or a value of the wrong type.
+      ValueError: for what is not an assignment, an unknown field, or a value of the wrong type or not finite.
     """
     hints = typing.get_type_hints(type(config))
     types = {field.name: hints[field.name] for field in dataclasses.fields(config)}
@@ -116,6 +122,9 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         except ValueError:
             kind = types[field] if typing.get_args(types[field]) else types[field].__name__
             raise ValueError(f"{field} must be of type {kind}, got {text!r}") from None
+        numbers = values[field] if isinstance(values[field], tuple) else (values[field],)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{field} must be finite, got {text!r}")
     return dataclasses.replace(config, **values)
 
 

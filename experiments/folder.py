@@ -86,24 +86,36 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     if fresh:
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
             shutil.rmtree(result) if result.is_dir() else result.unlink()
-    seconds = read_environment(path)["seconds"] if (path / _ENVIRONMENT).exists() else 0
     write_json(path / _CONFIG, described(name, config))
-    write_json(path / _ENVIRONMENT, {**environment(), "seconds": seconds})
+    if not (path / _ENVIRONMENT).exists():
+        write_json(path / _ENVIRONMENT, {**environment(), "seconds": 0, "earlier": []})
+    elif not (path / "summary.json").exists():  # it goes on, maybe elsewhere
+        before, now = read_environment(path), environment()
+        seconds, earlier = before.pop("seconds"), before.pop("earlier", [])
+        write_json(path / _ENVIRONMENT, {**now, "seconds": seconds, "earlier": [*earlier, *[before] * (before != now)]})
 
 
 def add_seconds(path: pathlib.Path, seconds: float) -> None:
-    """Adds to the wall time that a run has taken, over all the calls that it took."""
+    """Adds to the wall time that a run has taken, over all the calls that it took and that were not killed."""
     found = read_environment(path)
     write_json(path / _ENVIRONMENT, {**found, "seconds": round(found["seconds"] + seconds, 2)})
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The configuration of the run in a folder: its fields, and the name of its experiment."""
-    return read_json(path / _CONFIG)
+    """The configuration of the run in a folder: its fields, and the name of its experiment.
+
+    Raises:
+      ValueError: if it is damaged, or not there.
+    """
+    with _readable(path / _CONFIG, remedy=f"remove {path}, and run that experiment again"):
+        return json.loads((path / _CONFIG).read_text())
 
 
 def read_environment(path: pathlib.Path) -> dict[str, Any]:
-    """What the run in a folder ran on, as `environment` gives it, and the seconds that it took."""
+    """What the run in a folder ran on, as `environment` gives it, and the seconds that it took.
+
+    Where it went on on something else, that is told, and what came before is in a list, "earlier".
+    """
     return read_json(path / _ENVIRONMENT)
 
 
@@ -164,14 +176,12 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 @contextlib.contextmanager
-def _readable(path, *errors):
+def _readable(path, *errors, remedy="start that run over with --fresh"):
     try:
         yield
     except (FileNotFoundError, ValueError, *errors) as error:
         state = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
-        raise ValueError(
-            f"{path} {state}, though a run writes its files whole: start that run over with --fresh"
-        ) from error
+        raise ValueError(f"{path} {state}, though a run writes its files whole: {remedy}") from error
 
 
 def environment() -> dict[str, Any]:
@@ -188,7 +198,9 @@ def environment() -> dict[str, Any]:
 
 def described(name: str, config: Config) -> dict[str, Any]:
     """A configuration as JSON gives it back."""
-    return json.loads(json.dumps({"experiment": name, **dataclasses.asdict(config)}))
+    checksums = config.checksums()
+    extra = {"checksums": checksums} if checksums else {}
+    return json.loads(json.dumps({"experiment": name, **dataclasses.asdict(config), **extra}))
 
 
 def _version(package):

@@ -1,6 +1,7 @@
 """The experiment on ImageNet: margins of a network whose weights are given, on images of a given folder."""
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from hmt_jax import data, frequency, models, solvers, subspaces
 
 # What torchvision subtracts from images in [0, 1] and divides them by.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_CHECKSUM_LENGTH = 16  # hexadecimal digits of SHA-256, so that people can compare them
 
 _BASELINES = ("none", "standard_training", "plain_data")
 
@@ -87,6 +90,16 @@ class GivenWeights(config.Config):
                 "logits: give a folder for each logit, which sort in the order of the logits"
             )
 
+    def checksums(self) -> dict[str, str]:
+        """Of the weights, and of the images' names and sizes; without what is not there."""
+        files = {field: pathlib.Path(getattr(self, field)) for field in ("weights", "baseline_weights")}
+        found = {field: _checksum(path) for field, path in files.items() if path.is_file()}
+        if pathlib.Path(self.images).is_dir() and self.images:
+            source = self.source()
+            sizes = ((file, (pathlib.Path(source.path) / file).stat().st_size) for file in source.files)
+            found["images"] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:_CHECKSUM_LENGTH]
+        return found
+
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
         if self.baseline_config is not None:
             baseline.provide(name, self.baseline_config, path, data_dir)
@@ -152,3 +165,8 @@ class GivenWeights(config.Config):
                 raise ValueError(f"{field} is not given, and nothing is downloaded: name after --set {usage}")
             if not (path.is_file() if field in files else path.is_dir()):
                 raise ValueError(f"{field}={path} is not there: name after --set {usage}")
+
+
+def _checksum(path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_CHECKSUM_LENGTH]

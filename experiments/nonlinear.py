@@ -96,7 +96,8 @@ class Alternating(synthetic.Synthetic, abc.ABC):
             {"epoch": int(arrays["epoch"]), "epsilon": float(arrays["epsilon"]), **synthetic.describe(arrays)}
             for arrays in found
         ]
-        accuracy = min(part["test_accuracy"] for part in parts)
+        # Networks in the midst of their first training do not count.
+        accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
         folder.write_json(path / "summary.json", {"experiment": name, "test_accuracy": accuracy, "parts": parts})
 
 

@@ -55,17 +55,21 @@ def _rows(path) -> list[tuple[str, ...]]:
     """A row for each claim of a run, or one if it has none; what is the run's stands in the first one alone."""
     described, environment = folder.read_config(path), folder.read_environment(path)
     accuracy = folder.read_json(path / "summary.json").get("test_accuracy")
-    devices = collections.Counter(environment["devices"])
     run = (
         described["experiment"] + _changes(described),
         str(described["seed"]),
         "-" if accuracy is None else f"{accuracy:.2%}",
-        ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in devices.items()),
+        ", then ".join(dict.fromkeys(map(_devices, [*environment.get("earlier", []), environment]))),
         f"{environment['seconds']:,.0f} s",
     )
     claims = [checks.row(verdict) for verdict in runner.verdicts(path)["checks"]]
     firsts = [run, *[("",) * len(run)] * (len(claims) - 1)]
     return [first + claim for first, claim in zip(firsts, claims or [("",) * len(checks.HEADER)], strict=True)]
+
+
+def _devices(environment) -> str:
+    counts = collections.Counter(environment["devices"])
+    return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in counts.items())
 
 
 def _rows_over_seeds(paths) -> list[tuple[str, ...]]:
@@ -111,7 +115,7 @@ def _changes(described: dict[str, Any]) -> str:
     if name not in config.names():
         return " (no longer there)"
     differing = folder.differences(described, folder.described(name, config.load(name)))
-    fields = [f"{field}={found}" for field, (found, _) in differing.items() if field != "seed"]
+    fields = [f"{field}={found}" for field, (found, _) in differing.items() if field not in ("seed", "checksums")]
     return f" ({', '.join(fields)})" if fields else ""
 
 

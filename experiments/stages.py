@@ -193,6 +193,7 @@ def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pa
         path / "measurement.json",
         {
             "seconds": time.perf_counter() - started,
+            "image_shape": images.shape[1:],
             "precision": result.precision,
             "work": dataclasses.asdict(result.work),
             **more,

@@ -101,6 +101,11 @@ def test_a_wrong_order_is_told():
     assert audit.order(censored, censored).endswith("9 of 9 pairs that the tight margins tell apart: stands")
 
 
+def test_windows_whose_medians_may_be_censored_have_no_order():
+    margins = np.array([np.where(np.arange(50) < 28, np.inf, 1.0), np.where(np.arange(50) < 45, np.inf, 1.0)])
+    assert audit.order(np.ones((2, 50)), margins).startswith("order of the windows: 0 of 0 pairs")
+
+
 @pytest.mark.usefixtures("report")
 def test_table_of_all_solvers(finished, monkeypatch):
     """Ratios and passes against those of margins measured here."""
@@ -127,7 +132,10 @@ def test_folders_of_other_kinds(tmp_path, capsys):
     folder.write_json(tmp_path / "config.json", folder.described("margin_map", config.load("margin_map")))
     folder.write_json(tmp_path / "checks.json", {})
     assert command_line.main(["audit", str(tmp_path)]) == 2
-    assert "is the folder of margin_map, which does not measure margins along the diagonal" in capsys.readouterr().err
+    assert (
+        "is the folder of margin_map, which does not measure a data set of hmt_jax.data along the diagonal"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("option", "least"), [("--num-images", 1), ("--certify", 0)])

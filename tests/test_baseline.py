@@ -8,6 +8,7 @@ import pytest
 from experiments import baseline, folder
 from experiments import run as runner
 from experiments.diagonal import DiagonalMargins
+from experiments.imagenet import GivenWeights
 
 CONFIG = DiagonalMargins(data="digits", network="mlp", window_size=3, window_step=1, attack="pgd", epsilon=0.5)
 ROBUST = dataclasses.replace(CONFIG, baseline="standard_training", evaluation_steps=9)
@@ -143,3 +144,29 @@ def test_folders_of_others_are_passed_by(tmp_path, made, monkeypatch):
     (tmp_path / "robust").mkdir()
     baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
     assert baseline.of(tmp_path / "robust") == tmp_path / "b"
+
+
+def test_a_damaged_run_is_passed_by(tmp_path, made):
+    put(tmp_path / "a", CONFIG)
+    (tmp_path / "a" / "config.json").write_text("{")
+    put(tmp_path / "b", dataclasses.replace(CONFIG, attack="none"))
+    (tmp_path / "robust").mkdir()
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust") == tmp_path / "b"
+
+
+def test_a_run_is_told_by_the_files_that_it_names(tmp_path, made):
+    file = tmp_path / "weights.npz"
+    file.write_bytes(b"before")
+    config = GivenWeights(network="lenet", weights=str(file))
+    put(tmp_path / "a", config)
+    for name in ("robust", "later"):
+        (tmp_path / name).mkdir()
+    baseline.provide("robust", config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust") == tmp_path / "a"
+    file.write_bytes(b"behind")
+    with pytest.raises(ValueError, match=r"/a, which holds another run by now \(checksums is"):
+        baseline.provide("robust", config, tmp_path / "robust", None)
+    baseline.provide("later", config, tmp_path / "later", None)
+    assert baseline.of(tmp_path / "later") == tmp_path / "later" / "baseline"
+    assert made == [config]

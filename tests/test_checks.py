@@ -28,8 +28,15 @@ def constant(path, values, *, size=8, num_samples=30):
     corner = np.repeat(2 * np.arange(len(values))[:, None], 2, axis=1)
     status = np.where(np.isfinite(margins), Status.CONVERGED, Status.OUT_OF_STEPS)
     folder.write_arrays(path / "margins.npz", {"margin": margins, "status": status, "corner": corner})
-    cuts = {"low": "low_pass:6", "middle": "cutoff_low:10", "high": "high_pass:12", "none": "none"}
+    cuts = {
+        "low": "low_pass:6",
+        "middle": "cutoff_low:10",
+        "high": "high_pass:6",
+        "window": "window:4,4,8",
+        "none": "none",
+    }
     folder.write_json(path / "config.json", {"window_size": size, **cuts})
+    folder.write_json(path / "measurement.json", {"image_shape": [18, 18, 1]})
     return path
 
 
@@ -134,7 +141,8 @@ def test_a_claim_needs_a_threshold():
         (claims.least_ratio(claims.everywhere), 1 / 2),
         (claims.greatest_ratio(claims.everywhere), 4),
         (claims.least_ratio(claims.above("low")), 4 / 2),  # windows at 6, 8 and 10
-        (claims.greatest_ratio(claims.below("high")), 3 / 2),  # windows at 0, 2 and 4
+        # The last 6 of 18 frequencies: windows at 0, 2 and 4 end below them.
+        (claims.greatest_ratio(claims.below("high")), 3 / 2),
         (claims.greatest_change(claims.below("middle")), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
         (claims.high_ratios_over_low, (2.5 + 4) / 2 / ((0.5 + 1) / 2)),  # two windows in a third
         (claims.least_inside_over_least_beyond("middle"), 1 / 3),
@@ -144,15 +152,33 @@ def test_numbers_of_claims(statistic, expected, compared):
     np.testing.assert_allclose(statistic(compared), [expected] * 3)  # all samples alike: an interval of no width
 
 
-def test_a_field_without_a_cut_is_told(compared):
-    with pytest.raises(ValueError, match="none=none has no cut between low and high frequencies"):
-        claims.least_ratio(claims.above("none"))(compared)
+@pytest.mark.parametrize("field", ["none", "window"])
+def test_a_field_without_a_cut_is_told(field, compared):
+    with pytest.raises(ValueError, match=rf"{field}=.* has no cut between low and high frequencies"):
+        claims.least_ratio(claims.above(field))(compared)
+
+
+@pytest.mark.parametrize(
+    "statistic", [claims.least_ratio(claims.above("high")), claims.least_inside_over_least_beyond("low")]
+)
+def test_a_side_of_the_cut_without_a_window_is_told(statistic, compared):
+    """None of size 8 starts at 12 or behind, none ends within 6."""
+    with pytest.raises(ValueError, match=r"no window of .*run is on that side of the cut: take smaller windows, or"):
+        statistic(compared)
 
 
 def test_censored_margins_are_infinite(tmp_path):
     grows, blank = constant(tmp_path / "a", [2, np.inf]), constant(tmp_path / "b", [np.inf, np.inf])
     assert claims.highest_over_lowest(grows).value == np.inf
     assert np.isnan(claims.highest_over_lowest(blank).value)
+
+
+def test_an_interval_is_none_where_many_resamples_have_no_value():
+    """Half of the samples of both networks are censored, so that half of the resamples have no ratio of medians."""
+    margins = np.where(np.arange(50) < 24, np.inf, [[3.0]])
+    found = from_medians(lambda ours, theirs: ours[0] / theirs[0], margins, margins / 3)
+    assert found.value == 3
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_correlation_is_of_ranks(compared):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from flax import nnx
 from PIL import Image
 from scipy import fft
 
-from experiments import config, run
+from experiments import config, folder, run
 from experiments.diagonal import DiagonalMargins
 from experiments.imagenet import GivenWeights
 from experiments.margin_map import MarginMap
@@ -154,6 +155,21 @@ def test_what_is_not_given_is_told_before_any_work(changes, message, given, tmp_
     with pytest.raises(ValueError, match=message):
         run.run("robust", small, tmp_path / "robust")
     assert not (tmp_path / "robust").exists()
+
+
+@pytest.mark.parametrize("changed", ["weights.npz", "baseline_weights.npz", "images/eel/1.png"])
+def test_a_run_is_of_the_files_that_it_was_given(changed, given, tmp_path):
+    copy = tmp_path / "given"
+    shutil.copytree(given, copy)
+    small, path = given_small("imagenet_resnet50_robust", copy), tmp_path / "robust"
+    folder.start(path, "imagenet_resnet50_robust", small, fresh=False)
+    folder.write_json(path / "summary.json", {})
+    folder.check(path, "imagenet_resnet50_robust", small)
+    assert config.described(folder.read_config(path)) == ("imagenet_resnet50_robust", small)
+    with (copy / changed).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"belongs to another configuration \(checksums is"):
+        folder.check(path, "imagenet_resnet50_robust", small)
 
 
 def test_classes_must_be_those_of_the_network(given, tmp_path):

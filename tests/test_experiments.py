@@ -432,3 +432,30 @@ def test_a_damaged_run_is_named(finished, tmp_path, capsys, name, damage, messag
     command = "scorecard" if name == "summary.json" else "audit"
     told = fails(capsys, command, copy, *(["--root", tmp_path] if command == "scorecard" else []))
     assert f"{copy / name} {message}: start that run over with --fresh" in told
+
+
+def test_a_damaged_configuration_has_a_remedy_that_works(tmp_path, capsys):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.json").write_text("{")
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", path, "--fresh")
+    assert f"config.json is damaged, though a run writes its files whole: remove {path}, and run that" in told
+
+
+def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
+    """And one that is done does not take on what only checks its claims."""
+    monkeypatch.setattr(folder, "environment", lambda: {"devices": ["gpu", "gpu"]})
+    quick = config.load("digits", quick=True)
+    folder.start(tmp_path, "digits", quick, fresh=False)
+    folder.add_seconds(tmp_path, 2.0)
+    for devices in (["gpu", "gpu"], ["cpu"], ["cpu"]):
+        monkeypatch.setattr(folder, "environment", lambda devices=devices: {"devices": devices})
+        folder.start(tmp_path, "digits", quick, fresh=False)
+    expected = {"devices": ["cpu"], "seconds": 2.0, "earlier": [{"devices": ["gpu", "gpu"]}]}
+    assert folder.read_environment(tmp_path) == expected
+    folder.write_json(tmp_path / "summary.json", {})
+    monkeypatch.setattr(folder, "environment", lambda: {"devices": ["tpu"]})
+    folder.start(tmp_path, "digits", quick, fresh=False)
+    assert folder.read_environment(tmp_path) == expected
+    folder.start(tmp_path, "digits", quick, fresh=True)
+    assert folder.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}

@@ -70,14 +70,20 @@ def test_notebook_is_clean_and_imports_the_library_only(path):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     assert "%pip install" in "".join(code[0]["source"])
     imported = set(re.findall(r"^ *(?:from|import) (\w+)", "\n".join(cells_of(path)), flags=re.MULTILINE))
-    assert imported <= {"functools", "hmt_jax", "importlib", "jax", "numpy", "pathlib", "warnings"}
+    assert imported <= {"functools", "hmt_jax", "importlib", "jax", "json", "numpy", "pathlib", "warnings"}
 
 
 def test_figures_are_those_of_finished_runs_where_there_are_some(elsewhere):
     margins = np.random.default_rng(0).lognormal(size=(2, 21, 9))
-    for name, found in zip(("mnist_lenet", "mnist_lenet_flipped"), margins, strict=True):
-        (elsewhere / "results" / name).mkdir(parents=True)
-        np.savez(elsewhere / "results" / name / "margins.npz", margin=found, status=np.zeros((21, 9), int))
+    # Compared with a run inside its folder, and not with the one of the plain name beside it.
+    path = elsewhere / "results" / "mnist_lenet_flipped"
+    for folder, found in zip(
+        (path / "baseline", path, path.parent / "mnist_lenet"), [*margins, margins[0] + 1], strict=True
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "margins.npz", margin=found, status=np.zeros((21, 9), int))
+    (path / "baseline.json").write_text('{"folder": "baseline"}')
+    (path / "checks.json").write_text("{}")
     cells = cells_of(next(path for path in NOTEBOOKS if path.stem == "figures"))
     (last,) = (place for place, cell in enumerate(cells) if "flipping = compare(" in cell)
     figure = run(cells[: last + 1])["flipping"]

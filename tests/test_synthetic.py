@@ -203,6 +203,14 @@ def write_observed(file, margin, status=None, accuracy=0.9):
     np.savez(file, row=np.array(["u2"]), margin=margin, status=status, accuracy=np.array([1.0, accuracy]))
 
 
+def test_accuracy_is_that_of_networks_whose_first_training_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "describe", lambda arrays: {"test_accuracy": arrays["share"]})
+    accuracies = {10: 0.6, 20: 0.9, 30: 0.8, 40: 0.95}
+    found = [{"epoch": epoch, "epsilon": 0.0, "share": share} for epoch, share in accuracies.items()]
+    forgetting.Forgetting(num_epochs=20, measure_every=10).summarize("forgetting", tmp_path, found)
+    assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == 0.8
+
+
 def test_claims_on_a_sweep_by_hand(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"epsilons": [0.0, 0.5], "period": 8.0}))
     write_observed(tmp_path / "epsilon_0.npz", [1.0, 2.0, 3.0], accuracy=0.75)
@@ -249,6 +257,8 @@ def test_the_complement_is_compared_with_u1(tmp_path):
         ("synthetic_linear", "random_dimensions=3,101", "random_dimensions must be between 1 and 100"),
         ("synthetic_linear", "epsilon=-1", "epsilon must not be negative, got -1"),
         ("synthetic_nonlinear", "period=0", "period must be positive, got 0"),
+        ("synthetic_linear", "epsilon=inf", "epsilon must be finite, got 'inf'"),
+        ("synthetic_nonlinear", "epsilons=0,nan", "epsilons must be finite, got '0,nan'"),
         ("synthetic_forgetting", "second_epsilon=-1", "epsilon must not be negative, got -1"),
     ],
 )

@@ -17,8 +17,8 @@ def quick(config: GivenWeights) -> GivenWeights:
 
 ACCURACY = _checks.accuracy(
     0.65,
-    "Those of torchvision reach 72% to 76%, and two points less on a thousand images by chance; less says that the "
-    "weights, the images or the order of their classes are others.",
+    "Those of torchvision reach 72% to 76%. Seven points are left for chance, two on a thousand images, and for other "
+    "ways to resize; less says that the weights, the images or the order of their classes are others.",
 )
 ROBUST_ACCURACY = _checks.accuracy(
     0.5, "Published weights for an L2 radius of 3 reach 58%; eight points less on other images or after less training."
