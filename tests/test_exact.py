@@ -10,7 +10,7 @@ import scipy.optimize
 from conftest import random_network
 
 import hmt_jax
-from hmt_jax import Status, exact, subspaces
+from hmt_jax import Status, exact, frequency, solvers, subspaces
 from hmt_jax.exact._least_norm import least_norm_point
 from hmt_jax.margins import _solve_one
 
@@ -143,6 +143,35 @@ def test_the_margin_of_a_sphere_is_the_nearest_root_over_all_directions(radius, 
         assert solution.adversarial_label == 1 - solution.label
         np.testing.assert_allclose(np.linalg.norm(solution.coordinates), nearest, rtol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(offset + basis @ solution.coordinates), radius, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [exact.linear(), solvers.deepfool(), solvers.tight("fast")], ids=str)
+def test_what_rounding_leaves_of_a_filtered_band_is_no_direction(solver):
+    """Windows that a filter before the network removes have no boundary; the others have that of the weights."""
+    shape = (6, 6, 1)
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 36)), jnp.float32)
+
+    def classifier(images):
+        return frequency.low_pass(images, 3).reshape(len(images), -1) @ weights.T
+
+    images = np.random.default_rng(1).random((4, *shape)).astype(np.float32)
+    found = hmt_jax.measure_margins(classifier, images, subspaces.dct_diagonal(shape, size=3, step=3), solver)
+    assert (found.status == [[Status.CONVERGED], [Status.ZERO_GRADIENT]]).all()
+    assert np.isinf(found.margin[1]).all()
+    removed = subspaces.orthogonal_complement(subspaces.dct_window(shape, 0, 0, 3))
+    found = hmt_jax.measure_margins(classifier, images, removed, solver)
+    assert (found.status == Status.ZERO_GRADIENT).all()
+
+
+def test_a_direction_that_hardly_counts_is_one():
+    weights, biases = linear_parameters(3)
+    weights[:, 0] *= 1e-5
+    pixel = subspaces.from_basis(np.eye(NUM_PIXELS, 1), SHAPE)
+    images = images_of(4)
+    found = measure(linear_logits, (weights, biases), images, pixel, exact.linear())
+    assert (found.status == Status.CONVERGED).all()
+    expected = [distances.min() for *_, distances in closed_form((weights, biases), images, pixel)]
+    np.testing.assert_allclose(found.margin, expected, rtol=1e-5)
 
 
 def test_a_sample_has_a_label_where_its_logits_have_no_gradient():

@@ -57,8 +57,8 @@ def linear() -> Linear:
 
       min_k (g_y - g_k) / ||grad (g_k - g_y)||,
 
-    infinite, with status ZERO_GRADIENT, if no other class can gain on y. `coordinates` are on that hyperplane, where
-    both logits are equal. Of any other classifier it is the first-order estimate, which is no bound.
+    infinite, with status ZERO_GRADIENT, if no other class can gain on y but by rounding. `coordinates` are on that
+    hyperplane, where both logits are equal. Of any other classifier it is the first-order estimate, which is no bound.
 
     >>> import hmt_jax
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
