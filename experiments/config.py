@@ -124,7 +124,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise ValueError(f"{field} must be of type {kind}, got {text!r}") from None
         numbers = values[field] if isinstance(values[field], tuple) else (values[field],)
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise ValueError(f"{field} must be finite, got {text!r}")
+            raise ValueError(f"{field} must be finite, got {text}")
     return dataclasses.replace(config, **values)
 
 

@@ -72,7 +72,8 @@ def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: An
     normals = jax.vmap(lambda normal: pull_back(normal)[0])(at_image.normals)
     # Where a subspace has no part in the logits, rounding leaves one, spread evenly over all directions of the image.
     hidden = _ROUNDING * jnp.finfo(dtype).eps * math.sqrt(origin.size / image.size) * _lengths(at_image.normals)
-    normals = jnp.where((_lengths(normals) <= hidden)[:, None], 0, normals)
+    is_hidden = jnp.isfinite(hidden) & (_lengths(normals) < hidden)
+    normals = jnp.where(is_hidden[:, None], 0, normals)
     return solver.start(restrict(classifier, image, subspace), at_image._replace(normals=normals))
 
 

@@ -507,5 +507,5 @@ def test_the_rank_of_the_image_is_checked(shape):
 
 
 def test_integer_images_are_refused():
-    with pytest.raises(ValueError, match=r"images must be floating point in \[0, 1\], got uint8"):
+    with pytest.raises(ValueError, match=r"image must be floating point in \[0, 1\], got uint8"):
         hmt_jax.deepfool(logits_of_sum(jnp.sin, jnp.cos), np.zeros((4, 4, 1), np.uint8), subspaces.full((4, 4, 1)))

@@ -257,8 +257,8 @@ def test_the_complement_is_compared_with_u1(tmp_path):
         ("synthetic_linear", "random_dimensions=3,101", "random_dimensions must be between 1 and 100"),
         ("synthetic_linear", "epsilon=-1", "epsilon must not be negative, got -1"),
         ("synthetic_nonlinear", "period=0", "period must be positive, got 0"),
-        ("synthetic_linear", "epsilon=inf", "epsilon must be finite, got 'inf'"),
-        ("synthetic_nonlinear", "epsilons=0,nan", "epsilons must be finite, got '0,nan'"),
+        ("synthetic_linear", "epsilon=inf", "epsilon must be finite, got inf"),
+        ("synthetic_nonlinear", "epsilons=0,nan", "epsilons must be finite, got 0,nan"),
         ("synthetic_forgetting", "second_epsilon=-1", "epsilon must not be negative, got -1"),
     ],
 )
