@@ -1,7 +1,8 @@
 """Claims, checked on the results of a run.
 
-A claim is a number with a threshold, and a reason for the threshold. It was set before the number was known; where not,
-the configuration says so. The number has a bootstrap interval; the claim holds if the number itself meets the threshold.
+A claim is a number with a threshold, and a reason for the threshold. It was set before the number was known; where
+not, the configuration says so. The number has a bootstrap interval; the claim holds if the number itself meets the
+threshold.
 """
 
 import dataclasses
