@@ -43,6 +43,17 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Lets go of what a file's tests have compiled.
+
+    All programs of all files are more than a process may map into its memory on Linux, 65,530 regions: XLA then ends
+    it with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def optimised():
     """For tests that run more than they compile, or that are about what users run."""
