@@ -89,7 +89,7 @@ def _find(config, path) -> pathlib.Path | None:
 
 
 def _readable_config(other) -> dict[str, Any]:
-    """The configuration of a run; empty where it is damaged, which is none of the run's that looks for another."""
+    """The configuration of a run; empty, and so like no other, where it is damaged."""
     try:
         return folder.read_config(other)
     except ValueError:
