@@ -50,8 +50,8 @@ LOW_PASS = (
     Check(
         "least factor of the margins in windows above the cut",
         claims.least_ratio(claims.above("manipulation")),
-        "Half as much again, in every window that was removed: the most by which single windows without features differ "
-        "between networks.",
+        "Half as much again, in every window that was removed: the most by which single windows without features "
+        "differ between networks.",
         at_least=1.5,
     ),
     Check(

@@ -18,8 +18,8 @@ CHECKS = (
     Check(
         "least factor of the margins in windows above the band",
         claims.least_ratio(claims.above("attack_band")),
-        "Half as much again, in every window of the other band: the most by which single windows without features differ "
-        "between networks.",
+        "Half as much again, in every window of the other band: the most by which single windows without features "
+        "differ between networks.",
         at_least=1.5,
     ),
 )
