@@ -190,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
     timer = commands.add_parser("benchmark", help="how fast margins are measured here")
     timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
-    timer.add_argument("--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' repository")
+    timer.add_argument(
+        "--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' code, without ResNet-50"
+    )
     modes = timer.add_mutually_exclusive_group()
     for mode, text in (
         ("scaling", "time and memory over numbers of pairs and devices"),

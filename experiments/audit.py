@@ -155,15 +155,22 @@ def _table(windows, measured, tight, certified, ratios) -> str:
 
 
 def order(measured, tight) -> str:
-    """How many pairs of windows have the same order in both, of those that the tight margins tell apart."""
-    medians, told_apart, alike = _medians(measured), 0, 0
+    """How many pairs of windows have the same order in both, of those that the tight margins tell apart.
+
+    Pairs that the run does not order, for it has a median for neither, are told beside.
+    """
+    medians, told_apart, alike, unordered = _medians(measured), 0, 0, 0
     for one, other in itertools.combinations(range(len(tight)), 2):
         estimate = checks.from_medians(lambda curve: curve[1] / curve[0], tight[[one, other]])
         if estimate.low > 1 or estimate.high < 1:  # neither where both medians may be censored
+            if not np.isfinite(medians[[one, other]]).any():
+                unordered += 1
+                continue
             told_apart += 1
-            alike += (estimate.value > 1) == (medians[other] > medians[one])
+            alike += np.sign(estimate.value - 1) == np.sign(medians[other] - medians[one])
     verdict = "stands" if alike == told_apart else "DOES NOT STAND"
-    return f"order of the windows: {alike} of {told_apart} pairs that the tight margins tell apart: {verdict}"
+    beside = f"; for {unordered} more the run has no median" if unordered else ""
+    return f"order of the windows: {alike} of {told_apart} pairs that the tight margins tell apart{beside}: {verdict}"
 
 
 def _over_baseline(name, windows, measured, tight) -> str:

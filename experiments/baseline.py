@@ -3,7 +3,6 @@
 Kinds of experiments differ in their fields, so that only a run of the kind that is wanted is found.
 """
 
-import os
 import pathlib
 from typing import Any
 
@@ -22,7 +21,6 @@ _INCIDENTAL = {
     "num_monitored",
 }
 _OF_ATTACKS = {"norm", "epsilon", "attack_steps", "attack_band"}
-_FILE = "baseline.json"
 
 
 def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None) -> pathlib.Path:
@@ -40,7 +38,7 @@ def provide(name: str, config: Config, path: pathlib.Path, data_dir: str | None)
             print(f"\n{name}:")
         else:
             print(f"{name} refers to the run in {found}")
-        folder.write_json(path / _FILE, {"folder": os.path.relpath(found.resolve(), path.resolve())})
+        folder.refer(path, found)
     return found
 
 
@@ -50,10 +48,8 @@ def of(path: pathlib.Path) -> pathlib.Path | None:
     Raises:
       ValueError: if it is no longer where it was.
     """
-    if not (path / _FILE).exists():
-        return None
-    found = (path.resolve() / folder.read_json(path / _FILE)["folder"]).resolve()
-    if not found.is_dir():
+    found = folder.referred(path)
+    if found is not None and not found.is_dir():
         raise ValueError(f"{path} is compared with {found}, which is gone: put it back, or start over with --fresh")
     return found
 
@@ -83,7 +79,9 @@ def _find(config, path) -> pathlib.Path | None:
     """A finished run beside `path`, or made for one beside it, with the classifier and margins of one of `config`."""
     wanted, root = _decisive(folder.described("", config)), path.resolve().parent
     for other in (*sorted(root.iterdir()), *sorted(root.glob("*/baseline"))):
-        if other != path.resolve() and _is_finished(other) and _decisive(_readable_config(other)) == wanted:
+        if other == path.resolve() or not _is_finished(other):
+            continue
+        if not folder.differences(_decisive(_readable_config(other)), wanted):
             return other
     return None
 

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 
 import hmt_jax
 from experiments import folder
-from experiments.reference import Reference
+from experiments.reference import Reference, check_reference
 from experiments.workloads import PLANS, Workload
 from hmt_jax.classifiers import Classifier, as_pytree
 
@@ -39,18 +38,22 @@ def benchmark(
       names: of the workloads; all that this device is made for, if there are none.
       path: of the JSON file.
       data_dir: folder of prepared data sets.
-      reference: a checkout of the authors' repository, to be timed on the same weights and images.
+      reference: a checkout of the authors' repository, to be timed on the same weights and images, but for ResNet-50,
+        which their code does not have.
 
     Raises:
       ValueError: for an unknown workload, or what the reference or the data lack.
     """
     if unknown := [name for name in names if name not in PLANS]:
         raise ValueError(f"unknown workload {unknown[0]!r}; the known ones are {', '.join(PLANS)}")
+    if reference is not None:
+        check_reference(reference)
     is_cpu = jax.default_backend() == "cpu"
     names = names or [name for name, plan in PLANS.items() if plan.num_images_cpu or not is_cpu]
     rate = matrix_rate()
     print(f"matrix products: {rate / 1e9:.0f} GFLOP/s on {jax.local_devices()[0].device_kind}", flush=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         plan = PLANS[name]
         num_images = (plan.num_images_cpu or 2) if is_cpu else plan.num_images
@@ -61,8 +64,7 @@ def benchmark(
                 row |= _compare(workload, stack, reference, plan.num_reference, row["seconds_per_pair"])
             rows.append(row)
             print(_line(row), flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "rows": rows})
+            folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "rows": rows})
     print(f"\n{_table(rows)}\n\nresults: {path}")
 
 
@@ -181,7 +183,12 @@ def forward_flops(classifier: Classifier, image: jax.Array | np.ndarray) -> floa
 def _peak_memory() -> int:
     """Bytes: of the accelerator where there is one, of this process so far on CPU."""
     statistics_of_device = jax.local_devices()[0].memory_stats() or {}
-    return statistics_of_device.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if "peak_bytes_in_use" in statistics_of_device:
+        return statistics_of_device["peak_bytes_in_use"]
+    import resource  # not on Windows, where all else runs
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # in KiB but on macOS
 
 
 def _in_process(num_pairs, num_devices, data_dir) -> dict[str, Any]:

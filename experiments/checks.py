@@ -17,7 +17,7 @@ import scipy.stats
 
 from hmt_jax import statistics
 
-HOLDS, FAILS = "holds", "DOES NOT HOLD"
+HOLDS, FAILS, UNDECIDED = "holds", "DOES NOT HOLD", "undecided"
 HEADER = ("claim", "found", "95% interval", "threshold", "")
 
 _TAILS = (2.5, 97.5)  # percentages that end an interval of 95%
@@ -35,6 +35,9 @@ class Estimate(NamedTuple):
     high: float
 
 
+Statistic = Callable[[pathlib.Path], Estimate]  # a number of a run, from its folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
     """A claim on the results of a run.
@@ -48,7 +51,7 @@ class Check:
     """
 
     claim: str
-    statistic: Callable[[pathlib.Path], Estimate]
+    statistic: Statistic
     reason: str
     at_least: float | None = None
     at_most: float | None = None
@@ -61,11 +64,15 @@ class Check:
         """The claim beside what a run found, for JSON: a number that is infinite or no number is written as text.
 
         Results that the statistic needs and that settings left out are no reason to lose a run: what is missing is
-        written down as "undecided", and the claim does not hold.
+        written down as "undecided", and the claim neither holds nor fails.
         """
-        undecided = None
         try:
             estimate = self.statistic(path)
+            undecided = (
+                "it has no value, as where medians that it compares are censored"
+                if math.isnan(estimate.value)
+                else None
+            )
         except (ValueError, LookupError, OSError) as error:
             estimate, undecided = Estimate(math.nan, math.nan, math.nan), str(error)
         at_least = -math.inf if self.at_least is None else self.at_least
@@ -141,7 +148,8 @@ def row(verdict: dict[str, Any]) -> tuple[str, ...]:
         for field, sign in (("at_least", ">="), ("at_most", "<="))
         if verdict[field] is not None
     ]
-    return verdict["claim"], value, f"{low} to {high}", ", ".join(thresholds), HOLDS if verdict["holds"] else FAILS
+    outcome = UNDECIDED if math.isnan(float(verdict["value"])) else HOLDS if verdict["holds"] else FAILS
+    return verdict["claim"], value, f"{low} to {high}", ", ".join(thresholds), outcome
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

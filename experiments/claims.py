@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from experiments import baseline, folder, summary
-from experiments.checks import Estimate, from_medians, from_resampling, from_share
+from experiments.checks import Estimate, Statistic, from_medians, from_resampling, from_share
 from hmt_jax import statistics
 
-Statistic = Callable[[pathlib.Path], Estimate]
 # Which windows, by their corners (R, 2), and the configuration and measurement of the run: (R,) truth values.
 Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
@@ -85,8 +84,7 @@ def least_inside_over_least_beyond(field: str) -> Statistic:
 
 def growth_of_low_energy(path: pathlib.Path) -> Estimate:
     """The share of the perturbations' energy in the lowest window after the last epoch, over that after the first."""
-    epochs = list(summary.monitored(path).values())
-    first, last = epochs[0], epochs[-1]
+    first, *_, last = measured_epochs(path, at_least=2)
 
     def statistic(first_low, first_total, last_low, last_total):
         return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())
@@ -100,7 +98,7 @@ def early_growth(path: pathlib.Path) -> Estimate:
 
     The high windows are the upper third; their medians count by the geometric mean, and grow from the first epoch on.
     """
-    found = list(summary.monitored(path).values())
+    found = measured_epochs(path, at_least=3)
     epochs = [found[place]["margin"] for place in (0, (len(found) - 1) // 2, -1)]
     highs = [found[len(found) * 2 // 3 :] for found in epochs]
 
@@ -109,6 +107,18 @@ def early_growth(path: pathlib.Path) -> Estimate:
         return (half - first) / (last - first)
 
     return from_medians(statistic, *highs)
+
+
+def measured_epochs(path: pathlib.Path, *, at_least: int) -> list[dict[str, np.ndarray]]:
+    """What was measured in training, epoch by epoch.
+
+    Raises:
+      ValueError: for less epochs than it takes.
+    """
+    found = list(summary.monitored(path).values())
+    if len(found) < at_least:
+        raise ValueError(f"{len(found)} epochs of training were measured, and it takes {at_least}: lower measure_every")
+    return found
 
 
 def everywhere(corners: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:

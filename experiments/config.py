@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
+
 from experiments import configs
 from experiments.checks import Check
 
@@ -90,6 +92,15 @@ def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
     raise ValueError(
         f"the run is of an earlier form of {name}, whose fields differ: {', '.join(sorted(differing))}; run it again"
     )
+
+
+def check_batches(batch_size: int) -> None:
+    """Raises ValueError unless batches can be divided among the devices that training uses."""
+    if batch_size % (num_devices := len(jax.local_devices())):
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by the number of devices, {num_devices}: set another, or let "
+            "CUDA_VISIBLE_DEVICES hide some of them"
+        )
 
 
 def checks(name: str) -> tuple[Check, ...]:

@@ -27,7 +27,7 @@ class DiagonalMargins(config.Config):
       batch_size: of training.
       max_learning_rate: of training.
       compute_dtype: of training, `float32` or `bfloat16`.
-      augmentation: of training, `none` or `crop_and_mirror`.
+      augmentation: of training, `none` or `crop_and_mirror`, which is for plain images alone.
       attack: for adversarial training: `none`, `pgd` or `deepfool`.
       norm: of perturbations, `l2` or `linf`.
       epsilon: their greatest norm, in pixels in [0, 1].
@@ -117,10 +117,15 @@ class DiagonalMargins(config.Config):
             raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
         if self.attack == "deepfool" and self.norm != "l2":
             raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
-        if self.measure_every > self.num_epochs:
+        if self.measure_every and self.num_epochs % self.measure_every:
             raise ValueError(
-                f"measure_every must be at most num_epochs, or nothing is measured; got {self.measure_every} and "
+                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
                 f"{self.num_epochs}"
+            )
+        if self.augmentation != "none" and self.manipulation != "none":
+            raise ValueError(
+                f"augmentation={self.augmentation} is for plain images, and would undo manipulation="
+                f"{self.manipulation}: set one of them to none"
             )
         if self.baseline != "none" and getattr(self, _BASELINES[self.baseline]) == "none":
             raise ValueError(

@@ -9,6 +9,8 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import threading
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +28,7 @@ except ImportError:  # on Windows
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets", "safetensors")
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
+_REFERENCE = "baseline.json"
 _COMMON = (_ENVIRONMENT, "checks.json", "summary.json", "audit*")
 
 
@@ -81,11 +84,21 @@ def held(path: pathlib.Path) -> Iterator[None]:
 
 
 def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None:
-    """Makes the folder of a run, or takes up one that `check` found right; `fresh` removes the results in it."""
+    """Makes the folder of a run, or takes up one that `check` found right.
+
+    `fresh` removes the results in it, but for a run inside it that another one beside it refers to.
+    """
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
+        beside = {other.parent for other in path.resolve().parent.glob(f"*/{_REFERENCE}")} - {path.resolve()}
+        needed = {referred(other): other for other in beside}
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
-            shutil.rmtree(result) if result.is_dir() else result.unlink()
+            if (other := needed.get(result.resolve())) is not None:
+                print(f"{result} stays, for {other} refers to it")
+            else:
+                shutil.rmtree(result) if result.is_dir() else result.unlink()
+    elif (path / _CONFIG).exists() and differences(read_config(path), described(name, config)):  # came to nothing
+        (path / _ENVIRONMENT).unlink(missing_ok=True)
     write_json(path / _CONFIG, described(name, config))
     if not (path / _ENVIRONMENT).exists():
         write_json(path / _ENVIRONMENT, {**environment(), "seconds": 0, "earlier": []})
@@ -95,10 +108,47 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
         write_json(path / _ENVIRONMENT, {**now, "seconds": seconds, "earlier": [*earlier, *[before] * (before != now)]})
 
 
-def add_seconds(path: pathlib.Path, seconds: float) -> None:
-    """Adds to the wall time that a run has taken, over all the calls that it took and that were not killed."""
-    found = read_environment(path)
-    write_json(path / _ENVIRONMENT, {**found, "seconds": round(found["seconds"] + seconds, 2)})
+@contextlib.contextmanager
+def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
+    """Adds the wall time of the block to that of the run in a folder, over all the calls that it took.
+
+    It is written every `interval` seconds, so that a call that is killed counts but for the last of them.
+    """
+    before, started, ended = read_environment(path), time.perf_counter(), threading.Event()
+
+    def record():
+        seconds = before["seconds"] + time.perf_counter() - started
+        write_json(path / _ENVIRONMENT, {**before, "seconds": round(seconds, 2)})
+
+    def keep_recording():
+        while not ended.wait(interval):
+            record()
+
+    thread = threading.Thread(target=keep_recording, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        record()
+
+
+def refer(path: pathlib.Path, other: pathlib.Path) -> None:
+    """Writes down that the run in a folder refers to that in another one."""
+    write_json(path / _REFERENCE, {"folder": os.path.relpath(other.resolve(), path.resolve())})
+
+
+def referred(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the run that the one in a folder refers to, there or not; None if it refers to none."""
+    if not (path / _REFERENCE).exists():
+        return None
+    return (path.resolve() / read_json(path / _REFERENCE)["folder"]).resolve()
+
+
+def is_of_run(path: pathlib.Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return (path / _CONFIG).exists()
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -120,8 +170,9 @@ def read_environment(path: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configurations differ, with both values."""
-    pairs = {field: (found.get(field), expected.get(field)) for field in {**found, **expected}}
+    """Fields in which two configurations differ, with both values. Files with checksums count by these alone."""
+    files = {*found.get("checksums", {})} & {*expected.get("checksums", {})}
+    pairs = {field: (found.get(field), expected.get(field)) for field in {**found, **expected} if field not in files}
     return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 import hmt_jax
 from experiments import baseline, folder, manipulations, pictures, stages
-from experiments.checks import Estimate, from_resampling
+from experiments.checks import Estimate, Statistic, from_resampling
 from experiments.diagonal import DiagonalMargins
-from experiments.synthetic import Statistic
 from hmt_jax import data, frequency, models
 
 _NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest

@@ -40,6 +40,7 @@ class LinearMargins(synthetic.Synthetic):
             )
 
     def check(self, data_dir: str | None) -> None:
+        super().check(data_dir)
         jax.eval_shape(self.samples)  # refuses settings out of range, and computes nothing
 
     def samples(self) -> data.Samples:

@@ -6,8 +6,8 @@ are restricted to:
     low_pass:B                the frequencies [0, B) x [0, B)
     high_pass:B               the last B x B frequencies
     cutoff_low:B              all but [0, B) x [0, B)
-    window:ROW,COLUMN,SIZE    a window of the DCT
-    outside:ROW,COLUMN,SIZE   all but that window
+    window:ROW:COLUMN:SIZE    a window of the DCT
+    outside:ROW:COLUMN:SIZE   all but that window
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from hmt_jax import data, frequency, subspaces
 
 _NUM_NUMBERS = {"low_pass": 1, "high_pass": 1, "cutoff_low": 1, "window": 3, "outside": 3}
-_SYNTAX = "none, flip, low_pass:B, high_pass:B, cutoff_low:B, window:ROW,COLUMN,SIZE, outside:ROW,COLUMN,SIZE"
+_SYNTAX = "none, flip, low_pass:B, high_pass:B, cutoff_low:B, window:ROW:COLUMN:SIZE, outside:ROW:COLUMN:SIZE"
 _CHUNK = 2000  # images transformed at a time, to bound memory
 
 
@@ -85,11 +85,11 @@ def _in_chunks(manipulate, images):
 
 
 def _parse(name: str) -> tuple[str, list[int]]:
-    kind, _, text = name.partition(":")
+    kind, *texts = name.split(":")
     if kind not in _NUM_NUMBERS:
         raise ValueError(f"unknown manipulation {name!r}; the known ones are {_SYNTAX}")
     try:
-        numbers = [int(number) for number in text.split(",")]
+        numbers = [int(text) for text in texts]
     except ValueError:
         numbers = []
     if len(numbers) != _NUM_NUMBERS[kind]:

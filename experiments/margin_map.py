@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import folder, pictures, stages, summary
 from experiments.checks import Estimate, from_medians
-from experiments.claims import margins, spearman
+from experiments.claims import margins, measured_epochs, spearman
 from experiments.diagonal import DiagonalMargins
 from hmt_jax import plots, statistics, subspaces
 
@@ -33,7 +33,8 @@ class MarginMap(DiagonalMargins):
             raise ValueError(f"num_panels must be at least 1, got {self.num_panels}")
 
     def windows(self, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
-        rows, columns = (range(0, side - self.window_size + 1, self.window_step) for side in image_shape[:2])
+        # Of a window that is too large, the lowest one says so.
+        rows, columns = (range(0, max(side - self.window_size, 0) + 1, self.window_step) for side in image_shape[:2])
         corners = itertools.product(rows, columns)
         return subspaces.stack(subspaces.dct_window(image_shape, *corner, self.window_size) for corner in corners)
 
@@ -87,5 +88,5 @@ def growth_along_axes(path: pathlib.Path) -> Estimate:
 
 def correlation_of_first_with_last(path: pathlib.Path) -> Estimate:
     """Rank correlation, over the windows, of the medians at the first measured epoch with those at the last."""
-    epochs = list(summary.monitored(path).values())
-    return from_medians(spearman, epochs[0]["margin"], epochs[-1]["margin"])
+    first, *_, last = measured_epochs(path, at_least=2)
+    return from_medians(spearman, first["margin"], last["margin"])

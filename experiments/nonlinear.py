@@ -113,10 +113,12 @@ class EpsilonSweep(Alternating):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.epsilons or list(self.epsilons) != sorted(set(self.epsilons)):
-            raise ValueError(f"epsilons must be different and rising, got {self.epsilons}")
+        names = {f"{epsilon:g}" for epsilon in self.epsilons}  # in files and titles
+        if not self.epsilons or list(self.epsilons) != sorted(self.epsilons) or len(names) < len(self.epsilons):
+            raise ValueError(f"epsilons must be rising, and different in six digits, got {self.epsilons}")
 
     def check(self, data_dir: str | None) -> None:
+        super().check(data_dir)
         self.check_samples(self.epsilons[0])
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:

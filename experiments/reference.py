@@ -22,6 +22,14 @@ _NETWORKS = {"lenet": ("mnist/lenet.py", "LeNet"), "resnet18_cifar": ("cifar10/r
 _STANDINS = ("torchvision", "torchvision.transforms", "torch_dct")
 
 
+def check_reference(path: pathlib.Path) -> None:
+    """Raises ValueError if the path is no checkout of the authors' repository, or torch is not installed."""
+    if not (path / "utils.py").exists():
+        raise ValueError(f"{path} is no checkout of LTS4/hold-me-tight: it has no utils.py")
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("the reference needs PyTorch: pip install torch")
+
+
 class Reference:
     """The authors' subspace DeepFool for a classifier of ours.
 
@@ -32,16 +40,13 @@ class Reference:
       classifier: whose weights and normalisation to use.
 
     Raises:
-      ValueError: if the path is no such checkout, or torch is not installed.
+      ValueError: as `check_reference`.
     """
 
     def __init__(self, path: pathlib.Path, name: str, classifier: models.Normalized):
-        if not (path / "utils.py").exists():
-            raise ValueError(f"{path} is no checkout of LTS4/hold-me-tight: it has no utils.py")
-        try:
-            import torch
-        except ModuleNotFoundError:
-            raise ValueError("the reference needs PyTorch: pip install torch") from None
+        check_reference(path)
+        import torch
+
         self._torch = torch
         # In full float32, as margins are measured here.
         torch.backends.cudnn.allow_tf32 = False

@@ -1,7 +1,6 @@
 """A run of any experiment, into a folder of its own."""
 
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +46,8 @@ def run(
         else:
             config.check(data_dir)
             folder.start(path, name, config, fresh=fresh)
-            started = time.perf_counter()
-            try:
+            with folder.timed(path):
                 config.run(name, path, data_dir=data_dir)
-            finally:
-                folder.add_seconds(path, time.perf_counter() - started)
             applied = [claim.apply(path) for claim in claims]
             folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": applied})
     print(config.report(path))
@@ -75,11 +71,13 @@ def check_finished(path: pathlib.Path) -> None:
     """Raises ValueError unless a folder is that of a finished run."""
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give that of a finished run, such as results/NAME")
-    if not is_finished(path):
+    if not folder.is_of_run(path):
         raise ValueError(
-            f"{path} is not the folder of a finished run: finish it with `python -m experiments run NAME --folder "
-            f"{path}`"
+            f"{path} is not the folder of a run: give that of a finished one, such as results/NAME (folders of many "
+            "runs go behind --root of `scorecard`)"
         )
+    if not is_finished(path):
+        raise ValueError(f"the run in {path} is not finished: finish it with the command that began it")
 
 
 def is_finished(path: pathlib.Path) -> bool:

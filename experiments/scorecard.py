@@ -35,14 +35,16 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     runs = folders or sorted(path.parent for path in root.glob("*/checks.json"))
     found = [path for path in runs if not runner.verdicts(path)["is_quick"]]
     if not found:
+        where = "in these folders" if folders else f"in {root}"
         raise ValueError(
-            f"there is no finished run in {root} but quick ones: run an experiment with `python -m experiments run "
+            f"there is no finished run {where} but quick ones: run an experiment with `python -m experiments run "
             "NAME`, or name the folders of its results"
         )
     rows = [row for path in found for row in _rows(path)]
     counts = collections.Counter(row[-1] for row in rows)
     num_decided = counts[checks.HOLDS] + counts[checks.FAILS]
-    total = f"{counts[checks.HOLDS]} of {num_decided} claims hold; runs: {len(found)}"
+    undecided = f", {num} undecided" if (num := counts[checks.UNDECIDED]) else ""
+    total = f"{counts[checks.HOLDS]} of {num_decided} claims hold{undecided}; runs: {len(found)}"
     over_seeds = _rows_over_seeds(found)
     tables = [[_HEADER, *rows], *([[_SEEDS_HEADER, *over_seeds]] if over_seeds else [])]
     root.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def _rows_over_seeds(paths) -> list[tuple[str, ...]]:
     for path in paths:
         described = folder.read_config(path)
         seed = described.pop("seed")
-        experiments[json.dumps(described)][seed] = path
+        experiments[json.dumps(described, sort_keys=True)][seed] = path
     rows: list[tuple[str, ...]] = []
     for text, runs in experiments.items():
         if len(runs) < _NUM_SEEDS:

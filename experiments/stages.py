@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from flax import nnx
 
 import hmt_jax
 from experiments import baseline, evaluation, folder, manipulations, summary
+from experiments.config import check_batches
 from hmt_jax import checkpoints, data, models, training
 
 CLASSIFIER = "checkpoint.safetensors"
@@ -27,6 +29,12 @@ def check(config, data_dir: str | None) -> None:
     config.windows(dataset.image_shape)
     config.training_attack(dataset.image_shape)
     manipulations.apply(config.manipulation, dataset.test_images[:1])
+    check_batches(config.batch_size)
+    architecture = _architecture(config, dataset)
+    try:
+        nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
+    except TypeError as error:  # num_hidden, for a network that takes none
+        raise ValueError(f"network={config.network} does not go with the other settings: {error}") from None
 
 
 def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:
@@ -93,10 +101,7 @@ def _train(config, dataset, mean, std, windows, path) -> None:
     """Trains a classifier, from its last checkpoint if there is one, and writes its history and itself."""
     init_key, train_key, _ = _keys(config)
     architecture, attack = _architecture(config, dataset), config.training_attack(dataset.image_shape)
-    try:
-        classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
-    except TypeError as error:  # num_hidden, for a network that takes none
-        raise ValueError(f"network={config.network} does not go with the other settings: {error}") from None
+    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / "checkpoints") as kept:
         state, history = (state, []) if kept.last_epoch is None else kept.restore(state)

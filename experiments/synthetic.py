@@ -11,12 +11,10 @@ import numpy as np
 
 import hmt_jax
 from experiments import config, folder
-from experiments.checks import Estimate, from_medians, from_share
+from experiments.checks import Statistic, from_medians, from_share
 from experiments.summary import FIELDS, number
 from hmt_jax import exact, lanes, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
-
-Statistic = Callable[[pathlib.Path], Estimate]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,9 @@ class Synthetic(config.Config):
                 if getattr(self, field) < least:
                     raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
         _ = self.recipe, self.scan  # settings out of range fail here, before any work
+
+    def check(self, data_dir: str | None) -> None:
+        config.check_batches(self.batch_size)
 
     @property
     def recipe(self) -> training.Recipe:

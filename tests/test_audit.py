@@ -106,6 +106,17 @@ def test_windows_whose_medians_may_be_censored_have_no_order():
     assert audit.order(np.ones((2, 50)), margins).startswith("order of the windows: 0 of 0 pairs")
 
 
+def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
+    tight = np.random.default_rng(0).uniform(1, 1.1, (2, 50)) * [[1], [2]]
+    for margins in (tight, tight[::-1]):
+        told = audit.order(np.full((2, 50), np.inf), margins)
+        assert told.endswith("0 of 0 pairs that the tight margins tell apart; for 1 more the run has no median: stands")
+        assert audit.order(margins, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
+        assert audit.order(margins[::-1], margins).endswith("DOES NOT STAND")
+        half = np.where(np.median(margins, 1, keepdims=True) > 1.5, np.inf, margins)
+        assert audit.order(half, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
+
+
 @pytest.mark.usefixtures("report")
 def test_table_of_all_solvers(finished, monkeypatch):
     """Ratios and passes against those of margins measured here."""
@@ -127,7 +138,7 @@ def test_table_of_all_solvers(finished, monkeypatch):
 
 def test_folders_of_other_kinds(tmp_path, capsys):
     assert command_line.main(["audit", str(tmp_path)]) == 2
-    assert "is not the folder of a finished run" in capsys.readouterr().err
+    assert "is not the folder of a run: give that of a finished one" in capsys.readouterr().err
     # Windows of the whole grid are no diagonal.
     folder.write_json(tmp_path / "config.json", folder.described("margin_map", config.load("margin_map")))
     folder.write_json(tmp_path / "checks.json", {})

@@ -155,6 +155,13 @@ def test_a_damaged_run_is_passed_by(tmp_path, made):
     assert baseline.of(tmp_path / "robust") == tmp_path / "b"
 
 
+def test_a_run_that_stays_inside_is_taken_again(tmp_path, made):
+    put(tmp_path / "robust" / "baseline", dataclasses.replace(CONFIG, attack="none"))
+    baseline.provide("robust", ROBUST.baseline_config, tmp_path / "robust", None)
+    assert baseline.of(tmp_path / "robust") == tmp_path / "robust" / "baseline"
+    assert not made
+
+
 def test_a_run_is_told_by_the_files_that_it_names(tmp_path, made):
     file = tmp_path / "weights.npz"
     file.write_bytes(b"before")

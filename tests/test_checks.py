@@ -8,6 +8,7 @@ from scipy import stats
 
 from experiments import claims, folder
 from experiments.checks import Check, Estimate, align, from_medians, from_resampling, from_runs, from_share, row
+from experiments.margin_map import correlation_of_first_with_last
 from hmt_jax import Status
 
 
@@ -32,7 +33,7 @@ def constant(path, values, *, size=8, num_samples=30):
         "low": "low_pass:6",
         "middle": "cutoff_low:10",
         "high": "high_pass:6",
-        "window": "window:4,4,8",
+        "window": "window:4:4:8",
         "none": "none",
     }
     folder.write_json(path / "config.json", {"window_size": size, **cuts})
@@ -125,7 +126,7 @@ def test_a_claim_holds_if_its_number_meets_the_threshold(value, thresholds, hold
     assert verdict["holds"] is holds
     assert float(verdict["value"]) == pytest.approx(value, nan_ok=True)
     text = align([row(verdict)])
-    assert ("DOES NOT HOLD" in text) is not holds
+    assert text.endswith("undecided" if np.isnan(value) else "holds" if holds else "DOES NOT HOLD")
     assert all(f"{threshold:g}" in text for threshold in thresholds.values())
 
 
@@ -216,4 +217,24 @@ def test_a_claim_without_its_results_is_not_decided(tmp_path):
         verdict = Check("all is well", statistic, "as it should be", at_least=0).apply(tmp_path)
         assert reason in verdict["undecided"]
         assert not verdict["holds"]
-        assert row(verdict) == ("all is well", "nan", "nan to nan", ">= 0", "DOES NOT HOLD")
+        assert row(verdict) == ("all is well", "nan", "nan to nan", ">= 0", "undecided")
+
+
+def test_a_claim_on_censored_medians_is_not_decided(tmp_path):
+    path = constant(tmp_path / "run", [1, np.inf])
+    constant(tmp_path / "other", [2, np.inf])
+    folder.write_json(path / "baseline.json", {"folder": "../other"})
+    verdict = Check("larger", claims.least_ratio(claims.everywhere), "why", at_least=1).apply(path)
+    assert "medians that it compares are censored" in verdict["undecided"]
+    assert not verdict["holds"]
+
+
+def test_claims_over_epochs_need_as_many(tmp_path):
+    """One epoch is like itself, and the first of two is no half of the way."""
+    needing_two, needing_three = (claims.growth_of_low_energy, correlation_of_first_with_last), (claims.early_growth,)
+    for epoch, statistics in ((1, needing_two), (2, needing_three)):
+        arrays = {"energy": np.ones((2, 5)), "total_energy": np.full(5, 2), "margin": np.ones((2, 5))}
+        folder.write_arrays(tmp_path / "monitored" / f"{epoch:03}.npz", arrays)
+        for statistic in statistics:
+            with pytest.raises(ValueError, match=f"{epoch} epochs of training were measured, and it takes {epoch + 1}"):
+                statistic(tmp_path)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def reduced(name):
         num_hidden=(),
         num_train=0,
         num_test=0,
-        num_epochs=2 if quick.measure_every else 1,
+        num_epochs=3 if quick.measure_every else 1,
         num_images=4,
         num_monitored=4,
         max_steps=10,
@@ -166,6 +167,9 @@ def test_a_run_is_of_the_files_that_it_was_given(changed, given, tmp_path):
     folder.write_json(path / "summary.json", {})
     folder.check(path, "imagenet_resnet50_robust", small)
     assert config.described(folder.read_config(path)) == ("imagenet_resnet50_robust", small)
+    # The same files by another path are the same.
+    paths = {field: str(copy / ".." / "given" / Path(getattr(small, field)).name) for field in ("weights", "images")}
+    folder.check(path, "imagenet_resnet50_robust", dataclasses.replace(small, **paths))
     with (copy / changed).open("ab") as file:
         file.write(b"more")
     with pytest.raises(ValueError, match=r"belongs to another configuration \(checksums is"):

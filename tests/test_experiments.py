@@ -131,10 +131,43 @@ def test_the_folder_of_another_configuration_is_refused(finished, capsys):
 
 def test_a_folder_of_a_run_that_came_to_nothing_is_free(tmp_path, capsys):
     path = tmp_path / "digits"
-    message = fails(capsys, "run", "digits", "--set", "network=lenet", "num_hidden=64", "--folder", path)
-    assert "network=lenet does not go with the other settings" in message
-    assert "num_hidden" in message
+    folder.start(path, "digits", config.override(config.load("digits"), ["seed=5"]), fresh=False)
+    folder.write_json(path / "environment.json", {**folder.read_environment(path), "seconds": 1e6})
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+    assert folder.read_environment(path)["seconds"] < 1e6  # those of what came to nothing are not its own
+
+
+def test_a_call_that_is_killed_leaves_the_time_that_it_took(tmp_path):
+    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
+    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 1000})
+    with folder.timed(tmp_path, interval=0.01):
+        while folder.read_environment(tmp_path)["seconds"] == 1000:
+            pass
+    assert folder.read_environment(tmp_path)["seconds"] > 1000
+
+
+def test_fresh_removes_nothing_where_it_cannot_begin(finished, capsys, monkeypatch):
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+    devices = jax.local_devices()[:3]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", finished, "--fresh")
+    assert "is not divisible by the number of devices, 3: set another, or let CUDA_VISIBLE_DEVICES hide some" in told
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
+
+
+def test_fresh_leaves_a_run_inside_that_others_refer_to(tmp_path, capsys):
+    settings = config.override(config.load("digits"), ["attack=pgd", "baseline=standard_training"])
+    paths = [tmp_path / name for name in ("referred", "alone", "another")]
+    for path in paths:
+        folder.start(path, "digits", settings, fresh=False)
+        (path / "baseline").mkdir()
+        folder.write_json(path / "summary.json", {})
+        folder.refer(path, paths[0] / "baseline")
+    for path in paths[:2]:
+        folder.start(path, "digits", settings, fresh=True)
+        assert {file.name for file in path.iterdir()} - {"baseline"} == {"config.json", "environment.json"}
+    assert [(path / "baseline").exists() for path in paths] == [True, False, True]
+    assert f"{paths[0] / 'baseline'} stays, for {tmp_path}" in capsys.readouterr().out
 
 
 def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
@@ -178,7 +211,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--set", "attack=deepfool", "norm=linf"], ["goes by norm=l2, got norm=linf"]),
         (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["attack_steps must be at least 1, got 0"]),
         (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
-        (["run", "digits", "--set", "measure_every=99"], ["measure_every must be at most num_epochs"]),
+        (["run", "digits", "--set", "measure_every=99"], ["measure_every must divide num_epochs, or the end is not"]),
+        (
+            ["run", "digits", "--set", "augmentation=crop_and_mirror", "manipulation=flip"],
+            ["augmentation=crop_and_mirror is for plain images, and would undo manipulation=flip"],
+        ),
+        (["run", "digits", "--set", "batch_size=20"], ["batch_size 20 is not divisible by the number of devices, 8"]),
+        (
+            ["run", "digits", "--set", "network=lenet", "num_hidden=64"],
+            ["network=lenet does not go with the other settings", "num_hidden"],
+        ),
+        (["run", "margin_map", "--set", "data=digits", "window_size=9"], ["size must be between 1 and 8"]),
         (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
         (["run", "digits", "--set", "num_hidden=8,0"], ["num_hidden must be widths of at least 1, got (8, 0)"]),
         (["run", "digits", "--set", "max_learning_rate=inf"], ["max_learning_rate must be finite, got inf"]),
@@ -286,8 +329,8 @@ def test_flipped_data_are_normalised_by_the_flipped_mean_image():
         ("low_pass:3", lambda images: frequency.low_pass(images, 3)),
         ("high_pass:3", lambda images: frequency.high_pass(images, 3)),
         ("cutoff_low:3", lambda images: frequency.cutoff_low(images, 3)),
-        ("window:1,2,3", None),
-        ("outside:0,0,2", lambda images: frequency.cutoff_low(images, 2)),
+        ("window:1:2:3", None),
+        ("outside:0:0:2", lambda images: frequency.cutoff_low(images, 2)),
     ],
 )
 def test_bands_are_the_filters(name, expected):
@@ -447,7 +490,7 @@ def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "environment", lambda: {"devices": ["gpu", "gpu"]})
     quick = config.load("digits", quick=True)
     folder.start(tmp_path, "digits", quick, fresh=False)
-    folder.add_seconds(tmp_path, 2.0)
+    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 2.0})
     for devices in (["gpu", "gpu"], ["cpu"], ["cpu"]):
         monkeypatch.setattr(folder, "environment", lambda devices=devices: {"devices": devices})
         folder.start(tmp_path, "digits", quick, fresh=False)

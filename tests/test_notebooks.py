@@ -90,3 +90,9 @@ def test_figures_are_those_of_finished_runs_where_there_are_some(elsewhere):
     assert "finished runs" in figure.get_suptitle()
     for line, found in zip(figure.axes[0].lines, margins, strict=True):
         np.testing.assert_allclose(line.get_ydata(), np.median(found, 1))
+    # Without what it is compared with, or compared with none, it is no finished run for these figures.
+    cells = cells[:last]
+    (path / "baseline" / "margins.npz").unlink()
+    assert run([*cells, 'found = stored("mnist_lenet_flipped", ["plain", "flipped"])'])["found"] is None
+    (path / "baseline.json").unlink()
+    assert run([*cells, 'found = stored("mnist_lenet_flipped", ["plain", "flipped"])'])["found"] is None

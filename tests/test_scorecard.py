@@ -27,7 +27,7 @@ def root(tmp_path_factory):
 def test_runs_are_rows(root, capsys):
     assert command_line.main(["scorecard", "--root", str(root)]) == 0
     header, first, second, _, total, *_ = capsys.readouterr().out.splitlines()
-    assert [word for word in ("experiment", "seed", "test accuracy", "device", "wall time") if word in header]
+    assert all(word in header for word in ("experiment", "seed", "test accuracy", "device", "wall time"))
     for line, seed, folder in ((first, "0", "digits"), (second, "1", "digits_1")):
         verdict = json.loads((root / folder / "checks.json").read_text())["checks"][0]
         accuracy = json.loads((root / folder / "summary.json").read_text())["test_accuracy"]
@@ -74,6 +74,12 @@ def test_three_seeds_have_a_spread(root, tmp_path, capsys):
     markdown = (tmp_path / "scorecard.md").read_text().split("\n\n")
     assert [block.count("\n") for block in markdown[:2]] == [4, 4]
 
+    # Whichever order the fields are written in.
+    path = tmp_path / "seed1" / "config.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
+    assert "0, 1, 2" in capsys.readouterr().out
+
     # Two seeds are too few, and a seed that is there twice is one.
     scorecard.scorecard([tmp_path / "seed0", tmp_path / "seed1", tmp_path / "seed1"], tmp_path)
     assert "one more" not in (tmp_path / "scorecard.md").read_text()
@@ -107,15 +113,30 @@ def test_quick_runs_prove_nothing(root, capsys):
     arguments = ["run", "digits", "--quick", "--set", "num_epochs=1", "num_images=6"]
     assert command_line.main([*arguments, "--folder", str(root / "digits_quick")]) == 0
     assert "a quick run: its claims prove nothing" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"there is no finished run in .* but quick ones: run an experiment with"):
+    with pytest.raises(ValueError, match="there is no finished run in these folders but quick ones: run an experiment"):
         scorecard.scorecard([root / "digits_quick"], root)
 
 
 def test_folders_without_a_finished_run_are_told(root, tmp_path, capsys):
     assert command_line.main(["scorecard", str(root / "started")]) == 2
-    assert "started is not the folder of a finished run" in capsys.readouterr().err
+    assert "started is not the folder of a run: give that of a finished one" in capsys.readouterr().err
+    shutil.copy(root / "digits" / "config.json", tmp_path)
+    assert command_line.main(["scorecard", str(tmp_path)]) == 2
+    assert "is not finished: finish it with the command that began it" in capsys.readouterr().err
+    (tmp_path / "config.json").unlink()
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 2
     assert "there is no finished run in" in capsys.readouterr().err
+
+
+def test_undecided_claims_do_not_count(root, tmp_path, capsys):
+    shutil.copytree(root / "digits", tmp_path / "digits")
+    (verdict,) = json.loads((root / "digits" / "checks.json").read_text())["checks"]
+    undecided = {**verdict, "value": "nan", "low": "nan", "high": "nan", "holds": False, "undecided": "why"}
+    edit(tmp_path / "digits" / "checks.json", checks=[{**verdict, "holds": True}, undecided])
+    assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 claims hold, 1 undecided; runs: 1" in out
+    assert out.splitlines()[2].endswith("  undecided")
 
 
 def test_claims_are_checked_anew_without_their_file(root, capsys):

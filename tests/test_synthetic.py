@@ -239,6 +239,14 @@ def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path)
     assert forgetting.greatest_growth("u2", 4)(tmp_path).value == np.inf
 
 
+@pytest.mark.parametrize("name", ["synthetic_linear", "synthetic_nonlinear", "synthetic_forgetting"])
+def test_batches_that_devices_cannot_share_are_told_before_any_work(name, monkeypatch):
+    devices = jax.devices()[:3]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    with pytest.raises(ValueError, match="batch_size 128 is not divisible by the number of devices, 3: set another"):
+        config.load(name).check(None)
+
+
 def test_the_complement_is_compared_with_u1(tmp_path):
     margin = np.array([[1.0, 2.0, 4.0], [3.0, 12.0, 20.0]])
     np.savez(tmp_path / "mlp.npz", row=np.array(["u1", "complement"]), margin=margin, status=np.zeros((2, 3), int))
@@ -251,7 +259,8 @@ def test_the_complement_is_compared_with_u1(tmp_path):
         ("synthetic_linear", "num_train=0", "num_train must be at least 1, got 0"),
         ("synthetic_linear", "side=1", "side must be at least 2, got 1"),
         ("synthetic_linear", "reach=0.001", "resolution must be positive and at most reach, got 0.02 and 0.001"),
-        ("synthetic_nonlinear", "epsilons=1,0", "epsilons must be different and rising, got (1.0, 0.0)"),
+        ("synthetic_nonlinear", "epsilons=1,0", "epsilons must be rising, and different in six digits, got (1.0, 0.0)"),
+        ("synthetic_nonlinear", "epsilons=0.1,0.1000001", "different in six digits, got (0.1, 0.1000001)"),
         ("synthetic_forgetting", "measure_every=7", "measure_every must divide num_epochs"),
         ("synthetic_linear", "num_others=100", "num_others must be between 0 and 99, got 100"),
         ("synthetic_linear", "random_dimensions=3,101", "random_dimensions must be between 1 and 100"),

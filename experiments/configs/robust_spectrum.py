@@ -14,7 +14,7 @@ from experiments.checks import Check
 from experiments.configs import _mnist, _quick
 
 CONFIG = dataclasses.replace(_mnist.robust(_mnist.LENET), baseline="none", measure_every=1, num_monitored=1000)
-QUICK = dataclasses.replace(_quick.small(CONFIG), measure_every=1)
+QUICK = dataclasses.replace(_quick.small(CONFIG), num_epochs=3, measure_every=1)
 CHECKS = (
     Check(
         "growth of the lowest window's share of the energy in training",
