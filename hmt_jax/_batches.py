@@ -53,13 +53,18 @@ def slices(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
 
 
 def fill(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[Batch]:
-    """Batches of one size: short ones are filled up with their own samples, which do not count."""
+    """Batches of one size: short ones are filled up with samples of the first one, which do not count."""
+    first: tuple[Any, Any] | None = None
     for images, labels in batches:
-        num_samples = len(images)
+        first, num_samples = first or (images, labels), len(images)
         if num_samples < batch_size:
-            rows = np.resize(np.arange(num_samples), batch_size)
-            images, labels = images[rows], labels[rows]
+            rows = np.resize(np.arange(len(first[0])), batch_size - num_samples)
+            images, labels = _join(images, first[0][rows]), _join(labels, first[1][rows])
         yield Batch(images, labels, np.arange(batch_size) < num_samples)
+
+
+def _join(first, second):
+    return (jnp if isinstance(first, jax.Array) else np).concatenate([first, second])
 
 
 def as_floats(images: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmt_jax.frequency import flip
-from hmt_jax.solvers import Status
 
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
@@ -94,6 +93,28 @@ def check_is_pytree(subspace) -> None:
         )
 
 
+def as_stack(subspaces, images: jax.Array | np.ndarray):
+    """A stack of one subspace, or those given, and their number.
+
+    Raises:
+      TypeError: for anything else.
+      ValueError: for subspaces of other images, or whose coordinates are not orthonormal.
+    """
+    check_is_pytree(subspaces)
+    num_stacked = getattr(subspaces, "num_stacked", None)
+    if num_stacked is None:
+        if not (hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")):
+            raise TypeError(
+                f"subspaces must be one subspace or a stack of hmt_jax.subspaces, got {type(subspaces)}; "
+                "hmt_jax.subspaces.stack joins several of one kind"
+            )
+        subspaces, num_stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], subspaces), 1
+    check_subspace(jax.tree.map(lambda leaf: leaf[0], subspaces), images)
+    if not type(subspaces).__module__.startswith("hmt_jax."):
+        _check_orthonormal(subspaces, num_stacked, images.shape[1:])
+    return subspaces, num_stacked
+
+
 def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
     """The subspace, a single one, must be one of images of this shape."""
     image_shape = getattr(subspace, "image_shape", images.shape[1:])
@@ -106,17 +127,22 @@ def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
         )
 
 
-def check_orthonormal(subspace, image_shape) -> None:
-    """Going from coordinates to images must keep lengths, and going back must undo it: tried with one z."""
-    shape = jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
+def _check_orthonormal(stack, num_stacked, image_shape) -> None:
+    """Going from coordinates to images must keep lengths, and going back must undo it: tried with one z each."""
+    first = jax.tree.map(lambda leaf: leaf[0], stack)
+    shape = jax.eval_shape(first.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
     z = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-    image = subspace.embed(z)
-    length, image_length, deviation = (
-        float(jnp.sqrt(jnp.sum(x**2))) for x in (z, image, subspace.coordinates(image) - z)
-    )
-    if not (abs(image_length - length) <= _LENGTH_TOLERANCE * length and deviation <= _LENGTH_TOLERANCE * length):
+
+    def lengths(subspace):
+        image = subspace.embed(z)
+        return [jnp.sqrt(jnp.sum(x**2)) for x in (image, subspace.coordinates(image) - z)]
+
+    length = float(jnp.linalg.norm(z))
+    for image_length, deviation in zip(*jax.vmap(lengths, axis_size=num_stacked)(stack), strict=True):
+        if abs(image_length - length) <= _LENGTH_TOLERANCE * length and deviation <= _LENGTH_TOLERANCE * length:
+            continue
         raise ValueError(
-            f"coordinates of {type(subspace).__name__} are not orthonormal: embed makes an image of length "
+            f"coordinates of {type(stack).__name__} are not orthonormal: embed makes an image of length "
             f"{image_length:.4g} of coordinates of length {length:.4g}, and coordinates that differ from those by "
             f"{deviation:.2g} are made of that; embed must keep lengths, and coordinates must be its transpose"
         )
@@ -147,14 +173,22 @@ def warn_of_probabilities(logits: np.ndarray) -> None:
         )
 
 
-def check_logits_were_finite(status: np.ndarray, images: jax.Array | np.ndarray) -> None:
-    if not (status == Status.NON_FINITE).any():
+def check_known(is_right: np.ndarray) -> None:
+    if not is_right.all():
+        raise ValueError(
+            f"known perturbations of {np.sum(~is_right)} of {is_right.size} pairs do not change what this classifier "
+            "says of these images: measure them with this classifier, on the same images in the same order"
+        )
+
+
+def check_logits_were_finite(label: np.ndarray, images: jax.Array | np.ndarray) -> None:
+    if (label >= 0).any():
         return
     is_finite = np.isfinite(np.asarray(images)).all(axis=(1, 2, 3))
-    if is_finite.any() and (status[:, is_finite] == Status.NON_FINITE).all():
+    if is_finite.any():
         raise ValueError(
-            f"classifier gives NaN or infinite logits or gradients for every one of {is_finite.sum()} finite images: "
-            "check its parameters and its normalisation"
+            f"classifier gives NaN or infinite logits for every one of {is_finite.sum()} finite images: check its "
+            "parameters and its normalisation"
         )
 
 

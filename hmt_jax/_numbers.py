@@ -1,6 +1,28 @@
 """Checks of the numbers that users give."""
 
+import dataclasses
 import operator
+
+import jax
+import numpy as np
+
+_NUMBERS = (int, float, float | None)
+
+
+def as_numbers(settings) -> None:
+    """Makes numbers of the fields of a frozen dataclass that are to be some: equal ones are hashed alike.
+
+    Raises:
+      ValueError: for what is no single number, known when compiling, or a count that is not whole.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.type not in _NUMBERS or value is None:
+            continue
+        if isinstance(value, jax.core.Tracer) or np.ndim(value):
+            raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
+        value = np.asarray(value).item()
+        object.__setattr__(settings, field.name, whole_number(field.name, value) if field.type is int else value)
 
 
 def whole_number(argument: str, value) -> int:

@@ -22,6 +22,8 @@ from hmt_jax.subspaces import full
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
 _ROUNDING = 4
+# Of the greatest logit. Half precision leaves less of points on a boundary.
+_GAP_OF_ROUNDING = 2e-2
 
 
 class _Limits(NamedTuple):
@@ -125,7 +127,13 @@ def solve(
         # Fewer from here on where memory has run out, at the end or before.
         lanes_at_end = min(_limits(devices).more_at_end * work.num_lanes, lanes_at_end)
         if known is not None:
-            solution = _nearer(_rows_of(known, slice(first, first + size)), solution)
+            rows = _rows_of(known, slice(first, first + size))
+            is_right, ended = lanes.evaluate(
+                _IsRight(precision), (*data, rows), items, num_lanes=lanes_at_end, devices=devices
+            )
+            lanes_at_end = ended.num_lanes
+            _checks.check_known(np.asarray(is_right))
+            solution = _nearer(rows, solution)
         if num_bisections:
             bisect = _Bisect(num_bisections, precision)
             solution, ended = lanes.solve(bisect, (*data, solution), items, num_lanes=lanes_at_end, devices=devices)
@@ -148,9 +156,9 @@ def _rows_of(solution: Solution, images: slice) -> Solution:
 
 
 def _nearer(known: Solution, found: Solution) -> Solution:
-    """For each pair the solution with the smaller margin, of those that have one."""
+    """For each pair the solution with the smaller margin, of those that have one, for the label that was found."""
     margins = [np.where(each.status == Status.CONVERGED, each.margin, np.inf) for each in (known, found)]
-    is_known_nearer = margins[0] < margins[1]
+    is_known_nearer = (margins[0] < margins[1]) & (known.label == found.label)
 
     def select(known, found):
         return np.where(is_known_nearer.reshape(-1, *[1] * (found.ndim - 1)), known, found).astype(found.dtype)
@@ -216,6 +224,24 @@ class _Start:
         with jax.default_matmul_precision(self.precision):
             classifier, image, subspace = _pair(data, item)
             return start(self.solver, classifier, image, subspace, at_image)
+
+
+@dataclasses.dataclass(frozen=True)
+class _IsRight:
+    """Item r N + n is whether image n has the known label, and does not have it at the known point in subspace r."""
+
+    precision: str
+
+    def __call__(self, data, item):
+        solution = jax.tree.map(lambda leaf: leaf[item], data[3])
+        z = jnp.stack([jnp.zeros_like(solution.coordinates), solution.coordinates])
+        with jax.default_matmul_precision(self.precision):
+            logits = jax.vmap(restrict(*_pair(data, item)))(z)
+        others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits).max(1)
+        # Near a boundary logits are equal but for rounding, that of less precision, too.
+        gaps = (others - logits[:, solution.label]) / jnp.abs(logits).max(1)
+        is_right = (gaps[0] <= _GAP_OF_ROUNDING) & (gaps[1] >= -_GAP_OF_ROUNDING)
+        return is_right | (solution.status != Status.CONVERGED)
 
 
 class _Bisection(NamedTuple):

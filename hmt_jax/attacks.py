@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _checks, solvers
-from hmt_jax._numbers import whole_number
-from hmt_jax.classifiers import Classifier, as_pytree, logits_of, restrict
+from hmt_jax import _batches, _checks, _pairs, solvers
+from hmt_jax._numbers import as_numbers, whole_number
+from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
 from hmt_jax.subspaces import Subspace, full
@@ -70,6 +70,7 @@ class _Bounded:
     domain: str = dataclasses.field(metadata=_STATIC)
 
     def __post_init__(self):
+        as_numbers(self)
         for name, known in (("norm", _NORMS), ("domain", _BOXES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
@@ -129,7 +130,7 @@ class PGD(_Bounded):
         _check_num_steps(self.num_steps)
         if not 0 < self.step_size < math.inf:
             raise ValueError(f"step_size must be positive and finite, in pixels in [0, 1], got {self.step_size}")
-        if whole_number("num_restarts", self.num_restarts) < 1:
+        if self.num_restarts < 1:
             raise ValueError(f"num_restarts must be at least 1, got {self.num_restarts}")
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(
@@ -181,17 +182,17 @@ class DeepFool(_Bounded):
     def _perturb(self, classifier, image, label):
         space = self._space(image)
         restriction = restrict(classifier, image, space)
+        at_image = _pairs.linearize_at(self.solver, classifier, image)
 
         def step(state, _):
             is_done = self.solver.done(state)
             return jax.tree.map(partial(jnp.where, is_done), state, self.solver.step(restriction, state)), None
 
-        origin = jnp.zeros(space.coordinates(image).shape, image.dtype)
-        at_sample = solvers.linearize(restriction, origin, self.solver.num_candidates)
-        state = _loop(step, self.solver.start(restriction, at_sample), length=self.solver.max_steps - 1)
-        solution = self.solver.result(state)
-        change = space.embed(jnp.asarray(solution.coordinates))
-        is_found = (solution.label == label) & jnp.isfinite(change).all()
+        state = _pairs.start(self.solver, classifier, image, space, at_image)
+        solution = self.solver.result(_loop(step, state, length=self.solver.max_steps - 1))
+        change = space.embed(jnp.asarray(solution.coordinates)).astype(image.dtype)
+        is_hopeless = (solution.status == solvers.Status.NON_FINITE) | (solution.status == solvers.Status.ZERO_GRADIENT)
+        is_found = (solution.label == label) & ~is_hopeless
         return jnp.where(is_found, self._project(image + change, image), image)
 
 
@@ -268,8 +269,8 @@ def deepfool(
     """Each image moved over its nearest decision boundary by DeepFool, or towards it as far as the bounds allow.
 
     The perturbation is that of `hmt_jax.solvers.deepfool`, whether or not it reached the boundary, in the L2 ball and
-    the box as `pgd` keeps them. Images whose label the classifier gets wrong stay as they are, and so do those without
-    a finite perturbation. The attack draws nothing: its key may be any.
+    the box as `pgd` keeps them. Images whose label the classifier gets wrong stay as they are, and so do those for
+    which DeepFool gives up, with status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
 
     Args:
       epsilon: L2 norm, over all channels, that the perturbation does not exceed, in pixels in [0, 1].
@@ -293,8 +294,8 @@ def deepfool(
 
 
 def as_argument(attack: Attack | None) -> Any:
-    """The attack as an argument of compiled functions: a plain function is its own static structure."""
-    return jax.tree_util.Partial(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+    """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is."""
+    return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
 
 
 class RobustMetrics(NamedTuple):
@@ -334,11 +335,11 @@ def evaluate(
       attack: what `pgd` and `deepfool` make, another callable pytree of that kind, or a plain function.
       key: random key of the attack; each batch has one of its own.
       batch_size: samples attacked together.
-      stack: subspaces, such as those of `hmt_jax.subspaces.dct_diagonal`, in which to measure the perturbations.
+      stack: subspaces in which to measure the perturbations: one, or a stack such as that of
+        `hmt_jax.subspaces.dct_diagonal`.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
-        a single subspace as the stack.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -353,14 +354,15 @@ def evaluate(
     """
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_range(pixels, attack)
-    if stack is not None and stack.num_stacked is None:
-        raise ValueError("stack is a single subspace: give hmt_jax.subspaces.stack([subspace])")
+    stack, num_subspaces = (None, 0) if stack is None else _checks.as_stack(stack, pixels)
     _batches.check_batch_size(batch_size)
     pytree, attack = as_pytree(classifier), as_argument(attack)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums: list[Any] = []
     for number, batch in enumerate(batches):
-        *found, num_classes = _evaluate_batch(pytree, attack, stack, batch, jax.random.fold_in(key, number))
+        *found, num_classes = _evaluate_batch(
+            num_subspaces, pytree, attack, stack, batch, jax.random.fold_in(key, number)
+        )
         if not sums:
             _checks.check_are_classes(targets, int(num_classes))
         sums.append(found)
@@ -369,8 +371,8 @@ def evaluate(
     return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, energy=means[-1])
 
 
-@jax.jit
-def _evaluate_batch(classifier, attack, stack, batch, key):
+@partial(jax.jit, static_argnums=0)
+def _evaluate_batch(num_subspaces, classifier, attack, stack, batch, key):
     """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes."""
     images = _batches.as_floats(batch.images)
     clean_logits = logits_of(classifier, images)
@@ -380,9 +382,9 @@ def _evaluate_batch(classifier, attack, stack, batch, key):
         energies = jax.vmap(lambda change: jnp.sum(subspace.coordinates(change) ** 2))(perturbed - images)
         return jnp.sum(energies, where=batch.is_counted)
 
-    loss, num_correct = _batches.sum_over(classifier(perturbed), batch)
+    loss, num_correct = _batches.sum_over(logits_of(classifier, perturbed), batch)
     clean_loss, num_clean_correct = _batches.sum_over(clean_logits, batch)
-    energies = None if stack is None else jax.vmap(energy)(stack)
+    energies = None if stack is None else jax.vmap(energy, axis_size=num_subspaces)(stack)
     return num_correct, num_clean_correct, loss, clean_loss, energies, clean_logits.shape[-1]
 
 
@@ -436,7 +438,7 @@ def _loop(body, carry, items=None, length=None) -> Any:
 
 def _log_odds(classifier, labels, images):
     """log((1 - p) / p) for the probability p of the label, for each image: the cross-entropy is its softplus."""
-    logits = classifier(images)
+    logits = logits_of(classifier, images)
     is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     return jax.nn.logsumexp(logits, axis=1, where=~is_label) - jnp.sum(logits, axis=1, where=is_label)
 

@@ -78,9 +78,8 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBou
     values = np.stack([sample.layers[0].bias for sample in samples])
     sizes = np.stack([_piecewise.around(absolute, np.abs(image)).layers[0].bias for image in flat])
 
-    is_single = getattr(subspaces, "num_stacked", None) is None
-    members = [subspaces] if is_single else [subspaces[r] for r in range(len(subspaces))]
-    _checks.check_subspace(members[0], images)
+    stack, num_subspaces = _checks.as_stack(subspaces, images)
+    members = [jax.tree.map(lambda leaf, r=r: leaf[r], stack) for r in range(num_subspaces)]
     radii = []
     for member in members:
         restricted = _piecewise.in_coordinates(network, _piecewise.basis_of(member, shape))

@@ -106,7 +106,7 @@ class Checkpoints:
         expected = _arrays(like)
         # Asked first, for a restoration that fails leaves threads behind.
         shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
-        here = {name: array.shape for name, array in expected.items()}
+        here = {name: _shape_there(array) for name, array in expected.items()}
         differences = [
             f"{name} is {shapes.get(name, 'missing')} there, {here.get(name, 'missing')} here"
             for name in {**shapes, **here}
@@ -125,6 +125,12 @@ class Checkpoints:
         )
         arrays = [found["state"][name] for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), arrays), found["history"]["history"]
+
+
+def _shape_there(array: jax.Array) -> tuple[int, ...]:
+    """The shape that an array has in a checkpoint: random keys lie there as the numbers that they are made of."""
+    is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return (jax.random.key_data(array) if is_key else array).shape
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

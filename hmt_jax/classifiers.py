@@ -64,8 +64,9 @@ def as_pytree(classifier: Classifier) -> Classifier:
     """The classifier as a callable pytree with nothing but arrays for leaves, fit to be an argument of `jax.jit`.
 
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
-    any other callable pytree. What a plain function closes over is compiled in as constants, and a new function
-    compiles anew; give parameters as data with `jax.tree_util.Partial(function, parameters)`.
+    any other callable pytree. A plain function, or another object that is no pytree, is compiled anew in every call,
+    for what it closes over is compiled in, and may have changed. `jax.tree_util.Partial(function, parameters)`, with
+    parameters as data, is compiled once.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
@@ -88,12 +89,22 @@ def as_pytree(classifier: Classifier) -> Classifier:
         return jax.tree_util.Partial(_call_nnx, *nnx.split(classifier))
     leaves, treedef = jax.tree.flatten(classifier)
     if jax.tree_util.all_leaves([classifier]):
-        return jax.tree_util.Partial(classifier)
+        return as_new_function(classifier)
     _check_inference_mode(classifier)
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     if len(arrays) == len(leaves):
         return classifier
     return _Module(arrays, (treedef, tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)))
+
+
+def as_new_function(function: Callable) -> jax.tree_util.Partial:
+    """A callable pytree that JAX takes for another function in every call."""
+
+    def call(*arguments):
+        return function(*arguments)
+
+    call.__wrapped__ = function  # type: ignore[attr-defined]  # its signature is that of the function
+    return jax.tree_util.Partial(call)
 
 
 def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Restriction:
@@ -102,34 +113,23 @@ def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Re
     The logits of an image with a NaN or infinite pixel are NaN, whatever the classifier makes of it.
 
     Raises:
-      ValueError: if the classifier does not give logits of shape (1, L) with L >= 2.
+      ValueError: as `logits_of`.
     """
     is_finite = jnp.isfinite(image).all()
 
     def restriction(z):
         logits = logits_of(classifier, (image + subspace.embed(z))[None])
-        if logits.ndim != 2 or logits.shape[0] != 1:
-            raise ValueError(
-                f"classifier must map images (N, height, width, channels) to logits (N, L); for N = 1 it gave "
-                f"{logits.shape}"
-            )
-        if logits.shape[1] < 2:
-            raise ValueError(
-                "classifier has one class only, so that no label can change; give a binary classifier two logits, "
-                "such as (0, logit)"
-            )
-        if not jnp.issubdtype(logits.dtype, jnp.floating):
-            raise ValueError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
         return jnp.where(is_finite, logits[0], jnp.nan)
 
     return restriction
 
 
 def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
-    """What a classifier makes of images, which must be one array.
+    """The logits (N, L) that a classifier gives images (N, height, width, channels).
 
     Raises:
-      ValueError: if it can't be applied to images of this shape, or gives anything but an array.
+      ValueError: if it can't be applied to images of this shape, or gives anything but an array (N, L) in floating
+        point with L at least 2.
     """
     try:
         logits = classifier(images)
@@ -144,6 +144,18 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
             f"classifier must give one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
             "that returns them alone"
         )
+    if logits.ndim != 2 or logits.shape[0] != len(images):
+        raise ValueError(
+            f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it gave "
+            f"{logits.shape}"
+        )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "classifier has one class only, so that no label can change; give a binary classifier two logits, such as "
+            "(0, logit)"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
 
 
@@ -151,6 +163,8 @@ def _remedy(classifier, images, error) -> str:
     """What helps where a classifier could not be applied."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return "compute with jax.numpy, since NumPy can't be differentiated"
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return "choose by jax.numpy.where, since values are not known when it is compiled"
     try:
         inspect.signature(classifier).bind(images)
     except TypeError:  # it takes something else, or more

@@ -130,8 +130,9 @@ def solve(
     devices = _devices.as_list(devices)
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
-    if num_lanes < 1 or steps_per_call < 1:
-        raise ValueError(f"num_lanes and steps_per_call must be at least 1, got {num_lanes} and {steps_per_call}")
+    for argument, number in (("num_lanes", num_lanes), ("steps_per_call", steps_per_call)):
+        if number < 1:
+            raise ValueError(f"{argument} must be at least 1, got {number}")
 
     mesh = _devices.mesh(devices, _AXIS)
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))

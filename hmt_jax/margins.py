@@ -85,7 +85,8 @@ def deepfool(
     Args:
       classifier: callable pytree from images (N, height, width, channels) to logits (N, L).
       image: (height, width, channels), with pixels in [0, 1].
-      subspace: a single subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`.
+      subspace: a single subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`, which must be
+        orthonormal: here, where it may be an argument of compiled code, that is not checked.
       num_candidates: classes to move towards, the label included.
       overshoot: relative length added to every iterate before the label is checked, and to the result.
       max_steps: steps after which the sample is given up.
@@ -137,8 +138,8 @@ def measure_margins(
         an infinite pixel gets status NON_FINITE and disturbs no other.
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
-      known: margins of the same pairs that were measured before with `keep_coordinates=True`, by another solver say.
-        Where the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
+      known: margins of the same pairs and the same classifier that were measured before with `keep_coordinates=True`,
+        by another solver say. Where the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -155,7 +156,8 @@ def measure_margins(
 
     Raises:
       ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images or
-        with coordinates that are not orthonormal, or a classifier whose logits are NaN or infinite for every image.
+        with coordinates that are not orthonormal, a classifier whose logits are NaN or infinite for every image, or
+        known perturbations that do not change what this classifier says.
       TypeError: for a classifier that can't be called, a solver that is none, or settings besides a solver.
 
     Warns:
@@ -175,11 +177,8 @@ def measure_margins(
     # Those of NumPy stay on the host: a device is given a chunk at a time.
     images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
     _checks.check_images(images)
-    stack, num_subspaces = _as_stack(subspaces)
+    stack, num_subspaces = _checks.as_stack(subspaces, images)
     first = jax.tree.map(lambda leaf: leaf[0], stack)
-    _checks.check_subspace(first, images)
-    if not type(first).__module__.startswith("hmt_jax."):
-        _checks.check_orthonormal(first, images.shape[1:])
     (solution, at_end), work = _pairs.solve(
         solver,
         as_pytree(classifier),
@@ -202,7 +201,7 @@ def measure_margins(
         precision=precision,
         work=work,
     )
-    _checks.check_logits_were_finite(result.status, images)
+    _checks.check_logits_were_finite(result.label, images)
     return result
 
 
@@ -260,16 +259,3 @@ def _solution_of(result, shape):
 
 def _shape_of_coordinates(subspace, images):
     return jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32)).shape
-
-
-def _as_stack(subspaces):
-    _checks.check_is_pytree(subspaces)
-    num_stacked = getattr(subspaces, "num_stacked", None)
-    if num_stacked is not None:
-        return subspaces, num_stacked
-    if not (hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")):
-        raise TypeError(
-            f"subspaces must be one subspace or a stack of hmt_jax.subspaces, got {type(subspaces)}; "
-            "hmt_jax.subspaces.stack joins several of one kind"
-        )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], subspaces), 1

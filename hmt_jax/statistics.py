@@ -59,8 +59,9 @@ def summarize(
     Raises:
       ValueError: for ranks, a confidence or a number of resamples out of range.
     """
+    ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
-        raise ValueError(f"ranks must be percentages between 0 and 100, got {tuple(ranks)}")
+        raise ValueError(f"ranks must be percentages between 0 and 100, got {ranks}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if num_resamples < 1:
@@ -74,7 +75,7 @@ def summarize(
         median_interval=np.array([[percentile(row, tail), percentile(row, 100 - tail)] for row in medians]),
         confidence=confidence,
         percentiles=np.array([[percentile(row, rank) for rank in ranks] for row in margins]),
-        ranks=tuple(ranks),
+        ranks=ranks,
         counts={status.name.lower(): np.sum(result.status == status, axis=1) for status in Status},
     )
 
@@ -104,7 +105,12 @@ def percentile(values: np.ndarray, rank: float) -> float:
 
     Interpolates linearly between neighbouring values, as NumPy does; between a finite and an infinite one, where
     nothing lies halfway, it is infinite.
+
+    Raises:
+      ValueError: for a rank that is no percentage between 0 and 100.
     """
+    if not 0 <= rank <= 100:
+        raise ValueError(f"rank must be a percentage between 0 and 100, got {rank}")
     values = np.asarray(values)
     values = np.sort(values[~np.isnan(values)])
     if not values.size:

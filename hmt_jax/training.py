@@ -10,6 +10,7 @@ the data, and batch norm takes its statistics over the whole batch.
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_numbers
 from hmt_jax.attacks import Attack, as_argument
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
@@ -39,8 +40,8 @@ class Recipe:
 
     Attributes:
       num_epochs: passes through the training set.
-      batch_size: samples in a step, over all devices. The last batch of an epoch is filled up with samples from its
-        beginning, which count for the statistics of batch norm and for nothing else.
+      batch_size: samples in a step, over all devices. The last batch of an epoch is filled up with samples from the
+        beginning of that epoch, which count for the statistics of batch norm and for nothing else.
       max_learning_rate: reached after 2/5 of the steps, from 0 and down to 0 again.
       momentum: of SGD.
       weight_decay: times every parameter, added to its gradient.
@@ -60,8 +61,7 @@ class Recipe:
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __post_init__(self):
-        for name in ("num_epochs", "batch_size"):
-            whole_number(name, getattr(self, name))
+        as_numbers(self)
         for name in ("num_epochs", "batch_size", "max_learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -148,6 +148,7 @@ def train(
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
+      UserWarning: if there is one step in all, which changes nothing, for its learning rate is 0.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
@@ -191,8 +192,8 @@ def train_on_stream(
       key: random key of attacks, dropout and augmentation; the order is the stream's.
 
     Raises:
-      ValueError: for a batch size that is not the stream's, or that the devices can't share, and for a stream of
-        several processes.
+      ValueError: for a batch size that is not the stream's, or that the devices can't share, for a stream of several
+        processes, for images and labels as in `train`, and for an epoch that does not give `num_samples` samples.
       FloatingPointError: if a loss or a gradient is not finite.
     """
     if stream.batch_size != recipe.batch_size:
@@ -210,7 +211,7 @@ def train_on_stream(
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
-        for batch in prefetch(_batches.fill(stream.epoch(epoch), recipe.batch_size), sharding):
+        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
@@ -308,6 +309,12 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
             f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
             "give fewer devices"
         )
+    if recipe.num_epochs * _steps_per_epoch(recipe, num_samples) == 1:
+        warnings.warn(
+            f"{num_samples} samples in batches of {recipe.batch_size} make one step in all, whose learning rate is 0: "
+            "lower batch_size, or train for more epochs",
+            stacklevel=3,
+        )
     state = start(classifier, recipe, num_samples) if state is None else state
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     for epoch in range(int(state.num_steps) // _steps_per_epoch(recipe, num_samples), recipe.num_epochs):
@@ -321,6 +328,22 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
         if on_epoch is not None:
             on_epoch(epoch, state, Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples))
     return classifier_of(jax.device_put(state, mesh.devices.flat[0]))
+
+
+def _checked(stream, epoch, attack):
+    """The batches of an epoch, of which `train` would take each."""
+    num_samples = 0
+    for images, labels in stream.epoch(epoch):
+        images, labels = _batches.check_samples(images, labels)
+        if not num_samples:
+            _checks.check_range(images, attack)
+        num_samples += len(images)
+        yield images, labels
+    if num_samples != stream.num_samples:
+        raise ValueError(
+            f"the stream gave {num_samples} samples in epoch {epoch}, but its num_samples is {stream.num_samples}: "
+            "let every epoch give each sample once"
+        )
 
 
 def _host_epoch(recipe, mesh, attack, state, samples, key):

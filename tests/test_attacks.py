@@ -458,6 +458,36 @@ def test_deepfool_leaves_images_that_are_wrong_or_have_no_direction():
     np.testing.assert_array_equal(attack(flat, images, np.zeros(6, int), KEY), images)
 
 
+def test_deepfool_leaves_images_for_which_the_solver_gives_up():
+    """In a window that a filter before the network removes, rounding alone is left of the gradient."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
+
+    def filtered(images):
+        return frequency.low_pass(images, 4).reshape(len(images), -1) @ weights.T
+
+    def infinite(images):
+        first = images[:, 0, 0, 0]
+        return jnp.stack([1 - first, jnp.where(first > 0.5, jnp.inf, 0)], axis=1)
+
+    images = np.random.default_rng(1).uniform(0, 0.4, (4, 8, 8, 1)).astype(np.float32)
+    hidden = subspaces.dct_window((8, 8, 1), 4, 4, 4)
+    for classifier, subspace in ((filtered, hidden), (infinite, None)):
+        whole = subspaces.full((8, 8, 1)) if subspace is None else subspace
+        assert not hmt_jax.measure_margins(classifier, images, whole).is_converged.any()
+        labels = np.argmax(classifier(images), axis=1)
+        attack = attacks.deepfool(epsilon=0.5, subspace=subspace, domain="unbounded")
+        np.testing.assert_array_equal(attack(classifier, images, labels, KEY), images)
+
+
+@pytest.mark.parametrize("number", [jnp.float32, np.float32, np.array])
+def test_settings_may_be_numbers_of_arrays(number):
+    classifier, images = tanh_classifier(), grey_images()
+    expected = QUICK_PGD(epsilon=0.5)(classifier, images, LABELS, KEY)
+    np.testing.assert_array_equal(QUICK_PGD(epsilon=number(0.5))(classifier, images, LABELS, KEY), expected)
+    assert training.Recipe(max_learning_rate=number(0.25)) == training.Recipe(max_learning_rate=0.25)
+    assert hash(training.Recipe(max_learning_rate=number(0.25)))
+
+
 # Evaluation
 
 
@@ -534,6 +564,9 @@ def test_a_perturbation_in_a_window_has_its_energy_there():
     metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, stack=stack)
     assert 0.05 < metrics.energy[1] <= 0.3**2 + 1e-6
     np.testing.assert_allclose(np.delete(metrics.energy, 1), 0, atol=1e-10)  # squares of float32 rounding
+    for one in (stack[1], subspaces.full(SHAPE)):  # the whole space has no arrays
+        alone = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, stack=one)
+        np.testing.assert_allclose(alone.energy, [metrics.energy[1]], rtol=1e-5)
 
 
 def test_all_batches_and_networks_share_one_compilation():
@@ -605,8 +638,17 @@ def test_bad_arguments_of_evaluate():
     for images, labels in ((grey_images(), LABELS[:-1]), (grey_images()[:0], LABELS[:0])):
         with pytest.raises(ValueError, match=r"labels \(N,\), with N at least 1, got"):
             evaluate(images, labels)
-    with pytest.raises(ValueError, match=r"stack is a single subspace: give hmt_jax\.subspaces\.stack\(\[subspace\]\)"):
-        evaluate(grey_images(), LABELS, stack=window())
+    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
+        evaluate(grey_images(), LABELS, stack=[window()])
+    for wrong, message in (
+        (lambda images: images.reshape(len(images), -1)[:1], r"for N = 6 it gave \(1, 72\)"),
+        (lambda images: images.reshape(len(images), -1)[:, :1], "classifier has one class only"),
+        (lambda images: images.reshape(len(images), -1).argmax(1), r"for N = 6 it gave \(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacks.evaluate(wrong, grey_images(), LABELS, attacks.deepfool(epsilon=1.0), KEY)
+        with pytest.raises(ValueError, match=message):
+            training.evaluate(wrong, grey_images(), LABELS, devices=jax.devices()[:1])
     with pytest.raises(
         ValueError, match="labels must be whole numbers from 0 to 3, since the classifier has 4 logits, but"
     ):

@@ -154,6 +154,8 @@ def test_what_is_not_supported_is_told():
     images = images_of(1)
     with pytest.raises(TypeError, match=r"named 'logistic', 'mlp' or 'lenet', made by create, load or from_torch.*got"):
         bounds.certify(lambda images: images, images, subspaces.full(SHAPE))
+    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
+        bounds.certify(network("mlp"), images, [subspaces.full(SHAPE)])
     unknown = models.Normalized(nnx.Linear(24, 4, rngs=nnx.Rngs(0)), jnp.zeros(1), jnp.ones(1))
     with pytest.raises(TypeError, match="whose layers are known; got Linear"):
         bounds.certify(unknown, images, subspaces.full(SHAPE))

@@ -67,6 +67,26 @@ def test_a_state_comes_back_as_it_was(tmp_path, state):
     assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
 
 
+class Dropping(nnx.Module):
+    """Dropout with random keys of its own, as NNX has it."""
+
+    def __init__(self):
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+
+def test_random_keys_come_back_as_they_were(tmp_path):
+    state = training.start(Dropping(), RECIPE, num_samples=10)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, state, score=0.5)
+        found, _ = checkpoints.restore(training.start(Dropping(), RECIPE, num_samples=10))
+    assert len(jax.tree.leaves(found)) == len(jax.tree.leaves(state))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        assert ours.dtype == theirs.dtype
+        is_key = jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key)
+        np.testing.assert_array_equal(*(jax.random.key_data(leaf) if is_key else leaf for leaf in (ours, theirs)))
+
+
 def test_the_last_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last_epoch is checkpoints.best_epoch is None

@@ -11,7 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import hmt_jax
-from hmt_jax import classifiers, models, subspaces
+from hmt_jax import classifiers, models, subspaces, training
 
 SHAPE = (4, 3, 2)
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
@@ -364,6 +364,38 @@ def two_logits(images):
     return images.reshape(len(images), -1)[:, :2]
 
 
+class Scaling:
+    """No pytree: an object that can be called."""
+
+    scale = 1.0
+
+    def __call__(self, images):
+        return self.scale * two_logits(images)
+
+
+def test_functions_are_measured_as_they_are_now():
+    """What they close over may have changed since they were measured before."""
+    images, module, scaling = random_images(), nnx.Linear(24, 3, use_bias=False, rngs=nnx.Rngs(0)), Scaling()
+    labels = np.zeros(len(images), int)
+
+    def predict(images):
+        return module(images.reshape(len(images), -1))
+
+    before = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE)).margin]
+    before.append(training.evaluate(scaling, images, labels).loss)
+    module.kernel[...] = module.kernel[...] * jnp.array([[2, -2, 6]])
+    scaling.scale = 5.0
+    after = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE)).margin]
+    after.append(training.evaluate(scaling, images, labels).loss)
+    weights = module.kernel[...]
+    linear = jax.tree_util.Partial(lambda weights, images: images.reshape(len(images), -1) @ weights, weights)
+    expected = [hmt_jax.measure_margins(linear, images, subspaces.full(SHAPE)).margin]
+    expected.append(training.evaluate(lambda images: 5 * two_logits(images), images, labels).loss)
+    for found, past, wanted in zip(after, before, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        assert not np.allclose(past, wanted, rtol=1e-2)
+
+
 def test_what_models_load_returns_is_no_classifier():
     with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; give its first item"):
         classifiers.as_pytree((two_logits, {}))
@@ -374,13 +406,17 @@ def test_what_models_load_returns_is_no_classifier():
     [
         (lambda parameters, images: images @ parameters, r"give a function of images alone, jax\.tree_util\.Partial"),
         (lambda images: jnp.asarray(np.tanh(np.asarray(images))), r"compute with jax\.numpy, since NumPy"),
+        (
+            lambda images: images[:, :2, 0, 0] if images.sum() > 0 else images[:, 2:4, 0, 0],
+            r"choose by jax\.numpy\.where, since values are not known",
+        ),
         (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "give it images of the shape that it was"),
         (
             models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=2),
             "give it images of the shape that it was",
         ),
     ],
-    ids=["parameters", "NumPy", "shape", "channels"],
+    ids=["parameters", "NumPy", "choice", "shape", "channels"],
 )
 def test_the_remedy_fits_the_error(classifier, remedy):
     images = np.zeros((1, *SHAPE), np.float32)

@@ -112,6 +112,19 @@ def test_margins_follow_the_scale_of_images_and_not_that_of_logits(solver):
 # The sphere
 
 
+def test_an_image_on_the_sphere_has_no_margin_where_the_subspace_only_touches_it():
+    """Whatever rounding says of the side: from inside a ball every direction leads out."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        offset = rng.normal(size=SHAPE).astype(np.float32)
+        tangent = np.linalg.qr(np.stack([offset.ravel(), rng.normal(size=offset.size)], axis=1))[0][:, 1:]
+        radius = np.linalg.norm(offset).astype(np.float32)
+        solution = exact.sphere(jnp.zeros(SHAPE), radius, offset, subspaces.from_basis(tangent, SHAPE))
+        if solution.label == 0:
+            assert solution.status == Status.CONVERGED
+            assert solution.margin < 2e-3 * radius  # a root of float32's rounding
+
+
 @pytest.mark.parametrize("radius", [0.3, 2.0, 5.0])
 @pytest.mark.parametrize("dimension", [1, 2, NUM_PIXELS])
 def test_the_margin_of_a_sphere_is_the_nearest_root_over_all_directions(radius, dimension):
@@ -291,6 +304,23 @@ def test_settings_of_a_scan_out_of_range_are_told(settings, message):
         exact.scan(**settings)
 
 
+def test_a_scan_finds_what_is_nearer_than_points_without_a_label():
+    """The boundary is at 0.3, logits are NaN from 0.7 on; or from 0.2 on, before it."""
+
+    def broken(start, images):
+        x = images[:, 0, 0, 0]
+        return jnp.stack([0.3 - x, jnp.where(x > start, jnp.nan, 0)], axis=1)
+
+    images = np.zeros((1, 1, 2, 1), np.float32)
+    line = subspaces.from_basis(jnp.eye(2, 1), (1, 2, 1))
+    for start, status, margin in ((0.7, Status.CONVERGED, 0.3), (0.2, Status.NON_FINITE, np.nan)):
+        for reach in (0.6, 2.0):
+            found = measure(broken, jnp.float32(start), images, line, exact.scan(reach=reach, resolution=0.05))
+            assert found.status == status
+            assert found.label == 0
+            np.testing.assert_allclose(found.margin, [margin], rtol=1e-5)
+
+
 def test_a_scan_is_of_a_line_or_a_plane():
     solver = exact.scan(reach=1.0, resolution=0.1)
     with pytest.raises(ValueError, match="scan is for subspaces of 1 or 2 dimensions, got 24; take another solver"):
@@ -423,6 +453,10 @@ def test_what_a_search_cannot_take_is_told():
     for settings in ({"reach": 0.0}, {"reach": float("nan")}, {"max_steps": 0}):
         with pytest.raises(ValueError, match="reach and max_steps must be positive, got"):
             exact.piecewise_linear(network(), image, space, **settings)
+    with pytest.raises(ValueError, match=r"max_steps must be a whole number, got 2\.5"):
+        exact.piecewise_linear(network(), image, space, max_steps=2.5)
+    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
+        exact.piecewise_linear(network(), image, [space])
 
 
 @pytest.mark.parametrize("seed", range(20))

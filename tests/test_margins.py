@@ -12,7 +12,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import hmt_jax
-from hmt_jax import Status, _pairs, frequency, lanes, models, solvers, subspaces
+from hmt_jax import Status, _pairs, exact, frequency, lanes, models, solvers, subspaces
 from hmt_jax.classifiers import as_pytree
 
 SHAPE = (4, 5, 2)
@@ -651,6 +651,33 @@ def test_known_margins_are_checked():
         measure_two(images[:3], known=known)
 
 
+def test_known_margins_are_of_the_same_classifier_and_images():
+    images = boundary_images()
+    known = measure_two(images, keep_coordinates=True)
+    again = measure_two(images, known=known, solver=exact.linear())
+    assert (again.margin <= known.margin).all()
+
+    def farther(images):
+        return two_logits(images) + jnp.array([[0.0, 1.0]])
+
+    whole = subspaces.full((4, 5, 2))
+    for classifier, changed in ((two_logits, images[::-1]), (farther, images)):
+        with pytest.raises(ValueError, match="do not change what this classifier says of these images: measure them"):
+            hmt_jax.measure_margins(classifier, changed, whole, known=known)
+
+
+def test_known_margins_count_for_the_label_that_is_found():
+    """Of logits that are equal but for rounding, another precision may have chosen the other one."""
+    images = boundary_images(1)
+    images[0, 0, 0] = 0.802, 0.4  # logits of 0.401 and 0.4
+    found = measure_two(images, keep_coordinates=True)
+    nothing = {"margin": 0 * found.margin, "coordinates": 0 * found.coordinates}
+    known = dataclasses.replace(found, label=1 + found.label, adversarial_label=found.label, **nothing)
+    again = measure_two(images, known=known)
+    assert (again.label, again.margin) == (found.label, found.margin)
+    assert again.label == 0
+
+
 def test_known_margins_are_of_subspaces_of_the_same_dimension():
     images = boundary_images()
     lines, planes = (subspaces.random(jax.random.key(0), (4, 5, 2), dimension) for dimension in (1, 2))
@@ -708,7 +735,7 @@ def test_subspaces_that_are_no_pytrees_are_refused():
         ({"num_candidates": 1}, "num_candidates must be at least 2"),
         ({"overshoot": -1}, "overshoot must not be negative"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"num_lanes": 0}, "num_lanes and steps_per_call must be at least 1, got 0"),
+        ({"num_lanes": 0}, "num_lanes must be at least 1, got 0"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -797,8 +824,8 @@ def test_a_classifier_that_is_never_finite_is_an_error(value):
     images[2, 0, 0, 0] = np.nan
     with pytest.raises(
         ValueError,
-        match="classifier gives NaN or infinite logits or gradients for every one of 3 finite images: check its "
-        "parameters and its normalisation",
+        match="classifier gives NaN or infinite logits for every one of 3 finite images: check its parameters and its "
+        "normalisation",
     ):
         hmt_jax.measure_margins(
             lambda images: two_logits(images) + value, images, subspaces.full(SHAPE), devices=jax.devices()[:1]

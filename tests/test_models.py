@@ -397,6 +397,11 @@ def test_a_saved_classifier_may_be_read_by_whom_other_files_may(tmp_path):
 def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="architecture must hold name, image_shape and num_classes, but lacks name"):
         models.save(tmp_path / "saved", small_classifier(), architecture=dict(list(ARCHITECTURE.items())[1:]))
+    for wrong in ({"num_classes": 7}, {"name": "mlp"}):
+        with pytest.raises(ValueError, match=r"the classifier is not of the architecture .*: give the arguments that"):
+            models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, **wrong})
+    with pytest.raises(ValueError, match="unknown model 'foo'; the known ones are"):
+        models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, "name": "foo"})
     with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'nowhere'} to write"):
         models.save(tmp_path / "nowhere" / "saved", small_classifier(), architecture=ARCHITECTURE)
     assert not list(tmp_path.iterdir())

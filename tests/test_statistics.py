@@ -106,6 +106,18 @@ def test_settings_out_of_range(margins, arguments, message):
         statistics.summarize(make_result(margins), **arguments)
 
 
+@pytest.mark.parametrize("rank", [-10, 101, np.nan])
+def test_a_rank_is_a_percentage(rank):
+    with pytest.raises(ValueError, match=f"rank must be a percentage between 0 and 100, got {rank}"):
+        statistics.percentile([1.0, 2.0, 3.0], rank)
+
+
+def test_ranks_may_come_one_by_one(margins):
+    found = statistics.summarize(make_result(margins), ranks=(rank for rank in (10, 90)))
+    assert found.ranks == (10, 90)
+    assert found.percentiles.shape[1] == 2
+
+
 def test_raise_unless_converged_names_the_pairs():
     result = make_result(np.ones((2, 3)), [[0, 0, 1], [3, 0, 2]])
     with pytest.raises(

@@ -569,6 +569,9 @@ def measure_in(subspace):
 def test_coordinates_that_are_not_orthonormal_are_refused(up, down):
     with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"):
         measure_in(Scaled(jnp.asarray(up), jnp.asarray(down), SHAPE))
+    several = (jnp.array([value, 1.0, factor]) for value, factor in ((1.0, up), (1.0, down)))
+    with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"):
+        measure_in(Scaled(*several, SHAPE))
     expected = measure_in(subspaces.full(SHAPE)).margin
     np.testing.assert_allclose(
         measure_in(Scaled(jnp.asarray(1.0), jnp.asarray(1.0), SHAPE)).margin, expected, rtol=1e-5

@@ -13,6 +13,8 @@ from hmt_jax import _devices, attacks, data, models, training
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
 ONE = jax.devices()[:1]
+# Where what is seen in a step counts, and not what is learnt.
+ONE_STEP = pytest.mark.filterwarnings("ignore:.* make one step in all")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,7 @@ def convolutional():
     return module
 
 
+@ONE_STEP
 def test_batch_norm_uses_and_follows_the_statistics_of_batches(samples, convolutional):
     images, labels = samples
     recipe = dataclasses.replace(RECIPE, num_epochs=1, batch_size=18, max_learning_rate=1e-9)
@@ -212,6 +215,52 @@ def test_streams_train_as_arrays_do(samples, logistic):
         training.train_on_stream(logistic, Stream(images, labels), recipe, jax.random.key(0), devices=ONE)
 
 
+def test_the_last_batch_of_a_stream_is_filled_up_with_the_first(samples):
+    """As that of arrays: two copies of the last two samples would be no batch of the data's statistics."""
+    images, labels = samples
+
+    class Norm(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(1, momentum=0.5, rngs=nnx.Rngs(0))
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.linear(self.norm(images).reshape(len(images), -1))
+
+    recipe = dataclasses.replace(RECIPE, num_epochs=1)
+    trained = training.train_on_stream(Norm(), Stream(images, labels), recipe, jax.random.key(0), devices=ONE)
+    mean, variance = 0.0, 1.0
+    for first in range(0, 18, 4):
+        batch = images[np.arange(first, first + 4) % 18]
+        mean, variance = (mean + batch.mean()) / 2, (variance + batch.var()) / 2
+    np.testing.assert_allclose(trained.norm.mean[...], [mean], rtol=1e-5)
+    np.testing.assert_allclose(trained.norm.var[...], [variance], rtol=1e-5)
+
+
+def test_streams_are_checked_as_arrays_are(samples, logistic):
+    images, labels = samples
+
+    def train(images, labels, **settings):
+        return training.train_on_stream(
+            logistic, Stream(images, labels), RECIPE, jax.random.key(0), devices=ONE, **settings
+        )
+
+    with pytest.raises(ValueError, match=r"images must be uint8, or floating point in \[0, 1\], got int64"):
+        train((255 * images).astype(int), labels)
+    with pytest.raises(ValueError, match="labels must be whole numbers from 0, but the lowest one is -1"):
+        train(images, labels - 1)
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"pixels of 4 of 4 images leave \[0, 1\]"):
+        train(255 * images, labels, attack=attacks.pgd(norm="l2", epsilon=0.1, num_steps=1))
+    with pytest.raises(ValueError, match="the stream gave 17 samples in epoch 0, but its num_samples is 18: let every"):
+        train(images[:17], labels[:17])
+
+
+def test_one_step_in_all_gives_a_warning(samples, logistic):
+    recipe = training.Recipe(num_epochs=1, batch_size=32)
+    with pytest.warns(UserWarning, match="18 samples in batches of 32 make one step in all, whose learning rate is 0"):
+        training.train(logistic, *samples, recipe, jax.random.key(0), devices=ONE)
+
+
 def test_bfloat16_comes_close(samples, convolutional):
     recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
     exact, rounded = (
@@ -266,6 +315,7 @@ def test_attacks_change_what_is_trained_on(samples, logistic):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # float32, in another program
 
 
+@ONE_STEP
 def test_attacks_see_the_classifier_in_evaluation_mode(samples, convolutional):
     seen = []
 
@@ -323,6 +373,7 @@ def test_evaluation_is_exact_for_every_batch_size(samples, logistic, batch_size)
     assert metrics.accuracy == accuracy
 
 
+@ONE_STEP
 def test_metrics_of_an_epoch_are_means_over_its_samples(samples, logistic):
     # One batch of all samples: the metrics are those before the only step.
     recipe = dataclasses.replace(RECIPE, batch_size=32, num_epochs=1)

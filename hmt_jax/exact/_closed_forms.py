@@ -98,13 +98,13 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     inside = subspace.coordinates(offset)  # -p
     norm = jnp.linalg.norm(inside)
     square = radius**2 - jnp.sum((offset - subspace.embed(inside)) ** 2)
-    is_crossed = square >= 0
-    reach = jnp.sqrt(jnp.where(is_crossed, square, 0))
     distance = jnp.linalg.norm(offset)
+    label = (distance > radius).astype(jnp.int32)
+    is_crossed = (square >= 0) | (label == 0)  # from inside always, whatever rounding leaves of the square
+    reach = jnp.sqrt(jnp.maximum(square, 0))
     # The difference of reach and norm, without the cancellation of two squares.
     outwards = (radius - distance) * (radius + distance) / jnp.where(reach + norm > 0, reach + norm, 1)
     direction = jnp.where(norm > 0, inside / jnp.where(norm > 0, norm, 1), jnp.eye(1, inside.size)[0])
-    label = (distance > radius).astype(jnp.int32)
     return Solution(
         margin=jnp.where(is_crossed, jnp.abs(outwards), jnp.inf),
         label=label,

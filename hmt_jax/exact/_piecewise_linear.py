@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks, _piecewise
+from hmt_jax._numbers import whole_number
 from hmt_jax.exact import _rays, _regions
 from hmt_jax.exact._search import Found, nearest
 from hmt_jax.solvers import Solution, Status
@@ -57,11 +58,11 @@ def piecewise_linear(
     >>> bool(abs(logits[solution.label] - logits[solution.adversarial_label]) < 1e-5)
     True
     """
-    if not (reach > 0 and max_steps > 0):
+    if not (reach > 0 and whole_number("max_steps", max_steps) > 0):
         raise ValueError(f"reach and max_steps must be positive, got {reach} and {max_steps}")
     image = np.asarray(image)
     _checks.check_image(image)
-    _checks.check_subspace(subspace, image[None])
+    _checks.as_stack(subspace, image[None])
     network = _piecewise.network_of(classifier, image.shape)
     basis = _piecewise.basis_of(subspace, image.shape)
     if not np.isfinite(image).all():

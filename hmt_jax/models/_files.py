@@ -34,7 +34,7 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
       **header: what else JSON can hold, kept beside `architecture` in the file's metadata.
 
     Raises:
-      ValueError: if the architecture is not whole, or there is no folder for the file.
+      ValueError: if the architecture is not whole, or not that of the classifier, or there is no folder for the file.
     """
     require("files of classifiers", "experiments", "safetensors")
     from safetensors.numpy import save as serialize
@@ -45,12 +45,31 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
         raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
     # safetensors writes arrays that are not contiguous as if they were.
     arrays = {_name(path): np.ascontiguousarray(variable[...]) for path, variable in _variables(classifier)}
+    _, variables = _outline(architecture)
+    if not _fit(variables, arrays):
+        raise ValueError(
+            f"the classifier is not of the architecture {dict(architecture)}: give the arguments that `create` made it "
+            "with, num_hidden among them"
+        )
     temporary = pathlib.Path(f"{os.fspath(file)}.part")
     # Not by safetensors' own function, whose files none but their owner can read.
     temporary.write_bytes(
         serialize(arrays, metadata={_HEADER: json.dumps({"architecture": dict(architecture), **header})})
     )
     temporary.replace(file)
+
+
+def _outline(architecture: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """The structure of a network, and its variables without their arrays, with their paths, by dotted name."""
+    graphdef, abstract = nnx.split(_create.outline(**architecture))
+    return graphdef, {_name(("network", *path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
+
+
+def _fit(variables, arrays) -> bool:
+    """Whether arrays are those of a network's variables, with the statistics beside them."""
+    return {name: variable.shape for name, (_, variable) in variables.items()} == {
+        name: array.shape for name, array in arrays.items() if name not in {"mean", "std"}
+    }
 
 
 def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
@@ -68,14 +87,10 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
             raise ValueError(f"{file} was not written by hmt_jax.models.save: its metadata have no {_HEADER!r} entry")
         arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     header = json.loads(metadata[_HEADER])
-    architecture = {**header["architecture"], "image_shape": tuple(header["architecture"]["image_shape"])}
-    graphdef, abstract = nnx.split(_create.outline(**architecture))
-    variables = {_name(("network", *path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
-    if {name: variable.shape for name, (_, variable) in variables.items()} != {
-        name: array.shape for name, array in arrays.items() if name not in {"mean", "std"}
-    }:
-        raise ValueError(f"the arrays of {file} do not fit its architecture {architecture}")
-    _create.check_statistics(architecture["image_shape"], arrays["mean"], arrays["std"])
+    graphdef, variables = _outline(header["architecture"])
+    if not _fit(variables, arrays):
+        raise ValueError(f"the arrays of {file} do not fit its architecture {header['architecture']}")
+    _create.check_statistics(header["architecture"]["image_shape"], arrays["mean"], arrays["std"])
     state = nnx.from_flat_state([(p, v.replace(jnp.asarray(arrays[name]))) for name, (p, v) in variables.items()])
     classifier = _create.in_evaluation_mode(nnx.merge(graphdef, state), arrays["mean"], arrays["std"])
     return classifier, header

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers, normals_of
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, normals_of
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -31,7 +31,7 @@ class DeepFool:
     max_steps: int = 100
 
     def __post_init__(self):
-        as_numbers(self)
+        check_settings(self)
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> DeepFoolState:
         unknown = jnp.asarray(-1, jnp.int32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings
 
 # What is not given, in units of the sample's first-order distance.
 _RESOLUTION, _REACH = 1 / 16, 64
@@ -45,7 +45,7 @@ class Scan:
     num_candidates: int = 10  # for the first-order distance
 
     def __post_init__(self):
-        as_numbers(self)
+        check_settings(self)
         if (self.reach is None) != (self.resolution is None):
             raise ValueError(f"give both resolution and reach, or none, got {self.resolution} and {self.reach}")
         if self.reach is not None and self.resolution is not None and not 0 < self.resolution <= self.reach:
@@ -88,7 +88,8 @@ class Scan:
         logits = jax.vmap(jax.vmap(restriction))(radii[:, None, None] * directions[None])
         labels = jnp.argmax(logits, axis=2).astype(jnp.int32)
 
-        is_other = (labels != state.label) & (radii <= state.reach)[:, None]
+        is_finite, is_within = jnp.isfinite(logits).all(axis=2), radii <= state.reach
+        is_other = (labels != state.label) & is_finite & is_within[:, None]
         is_found, was_found = is_other.any(), state.status == Status.CONVERGED
         ring = jnp.argmax(is_other.any(axis=1))
         changed = is_other[ring]
@@ -103,6 +104,8 @@ class Scan:
         stride = state.resolution * num_rings
         farther = stride * (state.num_steps + 1).astype(state.z.dtype)
         status = now(Status.CONVERGED, state.status)
+        # What is found stands, unless nearer by there are points of no label at all.
+        is_seen = is_within & now(radii < radii[ring], True)
         return _State(
             resolution=state.resolution,
             reach=state.reach,
@@ -114,7 +117,7 @@ class Scan:
             adversarial_label=now(labels[ring, middle], state.adversarial_label),
             num_steps=state.num_steps + 1,
             num_refinements=state.num_refinements + was_found,
-            status=jnp.where(jnp.isfinite(logits).all(), status, Status.NON_FINITE).astype(jnp.int32),
+            status=jnp.where((is_finite | ~is_seen[:, None]).all(), status, Status.NON_FINITE).astype(jnp.int32),
         )
 
     def done(self, state: _State) -> jax.Array:

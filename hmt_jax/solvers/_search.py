@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, as_numbers
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings
 
 _COLDEST = 1e-6  # a softmax of the runner-up alone
 
@@ -55,7 +55,7 @@ class InSteps:
     num_candidates: int
 
     def __post_init__(self):
-        as_numbers(self)
+        check_settings(self)
 
     def done(self, search: Search) -> jax.Array:
         return is_done(search, search.num_steps >= self.num_steps, self.max_steps)

@@ -1,15 +1,13 @@
 """What every solver takes and gives."""
 
-import dataclasses
 import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_numbers
 
 Restriction = Callable[[jax.Array], jax.Array]
 
@@ -94,19 +92,13 @@ class Solver(Protocol):
     def result(self, state: Any) -> Solution: ...
 
 
-def as_numbers(settings: Any) -> None:
-    """Makes every field of a frozen dataclass a Python number: equal solvers are hashed alike, and share compiled code.
+def check_settings(settings: Any) -> None:
+    """Makes numbers of a solver's fields, as `as_numbers`, and checks them.
 
     Raises:
-      ValueError: for what is no single number, known when compiling; a count that is not whole, or below the least
-        that makes sense; or a negative overshoot.
+      ValueError: for what is no number, a count below the least that makes sense, or a negative overshoot.
     """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, jax.core.Tracer) or np.ndim(value):
-            raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
-        value = np.asarray(value).item()
-        object.__setattr__(settings, field.name, whole_number(field.name, value) if field.type is int else value)
+    as_numbers(settings)
     if settings.num_candidates < 2:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, as_numbers, normals_of
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, check_settings, normals_of
 
 _LEAST_GAIN = 1e-3
 _LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
@@ -29,7 +29,7 @@ class SuperDeepFool:
     max_steps: int = 100
 
     def __post_init__(self):
-        as_numbers(self)
+        check_settings(self)
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
         search, *_ = _search.begin(at_sample)
