@@ -140,6 +140,7 @@ def measure_margins(
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
       known: margins of the same pairs and the same classifier that were measured before with `keep_coordinates=True`,
         by another solver say. Where the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
+        Each is tried first, at two forward passes.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
