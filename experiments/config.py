@@ -94,13 +94,10 @@ def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
     )
 
 
-def check_batches(batch_size: int) -> None:
-    """Raises ValueError unless batches can be divided among the devices that training uses."""
-    if batch_size % (num_devices := len(jax.local_devices())):
-        raise ValueError(
-            f"batch_size {batch_size} is not divisible by the number of devices, {num_devices}: set another, or let "
-            "CUDA_VISIBLE_DEVICES hide some of them"
-        )
+def training_devices(batch_size: int) -> list[jax.Device]:
+    """Local devices: as many as can share batches of a size evenly."""
+    devices = jax.local_devices()
+    return devices[: max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)]
 
 
 def checks(name: str) -> tuple[Check, ...]:

@@ -117,11 +117,6 @@ class DiagonalMargins(config.Config):
             raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
         if self.attack == "deepfool" and self.norm != "l2":
             raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
-        if self.measure_every and self.num_epochs % self.measure_every:
-            raise ValueError(
-                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
         if self.augmentation != "none" and self.manipulation != "none":
             raise ValueError(
                 f"augmentation={self.augmentation} is for plain images, and would undo manipulation="
@@ -137,6 +132,12 @@ class DiagonalMargins(config.Config):
         _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
 
     def check(self, data_dir: str | None) -> None:
+        # Not at once, so that older runs can be read.
+        if self.measure_every and self.num_epochs % self.measure_every:
+            raise ValueError(
+                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
+                f"{self.num_epochs}"
+            )
         stages.check(self, data_dir)
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:

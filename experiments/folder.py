@@ -90,8 +90,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     """
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
-        beside = {other.parent for other in path.resolve().parent.glob(f"*/{_REFERENCE}")} - {path.resolve()}
-        needed = {referred(other): other for other in beside}
+        needed = _referred_beside(path)
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
             if (other := needed.get(result.resolve())) is not None:
                 print(f"{result} stays, for {other} refers to it")
@@ -131,7 +130,8 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        record()
+        with contextlib.suppress(OSError):  # of a folder that is gone: what ended the block says more
+            record()
 
 
 def refer(path: pathlib.Path, other: pathlib.Path) -> None:
@@ -144,6 +144,15 @@ def referred(path: pathlib.Path) -> pathlib.Path | None:
     if not (path / _REFERENCE).exists():
         return None
     return (path.resolve() / read_json(path / _REFERENCE)["folder"]).resolve()
+
+
+def _referred_beside(path) -> dict[pathlib.Path | None, pathlib.Path]:
+    """What the runs beside a folder refer to, and which run it is; damaged ones are passed by."""
+    found = {}
+    for other in {file.parent for file in path.resolve().parent.glob(f"*/{_REFERENCE}")} - {path.resolve()}:
+        with contextlib.suppress(ValueError, LookupError, TypeError, OSError):
+            found[referred(other)] = other
+    return found
 
 
 def is_of_run(path: pathlib.Path) -> bool:

@@ -39,7 +39,6 @@ class Forgetting(Alternating):
             )
 
     def check(self, data_dir: str | None) -> None:
-        super().check(data_dir)
         self.check_samples(min(self.first_epsilon, self.second_epsilon))
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from experiments import folder, summary, synthetic
+from experiments import config, folder, summary, synthetic
 from experiments.checks import from_medians
 from experiments.synthetic import Row, Statistic
 from hmt_jax import data, plots, statistics, subspaces, training
@@ -40,7 +40,6 @@ class LinearMargins(synthetic.Synthetic):
             )
 
     def check(self, data_dir: str | None) -> None:
-        super().check(data_dir)
         jax.eval_shape(self.samples)  # refuses settings out of range, and computes nothing
 
     def samples(self) -> data.Samples:
@@ -64,6 +63,7 @@ class LinearMargins(synthetic.Synthetic):
                     samples.labels[: self.num_train],
                     self.recipe,
                     self.keys.training,
+                    devices=config.training_devices(self.batch_size),
                 )
                 folder.write_arrays(path / f"{network}.npz", synthetic.observe(self, classifier, samples, rows))
         found = {network: folder.read_arrays(path / f"{network}.npz") for network in NETWORKS}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folder, summary, synthetic
+from experiments import config, folder, summary, synthetic
 from experiments.checks import Estimate, from_medians
 from hmt_jax import data, plots, statistics, training
 
@@ -49,7 +49,8 @@ class Alternating(synthetic.Synthetic, abc.ABC):
     def train(self, classifier, samples: data.Samples, **options: Any):
         """Trains from the parameters that the classifier has."""
         images, labels = samples.images[: self.num_train], samples.labels[: self.num_train]
-        return training.train(classifier, images, labels, self.recipe, self.keys.training, **options)
+        devices = config.training_devices(self.batch_size)
+        return training.train(classifier, images, labels, self.recipe, self.keys.training, devices=devices, **options)
 
     def observe(self, file: pathlib.Path, classifier, samples: data.Samples, **more: float) -> None:
         """Writes the margins of a classifier along u1 and u2, found both ways, and its cross-section."""
@@ -118,7 +119,6 @@ class EpsilonSweep(Alternating):
             raise ValueError(f"epsilons must be rising, and different in six digits, got {self.epsilons}")
 
     def check(self, data_dir: str | None) -> None:
-        super().check(data_dir)
         self.check_samples(self.epsilons[0])
 
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:

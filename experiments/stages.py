@@ -17,7 +17,7 @@ from flax import nnx
 
 import hmt_jax
 from experiments import baseline, evaluation, folder, manipulations, summary
-from experiments.config import check_batches
+from experiments.config import training_devices
 from hmt_jax import checkpoints, data, models, training
 
 CLASSIFIER = "checkpoint.safetensors"
@@ -29,7 +29,6 @@ def check(config, data_dir: str | None) -> None:
     config.windows(dataset.image_shape)
     config.training_attack(dataset.image_shape)
     manipulations.apply(config.manipulation, dataset.test_images[:1])
-    check_batches(config.batch_size)
     architecture = _architecture(config, dataset)
     try:
         nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
@@ -115,6 +114,7 @@ def _train(config, dataset, mean, std, windows, path) -> None:
                     train_key,
                     attack=attack,
                     state=state,
+                    devices=training_devices(config.batch_size),
                     on_epoch=_keep_epochs(config, dataset, windows, attack, kept, history, bar, path),
                 )
             except FloatingPointError as error:

@@ -79,7 +79,7 @@ def report(path: pathlib.Path) -> str:
 
 def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
     """What `experiments.evaluation.monitor` found, by the number of epochs of training before."""
-    files = {int(file.stem): file for file in (path / "monitored").glob("*.npz")}
+    files = {int(file.stem): file for file in (path / "monitored").glob("[0-9]*.npz")}
     return {epoch: folder.read_arrays(files[epoch]) for epoch in sorted(files)}
 
 

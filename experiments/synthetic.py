@@ -52,9 +52,6 @@ class Synthetic(config.Config):
                     raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
         _ = self.recipe, self.scan  # settings out of range fail here, before any work
 
-    def check(self, data_dir: str | None) -> None:
-        config.check_batches(self.batch_size)
-
     @property
     def recipe(self) -> training.Recipe:
         return training.Recipe(

@@ -22,8 +22,6 @@ from hmt_jax.subspaces import full
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
 _ROUNDING = 4
-# Of the greatest logit. Half precision leaves less of points on a boundary.
-_GAP_OF_ROUNDING = 2e-2
 
 
 class _Limits(NamedTuple):
@@ -128,11 +126,11 @@ def solve(
         lanes_at_end = min(_limits(devices).more_at_end * work.num_lanes, lanes_at_end)
         if known is not None:
             rows = _rows_of(known, slice(first, first + size))
-            is_right, ended = lanes.evaluate(
-                _IsRight(precision), (*data, rows), items, num_lanes=lanes_at_end, devices=devices
+            gaps, ended = lanes.evaluate(
+                _KnownGaps(precision), (*data, rows), items, num_lanes=lanes_at_end, devices=devices
             )
             lanes_at_end = ended.num_lanes
-            _checks.check_known(np.asarray(is_right))
+            _checks.check_known(np.asarray(gaps))
             solution = _nearer(rows, solution)
         if num_bisections:
             bisect = _Bisect(num_bisections, precision)
@@ -227,8 +225,11 @@ class _Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class _IsRight:
-    """Item r N + n is whether image n has the known label, and does not have it at the known point in subspace r."""
+class _KnownGaps:
+    """Item r N + n is by how much image n has not the known label, and has it still at the known point in subspace r.
+
+    The third number is their scale: how far logits are from their mean at either point. NaN where nothing is known.
+    """
 
     precision: str
 
@@ -238,10 +239,9 @@ class _IsRight:
         with jax.default_matmul_precision(self.precision):
             logits = jax.vmap(restrict(*_pair(data, item)))(z)
         others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits).max(1)
-        # Near a boundary logits are equal but for rounding, that of less precision, too.
-        gaps = (others - logits[:, solution.label]) / jnp.abs(logits).max(1)
-        is_right = (gaps[0] <= _GAP_OF_ROUNDING) & (gaps[1] >= -_GAP_OF_ROUNDING)
-        return is_right | (solution.status != Status.CONVERGED)
+        gaps = others - logits[:, solution.label]
+        scale = jnp.abs(logits - logits.mean(1, keepdims=True)).max()
+        return jnp.where(solution.status == Status.CONVERGED, jnp.stack([gaps[0], -gaps[1], scale]), jnp.nan)
 
 
 class _Bisection(NamedTuple):

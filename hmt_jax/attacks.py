@@ -339,7 +339,9 @@ def evaluate(
         `hmt_jax.subspaces.dct_diagonal`.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
+        subspaces for other images.
+      TypeError: for a stack that is none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.

@@ -53,6 +53,10 @@ class _Linen:
             ) from error
 
 
+class _LogitsError(ValueError):
+    """Of a classifier: not to be taken for an error within another one that is around it."""
+
+
 class _Array:
     """Stands for an array in the static structure of a module."""
 
@@ -66,7 +70,7 @@ def as_pytree(classifier: Classifier) -> Classifier:
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
     any other callable pytree. A plain function, or another object that is no pytree, is compiled anew in every call,
     for what it closes over is compiled in, and may have changed. `jax.tree_util.Partial(function, parameters)`, with
-    parameters as data, is compiled once.
+    parameters as data, is compiled once, and so is a function of `jax.jit`, which goes on by what it closed over first.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
@@ -98,7 +102,9 @@ def as_pytree(classifier: Classifier) -> Classifier:
 
 
 def as_new_function(function: Callable) -> jax.tree_util.Partial:
-    """A callable pytree that JAX takes for another function in every call."""
+    """A callable pytree that JAX takes for another function in every call, but for what `jax.jit` has made."""
+    if isinstance(function, jax.stages.Wrapped):
+        return jax.tree_util.Partial(function)
 
     def call(*arguments):
         return function(*arguments)
@@ -133,29 +139,31 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     """
     try:
         logits = classifier(images)
+    except _LogitsError:
+        raise
     except (TypeError, ValueError) as error:  # of JAX, that of products and that of convolutions
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
+        raise _LogitsError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "
             f"{_remedy(classifier, images, error)}"
         ) from error
     if not isinstance(logits, jax.Array | np.ndarray):
-        raise ValueError(
+        raise _LogitsError(
             f"classifier must give one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
             "that returns them alone"
         )
     if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise ValueError(
+        raise _LogitsError(
             f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it gave "
             f"{logits.shape}"
         )
     if logits.shape[1] < 2:
-        raise ValueError(
+        raise _LogitsError(
             "classifier has one class only, so that no label can change; give a binary classifier two logits, such as "
             "(0, logit)"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
+        raise _LogitsError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
 
 
@@ -163,8 +171,10 @@ def _remedy(classifier, images, error) -> str:
     """What helps where a classifier could not be applied."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return "compute with jax.numpy, since NumPy can't be differentiated"
-    if isinstance(error, jax.errors.ConcretizationTypeError):
+    if isinstance(error, jax.errors.TracerBoolConversionError):
         return "choose by jax.numpy.where, since values are not known when it is compiled"
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return "leave out float(), int() and item(), since values are not known when it is compiled"
     try:
         inspect.signature(classifier).bind(images)
     except TypeError:  # it takes something else, or more

@@ -139,8 +139,8 @@ def measure_margins(
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
       known: margins of the same pairs and the same classifier that were measured before with `keep_coordinates=True`,
-        by another solver say. Where the solver finds no smaller perturbation, theirs stands: no margin becomes larger.
-        Each is tried first, at two forward passes.
+        by another solver say. Where the solver finds no smaller perturbation from the same label, theirs stands: no
+        margin becomes larger. Each is tried first, at two forward passes.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -163,7 +163,8 @@ def measure_margins(
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
-      UserWarning: if the classifier seems to give probabilities and not logits.
+      UserWarning: if the classifier seems to give probabilities and not logits, or no search has met finite numbers
+        alone.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
@@ -202,7 +203,7 @@ def measure_margins(
         precision=precision,
         work=work,
     )
-    _checks.check_logits_were_finite(result.label, images)
+    _checks.check_were_finite(result, images)
     return result
 
 

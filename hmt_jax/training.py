@@ -205,14 +205,14 @@ def train_on_stream(
             f"the stream shares its batches between {process_count} processes, and training is on the devices "
             "of one: make it with process_count=1"
         )
-    mesh, attack = _devices.mesh(devices, _AXIS), as_argument(attack)
+    mesh, attack_argument = _devices.mesh(devices, _AXIS), as_argument(attack)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
         for batch in prefetch(_batches.fill(_checked(stream, epoch, attack), recipe.batch_size), sharding):
-            state, sums = _train_step(recipe, stream.num_samples, attack, state, sums, batch, step_key)
+            state, sums = _train_step(recipe, stream.num_samples, attack_argument, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
 

@@ -396,6 +396,21 @@ def test_functions_are_measured_as_they_are_now():
         assert not np.allclose(past, wanted, rtol=1e-2)
 
 
+def test_functions_of_jit_are_compiled_once():
+    traces = []
+
+    @jax.jit
+    def predict(images):
+        traces.append(images.shape)
+        return two_logits(images)
+
+    for _ in range(2):
+        hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE))
+    num_traces = len(traces)
+    hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE))
+    assert len(traces) == num_traces > 0
+
+
 def test_what_models_load_returns_is_no_classifier():
     with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; give its first item"):
         classifiers.as_pytree((two_logits, {}))
@@ -410,13 +425,17 @@ def test_what_models_load_returns_is_no_classifier():
             lambda images: images[:, :2, 0, 0] if images.sum() > 0 else images[:, 2:4, 0, 0],
             r"choose by jax\.numpy\.where, since values are not known",
         ),
+        (
+            lambda images: images[:, :2, 0, 0] - float(images.mean()),
+            r"leave out float\(\), int\(\) and item\(\), since values are not known",
+        ),
         (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "give it images of the shape that it was"),
         (
             models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=2),
             "give it images of the shape that it was",
         ),
     ],
-    ids=["parameters", "NumPy", "choice", "shape", "channels"],
+    ids=["parameters", "NumPy", "choice", "number", "shape", "channels"],
 )
 def test_the_remedy_fits_the_error(classifier, remedy):
     images = np.zeros((1, *SHAPE), np.float32)

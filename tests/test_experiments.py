@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 import warnings
 
 import jax
@@ -143,18 +144,30 @@ def test_a_call_that_is_killed_leaves_the_time_that_it_took(tmp_path):
     folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
     folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 1000})
     with folder.timed(tmp_path, interval=0.01):
-        while folder.read_environment(tmp_path)["seconds"] == 1000:
-            pass
-    assert folder.read_environment(tmp_path)["seconds"] > 1000
+        for _ in range(1000):
+            if folder.read_environment(tmp_path)["seconds"] > 1000:
+                break
+            time.sleep(0.01)
+        assert folder.read_environment(tmp_path)["seconds"] > 1000
 
 
-def test_fresh_removes_nothing_where_it_cannot_begin(finished, capsys, monkeypatch):
-    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+def test_an_error_is_told_also_where_no_time_can_be_written(tmp_path):
+    folder.start(tmp_path / "run", "digits", config.load("digits"), fresh=False)
+
+    def fail():
+        with folder.timed(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise KeyError("the reason")
+
+    with pytest.raises(KeyError, match="the reason"):
+        fail()
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(128, 2), (9, 3), (7, 1), (1, 1)])
+def test_training_takes_the_devices_that_can_share_a_batch(batch_size, expected, monkeypatch):
     devices = jax.local_devices()[:3]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    told = fails(capsys, "run", "digits", *QUICK, "--folder", finished, "--fresh")
-    assert "is not divisible by the number of devices, 3: set another, or let CUDA_VISIBLE_DEVICES hide some" in told
-    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
+    assert config.training_devices(batch_size) == devices[:expected]
 
 
 def test_fresh_leaves_a_run_inside_that_others_refer_to(tmp_path, capsys):
@@ -165,6 +178,9 @@ def test_fresh_leaves_a_run_inside_that_others_refer_to(tmp_path, capsys):
         (path / "baseline").mkdir()
         folder.write_json(path / "summary.json", {})
         folder.refer(path, paths[0] / "baseline")
+    for name, text in (("damaged", '{"fol'), ("strange", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "baseline.json").write_text(text)
     for path in paths[:2]:
         folder.start(path, "digits", settings, fresh=True)
         assert {file.name for file in path.iterdir()} - {"baseline"} == {"config.json", "environment.json"}
@@ -218,7 +234,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
             ["run", "digits", "--set", "augmentation=crop_and_mirror", "manipulation=flip"],
             ["augmentation=crop_and_mirror is for plain images, and would undo manipulation=flip"],
         ),
-        (["run", "digits", "--set", "batch_size=20"], ["batch_size 20 is not divisible by the number of devices, 8"]),
         (
             ["run", "digits", "--set", "network=lenet", "num_hidden=64"],
             ["network=lenet does not go with the other settings", "num_hidden"],

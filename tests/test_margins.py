@@ -666,16 +666,35 @@ def test_known_margins_are_of_the_same_classifier_and_images():
             hmt_jax.measure_margins(classifier, changed, whole, known=known)
 
 
+@pytest.mark.parametrize("solver", [exact.linear(), solvers.deepfool(overshoot=0.0)], ids=["exact", "DeepFool"])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_known_points_on_the_boundary_of_two_classes_are_right(solver, offset):
+    """All logits are equal there but for rounding, and zero if they are (0, logit)."""
+
+    def binary(images):
+        logit = images[:, :, :, 0].mean((1, 2)) - 0.5
+        return jnp.stack([offset + 0 * logit, offset + logit], axis=1)
+
+    images, whole = random_images(num_images=20, dtype="float32"), subspaces.full((4, 5, 2))
+    known = hmt_jax.measure_margins(binary, images, whole, solver, num_bisections=20, keep_coordinates=True)
+    again = hmt_jax.measure_margins(binary, images, whole, known=known)
+    np.testing.assert_array_equal(again.margin, np.minimum(known.margin, again.margin))
+    with pytest.raises(ValueError, match="do not change what this classifier says of these images: measure them"):
+        hmt_jax.measure_margins(binary, images[::-1], whole, known=known)
+
+
 def test_known_margins_count_for_the_label_that_is_found():
     """Of logits that are equal but for rounding, another precision may have chosen the other one."""
-    images = boundary_images(1)
-    images[0, 0, 0] = 0.802, 0.4  # logits of 0.401 and 0.4
+    images = boundary_images()
+    images[0, 0, 0] = 0.802, 0.4  # logits of 0.401 and 0.4; those of the other images are tenths apart
     found = measure_two(images, keep_coordinates=True)
-    nothing = {"margin": 0 * found.margin, "coordinates": 0 * found.coordinates}
-    known = dataclasses.replace(found, label=1 + found.label, adversarial_label=found.label, **nothing)
-    again = measure_two(images, known=known)
-    assert (again.label, again.margin) == (found.label, found.margin)
-    assert again.label == 0
+    assert found.label.tolist() == [[0, 1, 1, 1]]
+    arrays = {name: getattr(found, name).copy() for name in ("label", "adversarial_label", "margin", "coordinates")}
+    for name, value in (("label", 1), ("adversarial_label", 0), ("margin", 0), ("coordinates", 0)):
+        arrays[name][0, 0] = value
+    again = measure_two(images, known=dataclasses.replace(found, **arrays))
+    np.testing.assert_array_equal(again.label, found.label)
+    np.testing.assert_array_equal(again.margin, found.margin)
 
 
 def test_known_margins_are_of_subspaces_of_the_same_dimension():
@@ -816,6 +835,17 @@ def test_logits_are_checked(classifier, message):
         hmt_jax.measure_margins(classifier, boundary_images(), subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=message):
         hmt_jax.deepfool(classifier, boundary_images()[0], subspaces.full(SHAPE))
+
+
+def test_gradients_that_are_never_finite_give_a_warning():
+    with pytest.warns(UserWarning, match="the logits of images are finite, but every search met NaN or infinite"):
+        found = hmt_jax.measure_margins(
+            lambda images: two_logits(images) + jnp.sqrt(0 * images.sum((1, 2, 3)))[:, None],
+            boundary_images(),
+            subspaces.full(SHAPE),
+        )
+    assert (found.status == Status.NON_FINITE).all()
+    assert (found.label >= 0).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

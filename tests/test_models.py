@@ -400,6 +400,8 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
     for wrong in ({"num_classes": 7}, {"name": "mlp"}):
         with pytest.raises(ValueError, match=r"the classifier is not of the architecture .*: give the arguments that"):
             models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, **wrong})
+    with pytest.raises(ValueError, match=r"has an option that it does not take: .*num_hiden"):
+        models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, "num_hiden": (8,)})
     with pytest.raises(ValueError, match="unknown model 'foo'; the known ones are"):
         models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, "name": "foo"})
     with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'nowhere'} to write"):

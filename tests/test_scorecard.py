@@ -80,6 +80,15 @@ def test_three_seeds_have_a_spread(root, tmp_path, capsys):
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
     assert "0, 1, 2" in capsys.readouterr().out
 
+    # Wherever the files are that they were given, which count by their checksums.
+    for seed in range(3):
+        edit(tmp_path / f"seed{seed}" / "config.json", weights=f"{seed}/a.npz", checksums={"weights": "0123"})
+    assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
+    assert "0, 1, 2" in capsys.readouterr().out
+    edit(tmp_path / "seed1" / "config.json", checksums={"weights": "4567"})
+    assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
+    assert "0, 1, 2" not in capsys.readouterr().out
+
     # Two seeds are too few, and a seed that is there twice is one.
     scorecard.scorecard([tmp_path / "seed0", tmp_path / "seed1", tmp_path / "seed1"], tmp_path)
     assert "one more" not in (tmp_path / "scorecard.md").read_text()

@@ -239,14 +239,6 @@ def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path)
     assert forgetting.greatest_growth("u2", 4)(tmp_path).value == np.inf
 
 
-@pytest.mark.parametrize("name", ["synthetic_linear", "synthetic_nonlinear", "synthetic_forgetting"])
-def test_batches_that_devices_cannot_share_are_told_before_any_work(name, monkeypatch):
-    devices = jax.devices()[:3]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    with pytest.raises(ValueError, match="batch_size 128 is not divisible by the number of devices, 3: set another"):
-        config.load(name).check(None)
-
-
 def test_the_complement_is_compared_with_u1(tmp_path):
     margin = np.array([[1.0, 2.0, 4.0], [3.0, 12.0, 20.0]])
     np.savez(tmp_path / "mlp.npz", row=np.array(["u1", "complement"]), margin=margin, status=np.zeros((2, 3), int))

@@ -255,6 +255,14 @@ def test_streams_are_checked_as_arrays_are(samples, logistic):
         train(images[:17], labels[:17])
 
 
+def test_what_is_wrong_with_logits_is_told_in_attacks_too(samples):
+    images, _ = samples
+    one = models.create("logistic", jax.random.key(0), image_shape=(2, 3, 1), num_classes=1)
+    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)
+    with pytest.raises(ValueError, match=r"^classifier has one class only"):
+        training.train(one, images, np.zeros(18, int), RECIPE, jax.random.key(0), devices=ONE, attack=attack)
+
+
 def test_one_step_in_all_gives_a_warning(samples, logistic):
     recipe = training.Recipe(num_epochs=1, batch_size=32)
     with pytest.warns(UserWarning, match="18 samples in batches of 32 make one step in all, whose learning rate is 0"):

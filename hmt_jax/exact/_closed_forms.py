@@ -100,7 +100,8 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     square = radius**2 - jnp.sum((offset - subspace.embed(inside)) ** 2)
     distance = jnp.linalg.norm(offset)
     label = (distance > radius).astype(jnp.int32)
-    is_crossed = (square >= 0) | (label == 0)  # from inside always, whatever rounding leaves of the square
+    # From inside always, whatever rounding leaves of the square.
+    is_crossed = (square >= 0) | ((label == 0) & jnp.isfinite(distance))
     reach = jnp.sqrt(jnp.maximum(square, 0))
     # The difference of reach and norm, without the cancellation of two squares.
     outwards = (radius - distance) * (radius + distance) / jnp.where(reach + norm > 0, reach + norm, 1)

@@ -61,7 +61,12 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
 
 def _outline(architecture: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     """The structure of a network, and its variables without their arrays, with their paths, by dotted name."""
-    graphdef, abstract = nnx.split(_create.outline(**architecture))
+    try:
+        graphdef, abstract = nnx.split(_create.outline(**architecture))
+    except TypeError as error:
+        raise ValueError(
+            f"the architecture {dict(architecture)} has an option that it does not take: {error}"
+        ) from None
     return graphdef, {_name(("network", *path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
 
 
