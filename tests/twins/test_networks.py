@@ -1,6 +1,7 @@
 """The paper's networks against PyTorch: logits, gradients, margins, and weights in and out."""
 
 import itertools
+import json
 import pathlib
 import pickle
 import re
@@ -15,7 +16,7 @@ import scipy.fft
 import torch
 import torch_twins
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import hmt_jax
 from hmt_jax import models, subspaces
@@ -275,10 +276,13 @@ def test_save_and_load_with_hidden_layers_and_dropout(tmp_path):
 
 def test_a_file_that_does_not_fit_its_architecture_is_refused(tmp_path):
     classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=3)
-    architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 4}
-    models.save(tmp_path / "it.safetensors", classifier, architecture=architecture)
+    architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 3}
+    file = tmp_path / "it.safetensors"
+    models.save(file, classifier, architecture=architecture)
+    header = json.dumps({"architecture": {**architecture, "num_classes": 4}})
+    save_file(load_file(file), file, metadata={"hmt_jax": header})
     with pytest.raises(ValueError, match=r"the arrays of .* do not fit its architecture"):
-        models.load(tmp_path / "it.safetensors")
+        models.load(file)
 
 
 def renamed(state_dict, *substitutions):
