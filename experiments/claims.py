@@ -113,7 +113,7 @@ def measured_epochs(path: pathlib.Path, *, at_least: int) -> list[dict[str, np.n
     """What was measured in training, epoch by epoch.
 
     Raises:
-      ValueError: for less epochs than it takes.
+      ValueError: for fewer epochs than it takes.
     """
     found = list(summary.monitored(path).values())
     if len(found) < at_least:
