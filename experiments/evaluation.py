@@ -15,7 +15,7 @@ def robustness(config, classifier, images, labels, stack, key) -> dict[str, Any]
     weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
     found = []
     for each in (weaker, config):
-        metrics = attacks.evaluate(classifier, images, labels, each.evaluation_attack, key, stack=stack)
+        metrics = attacks.evaluate(classifier, images, labels, each.evaluation_attack, key, subspaces=stack)
         found.append(
             {
                 "num_steps": each.evaluation_steps,

@@ -16,8 +16,8 @@ _IMAGES_AT_A_TIME = 1024
 _SUM_TOLERANCE = 1e-2
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
-# What sums in half precision leave of a length.
-_LENGTH_TOLERANCE = 1e-2
+# What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
+_LENGTH_TOLERANCE, _COORDINATE_TOLERANCE = 1e-2, 5e-2
 
 
 ImageShape = tuple[int, int, int]
@@ -79,6 +79,8 @@ def check_labels(argument, labels):
         )
     if labels.size and labels.min() < 0:
         raise ValueError(f"{argument} must be whole numbers from 0, but the lowest one is {labels.min()}")
+    if labels.size and labels.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{argument} must be whole numbers in int32, but the greatest one is {labels.max()}")
 
 
 def check_is_pytree(subspace) -> None:
@@ -131,27 +133,28 @@ def check_subspace(subspace, images: jax.Array | np.ndarray) -> None:
 
 
 def _check_orthonormal(stack, num_stacked, image_shape) -> None:
-    """Going from coordinates to images must keep lengths, and going back must undo it: tried with one z each."""
+    """Both embed's transpose and `coordinates` must undo embed: tried with one z each, which has a part everywhere."""
     first = jax.tree.map(lambda leaf: leaf[0], stack)
     shape = jax.eval_shape(first.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
-    z = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-    length = float(jnp.linalg.norm(z))
+    z = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), shape)
     for r in range(num_stacked):
-        image_length, deviation = map(float, _lengths(jax.tree.map(lambda leaf, r=r: leaf[r], stack), z))
-        if abs(image_length - length) <= _LENGTH_TOLERANCE * length and deviation <= _LENGTH_TOLERANCE * length:
-            continue
-        raise ValueError(
-            f"coordinates of {type(stack).__name__} are not orthonormal: embed makes an image of length "
-            f"{image_length:.4g} of coordinates of length {length:.4g}, and coordinates that differ from those by "
-            f"{deviation:.2g} are made of that; embed must keep lengths, and coordinates must be its transpose"
-        )
+        for back, (length, greatest) in _deviations(jax.tree.map(lambda leaf, r=r: leaf[r], stack), z).items():
+            # So written that NaN fails, too.
+            if length <= _LENGTH_TOLERANCE * z.size**0.5 and greatest <= _COORDINATE_TOLERANCE:
+                continue
+            raise ValueError(
+                f"coordinates of {type(stack).__name__} are not orthonormal: of z made of 1 and -1, embed and then "
+                f"{back} make coordinates that differ from z by up to {greatest:.2g}; embed must keep lengths and "
+                "angles, and coordinates must be its transpose"
+            )
 
 
 @jax.jit
-def _lengths(subspace, z):
-    """Of the image of coordinates, and of what going back makes them differ by."""
-    image = subspace.embed(z)
-    return [jnp.sqrt(jnp.sum(x**2)) for x in (image, subspace.coordinates(image) - z)]
+def _deviations(subspace, z):
+    """From z, of what two ways back from its image make of it: the length, and the greatest coordinate."""
+    image, pull_back = jax.vjp(subspace.embed, z)
+    ways = {"its transpose": pull_back(image)[0], "coordinates": subspace.coordinates(image)}
+    return {back: (jnp.sqrt(jnp.sum((x - z) ** 2)), jnp.max(jnp.abs(x - z))) for back, x in ways.items()}
 
 
 def check_range(images: jax.Array | np.ndarray, attack) -> None:

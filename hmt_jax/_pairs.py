@@ -17,6 +17,7 @@ import numpy as np
 from hmt_jax import _checks, lanes
 from hmt_jax.classifiers import Classifier, logits_of, restrict
 from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of
+from hmt_jax.solvers._solution import norms_of
 from hmt_jax.subspaces import full
 
 _LEAST_LANES, _MOST_LANES = 8, 1024
@@ -80,7 +81,7 @@ def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: An
 def _lengths(vectors):
     """In float32 at least: in float16 those of images may be infinite."""
     rows = vectors.reshape(len(vectors), -1)
-    return jnp.linalg.norm(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)), axis=1)
+    return norms_of(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
 
 
 def solve(
@@ -228,7 +229,8 @@ class _Start:
 class _KnownGaps:
     """Item r N + n is by how much image n has not the known label, and has it still at the known point in subspace r.
 
-    The third number is their scale: how far logits are from their mean at either point. NaN where nothing is known.
+    The third number is their scale: how far the logits of the label and of the runners-up at both points are from
+    their mean. NaN where nothing is known.
     """
 
     precision: str
@@ -238,9 +240,10 @@ class _KnownGaps:
         z = jnp.stack([jnp.zeros_like(solution.coordinates), solution.coordinates])
         with jax.default_matmul_precision(self.precision):
             logits = jax.vmap(restrict(*_pair(data, item)))(z)
-        others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits).max(1)
-        gaps = others - logits[:, solution.label]
-        scale = jnp.abs(logits - logits.mean(1, keepdims=True)).max()
+        others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits)
+        gaps = others.max(1) - logits[:, solution.label]
+        rivals = logits[:, jnp.append(jnp.argmax(others, axis=1), solution.label)]
+        scale = jnp.abs(rivals - rivals.mean(1, keepdims=True)).max()
         return jnp.where(solution.status == Status.CONVERGED, jnp.stack([gaps[0], -gaps[1], scale]), jnp.nan)
 
 
@@ -300,8 +303,8 @@ class _LookAtEnd:
             towards = jnp.stack([solution.label, jnp.argmax(others)])
             (normal,) = normals_of(pull_back, logits, towards)
             product = jnp.vdot(solution.coordinates, normal)
-        lengths = jnp.linalg.norm(normal) * jnp.linalg.norm(solution.coordinates)
-        alignment = product / jnp.where(lengths > 0, lengths, jnp.nan)
+        lengths = norms_of(jnp.stack([normal, solution.coordinates]))
+        alignment = product / lengths[0] / lengths[1]
         is_point = jnp.isfinite(solution.margin) & jnp.isfinite(logits).all()
         gap = logits[towards[1]] - logits[towards[0]]
         return AtEnd(jnp.where(is_point, gap, jnp.nan), jnp.where(is_point, alignment, jnp.nan))

@@ -77,7 +77,7 @@ class _Bounded:
         if not 0 < self.epsilon < math.inf:  # so written that NaN fails, too
             raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
 
-    def _check(self, images, labels):
+    def _check(self, classifier, images, labels):
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 "images must have shape (N, height, width, channels) and labels (N,), got "
@@ -86,6 +86,9 @@ class _Bounded:
         _checks.check_floating("images", images)
         if self.subspace is not None:
             _checks.check_subspace(self.subspace, images)
+        if not isinstance(labels, jax.core.Tracer):
+            _checks.check_labels("labels", labels)
+            _checks.check_are_classes(labels, int(_num_classes(classifier, images)))
 
     def _space(self, image) -> Subspace:
         return full(image.shape) if self.subspace is None else self.subspace
@@ -139,8 +142,9 @@ class PGD(_Bounded):
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
         images, labels = jnp.asarray(images), jnp.asarray(labels)
-        self._check(images, labels)
-        return _ascend(self, as_pytree(classifier), images, labels, key)
+        classifier = as_pytree(classifier)
+        self._check(classifier, images, labels)
+        return _ascend(self, classifier, images, labels, key)
 
     def _start(self, key, image):
         if not self.random_start:
@@ -176,8 +180,9 @@ class DeepFool(_Bounded):
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
         images, labels = jnp.asarray(images), jnp.asarray(labels)
-        self._check(images, labels)
-        return _cross_boundary(self, as_pytree(classifier), images, labels)
+        classifier = as_pytree(classifier)
+        self._check(classifier, images, labels)
+        return _cross_boundary(self, classifier, images, labels)
 
     def _perturb(self, classifier, image, label):
         space = self._space(image)
@@ -324,7 +329,7 @@ def evaluate(
     key: jax.Array,
     *,
     batch_size: int = 500,
-    stack: Subspace | None = None,
+    subspaces: Subspace | None = None,
 ) -> RobustMetrics:
     """Accuracy and loss under an attack over all samples, exactly: the last batch is padded, and the padding masked.
 
@@ -335,28 +340,28 @@ def evaluate(
       attack: what `pgd` and `deepfool` make, another callable pytree of that kind, or a plain function.
       key: random key of the attack; each batch has one of its own.
       batch_size: samples attacked together.
-      stack: subspaces in which to measure the perturbations: one, or a stack such as that of
+      subspaces: in which to measure the perturbations: one, or a stack such as that of
         `hmt_jax.subspaces.dct_diagonal`.
 
     Raises:
       ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
         subspaces for other images.
-      TypeError: for a stack that is none.
+      TypeError: for subspaces that are none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
 
-    >>> from hmt_jax import subspaces
+    >>> from hmt_jax.subspaces import dct_diagonal
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
     >>> images = jnp.array([[0.6, 0.4, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5]]).reshape(2, 2, 2, 1)
-    >>> stack = subspaces.dct_diagonal((2, 2, 1), size=1, step=1)
-    >>> metrics = evaluate(classifier, images, [0, 0], deepfool(epsilon=0.2), jax.random.key(0), stack=stack)
+    >>> windows = dct_diagonal((2, 2, 1), size=1, step=1)
+    >>> metrics = evaluate(classifier, images, [0, 0], deepfool(epsilon=0.2), jax.random.key(0), subspaces=windows)
     >>> metrics.clean_accuracy, metrics.accuracy
     (1.0, 0.5)
     """
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_range(pixels, attack)
-    stack, num_subspaces = (None, 0) if stack is None else _checks.as_stack(stack, pixels)
+    stack, num_subspaces = (None, 0) if subspaces is None else _checks.as_stack(subspaces, pixels)
     _batches.check_batch_size(batch_size)
     pytree, attack = as_pytree(classifier), as_argument(attack)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
@@ -426,6 +431,12 @@ def _ascend(attack, classifier, images, labels, key):
 def _cross_boundary(attack, classifier, images, labels):
     classifier, images = jax.lax.stop_gradient((classifier, images))
     return jax.vmap(partial(attack._perturb, classifier))(images, labels)
+
+
+@jax.jit
+def _num_classes(classifier, images):
+    # Known when it is traced, which is once for classifiers of one kind; nothing is computed.
+    return jnp.asarray(logits_of(classifier, images).shape[1])
 
 
 def _loop(body, carry, items=None, length=None) -> Any:

@@ -29,7 +29,7 @@ class _Module:
     structure: Any = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        treedef, others = self.structure
+        treedef, others, _ = self.structure
         arrays = iter(self.arrays)
         return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])(images)
 
@@ -98,7 +98,10 @@ def as_pytree(classifier: Classifier) -> Classifier:
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     if len(arrays) == len(leaves):
         return classifier
-    return _Module(arrays, (treedef, tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)))
+    others = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+    # Numbers that are equal may not be the same: True and 1, or 0.0 and -0.0.
+    numbers = tuple(repr(leaf) for leaf in others if isinstance(leaf, int | float | complex))
+    return _Module(arrays, (treedef, others, numbers))
 
 
 def as_new_function(function: Callable) -> jax.tree_util.Partial:
@@ -185,7 +188,20 @@ def _remedy(classifier, images, error) -> str:
 
 
 def _call_nnx(graphdef, state, images):
-    return nnx.merge(graphdef, state)(images)
+    # Variables of its own, which a call may change within any transformation.
+    module = nnx.merge(graphdef, state, copy=True)
+    before = _changed_by_training(module)
+    logits = module(images)
+    if any(old is not new for old, new in zip(before, _changed_by_training(module), strict=True)):
+        raise ValueError(
+            "the classifier is in training mode: a call updates its batch statistics, or draws random numbers; give a "
+            "function that calls it with what turns that off, such as train=False"
+        )
+    return logits
+
+
+def _changed_by_training(module: nnx.Module) -> list[jax.Array]:
+    return jax.tree.leaves(nnx.state(module, nnx.filterlib.Any(nnx.BatchStat, nnx.RngState)))
 
 
 def _linen_classifier(module: linen.Module) -> Classifier:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hmt_jax import _devices
+from hmt_jax._numbers import whole_number
 
 _AXIS = "lanes"
 # Steps between two looks of the host at a loop on an accelerator: rare enough to cost nothing, for progress and errors.
@@ -131,7 +132,7 @@ def solve(
     if steps_per_call is None:
         steps_per_call = 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
     for argument, number in (("num_lanes", num_lanes), ("steps_per_call", steps_per_call)):
-        if number < 1:
+        if whole_number(argument, number) < 1:
             raise ValueError(f"{argument} must be at least 1, got {number}")
 
     mesh = _devices.mesh(devices, _AXIS)

@@ -245,6 +245,8 @@ def _solution_of(result, shape):
     """What a result says of all its pairs, as a solver's answer; None for None."""
     if result is None:
         return None
+    if not isinstance(result, MarginResult):
+        raise TypeError(f"known must be a MarginResult, what measure_margins gives, got {type(result)}")
     if result.margin.shape != shape[:2]:
         raise ValueError(
             f"known must hold margins of the same pairs, {shape[0]} subspaces and {shape[1]} images, got "

@@ -267,6 +267,10 @@ def cross_sections(
       xlabel: the horizontal direction.
       ylabel: the vertical one.
     """
+    _check_length("titles", titles, len(gaps), "panels")
+    _check_length("points", points, len(gaps), "panels")
+    if (points is None) != (labels is None):
+        raise ValueError("points and labels belong together: give both, or none")
     columns = min(len(gaps), _PANELS_IN_A_ROW)
     rows = -(-len(gaps) // columns)
     figure = Figure(figsize=(1.2 + 2.1 * columns, 0.8 + 2.9 * rows), dpi=150, layout="constrained")
@@ -279,7 +283,7 @@ def cross_sections(
         mesh = axes.pcolormesh(x, y, probability, cmap="RdBu", vmin=0, vmax=1, alpha=0.75, rasterized=True)
         if gaps[index].min() < 0 < gaps[index].max():
             axes.contour(x, y, gaps[index], levels=[0], colors="black", linewidths=1.2)
-        if points is not None and labels is not None:
+        if points is not None:
             for label, color in ((0, "#b2182b"), (1, "#2166ac")):
                 x1, x2 = points[index][labels == label].T
                 axes.scatter(x1, x2, s=18, color=color, edgecolors="white", linewidths=0.8, zorder=3)

@@ -106,6 +106,8 @@ class Subspace(abc.ABC):
         if isinstance(index, slice):
             if not range(len(self))[index]:
                 raise IndexError(f"{index} takes none of a stack of {len(self)} subspaces")
+        elif isinstance(index, bool) or not hasattr(index, "__index__") or np.ndim(index):
+            raise TypeError(f"a stack is indexed by a whole number or a slice, got {index!r}")
         elif not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for a stack of {len(self)} subspaces")
         return jax.tree.map(lambda leaf: leaf[index], self)

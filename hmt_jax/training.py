@@ -315,7 +315,10 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
             "lower batch_size, or train for more epochs",
             stacklevel=3,
         )
-    state = start(classifier, recipe, num_samples) if state is None else state
+    if state is None:
+        state = start(classifier, recipe, num_samples)
+    else:
+        _check_state(state, classifier, recipe, num_samples)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     for epoch in range(int(state.num_steps) // _steps_per_epoch(recipe, num_samples), recipe.num_epochs):
         state, sums = run_epoch(state, epoch)
@@ -330,11 +333,35 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     return classifier_of(jax.device_put(state, mesh.devices.flat[0]))
 
 
+def _check_state(state, classifier, recipe, num_samples):
+    """A state to go on from must be of such a classifier, at the end of an epoch."""
+    shapes = jax.eval_shape(lambda: start(classifier, recipe, num_samples)[1:])
+    found, expected = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (tuple(state)[1:], shapes)
+    )
+    if found != expected:
+        raise ValueError(
+            "the state is of another network than the classifier, or of another kind of training: go on with the "
+            "architecture and the recipe that it was made with"
+        )
+    if (num_over := int(state.num_steps) % (steps := _steps_per_epoch(recipe, num_samples))) != 0:
+        raise ValueError(
+            f"the state is {num_over} steps into an epoch of {steps}: go on with the batch_size and the number of "
+            "samples that it was trained with"
+        )
+
+
 def _checked(stream, epoch, attack):
     """The batches of an epoch, of which `train` would take each."""
     num_samples = 0
     for images, labels in stream.epoch(epoch):
         images, labels = _batches.check_samples(images, labels)
+        if num_samples % stream.batch_size or len(images) > stream.batch_size:
+            raise ValueError(
+                f"the stream's batch_size is {stream.batch_size}, but it gave another number of samples in epoch "
+                f"{epoch}: give as many in every batch, but for the last one, which may have fewer"
+            )
         if not num_samples:
             _checks.check_range(images, attack)
         num_samples += len(images)

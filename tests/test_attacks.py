@@ -532,7 +532,7 @@ def test_evaluation_is_exact_for_every_batch_size(batch_size):
     labels, shift = np.arange(7) % 4, 0.3 * np.random.default_rng(3).normal(size=SHAPE)
     classifier = tanh_classifier()
     attack = jax.tree_util.Partial(shift_images, jnp.asarray(shift, jnp.float32))
-    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=batch_size, stack=window_stack())
+    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=batch_size, subspaces=window_stack())
     clean = images / 255
     perturbed = np.clip(clean + shift, 0, 1)
     for name, expected in (("clean_", clean), ("", perturbed)):
@@ -562,11 +562,11 @@ def test_evaluation_runs_the_attack(digits_mlp):
 def test_a_perturbation_in_a_window_has_its_energy_there():
     stack = window_stack()
     attack = QUICK_PGD(epsilon=0.3, subspace=stack[1])
-    metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, stack=stack)
+    metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=stack)
     assert 0.05 < metrics.energy[1] <= 0.3**2 + 1e-6
     np.testing.assert_allclose(np.delete(metrics.energy, 1), 0, atol=1e-10)  # squares of float32 rounding
     for one in (stack[1], subspaces.full(SHAPE)):  # the whole space has no arrays
-        alone = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, stack=one)
+        alone = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=one)
         np.testing.assert_allclose(alone.energy, [metrics.energy[1]], rtol=1e-5)
 
 
@@ -609,7 +609,7 @@ def test_bad_settings_of_pgd(settings, message):
     [
         ({"epsilon": -1.0}, r"epsilon must be positive and finite, in pixels in \[0, 1\], got -1\.0"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
-        ({"overshoot": -0.1}, r"overshoot must not be negative, got -0\.1"),
+        ({"overshoot": -0.1}, r"overshoot must be finite and not negative, got -0\.1"),
         ({"num_candidates": 1}, "num_candidates must be at least 2"),
         ({"domain": "dct"}, "domain must be one of 'pixels', 'flipped', 'unbounded', got 'dct'"),
     ],
@@ -640,7 +640,7 @@ def test_bad_arguments_of_evaluate():
         with pytest.raises(ValueError, match=r"labels \(N,\), with N at least 1, got"):
             evaluate(images, labels)
     with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
-        evaluate(grey_images(), LABELS, stack=[window()])
+        evaluate(grey_images(), LABELS, subspaces=[window()])
     for wrong, message in (
         (lambda images: images.reshape(len(images), -1)[:1], r"for N = 6 it gave \(1, 72\)"),
         (lambda images: images.reshape(len(images), -1)[:, :1], "classifier has one class only"),
@@ -690,3 +690,13 @@ def test_starts_of_large_images_in_half_precision_fill_the_ball():
     lengths = [np.linalg.norm(np.asarray(attack._start(jax.random.key(seed), image), np.float64)) for seed in range(3)]
     # In 270,000 dimensions nearly all of a ball is near its surface; float16 has three digits.
     np.testing.assert_allclose(lengths, 100, rtol=1e-2)
+
+
+@each_attack
+def test_labels_of_an_attack_alone_are_classes(make):
+    for wrong, message in (
+        (4, "labels must be whole numbers from 0 to 3, since the"),
+        (-1, "but the lowest one is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(epsilon=0.1)(tanh_classifier(), grey_images(), np.full(6, wrong), KEY)

@@ -170,6 +170,17 @@ def test_what_is_no_array_is_part_of_the_compiled_program():
         np.testing.assert_allclose(compiled(classifier, images), numpy_logits(scaled, images), rtol=0, atol=4e-5)
 
 
+@pytest.mark.parametrize("settings", [(True, 1, 1.0), (0.0, -0.0)])
+def test_equal_numbers_that_are_not_the_same_are_told_apart(settings):
+    def letters(setting, images):
+        return jnp.array([[ord(letter) for letter in repr(setting)]])
+
+    compiled = jax.jit(lambda classifier: classifier(jnp.zeros((1, *SHAPE))))
+    for setting in settings:
+        classifier = classifiers.as_pytree(jax.tree_util.Partial(letters, setting))
+        assert compiled(classifier).tolist() == [[ord(letter) for letter in repr(setting)]]
+
+
 class Regularised(nnx.Module):
     """Linear logits behind what behaves otherwise in training."""
 
@@ -206,6 +217,35 @@ def test_modules_in_training_mode_are_refused(module, name):
         hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=message):
         hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
+
+
+class TrainsWhenCalled(nnx.Module):
+    """In training mode if the call says so, which `eval` does not change."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, images, train=True):
+        argument = "deterministic" if isinstance(self.layer, nnx.Dropout) else "use_running_average"
+        return self.layer(images, **{argument: not train})[:, 0, 0, :2]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)), lambda: nnx.BatchNorm(SHAPE[2], rngs=nnx.Rngs(0))],
+    ids=["dropout", "batch norm"],
+)
+def test_calls_in_training_mode_are_refused(layer):
+    module, images = TrainsWhenCalled(layer()), random_images()
+    module.eval()
+    for measure in (
+        lambda classifier: training.evaluate(classifier, images, np.zeros(len(images), int)),
+        lambda classifier: hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE)),
+        lambda classifier: hmt_jax.deepfool(classifier, images[0], subspaces.full(SHAPE)),
+    ):
+        with pytest.raises(ValueError, match="a call updates its batch statistics, or draws random numbers; give"):
+            measure(module)
+        measure(lambda images: module(images, train=False))
 
 
 class EquinoxLayers(equinox.Module):

@@ -469,8 +469,9 @@ def test_one_bad_sample_leaves_its_neighbours_alone(curved):
     ("settings", "message"),
     [
         ({"num_candidates": 1}, "num_candidates must be at least 2, the label and one other class, got 1"),
-        ({"overshoot": -0.1}, r"overshoot must not be negative, got -0\.1"),
-        ({"overshoot": float("nan")}, "overshoot must not be negative, got nan"),
+        ({"overshoot": -0.1}, r"overshoot must be finite and not negative, got -0\.1"),
+        ({"overshoot": float("nan")}, "overshoot must be finite and not negative, got nan"),
+        ({"overshoot": float("inf")}, "overshoot must be finite and not negative, got inf"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
     ],
 )

@@ -348,3 +348,5 @@ def test_numbers_of_lanes_and_steps_are_checked(num_lanes, steps_per_call):
         match="num_lanes must be at least 1, got" if num_lanes < 1 else "steps_per_call must be at least 1, got",
     ):
         solve([0], num_lanes=num_lanes, steps_per_call=steps_per_call)
+    with pytest.raises(ValueError, match=r"num_lanes must be a whole number, got 2\.5"):
+        solve([0], num_lanes=2.5)

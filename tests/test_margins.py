@@ -1,6 +1,7 @@
 """Margins of many samples in many subspaces: the authors' results, shapes, invariances, compilations and bad input."""
 
 import dataclasses
+import functools
 import types
 import warnings
 from typing import NamedTuple
@@ -650,6 +651,24 @@ def test_known_margins_are_checked():
     ):
         measure_two(images[:3], known=known)
 
+    with pytest.raises(TypeError, match="known must be a MarginResult, what measure_margins gives, got <class 'int'>"):
+        measure_two(images, known=3)
+
+
+def test_known_margins_are_checked_beside_a_class_that_is_ruled_out():
+    images, whole = boundary_images(), subspaces.full((4, 5, 2))
+
+    def ruled_out(bias, images):
+        logits = two_logits(images) + jnp.array([[0.0, bias]])
+        return jnp.append(logits, jnp.full((len(images), 1), -1e9), axis=1)
+
+    classifiers = [functools.partial(ruled_out, bias) for bias in (0.0, 1.0)]
+    known = hmt_jax.measure_margins(classifiers[0], images, whole, exact.linear(), keep_coordinates=True)
+    with pytest.raises(ValueError, match="do not change what this classifier says of these images: measure them"):
+        hmt_jax.measure_margins(classifiers[1], images, whole, known=known)
+    again = hmt_jax.measure_margins(classifiers[0], images, whole, known=known)
+    np.testing.assert_array_equal(again.margin, np.minimum(known.margin, again.margin))
+
 
 def test_known_margins_are_of_the_same_classifier_and_images():
     images = boundary_images()
@@ -752,7 +771,7 @@ def test_subspaces_that_are_no_pytrees_are_refused():
     ("settings", "message"),
     [
         ({"num_candidates": 1}, "num_candidates must be at least 2"),
-        ({"overshoot": -1}, "overshoot must not be negative"),
+        ({"overshoot": -1}, "overshoot must be finite and not negative"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"num_lanes": 0}, "num_lanes must be at least 1, got 0"),
     ],

@@ -205,6 +205,19 @@ def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
             lambda: plots.margin_maps(np.ones((1, 3, 1)), range(2), [0], titles=["a"]),
             "rows must .* the 3 rows of a panel",
         ),
+        (lambda: plots.cross_sections(np.ones((2, 3, 3)), range(3), range(3), titles=["a"]), "titles must .* 2 panels"),
+        (
+            lambda: plots.cross_sections(
+                np.ones((1, 3, 3)), range(3), range(3), titles=["a"], points=np.ones((2, 4, 2)), labels=np.zeros(4)
+            ),
+            "points must .* the 1 panels, got 2",
+        ),
+        (
+            lambda: plots.cross_sections(
+                np.ones((1, 3, 3)), range(3), range(3), titles=["a"], points=np.ones((1, 4, 2))
+            ),
+            "points and labels belong together: give both, or none",
+        ),
         (lambda: plots.margin_distribution(make_result(MARGINS), ticks=["a"]), "ticks must .* the 4 subspaces, got 1"),
     ],
 )

@@ -116,13 +116,34 @@ def test_margins_of_a_ball(name, is_inside):
     np.testing.assert_allclose(solution.margin, np.abs(radii - distances), rtol=tolerance)
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("logit", [-1e9, -1e30])
+def test_a_class_that_is_ruled_out_does_not_count(name, logit):
+    """As one may restrict a network of many classes to some: the margin is that between the others."""
+    (weights, biases), margins = linear_classifiers(2)
+    weights, biases = jnp.append(weights, -weights[:, :1], 1), jnp.append(biases, jnp.full((30, 1), logit), 1)
+    solution = solve(ALL[name], affine, (weights, biases), jnp.zeros(64))
+    assert (np.asarray(solution.status) == Status.CONVERGED).all()
+    # The last steps are 0.5 to 2% of the norm long.
+    np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
+
+
+@pytest.mark.parametrize("solver", [solvers.deepfool(), exact.linear()], ids=["DeepFool", "exact"])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_margins_of_linear_classifiers_of_any_scale(solver, scale):
+    parameters, margins = linear_classifiers(4)
+    solution = solve(solver, affine, jax.tree.map(lambda leaf: scale * leaf, parameters), jnp.zeros(64))
+    np.testing.assert_allclose(solution.margin, margins * (1 + getattr(solver, "overshoot", 0)), rtol=1e-4)
+
+
 def two_layers(row, z):
     first, second = row
     return second @ jnp.tanh(first @ z + 0.3)
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize(("of_z", "of_logits"), [(1e3, 1), (1e-3, 1), (1, 1e3), (1, 1e-3)])
+# Squares of gradients of 1e-25 and of 1e25 have no place in float32.
+@pytest.mark.parametrize(("of_z", "of_logits"), [(1e3, 1), (1e-3, 1), (1, 1e3), (1, 1e-3), (1, 1e-25), (1, 1e25)])
 def test_no_scale_is_absolute(name, of_z, of_logits):
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(16, 40, 10)), rng.normal(size=(16, 5, 40))
@@ -222,7 +243,7 @@ def test_settings_out_of_range():
         solvers.fmn(num_steps=0)
     with pytest.raises(ValueError, match="num_candidates must be at least 2"):
         solvers.superdeepfool(num_candidates=1)
-    with pytest.raises(ValueError, match="overshoot must not be negative"):
+    with pytest.raises(ValueError, match="overshoot must be finite and not negative"):
         solvers.superdeepfool(overshoot=-0.1)
     with pytest.raises(ValueError, match="num_bisections must not be negative"):
         hmt_jax.measure_margins(lambda images: images[:, 0, 0], jnp.ones((1, 2, 2, 1)), None, num_bisections=-1)

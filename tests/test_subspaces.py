@@ -578,6 +578,24 @@ def test_coordinates_that_are_not_orthonormal_are_refused(up, down):
     )
 
 
+def test_a_single_direction_of_another_length_is_refused():
+    """Though going back undoes it, and lengths of most images hardly change."""
+
+    class Stretched(Scaled):
+        num_stacked = None
+
+    stretched = jax.tree_util.register_dataclass(Stretched, ["up", "down"], ["image_shape"])
+    up = jnp.ones(NUM_PIXELS).at[17].set(1.1)
+    with pytest.raises(ValueError, match="coordinates of Stretched are not orthonormal: .* embed and then its transpo"):
+        measure_in(stretched(up, 1 / up, SHAPE))
+
+
+@pytest.mark.parametrize("index", [[0, 1], np.array([0, 1]), None, True, 1.0])
+def test_a_stack_is_indexed_by_numbers_and_slices(index):
+    with pytest.raises(TypeError, match="a stack is indexed by a whole number or a slice, got "):
+        STACKS["diagonal"]()[index]
+
+
 def test_an_image_of_another_shape_is_told():
     class Flat(Scaled):
         def _lift(self, z):

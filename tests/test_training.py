@@ -1,6 +1,7 @@
 """Training and evaluation, against loops in NumPy."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,20 @@ def test_going_on_from_a_state_ends_the_same(samples, convolutional):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(whole), nnx.state(resumed))
 
 
+def test_a_state_of_another_network_or_batch_size_is_refused(samples, logistic):
+    images, labels = samples
+
+    def go_on(recipe, state):
+        training.train(logistic, images, labels, recipe, jax.random.key(0), state=state, devices=ONE)
+
+    mlp = models.create("mlp", jax.random.key(0), image_shape=(2, 3, 1), num_classes=3, num_hidden=(5,))
+    with pytest.raises(ValueError, match="the state is of another network than the classifier, or of another kind of"):
+        go_on(RECIPE, training.start(mlp, RECIPE, 18))
+    state = training.start(logistic, RECIPE, 18)
+    with pytest.raises(ValueError, match="the state is 2 steps into an epoch of 3: go on with the batch_size and the"):
+        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=jnp.asarray(5)))
+
+
 class Stream:
     """The samples in their order, in batches of 4: the last one has 2."""
 
@@ -253,6 +268,17 @@ def test_streams_are_checked_as_arrays_are(samples, logistic):
         train(255 * images, labels, attack=attacks.pgd(norm="l2", epsilon=0.1, num_steps=1))
     with pytest.raises(ValueError, match="the stream gave 17 samples in epoch 0, but its num_samples is 18: let every"):
         train(images[:17], labels[:17])
+
+
+@pytest.mark.parametrize("bounds", [[0, 4, 6, 10], [0, 4, 9]])
+def test_batches_of_a_stream_have_its_size(samples, logistic, bounds):
+    class Uneven(Stream):
+        def epoch(self, number):
+            for first, last in itertools.pairwise(bounds):
+                yield self.images[first:last], self.labels[first:last]
+
+    with pytest.raises(ValueError, match="batch_size is 4, but it gave another number of samples in epoch 0: give as"):
+        training.train_on_stream(logistic, Uneven(*samples), RECIPE, jax.random.key(0), devices=ONE)
 
 
 def test_what_is_wrong_with_logits_is_told_in_attacks_too(samples):
@@ -490,6 +516,8 @@ def test_labels_that_are_no_class_are_told(samples, logistic):
         ValueError, match="labels must be whole numbers from 0 to 2, since the classifier has 3 logits, but"
     ):
         training.evaluate(logistic, images, labels + 1)
+    with pytest.raises(ValueError, match="labels must be whole numbers in int32, but the greatest one is 4294967298"):
+        training.evaluate(logistic, images, np.where(labels == 2, 2**32 + 2, labels))
 
 
 def test_images_of_another_shape_are_told(samples, logistic):

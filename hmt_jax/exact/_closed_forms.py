@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _checks
 from hmt_jax.solvers import Linearization, Restriction, Solution, Status
+from hmt_jax.solvers._solution import norms_of
 from hmt_jax.subspaces import Subspace
 
 
@@ -21,7 +22,7 @@ class Linear:
     def start(self, restriction: Restriction, at_sample: Linearization) -> Solution:
         logits, candidates, normals = at_sample
         label, others = candidates[0], candidates[1:]
-        norms = jnp.linalg.norm(normals, axis=1)
+        norms = norms_of(normals)
         gaps = (logits[label] - logits[others]).astype(norms.dtype)
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
         nearest = jnp.argmin(distances)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, normals_of
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, normals_of, norms_of
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -52,7 +52,7 @@ class DeepFool:
     def _move(self, restriction, state, logits, normals):
         """To the nearest of the linearised boundaries, where the label is looked at."""
         label, others = state.candidates[0], state.candidates[1:]
-        norms = jnp.linalg.norm(normals, axis=1)
+        norms = norms_of(normals)
         gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
         nearest = jnp.argmin(distances)

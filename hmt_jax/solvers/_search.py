@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, norms_of
 
 _COLDEST = 1e-6  # a softmax of the runner-up alone
 
@@ -73,11 +73,12 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
       place of those that can't gain on the label.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
-    norms = jnp.linalg.norm(at_sample.normals, axis=1)
+    norms = norms_of(at_sample.normals)
     gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
-    # A sample on the boundary has no distance to go by. What rounding hides of it has one: that of the logits, or,
-    # where they are all 0, of those one pixel away.
-    greatest = jnp.maximum(jnp.max(jnp.abs(at_sample.logits)).astype(norms.dtype), norms)
+    # A sample on the boundary has no distance to go by. What rounding hides of it has one: that of the two logits, or,
+    # where both are 0, of those one pixel away. Others do not count: a class may be ruled out by a logit of -1e9.
+    sizes = jnp.abs(at_sample.logits)
+    greatest = jnp.maximum(jnp.maximum(sizes[label], sizes[others]).astype(norms.dtype), norms)
     hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
     distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
     order = jnp.argsort(distances)
@@ -139,7 +140,7 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     smoothed = jax.nn.softmax((others - runner_up) / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
     cotangent = smoothed - jax.nn.one_hot(search.label, others.size, dtype=smoothed.dtype)
     gradient = seen.pull_back(cotangent.astype(seen.logits.dtype))[0]
-    length = jnp.linalg.norm(gradient)
+    length = norms_of(gradient)
     normal = gradient / jnp.where(length > 0, length, 1)
     depth = ((runner_up - seen.logits[search.label]) / jnp.where(length > 0, length, 1)).astype(normal.dtype)
     return Boundary(normal, depth, normal @ search.z - depth, length)

@@ -1,6 +1,7 @@
 """What every solver takes and gives."""
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -77,6 +78,17 @@ def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) ->
     return jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
 
 
+def norms_of(vectors: jax.Array) -> jax.Array:
+    """L2 norms along the last axis, of vectors whose squares would leave the range of their type, too.
+
+    >>> norms_of(jnp.array([[3e-30, 4e-30], [0.0, 0.0]])).tolist() == [jnp.float32(5e-30), 0]
+    True
+    """
+    exponent = jnp.frexp(jnp.max(jnp.abs(vectors), axis=-1))[1]
+    scale = jnp.ldexp(jnp.ones((), vectors.dtype), exponent - 1)  # a power of two, by which division is exact
+    return scale * jnp.linalg.norm(vectors / scale[..., None], axis=-1)
+
+
 class Solver(Protocol):
     """A hashable value with the methods that `hmt_jax.solvers` describes, and the number of candidates it looks at."""
 
@@ -96,7 +108,8 @@ def check_settings(settings: Any) -> None:
     """Makes numbers of a solver's fields, as `as_numbers`, and checks them.
 
     Raises:
-      ValueError: for what is no number, a count below the least that makes sense, or a negative overshoot.
+      ValueError: for what is no number, a count below the least that makes sense, or an overshoot that is negative or
+        infinite.
     """
     as_numbers(settings)
     if settings.num_candidates < 2:
@@ -104,8 +117,8 @@ def check_settings(settings: Any) -> None:
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
         )
     overshoot: float = getattr(settings, "overshoot", 0)
-    if not overshoot >= 0:  # so written that NaN fails, too
-        raise ValueError(f"overshoot must not be negative, got {overshoot}")
+    if not 0 <= overshoot < math.inf:  # so written that NaN fails, too
+        raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
     num_steps: int = getattr(settings, "num_steps", 1)
     max_steps: int = getattr(settings, "max_steps", num_steps)
     if num_steps < 1 or max_steps < 1:

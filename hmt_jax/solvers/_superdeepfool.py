@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, check_settings, normals_of
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, check_settings, normals_of, norms_of
 
 _LEAST_GAIN = 1e-3
 _LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
@@ -42,7 +42,7 @@ class SuperDeepFool:
         candidates, is_projected, _ = search.memory
         # Behind the boundary the normal is that of the class found, before it that of the nearest candidate.
         normals = normals_of(seen.pull_back, seen.logits, candidates)
-        norms = jnp.linalg.norm(normals, axis=1)
+        norms = norms_of(normals)
         gaps = (seen.logits[candidates[1:]] - seen.logits[search.label]).astype(norms.dtype)
         depths = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), -jnp.inf)
         nearest = jnp.argmax(depths)
