@@ -700,3 +700,24 @@ def test_labels_of_an_attack_alone_are_classes(make):
     ):
         with pytest.raises(ValueError, match=message):
             make(epsilon=0.1)(tanh_classifier(), grey_images(), np.full(6, wrong), KEY)
+
+
+def test_every_image_has_a_random_start_of_its_own():
+    attack = attacks.pgd(norm="l2", epsilon=0.3, num_steps=1, step_size=1e-3)
+    changes = attack(linear_classifier()[0], np.full((16, *SHAPE), 0.5, np.float32), np.zeros(16, int), KEY) - 0.5
+    # Of those whose loss was less at the start, and after a step of 0.001, the image itself is given back.
+    changes = [change for change in np.asarray(changes) if np.linalg.norm(change) > 2e-3]
+    assert len(changes) >= 4
+    assert len({change.tobytes() for change in changes}) == len(changes)
+
+
+def test_every_batch_of_an_evaluation_has_a_key_of_its_own():
+    seen = []
+
+    def attack(classifier, images, labels, key):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return images
+
+    attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, batch_size=2)
+    jax.effects_barrier()
+    assert len(seen) == len(set(seen)) == 3

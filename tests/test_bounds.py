@@ -175,3 +175,13 @@ def test_bounds_of_the_reference_network_bracket_its_margins(reference, referenc
     assert (found.radius < upper).all()
     assert (found.radius > upper / 50).all()
     np.testing.assert_array_equal(found.label, reference["diagonal_8x8_step1/label"][:1, :1])
+
+
+def test_what_rounding_may_decide_is_not_certified():
+    """Products of half a million cancel: the gap of 1e-5 is less than their last place."""
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(1, 2, 1), num_classes=2)
+    layer = classifier.network.linear
+    layer.kernel[...] = jnp.array([[1e6, 0.0], [-1e6, 0.0]])
+    layer.bias[...] = jnp.array([1e-5, 0.0])
+    found = bounds.certify(classifier, np.full((1, 1, 2, 1), 0.5, np.float32), subspaces.full((1, 2, 1)))
+    assert (found.label.tolist(), found.radius.tolist()) == ([[0]], [[0]])

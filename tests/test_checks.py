@@ -238,3 +238,25 @@ def test_claims_over_epochs_need_as_many(tmp_path):
         for statistic in statistics:
             with pytest.raises(ValueError, match=f"{epoch} epochs of training were measured, and it takes {epoch + 1}"):
                 statistic(tmp_path)
+
+
+def test_accuracies_are_shares_of_their_samples(tmp_path):
+    def robustness(*shares):
+        return {"evaluations": [{"robust_accuracy": share, "num_images": 400} for share in shares]}
+
+    for name, value in {
+        "summary": {"test_accuracy": 0.9, "num_test": 10_000, "num_images": 7},
+        "robustness": robustness(0.8, 0.5),
+        "baseline_robustness": robustness(0.4, 0.1),
+    }.items():
+        folder.write_json(tmp_path / f"{name}.json", value)
+    for statistic, share, num_samples in (
+        (claims.test_accuracy, 0.9, 10_000),
+        (claims.robust_accuracy, 0.5, 400),  # under the strongest attack, the last
+        (claims.baseline_robust_accuracy, 0.1, 400),
+    ):
+        found = statistic(tmp_path)
+        half = 1.96 * np.sqrt(share * (1 - share) / num_samples)
+        assert found.value == share
+        # The interval is that of Wilson, which is not symmetric.
+        np.testing.assert_allclose([found.low, found.high], [share - half, share + half], atol=0.25 * half)

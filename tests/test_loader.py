@@ -367,3 +367,11 @@ def test_two_processes_train_on_the_same_batches():
         assert sorted(itertools.chain(*shards, *other_shards)) == sorted(batch)
         assert sums == other_sums == [sum(batch)] * 2
     assert [shape for shape, *_ in first] == [[8], [8], [4]]
+
+
+def test_numbers_of_a_loader_are_whole():
+    for name in ("batch_size", "seed", "num_workers"):
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number, got 2\.5"):
+            data.loader([(np.zeros((2, 2, 1), np.uint8), 0)], **{"batch_size": 2, name: 2.5})
+    with pytest.raises(ValueError, match=r"size must be a whole number, got 1\.5"):
+        data.prefetch(np.zeros((3, 2)), size=1.5)

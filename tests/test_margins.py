@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import hmt_jax
-from hmt_jax import Status, _pairs, exact, frequency, lanes, models, solvers, subspaces
+from hmt_jax import Status, _checks, _pairs, exact, frequency, lanes, models, solvers, subspaces
 from hmt_jax.classifiers import as_pytree
 
 SHAPE = (4, 5, 2)
@@ -416,7 +416,7 @@ def test_all_products_are_in_the_given_precision():
     classifier = as_pytree(models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10))
     window, image, solver = subspaces.dct_window((28, 28, 1), 0, 0, 2), jnp.zeros((28, 28, 1)), solvers.deepfool()
     stack = jax.tree.map(lambda leaf: leaf[None], window)
-    _, state = jax.eval_shape(_pairs._first_pair, solver, classifier, image, window)
+    at_image, state = jax.eval_shape(_pairs._first_pair, solver, classifier, image, window)
 
     def zeros(tree):
         return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), tree)
@@ -427,11 +427,34 @@ def test_all_products_are_in_the_given_precision():
         jax.make_jaxpr(_pairs._Linearize(solver, "highest"))(data[:2], 0),
         jax.make_jaxpr(_pairs._GoOn(solver, "highest").step)((*data, zeros(state)), 0, _row(zeros(state))),
         jax.make_jaxpr(_pairs._LookAtEnd("highest"))((*data, zeros(solution)), 0),
+        jax.make_jaxpr(lambda image: hmt_jax.deepfool(classifier, image, window))(image),
     ]
-    for program in programs:
-        precisions = list(_precisions(program.jaxpr))
-        assert len(precisions) > 10
-        assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
+    bisect = _pairs._Bisect(2, "highest")
+    passes_forward = [
+        jax.make_jaxpr(_pairs._Start(solver, "highest"))((*data, zeros(at_image)), 0),
+        jax.make_jaxpr(_pairs._KnownGaps("highest"))((*data, zeros(solution)), 0),
+        jax.make_jaxpr(lambda data: bisect.step(data, 0, bisect.start(data, 0)))((*data, zeros(solution))),
+    ]
+    for least, some in ((11, programs), (3, passes_forward)):
+        for program in some:
+            precisions = list(_precisions(program.jaxpr))
+            assert len(precisions) >= least
+            assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        frequency.flip,
+        subspaces.dct_window((4, 5, 2), 0, 0, 2).coordinates,
+        subspaces.from_basis(np.eye(40, 3), (4, 5, 2)).coordinates,
+    ],
+    ids=["flip", "window", "basis"],
+)
+def test_features_are_in_the_highest_precision(function):
+    precisions = list(_precisions(jax.make_jaxpr(function)(jnp.zeros(SHAPE)).jaxpr))
+    assert precisions
+    assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def _row(tree):
@@ -897,3 +920,52 @@ def test_there_must_be_a_device():
         hmt_jax.measure_margins(
             tanh_classifier(dtype="float32"), random_images(dtype="float32"), diagonal(), devices=[]
         )
+
+
+def windows_of_an_mlp():
+    classifier = models.create("mlp", jax.random.key(0), image_shape=(4, 4, 1), num_classes=3)
+    images = np.random.default_rng(1).uniform(size=(9, 4, 4, 1)).astype(np.float32)
+    return classifier, images, subspaces.dct_diagonal((4, 4, 1), size=2, step=1)
+
+
+def test_known_margins_go_to_their_pairs_in_every_chunk(monkeypatch):
+    arguments = windows_of_an_mlp()
+    known = hmt_jax.measure_margins(*arguments, keep_coordinates=True)
+    weak = solvers.fmn(num_steps=1, max_steps=1)
+    expected = hmt_jax.measure_margins(*arguments, weak, known=known)
+    monkeypatch.setattr(_pairs, "_ON_CPU", _pairs._ON_CPU._replace(bytes_of_chunk=1, pairs_per_lane=1))
+    found = hmt_jax.measure_margins(*arguments, weak, known=known, num_lanes=9, devices=jax.devices()[:1])
+    np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-5)
+
+
+def test_known_results_without_a_margin_do_not_count():
+    arguments = windows_of_an_mlp()
+    known = hmt_jax.measure_margins(*arguments, max_steps=1, overshoot=0.0, keep_coordinates=True)
+    assert known.is_converged.any()
+    assert not known.is_converged.all()
+    alone = hmt_jax.measure_margins(*arguments)
+    joined = hmt_jax.measure_margins(*arguments, known=known)
+    expected = np.fmin(np.where(known.is_converged, known.margin, np.inf), alone.margin)
+    np.testing.assert_allclose(joined.margin, expected, rtol=1e-5)
+    np.testing.assert_array_equal(joined.is_converged, known.is_converged | alone.is_converged)
+    np.testing.assert_array_equal(joined.adversarial_label != joined.label, joined.is_converged)
+
+
+def test_the_number_of_bisections_is_recorded():
+    assert measure_two(boundary_images(), num_bisections=2).num_bisections == 2
+
+
+def test_without_a_point_there_is_no_gap():
+    pixel = subspaces.from_basis(np.eye(40, 1), (4, 5, 2))  # which the logits don't see
+    seen = jnp.eye(40, 2, -1)
+    found = hmt_jax.measure_margins(lambda images: images.reshape(len(images), -1) @ seen, boundary_images(), pixel)
+    assert (found.status == Status.ZERO_GRADIENT).all()
+    assert np.isnan(found.gap).all()
+    assert np.isnan(found.alignment).all()
+
+
+def test_every_image_counts_for_the_range():
+    images = np.full((1030, *SHAPE), 0.5, np.float32)
+    images[-1] = 3
+    with pytest.warns(hmt_jax.PixelRangeWarning, match="pixels of 1 of 1030"):
+        _checks.check_images(images)

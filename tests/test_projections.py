@@ -10,7 +10,7 @@ import pytest
 import scipy.fft
 import scipy.optimize
 
-from hmt_jax import projections, subspaces
+from hmt_jax import frequency, projections, subspaces
 
 SHAPE = (4, 5, 1)
 NUM_PIXELS = 20
@@ -241,3 +241,14 @@ def test_whole_numbers_are_projected_as_floating_point():
     lower, upper = (lambda x: projections.box(x, 0.0, 0.5)), (lambda x: projections.box(x, 0.25, 1.0))
     found = projections.dykstra(jnp.array([3, -2]), [lower, upper], 5)
     np.testing.assert_allclose(found, [0.5, 0.25])
+
+
+def test_points_of_the_flipped_box_stay_to_the_last_bit():
+    inside = frequency.flip(np.random.default_rng(0).uniform(0.1, 0.9, (4, 5, 2)).astype(np.float32))
+    np.testing.assert_array_equal(projections.flipped_box(inside), inside)
+
+
+def test_lengths_beyond_half_precision():
+    """270,000 ones have a length of 520, whose square is beyond float16, where the greatest number is 65,504."""
+    point = projections.l2_ball(jnp.ones((300, 300, 3), jnp.float16), 0, 100.0)
+    assert np.linalg.norm(np.asarray(point, float)) == pytest.approx(100, rel=1e-3)

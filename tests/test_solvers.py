@@ -379,3 +379,58 @@ def test_a_small_gap_in_half_precision_is_searched():
     solution = solve(solvers.fmn(), affine, parameters, jnp.zeros(2, jnp.float16))
     assert solution.status[0] == Status.CONVERGED
     np.testing.assert_allclose(solution.margin[0], 0.01 / np.sqrt(2), rtol=0.1)  # float16 has three digits
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_logits_that_are_not_finite_are_no_label(name):
+    def nan_beyond(limit, z):
+        total = z.sum()
+        return jnp.stack([jnp.ones(()), jnp.where(total > limit, jnp.nan, total)])
+
+    solution = solve(FAMILY[name], nan_beyond, jnp.array([0.9]), jnp.zeros(3))
+    assert solution.status.tolist() == [Status.NON_FINITE]
+    assert (solution.label.tolist(), solution.adversarial_label.tolist()) == ([0], [0])
+    assert np.isnan(solution.margin).all()
+
+
+@pytest.mark.parametrize("name", ["ddn", "fmn", "fast"])
+def test_no_step_goes_beyond_the_best_point(name):
+    """Of the walk: before its polish, which may look behind the boundary by rounding."""
+    solver, rng = FAMILY[name], np.random.default_rng(2)
+    parameters = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((16, 40, 10), (16, 5, 40)))
+
+    @jax.vmap
+    def greatest(row):
+        def restriction(z):
+            return two_layers(row, z)
+
+        def step(search, _):
+            search = solver.step(restriction, search)
+            norm = jnp.linalg.norm(search.z)
+            return search, jnp.where(jnp.isfinite(search.best_norm), norm / search.best_norm, 0)
+
+        start = solver.start(restriction, solvers.linearize(restriction, jnp.zeros(10), solver.num_candidates))
+        return jax.lax.scan(step, start, length=17)[1].max()
+
+    ratios = np.asarray(jax.jit(greatest)(parameters))
+    assert (ratios <= 1 + 1e-5).all()
+    assert (ratios > 0.9).all()
+
+
+def test_later_rounds_of_a_walk_start_anew():
+    solver = solvers.tight("thorough")
+    (weights, biases), _ = linear_classifiers(5)
+    weights, biases = np.asarray(weights[0], float), np.asarray(biases[0], float)
+    label = biases.argmax()
+    normals = np.delete(weights - weights[label], label, 0)
+    lengths = np.linalg.norm(normals, axis=1)
+    order = np.argsort(np.delete(biases[label] - biases, label) / lengths)
+    at_sample = solvers.linearize(lambda z: jnp.asarray(weights, jnp.float32) @ z + biases, jnp.zeros(64), 10)
+    search = solver.start(None, at_sample)
+    search = search._replace(best_z=search.z, best_norm=jnp.linalg.norm(search.z))
+    restarts = [np.asarray(solver._restart(search, number), float) for number in range(4)]
+    units = [restart / np.linalg.norm(restart) for restart in restarts]
+    # First towards the candidates after the nearest, then around the best point, in another way each time.
+    for unit, index in zip(units[:2], order[1:3], strict=True):
+        assert unit @ normals[index] / lengths[index] == pytest.approx(1, abs=1e-5)
+    assert np.abs(units[2] - units[3]).max() > 1e-3

@@ -597,3 +597,43 @@ def test_a_stream_of_several_processes_is_refused(samples, logistic):
     stream = data.Loader(source, 4, seed=0, num_workers=0, shuffle=False, process_index=0, process_count=2)
     with pytest.raises(ValueError, match="the stream shares its batches between 2 processes"):
         training.train_on_stream(logistic, stream, RECIPE, jax.random.key(0), devices=ONE)
+
+
+def test_every_step_has_random_numbers_of_its_own(samples, logistic):
+    seen = []
+
+    def note(key):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+
+    def augment(key, images):
+        note(key)
+        return images
+
+    def attack(classifier, images, labels, key):
+        note(key)
+        return images
+
+    recipe = dataclasses.replace(RECIPE, num_epochs=3, batch_size=4, augment=augment)
+    training.train(logistic, *samples, recipe, jax.random.key(0), attack=attack, devices=ONE)
+    jax.effects_barrier()
+    assert len(seen) == len(set(seen)) == 2 * 3 * 5
+
+
+def test_a_gradient_that_is_not_finite_stops_training_at_its_step(samples):
+    """The loss of that step is finite."""
+
+    class Rooted(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.linear(images.reshape(len(images), -1)) + jnp.sqrt(0 * self.linear.kernel[...].sum())
+
+    with pytest.raises(FloatingPointError, match="in step 0, in epoch 0"):
+        training.train(Rooted(), *samples, RECIPE, jax.random.key(0), devices=ONE)
+
+
+def test_the_recipe_of_the_paper_is_the_default():
+    expected = {"num_epochs": 30, "batch_size": 128, "max_learning_rate": 0.21, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe = training.Recipe()
+    assert {name: getattr(recipe, name) for name in expected} == expected

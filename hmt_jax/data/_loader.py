@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from hmt_jax._extras import require
+from hmt_jax._numbers import whole_number
 
 
 class Source(Protocol):
@@ -101,7 +102,7 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
     """
     require("batches of a loader", "data", "grain")
     for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("num_workers", num_workers, 0)):
-        if value < lowest:
+        if whole_number(name, value) < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
     process_count = jax.process_count()
     if batch_size % process_count:
@@ -133,7 +134,7 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
     >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
     [[0, 1], [2, 3], [4, 5]]
     """
-    if size < 1:
+    if whole_number("size", size) < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     return _prefetch(batches, sharding, size)
 
