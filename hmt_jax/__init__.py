@@ -1,8 +1,13 @@
-"""Where a network's decision boundary is, feature by feature."""
+"""Where a network's decision boundary is, feature by feature.
+
+`plots` is imported by itself, `from hmt_jax import plots`, for it needs matplotlib.
+"""
 
 from hmt_jax import (
     attacks,
     bounds,
+    checkpoints,
+    classifiers,
     data,
     exact,
     frequency,
@@ -25,6 +30,8 @@ __all__ = [
     "Status",
     "attacks",
     "bounds",
+    "checkpoints",
+    "classifiers",
     "data",
     "deepfool",
     "exact",

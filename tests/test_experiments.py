@@ -438,6 +438,16 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, m
     assert [entry["epoch"] for entry in json.loads((path / "history.json").read_text())] == [0, 1, 2]
 
 
+def test_the_best_epoch_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(training, "evaluate", lambda *arguments, **options: training.Metrics(1.0, next(scores)))
+    settings = ["--set", "network=mlp", "num_epochs=3", "num_images=2", "--folder", str(tmp_path / "run")]
+    command_line.main(["run", "digits", *settings])
+    for file, epoch in (("best", 1), ("checkpoint", 2)):
+        _, header = models.load(tmp_path / "run" / f"{file}.safetensors")
+        assert header["training"]["epoch"] == epoch
+
+
 def test_a_full_device_is_told(tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nallocator statistics")

@@ -347,7 +347,7 @@ print(json.dumps(report))
 """
 
 
-def test_two_processes_train_on_the_same_batches():
+def test_two_processes_share_the_same_batches():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

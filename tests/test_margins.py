@@ -170,7 +170,7 @@ def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
     assert (measured.alignment < 1 - 1e-6).any()
 
 
-# The authors' results. A prototype agreed with them to 1.6e-15; what counts is that no step takes another turn.
+# The authors' results: what counts is that no step takes another turn.
 PARITY = {"rtol": 1e-9, "atol": 0}
 
 

@@ -586,9 +586,7 @@ def test_a_single_direction_of_another_length_is_refused():
 
     stretched = jax.tree_util.register_dataclass(Stretched, ["up", "down"], ["image_shape"])
     up = jnp.ones(NUM_PIXELS).at[17].set(1.1)
-    with pytest.raises(
-        ValueError, match=r"coordinates of Stretched are not orthonormal: .* and then its transpo"
-    ):
+    with pytest.raises(ValueError, match=r"coordinates of Stretched are not orthonormal: .* and then its transpo"):
         measure_in(stretched(up, 1 / up, SHAPE))
 
 

@@ -40,7 +40,9 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
     from safetensors.numpy import save as serialize
 
     if missing := {"name", "image_shape", "num_classes"} - set(architecture):
-        raise ValueError(f"architecture must hold name, image_shape and num_classes, but lacks {', '.join(missing)}")
+        raise ValueError(
+            f"architecture must hold name, image_shape and num_classes, but lacks {', '.join(sorted(missing))}"
+        )
     if not (parent := pathlib.Path(file).parent).is_dir():
         raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
     # safetensors writes arrays that are not contiguous as if they were.
