@@ -100,4 +100,5 @@ def _passes(contender, result) -> tuple[float, float]:
 def _ratios(margins, best) -> list[str]:
     with np.errstate(invalid="ignore"):
         ratios = margins / best
-    return [f"{statistics.percentile(row, 50):.3f} / {statistics.percentile(row, 90):.2f}" for row in ratios]
+    medians, high = (statistics.percentile(ratios, rank) for rank in (50, 90))
+    return [f"{median:.3f} / {rest:.2f}" for median, rest in zip(medians, high, strict=True)]

@@ -58,7 +58,10 @@ def audit(
         others = _measure(origin, compared, effort, 0)[:2]
         folder.write_arrays(path / "audit_baseline.npz", dict(zip(("measured", "tight"), others, strict=True)))
         with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
-            growth = [_medians(ours) / _medians(theirs) for ours, theirs in zip((measured, tight), others, strict=True)]
+            growth = [
+                statistics.percentile(ours, 50) / statistics.percentile(theirs, 50)
+                for ours, theirs in zip((measured, tight), others, strict=True)
+            ]
         numbers = [[summary.number(value) for value in values] for values in growth]
         report["over_baseline"] = dict(zip(("run", "tight"), numbers, strict=True))
         lines.append(_over_baseline(opened.config.baseline, windows, *growth))
@@ -129,8 +132,8 @@ def _certified(classifier, images, stack, num_certified) -> np.ndarray:
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
         ratios = measured / tight
-    median = checks.from_resampling(lambda values: statistics.percentile(values, 50), ratios)
-    found = {**median._asdict(), "90%": statistics.percentile(ratios, 90)}
+    median = checks.from_resampling(lambda values: float(statistics.percentile(values, 50)), ratios)
+    found = {**median._asdict(), "90%": float(statistics.percentile(ratios, 90))}
     return {key: summary.number(value) for key, value in found.items()}
 
 
@@ -141,10 +144,11 @@ def _table(windows, measured, tight, certified, ratios) -> str:
         first = f"first {num_certified}"
         columns |= {f"tight, {first}": tight[:, :num_certified], f"certified, {first}": certified}
     header = ("window", *columns, "DeepFool / tight", "95% interval", "90th percentile")
+    medians = [statistics.percentile(margins, 50).tolist() for margins in columns.values()]
     rows = [
         (
             window,
-            *(summary.text(summary.number(_median(margins[r]))) for margins in columns.values()),
+            *(summary.text(summary.number(column[r])) for column in medians),
             summary.text(ratio["value"]),
             f"{summary.text(ratio['low'])} to {summary.text(ratio['high'])}",
             summary.text(ratio["90%"]),
@@ -159,7 +163,7 @@ def order(measured, tight) -> str:
 
     Pairs that the run does not order, for it has a median for neither, are told beside.
     """
-    medians, told_apart, alike, unordered = _medians(measured), 0, 0, 0
+    medians, told_apart, alike, unordered = statistics.percentile(measured, 50), 0, 0, 0
     for one, other in itertools.combinations(range(len(tight)), 2):
         estimate = checks.from_medians(lambda curve: curve[1] / curve[0], tight[[one, other]])
         if estimate.low > 1 or estimate.high < 1:  # neither where both medians may be censored
@@ -182,11 +186,3 @@ def _over_baseline(name, windows, measured, tight) -> str:
     verdict = "stands" if ((measured > 1) == (tight > 1))[is_known].all() else "DOES NOT STAND"
     table = checks.align([("window", "DeepFool", "tight"), *rows])
     return f"\nmedians over those of {name.replace('_', ' ')}\n{table}\nwhere they are larger and smaller: {verdict}"
-
-
-def _median(margins):
-    return statistics.percentile(margins, 50)
-
-
-def _medians(margins):
-    return np.array([_median(row) for row in margins])

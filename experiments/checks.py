@@ -103,7 +103,7 @@ def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estim
     """
     _check_numbers([curves.shape[1] for curves in margins])
     rows = np.concatenate(margins)
-    medians = np.array([statistics.percentile(row, 50) for row in rows])
+    medians = statistics.percentile(rows, 50)
     resampled = statistics.bootstrap_medians(jax.random.key(0), rows, _NUM_RESAMPLES)
     ends = np.cumsum([len(curves) for curves in margins])[:-1]
     with np.errstate(invalid="ignore", divide="ignore"):  # censored medians: infinity over infinity is no number
@@ -168,7 +168,7 @@ def _estimate(value, resampled) -> Estimate:
     values = np.asarray(resampled)
     if np.isnan(values).mean() > _TAILS[0] / 100:  # an end of the interval may lie among them
         return Estimate(value, math.nan, math.nan)
-    return Estimate(value, *(statistics.percentile(values, rank) for rank in _TAILS))
+    return Estimate(value, *(float(statistics.percentile(values, rank)) for rank in _TAILS))
 
 
 def _for_json(number):

@@ -54,8 +54,8 @@ def monitor(classifier, images, labels, stack, solver, attack, key) -> dict[str,
 
 def means(found: dict[str, np.ndarray]) -> dict[str, Any]:
     """What `monitor` found over all images, for JSON."""
-    medians = [statistics.percentile(row, 50) for row in found["margin"]]
-    summary: dict[str, Any] = {"median_margins": [float(m) if np.isfinite(m) else None for m in medians]}
+    medians = statistics.percentile(found["margin"], 50).tolist()
+    summary: dict[str, Any] = {"median_margins": [m if np.isfinite(m) else None for m in medians]}
     if "energy" in found:
         summary |= {
             "clean_accuracy": float(found["is_right"].mean()),

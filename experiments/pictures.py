@@ -48,7 +48,7 @@ def labels(config, corners) -> dict[str, Any]:
 
 def percentiles(margins: np.ndarray) -> np.ndarray:
     """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
-    return np.array([[statistics.percentile(row, rank) for rank in (5, 50, 95)] for row in margins])
+    return np.stack([statistics.percentile(margins, rank) for rank in (5, 50, 95)], axis=-1)
 
 
 def spectrum(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from hmt_jax.margins import MarginResult
 from hmt_jax.solvers import Status
@@ -71,10 +72,10 @@ def summarize(
     key = jax.random.key(0) if key is None else key
     medians = bootstrap_medians(key, margins, num_resamples)
     return MarginSummary(
-        median=np.array([percentile(row, 50) for row in margins]),
-        median_interval=np.array([[percentile(row, tail), percentile(row, 100 - tail)] for row in medians]),
+        median=percentile(margins, 50),
+        median_interval=np.stack([percentile(medians, tail), percentile(medians, 100 - tail)], axis=-1),
         confidence=confidence,
-        percentiles=np.array([[percentile(row, rank) for rank in ranks] for row in margins]),
+        percentiles=np.stack([percentile(margins, rank) for rank in ranks], axis=-1),
         ranks=ranks,
         counts={status.name.lower(): np.sum(result.status == status, axis=1) for status in Status},
     )
@@ -100,30 +101,33 @@ def censored(margin: np.ndarray, status: np.ndarray) -> np.ndarray:
     return np.where(status == Status.NON_FINITE, np.nan, found)
 
 
-def percentile(values: np.ndarray, rank: float) -> float:
-    """The percentile of values (N,), of which some may be infinite, with NaNs left out; NaN if none is left.
+def percentile(values: ArrayLike, rank: float) -> np.ndarray:
+    """The percentile (...) of values (..., N), of which some may be infinite, with NaNs left out; NaN if none is left.
 
     Interpolates linearly between neighbouring values, as NumPy does; between a finite and an infinite one, where
     nothing lies halfway, it is infinite.
 
     Raises:
       ValueError: for a rank that is no percentage between 0 and 100.
+
+    >>> percentile(np.array([[1.0, 2.0, 4.0, np.inf], [3.0, np.nan, 5.0, np.nan]]), 50).tolist()
+    [3.0, 4.0]
     """
     if not 0 <= rank <= 100:
         raise ValueError(f"rank must be a percentage between 0 and 100, got {rank}")
-    values = np.asarray(values)
-    values = np.sort(values[~np.isnan(values)])
-    if not values.size:
-        return np.nan
-    position = rank * (values.size - 1) / 100
-    below, above = values[int(np.floor(position))], values[int(np.ceil(position))]
-    if below == above:
-        return float(below)
-    return float(below + (position % 1) * (above - below))
+    ordered = np.sort(np.asarray(values, float), axis=-1)  # NaNs last
+    num_values = np.sum(~np.isnan(ordered), axis=-1)
+    position = np.maximum(rank * (num_values - 1) / 100, 0)
+    below, above = (
+        np.take_along_axis(ordered, end(position).astype(int)[..., None], axis=-1)[..., 0]
+        for end in (np.floor, np.ceil)
+    )
+    with np.errstate(invalid="ignore"):  # between two infinite ones
+        return np.where(below == above, below, below + position % 1 * (above - below))[()]
 
 
 def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -> np.ndarray:
     """Medians (R, num_resamples) of margins (R, N), over samples drawn with replacement."""
     num_samples = margins.shape[1]
     draws = np.asarray(jax.random.randint(key, (num_resamples, num_samples), 0, num_samples))
-    return np.array([[percentile(row[draw], 50) for draw in draws] for row in margins])
+    return np.array([percentile(row[draws], 50) for row in margins])

@@ -112,6 +112,17 @@ def test_a_rank_is_a_percentage(rank):
         statistics.percentile([1.0, 2.0, 3.0], rank)
 
 
+@pytest.mark.parametrize("rank", [0, 5, 50, 77.7, 100])
+def test_percentiles_are_along_the_last_axis(rank):
+    """Those of every row alone, of which each has as many NaNs as its number says, the last one nothing else."""
+    values = np.random.default_rng(0).lognormal(size=(2, 8, 7))
+    for num_missing, rows in enumerate(values.swapaxes(0, 1)):
+        rows[:, :num_missing] = np.nan
+    found = statistics.percentile(values, rank)
+    expected = [[np.percentile(values[i, j, j:], rank) if j < 7 else np.nan for j in range(8)] for i in range(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_ranks_may_come_one_by_one(margins):
     found = statistics.summarize(make_result(margins), ranks=(rank for rank in (10, 90)))
     assert found.ranks == (10, 90)
