@@ -97,7 +97,7 @@ class Stream(Protocol):
     """Batches that come from outside the device, such as `hmt_jax.data.loader` makes them.
 
     An epoch gives every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
-    depends on the epoch's number alone.
+    depends on the epoch's number alone. B is `batch_size`, but for the last batch, which may be smaller.
     """
 
     num_samples: int
@@ -142,7 +142,8 @@ def train(
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, or a batch size that the devices can't share.
+      ValueError: for images and labels of unequal number, or none, a batch size that the devices can't share, or a
+        state of another network, or that is not at the end of an epoch of such a training.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: for a classifier that is no Flax NNX module.
 
@@ -193,8 +194,13 @@ def train_on_stream(
 
     Raises:
       ValueError: for a batch size that is not the stream's, or that the devices can't share, for a stream of several
-        processes, for images and labels as in `train`, and for an epoch that does not give `num_samples` samples.
+        processes, for images, labels and states as in `train`, and for an epoch that does not give `num_samples`
+        samples in batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
+      TypeError: for a classifier that is no Flax NNX module.
+
+    Warns:
+      As `train`, of the pixels of an epoch's first batch.
     """
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
