@@ -206,7 +206,7 @@ def test_a_state_of_another_network_or_batch_size_is_refused(samples, logistic):
 
 
 class Stream:
-    """The samples in their order, in batches of 4: the last one has 2."""
+    """The samples in their order, in batches of 4, the last one of which has 2, unless told otherwise."""
 
     num_samples, batch_size = 18, 4
 
@@ -214,8 +214,8 @@ class Stream:
         self.images, self.labels = images, labels
 
     def epoch(self, number):
-        for first in range(0, 18, 4):
-            yield self.images[first : first + 4], self.labels[first : first + 4]
+        for first in range(0, 18, self.batch_size):
+            yield self.images[first : first + self.batch_size], self.labels[first : first + self.batch_size]
 
 
 def test_streams_train_as_arrays_do(samples, logistic):
