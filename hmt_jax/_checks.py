@@ -79,7 +79,7 @@ def check_labels(argument, labels):
         )
     if labels.size and labels.min() < 0:
         raise ValueError(f"{argument} must be whole numbers from 0, but the lowest one is {labels.min()}")
-    if labels.size and labels.max() > np.iinfo(np.int32).max:
+    if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
         raise ValueError(f"{argument} must be whole numbers in int32, but the greatest one is {labels.max()}")
 
 

@@ -87,8 +87,9 @@ class _Bounded:
         if self.subspace is not None:
             _checks.check_subspace(self.subspace, images)
         if not isinstance(labels, jax.core.Tracer):
-            _checks.check_labels("labels", labels)
-            _checks.check_are_classes(labels, int(_num_classes(classifier, images)))
+            values = np.asarray(labels)
+            _checks.check_labels("labels", values)
+            _checks.check_are_classes(values, jax.eval_shape(logits_of, classifier, images).shape[1])
 
     def _space(self, image) -> Subspace:
         return full(image.shape) if self.subspace is None else self.subspace
@@ -431,12 +432,6 @@ def _ascend(attack, classifier, images, labels, key):
 def _cross_boundary(attack, classifier, images, labels):
     classifier, images = jax.lax.stop_gradient((classifier, images))
     return jax.vmap(partial(attack._perturb, classifier))(images, labels)
-
-
-@jax.jit
-def _num_classes(classifier, images):
-    # Known when it is traced, which is once for classifiers of one kind; nothing is computed.
-    return jnp.asarray(logits_of(classifier, images).shape[1])
 
 
 def _loop(body, carry, items=None, length=None) -> Any:

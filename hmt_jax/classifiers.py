@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import errors, linen, nnx
+from jax.interpreters import partial_eval
 
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
@@ -192,12 +193,26 @@ def _call_nnx(graphdef, state, images):
     module = nnx.merge(graphdef, state, copy=True)
     before = _changed_by_training(module)
     logits = module(images)
-    if any(old is not new for old, new in zip(before, _changed_by_training(module), strict=True)):
-        raise ValueError(
+    is_written = any(old is not new for old, new in zip(before, _changed_by_training(module), strict=True))
+    if is_written and _is_training(graphdef, state, images):
+        raise _LogitsError(
             "the classifier is in training mode: a call updates its batch statistics, or draws random numbers; give a "
             "function that calls it with what turns that off, such as train=False"
         )
     return logits
+
+
+def _is_training(graphdef, state, images) -> bool:
+    """Whether random numbers reach the logits, or batch statistics do not: some calls write back what they read."""
+    keys, statistics, rest = nnx.split_state(state, nnx.RngState, nnx.BatchStat, ...)
+
+    def call(keys, statistics):
+        return nnx.merge(graphdef, keys, statistics, rest, copy=True)(images)
+
+    program = jax.make_jaxpr(call)(keys, statistics).jaxpr
+    _, is_used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    num_keys = len(jax.tree.leaves(keys))
+    return any(is_used[:num_keys]) or not all(is_used[num_keys:])
 
 
 def _changed_by_training(module: nnx.Module) -> list[jax.Array]:

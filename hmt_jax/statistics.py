@@ -116,6 +116,8 @@ def percentile(values: ArrayLike, rank: float) -> np.ndarray:
     if not 0 <= rank <= 100:
         raise ValueError(f"rank must be a percentage between 0 and 100, got {rank}")
     ordered = np.sort(np.asarray(values, float), axis=-1)  # NaNs last
+    if not ordered.shape[-1]:
+        return np.full(ordered.shape[:-1], np.nan)[()]
     num_values = np.sum(~np.isnan(ordered), axis=-1)
     position = np.maximum(rank * (num_values - 1) / 100, 0)
     below, above = (

@@ -343,7 +343,7 @@ def _check_state(state, classifier, recipe, num_samples):
     """A state to go on from must be of such a classifier, at the end of an epoch."""
     shapes = jax.eval_shape(lambda: start(classifier, recipe, num_samples)[1:])
     found, expected = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (tuple(state)[1:], shapes)
     )
     if found != expected:

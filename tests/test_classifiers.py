@@ -248,6 +248,24 @@ def test_calls_in_training_mode_are_refused(layer):
         measure(lambda images: module(images, train=False))
 
 
+class WritesBack(nnx.Module):
+    """A transformed call writes every variable back, in evaluation mode, too."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(SHAPE[2], rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    @nnx.remat
+    def __call__(self, images):
+        return self.dropout(self.norm(images))[:, 0, 0, :2]
+
+
+def test_calls_that_write_back_what_they_read_are_measured():
+    module = WritesBack()
+    module.eval()
+    assert training.evaluate(module, random_images(), np.zeros(len(random_images()), int)).accuracy <= 1
+
+
 class EquinoxLayers(equinox.Module):
     layers: list
 

@@ -10,6 +10,7 @@ import pytest
 import hmt_jax
 from hmt_jax import exact, solvers, subspaces
 from hmt_jax.solvers import Status
+from hmt_jax.solvers._solution import norms_of
 
 FAMILY = {
     "ddn": solvers.ddn(),
@@ -126,6 +127,14 @@ def test_a_class_that_is_ruled_out_does_not_count(name, logit):
     assert (np.asarray(solution.status) == Status.CONVERGED).all()
     # The last steps are 0.5 to 2% of the norm long.
     np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(("value", "size"), [(4e-7, 2), (1e-3, 150528), (3e4, 2), (1.5e38, 2), (0.0, 2)])
+def test_norms_of_any_scale(dtype, value, size):
+    vectors = jnp.zeros((1, size), dtype).at[0, : max(size - 1, 1)].set(value)
+    expected = np.linalg.norm(np.asarray(vectors, float), axis=1)
+    np.testing.assert_allclose(np.asarray(jax.jit(norms_of)(vectors), float), expected, rtol=1e-2)  # of half precision
 
 
 @pytest.mark.parametrize("solver", [solvers.deepfool(), exact.linear()], ids=["DeepFool", "exact"])

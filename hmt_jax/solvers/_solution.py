@@ -84,9 +84,11 @@ def norms_of(vectors: jax.Array) -> jax.Array:
     >>> norms_of(jnp.array([[3e-30, 4e-30], [0.0, 0.0]])).tolist() == [jnp.float32(5e-30), 0]
     True
     """
-    exponent = jnp.frexp(jnp.max(jnp.abs(vectors), axis=-1))[1]
-    scale = jnp.ldexp(jnp.ones((), vectors.dtype), exponent - 1)  # a power of two, by which division is exact
-    return scale * jnp.linalg.norm(vectors / scale[..., None], axis=-1)
+    wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    exponent = jnp.frexp(jnp.max(jnp.abs(wide), axis=-1))[1]
+    # A power of two, by which division is exact. Its reciprocal, by which XLA multiplies, must be a normal number, too.
+    scale = jnp.ldexp(jnp.ones((), wide.dtype), jnp.minimum(exponent - 1, jnp.finfo(wide.dtype).maxexp - 2))
+    return (scale * jnp.linalg.norm(wide / scale[..., None], axis=-1)).astype(vectors.dtype)
 
 
 class Solver(Protocol):
