@@ -16,8 +16,7 @@ import numpy as np
 
 from hmt_jax import _checks, lanes
 from hmt_jax.classifiers import Classifier, logits_of, restrict
-from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of
-from hmt_jax.solvers._solution import norms_of
+from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of, norms_of
 from hmt_jax.subspaces import full
 
 _LEAST_LANES, _MOST_LANES = 8, 1024

@@ -35,14 +35,8 @@ _NUM_PROJECTIONS = 10
 _ROUNDING = 1e-6
 
 
-def _l2_norm(change):
-    # Squared in float32 at least: in float16 that of an image may be infinite.
-    squared = jnp.sum(change**2, dtype=jnp.promote_types(change.dtype, jnp.float32))
-    return jnp.sqrt(squared).astype(change.dtype)
-
-
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "l2": _l2_norm,
+    "l2": lambda change: solvers.norms_of(change.reshape(-1)),
     "linf": lambda change: jnp.max(jnp.abs(change)),
 }
 _BALLS = {"l2": l2_ball, "linf": linf_ball}
@@ -77,7 +71,11 @@ class _Bounded:
         if not 0 < self.epsilon < math.inf:  # so written that NaN fails, too
             raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
 
-    def _check(self, classifier, images, labels):
+    def _prepare(self, classifier, images, labels):
+        """What an attack is called with, checked, as its compiled function takes it."""
+        classifier, images = as_pytree(classifier), jnp.asarray(images)
+        # Checked before they are JAX's, which wraps those beyond int32 around.
+        labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 "images must have shape (N, height, width, channels) and labels (N,), got "
@@ -90,6 +88,7 @@ class _Bounded:
             values = np.asarray(labels)
             _checks.check_labels("labels", values)
             _checks.check_are_classes(values, jax.eval_shape(logits_of, classifier, images).shape[1])
+        return classifier, images, jnp.asarray(labels)
 
     def _space(self, image) -> Subspace:
         return full(image.shape) if self.subspace is None else self.subspace
@@ -142,10 +141,7 @@ class PGD(_Bounded):
             )
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        images, labels = jnp.asarray(images), jnp.asarray(labels)
-        classifier = as_pytree(classifier)
-        self._check(classifier, images, labels)
-        return _ascend(self, classifier, images, labels, key)
+        return _ascend(self, *self._prepare(classifier, images, labels), key)
 
     def _start(self, key, image):
         if not self.random_start:
@@ -180,10 +176,7 @@ class DeepFool(_Bounded):
     solver: solvers.DeepFool = dataclasses.field(metadata=_STATIC)
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        images, labels = jnp.asarray(images), jnp.asarray(labels)
-        classifier = as_pytree(classifier)
-        self._check(classifier, images, labels)
-        return _cross_boundary(self, classifier, images, labels)
+        return _cross_boundary(self, *self._prepare(classifier, images, labels))
 
     def _perturb(self, classifier, image, label):
         space = self._space(image)

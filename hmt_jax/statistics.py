@@ -75,7 +75,7 @@ def summarize(
         median=percentile(margins, 50),
         median_interval=np.stack([percentile(medians, tail), percentile(medians, 100 - tail)], axis=-1),
         confidence=confidence,
-        percentiles=np.stack([percentile(margins, rank) for rank in ranks], axis=-1),
+        percentiles=np.array([percentile(margins, rank) for rank in ranks]).reshape(-1, len(margins)).T,
         ranks=ranks,
         counts={status.name.lower(): np.sum(result.status == status, axis=1) for status in Status},
     )

@@ -142,9 +142,12 @@ def test_pgd_stays_within_its_bounds_and_lowers_no_loss(norm, domain, name):
         assert name != "window" or norms(np.asarray(perturbed) - images, norm)[5] < 1e-4
 
 
-@pytest.mark.parametrize(("name", "scale"), [("everywhere", 1), ("everywhere", 1e4), ("window", 1), ("random", 1e4)])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("everywhere", 1), ("everywhere", 1e4), ("everywhere", 1e-25), ("window", 1), ("random", 1e4)],
+)
 def test_pgd_is_exact_for_linear_classifiers(name, scale):
-    """Also for such that are so confident that the gradient of their cross-entropy is zero in float32."""
+    """Also where the gradient of the cross-entropy is zero in float32, for confidence, or its square is."""
     make, basis = SUBSPACES[name]
     classifier, weights, _ = linear_classifier(scale=scale)
     images, labels = grey_images(), LABELS % 2
@@ -697,9 +700,22 @@ def test_labels_of_an_attack_alone_are_classes(make):
     for wrong, message in (
         (4, "labels must be whole numbers from 0 to 3, since the"),
         (-1, "but the lowest one is -1"),
+        (2**32 + 1, "labels must be whole numbers in int32, but the greatest one is 4294967297"),
     ):
         with pytest.raises(ValueError, match=message):
             make(epsilon=0.1)(tanh_classifier(), grey_images(), np.full(6, wrong), KEY)
+
+
+@each_attack
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "int32"])
+def test_labels_may_be_of_any_whole_type_and_part_of_a_program(make, dtype):
+    attack, classifier = make(epsilon=0.1), tanh_classifier()
+    expected = attack(classifier, grey_images(), LABELS, KEY)
+    labels = jnp.asarray(LABELS, dtype)
+    np.testing.assert_array_equal(attack(classifier, grey_images(), labels, KEY), expected)
+    # Closed over they are no tracer, but what is computed of them within a program is one.
+    compiled = jax.jit(lambda images: attack(classifier, images, labels, KEY))
+    np.testing.assert_allclose(compiled(grey_images()), expected, rtol=0, atol=ROUNDING)
 
 
 def test_every_image_has_a_random_start_of_its_own():

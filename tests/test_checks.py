@@ -258,5 +258,5 @@ def test_accuracies_are_shares_of_their_samples(tmp_path):
         found = statistic(tmp_path)
         half = 1.96 * np.sqrt(share * (1 - share) / num_samples)
         assert found.value == share
-        # The interval is that of Wilson, which is not symmetric.
+        # The ends of the bootstrap are shares of whole numbers, and less than normal.
         np.testing.assert_allclose([found.low, found.high], [share - half, share + half], atol=0.25 * half)

@@ -9,8 +9,7 @@ import pytest
 
 import hmt_jax
 from hmt_jax import exact, solvers, subspaces
-from hmt_jax.solvers import Status
-from hmt_jax.solvers._solution import norms_of
+from hmt_jax.solvers import Status, norms_of
 
 FAMILY = {
     "ddn": solvers.ddn(),

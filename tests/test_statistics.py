@@ -123,6 +123,17 @@ def test_percentiles_are_along_the_last_axis(rank):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_the_percentile_of_nothing_is_nan(shape):
+    found = statistics.percentile(np.zeros(shape), 50)
+    assert found.shape == shape[:-1]
+    assert np.isnan(found).all()
+
+
+def test_percentiles_may_be_left_out(margins):
+    assert statistics.summarize(make_result(margins), ranks=()).percentiles.shape == (3, 0)
+
+
 def test_ranks_may_come_one_by_one(margins):
     found = statistics.summarize(make_result(margins), ranks=(rank for rank in (10, 90)))
     assert found.ranks == (10, 90)

@@ -202,7 +202,7 @@ def test_a_state_of_another_network_or_batch_size_is_refused(samples, logistic):
         go_on(RECIPE, training.start(mlp, RECIPE, 18))
     state = training.start(logistic, RECIPE, 18)
     with pytest.raises(ValueError, match="the state is 2 steps into an epoch of 3: go on with the batch_size and the"):
-        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=jnp.asarray(5)))
+        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=5))
 
 
 class Stream:

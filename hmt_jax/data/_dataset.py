@@ -35,7 +35,7 @@ class Dataset:
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as float32: 8-bit ones divided by 255, floating-point ones in that type.
+    """Images in [0, 1] as float32: 8-bit ones divided by 255, others converted.
 
     Raises:
       ValueError: for any other type.

@@ -8,8 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
-from hmt_jax.solvers import Linearization, Restriction, Solution, Status
-from hmt_jax.solvers._solution import norms_of
+from hmt_jax.solvers import Linearization, Restriction, Solution, Status, norms_of
 from hmt_jax.subspaces import Subspace
 
 

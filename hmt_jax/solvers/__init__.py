@@ -58,7 +58,16 @@ from hmt_jax.solvers._closest_point import ClosestPoint, closest_point
 from hmt_jax.solvers._ddn import DDN, ddn
 from hmt_jax.solvers._deepfool import DeepFool, deepfool
 from hmt_jax.solvers._fmn import FMN, fmn
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Solver, Status, linearize, normals_of
+from hmt_jax.solvers._solution import (
+    Linearization,
+    Restriction,
+    Solution,
+    Solver,
+    Status,
+    linearize,
+    normals_of,
+    norms_of,
+)
 from hmt_jax.solvers._superdeepfool import SuperDeepFool, superdeepfool
 from hmt_jax.solvers._walk import Walk, tight
 
@@ -80,6 +89,7 @@ __all__ = [
     "fmn",
     "linearize",
     "normals_of",
+    "norms_of",
     "superdeepfool",
     "tight",
 ]
