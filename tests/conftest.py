@@ -39,8 +39,9 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation_cache(tmp_path_factory):
-    """Keeps what the runner compiles out of the user's cache."""
+    """Keeps what is compiled out of the user's cache, and for later tests: a third is the same program again."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -115,7 +115,7 @@ def images_off_kinks(network, *shape):
 
 
 def in_dtype(name, network, image_shape, dtype, **options):
-    weights = {key: value.numpy().astype(dtype) for key, value in network.state_dict().items()}
+    weights = {key: value.numpy().astype(dtype, copy=False) for key, value in network.state_dict().items()}
     return as_pytree(imported(name, weights, image_shape, num_classes=7, **options))
 
 
