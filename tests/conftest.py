@@ -39,7 +39,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation_cache(tmp_path_factory):
-    """Keeps what is compiled out of the user's cache, and for later tests: a third is the same program again."""
+    """Keeps what is compiled out of the user's cache, and for later tests, which compile much of it again."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
