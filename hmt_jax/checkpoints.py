@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from hmt_jax._extras import require
+from hmt_jax._paths import expand
 from hmt_jax.training import TrainState
 
 
@@ -47,7 +48,7 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(path).absolute(),
+            pathlib.Path(expand("path", path)).absolute(),
             options=options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
         )

@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from hmt_jax._extras import require
-from hmt_jax.data._tfds import PathLike
+from hmt_jax._paths import PathLike, expand, reason, shown
+from hmt_jax.data._decoding import check_crop, decode, resize_and_crop
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # those of torchvision
 
@@ -47,7 +49,13 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = _read_rgb(os.path.join(self.path, self.files[index]))
+        file = os.path.join(self.path, self.files[index])
+        try:
+            image = decode(file, "RGB")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{shown(file)} can't be read ({reason(error)}): replace it, or delete it") from error
         return np.asarray(resize_and_crop(image, self.resize, self.crop)), int(self.labels[index])
 
 
@@ -59,14 +67,19 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     orientation in EXIF. Unlike torchvision, it does not look for images deeper than in the classes' folders, passes
     over names that begin with a dot, and refuses pixels of more than 8 bits, which torchvision clips.
 
+    Files are opened as BMP, JPEG, PNG, PPM, TIFF or WebP, whatever their names. Those with more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS` are refused, so that reading one takes less than 1 GB. An image that would have more
+    than 2**25 pixels after resizing, because it is far longer than wide, is resized in its middle alone: pixels may
+    then differ by one level.
+
     Args:
       path: a folder that holds one folder of images a class.
       resize: length to which an image's shorter side is resized, in pixels.
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
 
     Raises:
-      ValueError: for a folder that does not exist or holds no classes, a class without images, or sizes that do not
-        fit each other.
+      ValueError: for a folder that does not exist or holds no classes, a class without images, something else than a
+        file that is named as an image, or sizes that do not fit each other.
       ModuleNotFoundError: if Pillow is missing.
 
     >>> import tempfile
@@ -81,56 +94,59 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     """
     require("an image folder", "data", "PIL")
     check_crop(resize, crop)
-    root = os.fspath(path)
+    root = expand("path", path)
     if not os.path.isdir(root):
-        raise ValueError(f"there is no folder {root}: name one that holds one folder of images a class")
-    class_names = _list(root, lambda entry: entry.is_dir())
+        raise ValueError(f"there is no folder {shown(root)}: name one that holds one folder of images a class")
+    class_names = _list(root, os.DirEntry.is_dir)
     if not class_names:
-        raise ValueError(f"{root} holds no folders: name one that holds one folder of images a class")
+        raise ValueError(f"{shown(root)} holds no folders: name one that holds one folder of images a class")
     files, labels = [], []
     for label, name in enumerate(class_names):
-        images = _list(os.path.join(root, name), lambda entry: entry.name.lower().endswith(_SUFFIXES))
+        images = _list(os.path.join(root, name), _is_image)
         if not images:
-            raise ValueError(
-                f"{os.path.join(root, name)} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, "
-                "or take the folder away"
-            )
+            _refuse_folder_without_images(root, name, class_names)
         files += [os.path.join(name, image) for image in images]
         labels += [label] * len(images)
     return ImageFolder(root, tuple(class_names), tuple(files), np.array(labels, np.int32), resize, crop)
 
 
-def _list(folder, is_wanted):
+def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
     """Names in a folder that are wanted and do not begin with a dot, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
-
-
-def _read_rgb(file):
-    from PIL import Image
-
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"its mode {image.mode} has more than 8 bits")
-            if image.mode == "P" and "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")  # in one step, Pillow warns
-            return image.convert("RGB")
-    # Pillow lets pass whatever its decoders raise: OSError, SyntaxError, ValueError, struct.error and more.
-    except Exception as error:
-        raise ValueError(f"{file} can't be read ({error}): replace it, or delete it") from error
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
+    except OSError as error:
+        raise ValueError(
+            f"{shown(error.filename or folder)} can't be read ({error.strerror}): make it readable, or take it away"
+        ) from error
 
 
-def check_crop(resize: int, crop: int) -> None:
-    if not 1 <= crop <= resize:
-        raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
+def _is_image(entry: os.DirEntry) -> bool:
+    """Whether it is named as an image. What is no file is refused, for opening a pipe could last forever."""
+    if not entry.name.lower().endswith(_SUFFIXES):
+        return False
+    if not entry.is_file():
+        raise ValueError(
+            f"{shown(entry.path)} is named as an image, but is neither a file nor a link to one: rename it, or take it "
+            "away"
+        )
+    return True
 
 
-def resize_and_crop(image, resize, crop):
-    from PIL import Image
+def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) -> None:
+    splits = [split for split in class_names if _holds_classes(os.path.join(root, split))]
+    if splits:
+        raise ValueError(
+            f"the folders of the classes are one level deeper, in {', '.join(map(shown, splits))} of {shown(root)}: "
+            f"make one source of each, such as image_folder({os.path.join(root, splits[0])!r})"
+        )
+    raise ValueError(
+        f"{shown(os.path.join(root, name))} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or "
+        "take the folder away"
+    )
 
-    # As torchvision rounds: the longer side down, the margins to the nearest even number if they end in a half.
-    width, height = (resize * side // min(image.size) for side in image.size)
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + crop, top + crop))
+
+def _holds_classes(folder: str) -> bool:
+    """Whether there are no images in a folder, but some in folders of it."""
+    folders = (os.path.join(folder, name) for name in _list(folder, os.DirEntry.is_dir))
+    return not _list(folder, _is_image) and any(_list(inner, _is_image) for inner in folders)

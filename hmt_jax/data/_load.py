@@ -3,6 +3,7 @@
 import numpy as np
 
 from hmt_jax._extras import require
+from hmt_jax._paths import PathLike
 from hmt_jax.data import _tfds
 from hmt_jax.data._dataset import Dataset, from_arrays
 
@@ -12,7 +13,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(("digits", *_tfds.SIZES)))
 
 
-def load(name: str, data_dir: _tfds.PathLike | None = None) -> Dataset:
+def load(name: str, data_dir: PathLike | None = None) -> Dataset:
     """A data set that is on this machine; nothing is downloaded.
 
     `mnist` and `cifar10` are read as TensorFlow Datasets (TFDS) keeps them in array_record format, which `prepare`
@@ -35,13 +36,7 @@ def load(name: str, data_dir: _tfds.PathLike | None = None) -> Dataset:
     check_name(name)
     if name == "digits":
         return _load_digits()
-    builder = _tfds.find(name, data_dir)
-    if not builder.is_prepared():
-        raise ValueError(
-            f"{name} is not prepared in {builder.data_dir_root}: {_tfds.remedy(name, data_dir)}, or name the folder "
-            "that holds it, with data_dir (--data-dir) or the environment variable TFDS_DATA_DIR"
-        )
-    return _tfds.read(builder)
+    return _tfds.read(_tfds.find_prepared(name, data_dir))
 
 
 def check_name(name: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hmt_jax.data._tfds import PathLike
+from hmt_jax._paths import PathLike
 
 
 class Original(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hmt_jax._paths import PathLike, shown
 from hmt_jax.data import _originals, _tfds
 from hmt_jax.data._load import check_name
 
@@ -9,7 +10,7 @@ _PARSERS = {"cifar10": _originals.cifar10, "mnist": _originals.mnist}
 _TIMEOUT = 10  # seconds without an answer
 
 
-def prepare(name: str, data_dir: _tfds.PathLike | None = None) -> str:
+def prepare(name: str, data_dir: PathLike | None = None) -> str:
     """Downloads a data set, and prepares it for `load`, unless that is done already.
 
     Addresses and checksums are those of TensorFlow Datasets (TFDS), and the result is what TFDS makes of them with
@@ -34,10 +35,10 @@ def prepare(name: str, data_dir: _tfds.PathLike | None = None) -> str:
         return "digits come with scikit-learn: there is nothing to prepare"
     stock = _tfds.find(name, data_dir)
     if stock.is_prepared():
-        _tfds.check(stock)
-        return f"{name} is prepared already, in {stock.data_dir}"
+        _tfds.check_sizes(_tfds.find_prepared(name, data_dir))
+        return f"{name} is prepared already, in {shown(stock.data_dir)}"
     if stock.data_path.exists():
-        raise ValueError(f"{stock.data_dir} is no complete data set: {_tfds.remake(stock)}")
+        raise ValueError(f"{shown(stock.data_dir)} is no complete data set: {_tfds.remake(stock)}")
     import tensorflow_datasets as tfds
 
     builder = _builder_class(type(stock), data_dir)(data_dir=stock.data_dir_root)
@@ -45,10 +46,10 @@ def prepare(name: str, data_dir: _tfds.PathLike | None = None) -> str:
         file_format=_tfds.FILE_FORMAT,
         download_config=tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False),
     )
-    return f"{name} is prepared now, in {builder.data_dir}"
+    return f"{name} is prepared now, in {shown(builder.data_dir)}"
 
 
-def _builder_class(stock: Any, data_dir: _tfds.PathLike | None) -> Any:
+def _builder_class(stock: Any, data_dir: PathLike | None) -> Any:
     """The class of TFDS's builder, without the steps that need TensorFlow."""
     from PIL import Image
     from tensorflow_datasets.core import registered
@@ -95,5 +96,5 @@ def _download(name, urls, dl_manager, data_dir):
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
         raise ConnectionError(
             f"can't download {name}: download {', '.join(urls.values())} on another machine, put what you get into "
-            f"{manual_dir}, and {_tfds.remedy(name, data_dir)} again ({error})"
+            f"{shown(manual_dir)}, and {_tfds.remedy(name, data_dir)} again ({error})"
         ) from error

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from hmt_jax._extras import require
+from hmt_jax._paths import expand
 from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
 
@@ -43,6 +44,7 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
         raise ValueError(
             f"architecture must hold name, image_shape and num_classes, but lacks {', '.join(sorted(missing))}"
         )
+    file = expand("file", file)
     if not (parent := pathlib.Path(file).parent).is_dir():
         raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
     # safetensors writes arrays that are not contiguous as if they were.
@@ -88,6 +90,7 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     require("files of classifiers", "experiments", "safetensors")
     from safetensors import SafetensorError, safe_open
 
+    file = expand("file", file)
     with _readable(file, SafetensorError), safe_open(file, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
         if _HEADER not in metadata:
@@ -112,6 +115,7 @@ def read_state_dict(file: str | os.PathLike) -> Mapping[str, Any]:
       ValueError: for another kind of file, one that can't be read, or one that needs more than that.
       ImportError: for a file of PyTorch's if that is not installed.
     """
+    file = expand("file", file)
     suffix = pathlib.Path(file).suffix
     if suffix == ".safetensors":
         require(f"what is in {file}", "experiments", "safetensors")

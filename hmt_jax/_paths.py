@@ -1,0 +1,34 @@
+"""Files and folders that users name."""
+
+import os
+
+PathLike = str | os.PathLike[str]
+
+
+def expand(argument: str, path: PathLike) -> str:
+    """The path as a string, with the home directory in place of `~` or `~user`, as in a shell.
+
+    Raises:
+      ValueError: if it is not a path, or that home directory is not known, where a folder `~` would be made otherwise.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise ValueError(f"{argument} must be a path, a string or a pathlib.Path, got {type(path).__name__}")
+    expanded = os.path.expanduser(os.fsdecode(path))
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{argument} is {shown(expanded)}, but the home directory {shown(expanded.split(os.sep)[0])} is not known: "
+            "give the full path, or put ./ before it if ~ is part of the name"
+        )
+    return expanded
+
+
+def shown(path: PathLike) -> str:
+    """The path as messages show it: escaped if it has line breaks, bytes that are not UTF-8, or the like."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,65 @@
+"""Encoded images, decoded and cut to one size."""
+
+from typing import IO, Any
+
+from hmt_jax._numbers import whole_number
+
+# The only formats that are opened, whatever a file is called: Pillow knows others that start programs, as EPS does.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+_MOST_RESIZED_PIXELS = 2**25  # 134 MB in memory; photographs resized for networks have a hundredth of that
+
+
+def decode(file: str | IO[bytes], mode: str) -> Any:
+    """A Pillow image of that mode, without transparency if it has no channel for it.
+
+    Raises:
+      Exception: of many classes, for Pillow lets pass whatever its decoders raise: OSError, SyntaxError, ValueError,
+        struct.error and more. Callers name the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
+            if min(image.size) < 1:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"its mode {image.mode} has more than 8 bits")
+            if image.mode == "P" and "transparency" in image.info:
+                return image.convert("RGBA").convert(mode)  # in one step, Pillow warns
+            return image.convert(mode)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"it has more than {Image.MAX_IMAGE_PIXELS} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"it does not begin as an image in the format {', '.join(_FORMATS)} does") from None
+
+
+def check_crop(resize: int, crop: int) -> None:
+    if not 1 <= whole_number("crop", crop) <= whole_number("resize", resize):
+        raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
+
+
+def resize_and_crop(image: Any, resize: int, crop: int) -> Any:
+    """The middle of an image whose shorter side is resized, a Pillow image of crop x crop pixels."""
+    from PIL import Image
+
+    # As torchvision rounds: the longer side down, the margins to the nearest even number if they end in a half.
+    width, height = (resize * side // min(image.size) for side in image.size)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    right, bottom = left + crop, top + crop
+    if width * height <= _MOST_RESIZED_PIXELS:
+        return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, right, bottom))
+    # The same pixels without the rest, which would fill the memory. Not always, for Pillow keeps such a box in float32,
+    # and some pixels come out a level higher or lower.
+    box = (
+        left * image.width / width,
+        top * image.height / height,
+        right * image.width / width,
+        bottom * image.height / height,
+    )
+    return image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
