@@ -23,9 +23,9 @@ def expand(argument: str, path: PathLike) -> str:
 
 
 def shown(path: PathLike) -> str:
-    """The path as messages show it: escaped if it has line breaks, bytes that are not UTF-8, or the like."""
+    """The path as messages show it: quoted if empty, escaped if it has line breaks, or bytes that are not UTF-8."""
     text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
+    return text if text and text.isprintable() else ascii(text)
 
 
 def reason(error: BaseException) -> str:

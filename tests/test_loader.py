@@ -3,14 +3,18 @@
 import contextlib
 import itertools
 import json
+import os
+import re
 import socket
+import stat
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from hmt_jax import data
 
@@ -36,18 +40,21 @@ def random_image(seed, height, width):
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def resize_by_numpy(image, height, width):
-    """Antialiased bilinear interpolation: a triangle as wide as two pixels of the coarser grid, along each axis."""
+def resize_by_numpy(image, height, width, top=0, left=0, crop=None):
+    """Antialiased bilinear interpolation: a triangle as wide as two pixels of the coarser grid, along each axis.
 
-    def weights(num_in, num_out):
+    Of the image resized to height x width, all, or the square at (top, left).
+    """
+
+    def weights(num_in, num_out, first):
         scale = num_in / num_out
-        centres = (np.arange(num_out)[:, None] + 0.5) * scale
+        centres = (first + np.arange(crop or num_out)[:, None] + 0.5) * scale
         distances = np.abs(np.arange(num_in) + 0.5 - centres) / max(scale, 1)
         triangle = np.maximum(1 - distances, 0)
         return triangle / triangle.sum(1, keepdims=True)
 
-    rows = np.tensordot(weights(image.shape[0], height), image, axes=1)
-    return np.moveaxis(np.tensordot(weights(image.shape[1], width), rows, axes=(1, 1)), 0, 1)
+    rows = np.tensordot(weights(image.shape[0], height, top), image, axes=1)
+    return np.moveaxis(np.tensordot(weights(image.shape[1], width, left), rows, axes=(1, 1)), 0, 1)
 
 
 def crop_by_torchvision(image_height, image_width, size):
@@ -124,6 +131,65 @@ def test_pixels_are_those_of_torchvision(shape, resize, crop, tmp_path):
     np.testing.assert_allclose(pixels, expected, atol=1.01)
 
 
+def test_pixels_of_ordinary_images_are_those_of_resizing_all_and_cropping(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        width, height, resize = rng.integers(5, 90, 3)
+        crop = rng.integers(1, resize + 1)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        save(tmp_path / f"{seed}" / "image.png", image)
+        shorter = min(width, height)
+        resized = image.resize((resize * width // shorter, resize * height // shorter), Image.Resampling.BILINEAR)
+        top, left = crop_by_torchvision(resized.height, resized.width, crop)
+        expected = np.asarray(resized)[top : top + crop, left : left + crop]
+        (tmp_path / f"{seed}").rename(tmp_path / "class")
+        np.testing.assert_array_equal(data.image_folder(tmp_path, resize=resize, crop=crop)[0][0], expected)
+        (tmp_path / "class" / "image.png").unlink()
+        (tmp_path / "class").rmdir()
+
+
+@pytest.mark.parametrize("shape", [(20_000, 1), (3, 20_000), (4099, 2), (3000, 1)])
+def test_of_a_long_image_only_the_middle_is_resized(shape, tmp_path, monkeypatch):
+    """All of 1 x 20,000 pixels, resized to 256 on the shorter side, would take 5 GB."""
+    resize_all = Image.Image.resize
+
+    def resize(image, size, *args, **options):
+        assert size[0] * size[1] <= 2**25
+        return resize_all(image, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    save(tmp_path / "a" / "long.png", image)
+    pixels, _ = data.image_folder(tmp_path, resize=256, crop=24)[0]
+    height, width = (256 * side // min(shape) for side in shape)
+    expected = resize_by_numpy(image, height, width, *crop_by_torchvision(height, width, 24), 24)
+    # As above, and what float32 leaves of a place in 20,000 pixels, 1e-3, of at most 255 levels between neighbours.
+    np.testing.assert_allclose(pixels, expected, atol=1.01 + 0.26)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (50, 60)])  # beyond the limit, and twice the limit
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_images_of_too_many_pixels_are_refused(shape, action, tmp_path, monkeypatch):
+    save(tmp_path / "a" / "big.png", np.zeros(shape, np.uint8))
+    source = data.image_folder(tmp_path, resize=4, crop=4)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    match = (
+        r"a/big\.png can't be read \(it has more than 1000 pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    )
+    with warnings.catch_warnings(action=action), pytest.raises(ValueError, match=match):
+        source[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert source[0][0].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("content", [b"P5 0 3 255\n", b"P5 3 0 255\n"])
+def test_images_without_pixels_are_named(content, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "none.pgm").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a/none\.pgm can't be read \(.*\): replace it, or delete it"):
+        data.image_folder(tmp_path)[0]
+
+
 def test_default_size_is_that_of_imagenet(folder):
     assert data.image_folder(folder).image_shape == data.image_folder(folder)[0][0].shape == (224, 224, 3)
 
@@ -186,6 +252,75 @@ def test_image_folder_refuses(folder, tmp_path):
         data.image_folder(folder)
 
 
+def test_only_formats_of_the_suffixes_are_opened(tmp_path, monkeypatch):
+    """Pillow decodes EPS by starting Ghostscript; ImageNet has a PNG named JPEG."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: started.append(args))
+    image = Image.fromarray(random_image(0, 8, 8))
+    for name, kind in [("eps.jpg", "EPS"), ("gif.png", "GIF"), ("png.JPEG", "PNG")]:
+        save(tmp_path / "a" / name, image, format=kind)
+    source = data.image_folder(tmp_path, resize=8, crop=8)
+    for index, name in enumerate(["eps.jpg", "gif.png"]):
+        match = rf"a/{name} can't be read \(it does not begin as an image in the format BMP, JPEG, PNG, PPM, TIFF, WEBP"
+        with pytest.raises(ValueError, match=match):
+            source[index]
+    np.testing.assert_array_equal(source[2][0], image)
+    assert not started
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+        lambda path: os.symlink("/dev/zero", path),
+        lambda path: os.symlink("nowhere", path),
+    ],
+    ids=["pipe", "folder", "socket", "device", "dangling"],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(make, folder):
+    os.symlink("../b/1.png", folder / "a" / "link.png")
+    assert len(data.image_folder(folder)) == 7
+    make(folder / "a" / "it.png")
+    match = r"a/it\.png is named as an image, but is neither a file nor a link to one: rename it, or take it away"
+    with pytest.raises(ValueError, match=match):
+        data.image_folder(folder)
+
+
+def test_folders_that_cannot_be_listed_are_named(folder):
+    os.symlink("turns", folder / "turns")
+    with pytest.raises(ValueError, match=r"/turns can't be read \(.*symbolic links\): make it readable, or take"):
+        data.image_folder(folder)
+
+
+def test_a_root_of_splits_is_told_from_one_of_classes(tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        save(tmp_path / part / "cat" / "0.png", random_image(0, 8, 8))
+    (tmp_path / "meta").mkdir()
+    match = rf"level deeper, in train, val of {tmp_path}: make one source of each, such as image_folder\('.*/train'\)"
+    with pytest.raises(ValueError, match=match):
+        data.image_folder(tmp_path)
+    assert data.image_folder(tmp_path / "train").class_names == ("cat",)
+    save(tmp_path / "train" / "0.png", random_image(0, 8, 8))
+    save(tmp_path / "val" / "0.png", random_image(0, 8, 8))
+    with pytest.raises(ValueError, match="/meta holds no images"):
+        data.image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"\xff", "猫".encode(), b"a\nb", b" ", b"~"])
+def test_any_file_name_is_read_and_shown_in_one_printable_line(name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    save(path / f"{path.name}.png", random_image(0, 8, 8))
+    for root in (tmp_path, os.fsencode(tmp_path)):
+        assert data.image_folder(root, resize=8, crop=8)[0][0].shape == (8, 8, 3)
+    (path / f"{path.name}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="can't be read") as caught:
+        data.image_folder(tmp_path)[0]
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_images_are_named(num_workers, folder):
     file = folder / "b" / "1.png"
@@ -206,6 +341,16 @@ def test_images_that_are_none_or_too_deep_are_named(tmp_path):
         source[0]
     with pytest.raises(ValueError, match=r"a/text.jpg can't be read \(it does not begin as .*JPEG.*\): replace"):
         source[1]
+
+
+@pytest.mark.parametrize("argument", ["resize", "crop"])
+@pytest.mark.parametrize("value", [(32, 32), 32.0, None, "32"])
+def test_sizes_of_images_are_whole_numbers(argument, value, folder):
+    match = rf"{argument} must be a whole number, got {re.escape(repr(value))}"
+    with pytest.raises(ValueError, match=match):
+        data.image_folder(folder, **{argument: value})
+    with pytest.raises(ValueError, match=match):
+        data.tfds_images("mnist", "train", **{argument: value})
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -270,10 +415,10 @@ def test_loader_refuses(monkeypatch):
         ("seed", -1, "seed must be at least 0, got -1"),
         ("num_workers", -1, "num_workers must be at least 0, got -1"),
         ("source", [], "source must have a sample for every process, got 0 for 1: give more samples"),
-        ("source", [{"image": image, "label": 0}], r"samples \(image, label\), .* first one is a dict: wrap it in"),
-        ("source", [(image[0], 0)], r"first one is \(uint8 \(3, 1\), int64 \(\)\): wrap"),
-        ("source", [(image, 0.5)], r"first one is \(uint8 \(2, 3, 1\), float64 \(\)\): wrap"),
-        ("source", [(image, 0, 0)], r"first one is \(uint8 \(2, 3, 1\), int64 \(\), int64 \(\)\): wrap"),
+        ("source", [{"image": image, "label": 0}], r"samples \(image, label\), .* one is a dict: wrap it in"),
+        ("source", [(image[0], 0)], r"but one is \(uint8 \(3, 1\), int64 \(\)\): wrap"),
+        ("source", [(image, 0.5)], r"but one is \(uint8 \(2, 3, 1\), float64 \(\)\): wrap"),
+        ("source", [(image, 0, 0)], r"but one is \(uint8 \(2, 3, 1\), int64 \(\), int64 \(\)\): wrap"),
     ]:
         with pytest.raises(ValueError, match=match):
             data.loader(**{"source": numbered(3), "batch_size": 2} | {argument: value})
@@ -286,6 +431,45 @@ def test_loader_refuses(monkeypatch):
         data.loader(numbered(30), batch_size=6)
     with pytest.raises(ValueError, match="a sample for every process, got 3 for 4"):
         data.loader(numbered(3), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: data.image_folder(3), "path must be a path, a string or a pathlib.Path, got int"),
+        (
+            lambda: data.loader(iter(numbered(3)), batch_size=1),
+            r"got list_iterator: give list\(zip\(images, labels\)\)",
+        ),
+        (lambda: data.loader({0: numbered(1)[0]}, batch_size=1), r"by number, as a list of them does, got dict: give"),
+        (lambda: data.loader(numbered(3), batch_size=1, shuffle="no"), "shuffle must be True or False, got 'no'"),
+        (lambda: data.loader(numbered(3), batch_size=1).epoch(0.5), "number must be a whole number, got 0.5"),
+        (
+            lambda: data.prefetch(data.loader(numbered(3), batch_size=1)),
+            r"got Loader: give an epoch of it, .*epoch\(0",
+        ),
+        (lambda: data.prefetch(3), "must be an iterable of batches, got int: give a list of them"),
+        (lambda: data.prefetch([], jax.devices()[0]), r"must be a jax\.sharding\.Sharding, got \w*Device: make one"),
+    ],
+)
+def test_kinds_come_before_values(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("sample", "match"),
+    [
+        ((np.zeros((2, 3, 1), np.uint8), 0.7), r"but one is \(uint8 \(2, 3, 1\), float64 \(\)\): wrap"),
+        ((np.zeros((2, 3, 1), np.uint8),), r"but one is \(uint8 \(2, 3, 1\)\): wrap"),
+        ((np.zeros((2, 3, 1), np.uint8), -1), "whole numbers from 0 in int32, got -1 to 0: number its classes"),
+        ((np.zeros((2, 3, 1), np.uint8), np.int64(2**40)), "from 0 in int32, got 0 to 1099511627776: number"),
+    ],
+)
+def test_samples_after_the_first_are_checked_too(sample, match):
+    batches = data.loader([*numbered(1), sample], batch_size=2, shuffle=False).epoch(0)
+    with pytest.raises(ValueError, match=match):
+        next(batches)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])

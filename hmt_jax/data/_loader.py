@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -55,11 +55,11 @@ class Loader:
 
         Raises:
           ValueError: for a negative number; and, when its batch is due, what the source raises, or for images of
-            different shapes.
+            different shapes, or labels that are not whole numbers.
         """
         import grain
 
-        if number < 0:
+        if whole_number("number", number) < 0:
             raise ValueError(f"number must be at least 0, got {number}: epochs count from 0")
         samples = grain.MapDataset.source(self.source)
         if self.shuffle:
@@ -104,6 +104,13 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
     for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("num_workers", num_workers, 0)):
         if whole_number(name, value) < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    if not isinstance(shuffle, bool | np.bool_):
+        raise ValueError(f"shuffle must be True or False, got {shuffle!r}")
+    if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise ValueError(
+            f"source must give samples (image, label) by number, as a list of them does, got {type(source).__name__}: "
+            "give list(zip(images, labels)), or an object with __len__ and __getitem__"
+        )
     process_count = jax.process_count()
     if batch_size % process_count:
         raise ValueError(
@@ -128,14 +135,23 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
       size: batches that are on the device or on their way, with the one that was asked for last.
 
     Raises:
-      ValueError: for a size below 1; and, when its batch is due, if an array can't be divided as the sharding says,
-        as the last batch of an epoch, which is smaller, often can't: pad it, or leave it out.
+      ValueError: for a size below 1, batches that can't be iterated over, or what is no sharding; and, when its batch
+        is due, if an array can't be divided as the sharding says, as the last batch of an epoch, which is smaller,
+        often can't: pad it, or leave it out.
 
     >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
     [[0, 1], [2, 3], [4, 5]]
     """
     if whole_number("size", size) < 1:
         raise ValueError(f"size must be at least 1, got {size}")
+    if not isinstance(batches, Iterable):
+        remedy = "give an epoch of it, loader.epoch(0)" if isinstance(batches, Loader) else "give a list of them"
+        raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}: {remedy}")
+    if not isinstance(sharding, jax.sharding.Sharding | None):
+        raise ValueError(
+            f"sharding must be a jax.sharding.Sharding, got {type(sharding).__name__}: make one, such as "
+            "jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))"
+        )
     return _prefetch(batches, sharding, size)
 
 
@@ -156,7 +172,7 @@ def _check_sample(sample):
     if not is_pair or np.ndim(sample[0]) != 3 or not _is_whole_number(sample[1]):
         raise ValueError(
             "source must have samples (image, label), with images (height, width, channels) and whole numbers for "
-            f"labels, but its first one is {_describe(sample)}: wrap it in a source of such pairs"
+            f"labels, but one is {_describe(sample)}: wrap it in a source of such pairs"
         )
 
 
@@ -171,10 +187,17 @@ def _describe(sample):
 
 
 def _stack(samples):
+    for sample in samples:
+        _check_sample(sample)
     images, labels = zip(*samples, strict=True)
     shapes = {np.shape(image) for image in images}
     if len(shapes) > 1:
         raise ValueError(
             f"images of a source must have one shape, got {', '.join(map(str, sorted(shapes)))}: resize or crop them"
+        )
+    if not 0 <= min(labels) <= max(labels) <= np.iinfo(np.int32).max:
+        raise ValueError(
+            f"labels of a source must be whole numbers from 0 in int32, got {min(labels)} to {max(labels)}: number its "
+            "classes from 0"
         )
     return np.stack(images), np.array(labels, np.int32)
