@@ -1,12 +1,16 @@
 """Data sets: against scikit-learn's and published facts, and prepared from small files served on this machine."""
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import os
+import pathlib
+import pwd
 import socket
 import struct
 import subprocess
@@ -18,10 +22,12 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
+from conftest import random_network
+from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
 
-from hmt_jax import data
+from hmt_jax import checkpoints, data, models
 from hmt_jax.data import _tfds
 
 SIZES = {"train": 25, "test": 10}
@@ -250,6 +256,80 @@ def test_data_dir_is_that_of_the_environment_if_not_given(tmp_path, monkeypatch)
         data.load("mnist")
 
 
+def test_paths_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    """As users write them in Python and in variables, where no shell expands them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for file in (data.load, data.prepare):
+        Image.new("L", (4, 4)).save(tmp_path / "file.png")
+        with pytest.raises(ValueError, match=f"data_dir must be a folder, but {tmp_path}/file.png is a file: name the"):
+            file("mnist", "~/file.png")
+    with pytest.raises(
+        ValueError, match=f"not prepared in {tmp_path}/d: run .*'mnist', '{tmp_path}/d'.* {tmp_path}/d`"
+    ):
+        data.load("mnist", pathlib.Path("~/d"))
+    with pytest.raises(ValueError, match=f"imagenet2012 is not prepared in {tmp_path}/d: run"):
+        data.tfds_images("imagenet2012", "train", data_dir="~/d")
+    for variable, folder in {"~/e": "e", "": "tensorflow_datasets"}.items():
+        monkeypatch.setenv("TFDS_DATA_DIR", variable)
+        with pytest.raises(ValueError, match=f"is not prepared in {tmp_path}/{folder}:"):
+            data.load("mnist")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "file.png").rename(tmp_path / "images" / "a" / "0.png")
+    assert len(data.image_folder("~/images")) == 1
+
+    classifier = random_network("logistic", (2, 2, 1), mean=[0.5], std=[0.5])
+    architecture = {"name": "logistic", "image_shape": [2, 2, 1], "num_classes": 4}
+    models.save("~/weights.safetensors", classifier, architecture=architecture)
+    assert models.load("~/weights.safetensors")[1]["architecture"] == architecture
+    np.savez(tmp_path / "weights.npz", **models.to_torch(classifier))
+    models.from_torch("logistic", "~/weights.npz", image_shape=(2, 2, 1), mean=[0.5], std=[0.5])
+    with checkpoints.Checkpoints("~/states"):
+        assert (tmp_path / "states").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_home_directory_that_is_not_known_is_no_folder(tmp_path, monkeypatch):
+    """A container may run a process under a number that no user has."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    remedy = "is not known: give the full path, or put ./ before it if ~ is part of the name"
+    for function in (data.load, data.prepare):
+        with pytest.raises(ValueError, match=f"default of data_dir is ~/tensorflow_datasets, but the .* ~ {remedy}"):
+            function("mnist")
+        with pytest.raises(
+            ValueError, match=f"data_dir is ~nobody_here/x, but the home directory ~nobody_here {remedy}"
+        ):
+            function("mnist", "~nobody_here/x")
+    with pytest.raises(ValueError, match=f"path is ~/images, but .* {remedy}"):
+        data.image_folder("~/images")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_remedy_can_be_pasted_into_a_shell(tmp_path):
+    with pytest.raises(
+        ValueError, match=rf"prepare\('mnist', '{tmp_path}/my data'\), .* --data-dir '{tmp_path}/my data'`"
+    ):
+        data.load("mnist", tmp_path / "my data")
+    with pytest.raises(
+        ValueError,
+        match=r"run tensorflow_datasets\.builder\('imagenet2012', data_dir=.*/my data'\)\.down.*"
+        r"or `tfds build imagenet2012 --data_dir '.*/my data' --file_format array_record`, where TensorFlow is",
+    ):
+        data.tfds_images("imagenet2012", "train", data_dir=tmp_path / "my data")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data_dir must be a path in UTF-8, .* got '.*/\\udcff': rename it"):
+        data.load("mnist", os.fsencode(tmp_path) + b"/\xff")
+
+
 @pytest.mark.parametrize(
     ("name", "module"),
     [("digits", "sklearn"), ("mnist", "tensorflow_datasets"), ("mnist", "array_record"), ("mnist", "PIL")],
@@ -385,6 +465,35 @@ def test_load_what_is_damaged(num_bytes, prepared):
         data.load("mnist", prepared)
 
 
+def test_a_damaged_description_is_named_with_the_remedy(prepared):
+    (file,) = prepared.glob("mnist/*/dataset_info.json")
+    match = rf"mnist can't be read from {prepared}/mnist \(.*\): if the folder is damaged, delete it and run hmt_jax"
+    for content in (b"", b"{'name", b"\x82\xff", b"{}", b"[1]", file.read_bytes()[:200]):
+        file.write_bytes(content)
+        for function in (
+            data.load,
+            data.prepare,
+            lambda *arguments: data.tfds_images(arguments[0], "train", data_dir=arguments[1]),
+        ):
+            with pytest.raises(ValueError, match=match) as caught:
+                function("mnist", prepared)
+            assert "\n" not in str(caught.value)
+
+
+def test_tfds_images_of_a_damaged_file(prepared):
+    (file,) = prepared.glob("mnist/*/mnist-test*")
+    whole = file.read_bytes()
+    match = rf"mnist can't be read from {file.parent} \(.*\): if .* damaged, delete it and run hmt_jax\.data\.prepare"
+    for content in (b"", whole[: len(whole) // 2], None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        source = data.tfds_images("mnist", "test", data_dir=prepared)
+        with pytest.raises(ValueError, match=match):
+            source[0]
+
+
 @pytest.mark.parametrize("function", [data.load, data.prepare])
 @pytest.mark.parametrize("file_format", ["tfrecord", "parquet"])
 def test_other_file_formats(function, file_format, prepared, monkeypatch):
@@ -508,6 +617,63 @@ def test_tfds_images_in_batches(prepared):
 def test_tfds_images_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"mnist is not prepared in .*: run hmt_jax\.data\.prepare\('mnist'"):
         data.tfds_images("mnist", "train", data_dir=tmp_path)
+
+
+def test_tfds_images_of_any_stored_kind_have_the_channels_of_the_data_set(prepared):
+    source = data.tfds_images("mnist", "test", data_dir=prepared, resize=8, crop=8)
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    records = [
+        {"image": encoded(image.convert("RGB"), "PNG"), "label": 3},
+        {"image": encoded(image, "GIF"), "label": 3},
+    ]
+    source = dataclasses.replace(source, records=records)
+    np.testing.assert_array_equal(source[0][0][..., 0], image)
+    with pytest.raises(
+        ValueError, match=r"mnist can't be read from .* \(it does not begin as an image in .* JPEG, PNG,"
+    ):
+        source[1]
+
+
+def encoded(image, kind):
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def test_splits_that_tfds_images_cannot_have(prepared):
+    for split, match in [
+        (None, r"split must be a string, such as 'train' or 'test\[:1000\]', got None"),
+        (["train", "test"], r"split must be a string, .* got \['train', 'test'\]"),
+        (
+            "valid",
+            r"split 'valid' of mnist can't be had \(.*\): take train or test, or a part such as 'train\[:1000\]'",
+        ),
+        ("train[", r"split 'train\[' of mnist can't be had"),
+        ("test[20:30]", r"split 'test\[20:30\]' of mnist can't be had \(.* 10 examples"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            data.tfds_images("mnist", split, data_dir=prepared)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("minst", r"unknown data set 'minst'; the nearest ones are mnist, .*, and .*list_builders\(\) lists all"),
+        ("imagenet", "unknown data set 'imagenet'; the nearest ones are .*imagenet"),
+        ("../mnist", "unknown data set '../mnist'"),
+        ("", "unknown data set ''; none has a name like that"),
+        (None, "name must be a string, such as 'mnist', got None"),
+        (
+            "mnist/deep",
+            r"/mnist \(.*deep.*\): check what 'mnist/deep' says after mnist, or if the folder is damaged, delete",
+        ),
+        ("mnist:9.9.9", r"/mnist \(.*9\.9\.9.*\): check what 'mnist:9.9.9' says after mnist, or if"),
+    ],
+)
+def test_names_that_tfds_images_does_not_know(name, match, tmp_path):
+    with pytest.raises(ValueError, match=match) as caught:
+        data.tfds_images(name, "train", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_tfds_images_are_checked(prepared, monkeypatch):

@@ -148,7 +148,7 @@ def test_pixels_of_ordinary_images_are_those_of_resizing_all_and_cropping(tmp_pa
         (tmp_path / "class").rmdir()
 
 
-@pytest.mark.parametrize("shape", [(20_000, 1), (3, 20_000), (4099, 2), (3000, 1)])
+@pytest.mark.parametrize("shape", [(20_000, 1), (3, 5000), (4099, 2)])
 def test_of_a_long_image_only_the_middle_is_resized(shape, tmp_path, monkeypatch):
     """All of 1 x 20,000 pixels, resized to 256 on the shorter side, would take 5 GB."""
     resize_all = Image.Image.resize
