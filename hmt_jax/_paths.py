@@ -29,6 +29,6 @@ def shown(path: PathLike) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line; its class if it says nothing."""
+    """What an error says, in one printable line; its class if it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return shown(lines[0]) if lines else type(error).__name__

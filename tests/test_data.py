@@ -492,6 +492,10 @@ def test_tfds_images_of_a_damaged_file(prepared):
         source = data.tfds_images("mnist", "test", data_dir=prepared)
         with pytest.raises(ValueError, match=match):
             source[0]
+    description = file.with_name("dataset_info.json")
+    description.write_text(description.read_text().replace("{SPLIT}", "{PLITS}"))
+    with pytest.raises(ValueError, match=match):
+        data.tfds_images("mnist", "test", data_dir=prepared)
 
 
 @pytest.mark.parametrize("function", [data.load, data.prepare])

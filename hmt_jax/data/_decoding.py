@@ -24,8 +24,6 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            if min(image.size) < 1:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"its mode {image.mode} has more than 8 bits")
             if image.mode == "P" and "transparency" in image.info:

@@ -78,10 +78,12 @@ def tfds_images(
     builder = _tfds.find_prepared(name, data_dir)
     _tfds.check_features(builder, name)
     try:
-        records = _tfds.records(builder, split)
-    except Exception as error:  # ValueError, AssertionError, or KeyError, by what is wrong with it
+        _ = builder.info.splits[split]
+    except Exception as error:  # ValueError, AssertionError or KeyError, by what is wrong with it
         raise ValueError(
             f"split {split!r} of {name} can't be had ({reason(error)}): take {' or '.join(builder.info.splits)}, or a "
             "part such as 'train[:1000]'"
         ) from error
+    with _tfds.readable(builder, name, data_dir):
+        records = _tfds.records(builder, split)
     return TfdsImages(name, data_dir, builder, records, resize, crop)
