@@ -9,7 +9,7 @@ def expand(argument: str, path: PathLike) -> str:
     """The path as a string, with the home directory in place of `~` or `~user`, as in a shell.
 
     Raises:
-      ValueError: if it is not a path, or that home directory is not known, where a folder `~` would be made otherwise.
+      ValueError: if it is not a path; or if that home directory is not known, because a folder named `~` would be made.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise ValueError(f"{argument} must be a path, a string or a pathlib.Path, got {type(path).__name__}")
@@ -17,18 +17,18 @@ def expand(argument: str, path: PathLike) -> str:
     if expanded.startswith("~"):
         raise ValueError(
             f"{argument} is {shown(expanded)}, but the home directory {shown(expanded.split(os.sep)[0])} is not known: "
-            "give the full path, or put ./ before it if ~ is part of the name"
+            "write the full path, or put ./ before it if ~ is part of the name"
         )
     return expanded
 
 
 def shown(path: PathLike) -> str:
-    """The path as messages show it: quoted if empty, escaped if it has line breaks, or bytes that are not UTF-8."""
+    """The path for a message: quoted if it is empty, escaped if it has line breaks or bytes that are not UTF-8."""
     text = os.fsdecode(path)
     return text if text and text.isprintable() else ascii(text)
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one printable line; its class if it says nothing."""
+    """The first line of an error's message, printable; the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return shown(lines[0]) if lines else type(error).__name__

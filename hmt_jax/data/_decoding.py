@@ -4,17 +4,17 @@ from typing import IO, Any
 
 from hmt_jax._numbers import whole_number
 
-# The only formats that are opened, whatever a file is called: Pillow knows others that start programs, as EPS does.
+# Pillow opens other formats, too, and some of them start programs: EPS starts Ghostscript.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-_MOST_RESIZED_PIXELS = 2**25  # 134 MB in memory; photographs resized for networks have a hundredth of that
+_MOST_RESIZED_PIXELS = 2**25  # 134 MB in memory; a photograph resized for a network has less than a hundredth of that
 
 
 def decode(file: str | IO[bytes], mode: str) -> Any:
-    """A Pillow image of that mode, without transparency if it has no channel for it.
+    """The image in a file as a Pillow image of that mode, which drops transparency if the mode has no channel for it.
 
     Raises:
-      Exception: of many classes, for Pillow lets pass whatever its decoders raise: OSError, SyntaxError, ValueError,
+      Exception: of many classes, because Pillow passes on what its decoders raise: OSError, SyntaxError, ValueError,
         struct.error and more. Callers name the file.
     """
     from PIL import Image, UnidentifiedImageError
@@ -34,7 +34,7 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
             f"it has more than {Image.MAX_IMAGE_PIXELS} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except UnidentifiedImageError:
-        raise ValueError(f"it does not begin as an image in the format {', '.join(_FORMATS)} does") from None
+        raise ValueError(f"it is not recognised as {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
 
 
 def check_crop(resize: int, crop: int) -> None:
@@ -43,7 +43,7 @@ def check_crop(resize: int, crop: int) -> None:
 
 
 def resize_and_crop(image: Any, resize: int, crop: int) -> Any:
-    """The middle of an image whose shorter side is resized, a Pillow image of crop x crop pixels."""
+    """The middle of a resized image: crop x crop pixels, as a Pillow image."""
     from PIL import Image
 
     # As torchvision rounds: the longer side down, the margins to the nearest even number if they end in a half.
@@ -52,8 +52,8 @@ def resize_and_crop(image: Any, resize: int, crop: int) -> Any:
     right, bottom = left + crop, top + crop
     if width * height <= _MOST_RESIZED_PIXELS:
         return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, right, bottom))
-    # The same pixels without the rest, which would fill the memory. Not always, for Pillow keeps such a box in float32,
-    # and some pixels come out a level higher or lower.
+    # The whole would fill the memory, so only the middle is resized. Ordinary images are resized whole, because Pillow
+    # keeps the box in float32, and some pixels come out one level higher or lower.
     box = (
         left * image.width / width,
         top * image.height / height,

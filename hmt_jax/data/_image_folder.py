@@ -68,9 +68,8 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     over names that begin with a dot, and refuses pixels of more than 8 bits, which torchvision clips.
 
     Files are opened as BMP, JPEG, PNG, PPM, TIFF or WebP, whatever their names. Those with more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS` are refused, so that reading one takes less than 1 GB. An image that would have more
-    than 2**25 pixels after resizing, because it is far longer than wide, is resized in its middle alone: pixels may
-    then differ by one level.
+    `PIL.Image.MAX_IMAGE_PIXELS` are refused, so that reading one takes less than 1 GB. If a resized image would have
+    more than 2**25 pixels, only its middle is resized, and its pixels may differ from torchvision's by one level.
 
     Args:
       path: a folder that holds one folder of images a class.
@@ -78,8 +77,8 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
 
     Raises:
-      ValueError: for a folder that does not exist or holds no classes, a class without images, something else than a
-        file that is named as an image, or sizes that do not fit each other.
+      ValueError: for a folder that does not exist or holds no classes, a class without images, a pipe or a folder
+        that is named as an image, or sizes that do not fit each other.
       ModuleNotFoundError: if Pillow is missing.
 
     >>> import tempfile
@@ -122,7 +121,7 @@ def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    """Whether it is named as an image. What is no file is refused, for opening a pipe could last forever."""
+    """Whether a file is named as an image. A pipe of such a name is refused: opening it could block forever."""
     if not entry.name.lower().endswith(_SUFFIXES):
         return False
     if not entry.is_file():
@@ -138,7 +137,7 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
     if splits:
         raise ValueError(
             f"the folders of the classes are one level deeper, in {', '.join(map(shown, splits))} of {shown(root)}: "
-            f"make one source of each, such as image_folder({os.path.join(root, splits[0])!r})"
+            f"pass one of them, such as image_folder({os.path.join(root, splits[0])!r})"
         )
     raise ValueError(
         f"{shown(os.path.join(root, name))} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or "
@@ -147,6 +146,6 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
 
 
 def _holds_classes(folder: str) -> bool:
-    """Whether there are no images in a folder, but some in folders of it."""
+    """Whether a folder holds no images itself, but its folders do."""
     folders = (os.path.join(folder, name) for name in _list(folder, os.DirEntry.is_dir))
     return not _list(folder, _is_image) and any(_list(inner, _is_image) for inner in folders)

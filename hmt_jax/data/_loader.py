@@ -109,7 +109,7 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
     if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise ValueError(
             f"source must give samples (image, label) by number, as a list of them does, got {type(source).__name__}: "
-            "give list(zip(images, labels)), or an object with __len__ and __getitem__"
+            "pass list(zip(images, labels)), or an object with __len__ and __getitem__"
         )
     process_count = jax.process_count()
     if batch_size % process_count:
@@ -135,9 +135,9 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
       size: batches that are on the device or on their way, with the one that was asked for last.
 
     Raises:
-      ValueError: for a size below 1, batches that can't be iterated over, or what is no sharding; and, when its batch
-        is due, if an array can't be divided as the sharding says, as the last batch of an epoch, which is smaller,
-        often can't: pad it, or leave it out.
+      ValueError: for a size below 1, or if batches is not iterable or sharding not a sharding; and, when its batch is
+        due, if an array can't be divided as the sharding says, as the last batch of an epoch, which is smaller, often
+        can't: pad it, or leave it out.
 
     >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
     [[0, 1], [2, 3], [4, 5]]
@@ -145,7 +145,7 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
     if whole_number("size", size) < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if not isinstance(batches, Iterable):
-        remedy = "give an epoch of it, loader.epoch(0)" if isinstance(batches, Loader) else "give a list of them"
+        remedy = "pass one of its epochs, loader.epoch(0)" if isinstance(batches, Loader) else "pass a list of them"
         raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}: {remedy}")
     if not isinstance(sharding, jax.sharding.Sharding | None):
         raise ValueError(

@@ -28,7 +28,7 @@ def find(name: str, data_dir: PathLike | None) -> Any:
     """TFDS's builder of a data set, prepared or not.
 
     Raises:
-      ValueError: for an unknown name, a data_dir that can't hold data sets, or a data set whose description is damaged.
+      ValueError: for an unknown name, a data_dir that is not a folder, or a data set whose description is damaged.
       ModuleNotFoundError: if a package is missing.
     """
     if not isinstance(name, str):
@@ -50,7 +50,7 @@ def find(name: str, data_dir: PathLike | None) -> Any:
             f"TensorFlow Datasets needs another package for {name} ({reason(error)}): install it"
         ) from error
     except Exception as error:
-        doubt = f"check what {name!r} says after {parsed.name}, or " if options else ""
+        doubt = f"check config and version in {name!r}; " if options else ""
         raise _unreadable(os.path.join(root, parsed.name), error, name, data_dir, doubt) from error
 
 
@@ -78,9 +78,9 @@ def find_prepared(name: str, data_dir: PathLike | None) -> Any:
 
 @contextlib.contextmanager
 def readable(builder: Any, name: str, data_dir: PathLike | None) -> Iterator[None]:
-    """Turns what is raised while samples are read into a ValueError that names their folder and the remedy.
+    """Turns whatever is raised while samples are read into a ValueError that names their folder and the remedy.
 
-    TFDS lets pass what array_record, protobuf and the decoders of images raise, which have no class in common.
+    The errors of array_record, protobuf and the decoders of images have no class in common, and TFDS passes them on.
     """
     try:
         yield
@@ -113,19 +113,19 @@ def check_sizes(builder: Any) -> None:
 
 
 def records(builder: Any, split: str) -> Any:
-    """The samples of a split, their images as they are encoded."""
+    """TFDS's source of the samples of a split, with images left encoded."""
     from tensorflow_datasets import decode as decoders
 
     return builder.as_data_source(split, file_format=FILE_FORMAT, decoders={"image": decoders.SkipDecoding()})
 
 
 def decode_image(builder: Any, encoded: bytes) -> Any:
-    """A Pillow image with as many channels as the images of the data set are to have."""
+    """A Pillow image with as many channels as the data set declares."""
     return decode(io.BytesIO(encoded), _MODES[builder.info.features["image"].shape[-1]])
 
 
 def check_features(builder: Any, name: str) -> None:
-    """The data set must have labelled 8-bit images."""
+    """Raises ValueError unless the data set has 8-bit images with class labels."""
     from tensorflow_datasets import features
 
     if missing := {"image", "label"} - set(builder.info.features):
@@ -174,7 +174,7 @@ def _unknown(name: str) -> ValueError:
     import tensorflow_datasets as tfds
 
     nearest = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
-    known = f"the nearest ones are {', '.join(nearest)}" if nearest else "none has a name like that"
+    known = f"the nearest ones are {', '.join(nearest)}" if nearest else "none has a similar name"
     return ValueError(f"unknown data set {name!r}; {known}, and tensorflow_datasets.list_builders() lists all")
 
 

@@ -15,13 +15,13 @@ class TfdsImages:
     """A random-access source of labelled images: `len(source)`, and `source[i]` for an image and its label.
 
     Images are (crop, crop, channels), uint8 in [0, 255]. They are read when they are asked for; any number of threads
-    may do so at once. A sample that can't be read raises a ValueError with the folder and the way to make it anew.
+    may do so at once. A sample that can't be read raises a ValueError that names the folder and the remedy.
 
     Attributes:
       name: of the data set, as TFDS has it.
-      data_dir: the folder of prepared data sets that was given; None for the one that is taken otherwise.
+      data_dir: the folder of prepared data sets; None for the default of `tfds_images`.
       builder: TFDS's builder of the data set.
-      records: TFDS's data source, of records with `image`, encoded, and `label`.
+      records: TFDS's source of records with `image`, encoded, and `label`.
       resize: length of an image's shorter side before the crop, in pixels.
       crop: side of the square cut out of its middle, in pixels.
     """
@@ -79,10 +79,10 @@ def tfds_images(
     _tfds.check_features(builder, name)
     try:
         _ = builder.info.splits[split]
-    except Exception as error:  # ValueError, AssertionError or KeyError, by what is wrong with it
+    except Exception as error:  # TFDS raises ValueError, AssertionError or KeyError
         raise ValueError(
-            f"split {split!r} of {name} can't be had ({reason(error)}): take {' or '.join(builder.info.splits)}, or a "
-            "part such as 'train[:1000]'"
+            f"{name} has no split {split!r} ({reason(error)}): use {' or '.join(builder.info.splits)}, or a part such "
+            "as 'train[:1000]'"
         ) from error
     with _tfds.readable(builder, name, data_dir):
         records = _tfds.records(builder, split)
