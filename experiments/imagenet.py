@@ -92,9 +92,9 @@ class GivenWeights(config.Config):
 
     def checksums(self) -> dict[str, str]:
         """Of the weights, and of the images' names and sizes; without what is not there."""
-        files = {field: self._path(field) for field in ("weights", "baseline_weights")}
+        files = {field: pathlib.Path(getattr(self, field)) for field in ("weights", "baseline_weights")}
         found = {field: _checksum(path) for field, path in files.items() if path.is_file()}
-        if self._path("images").is_dir() and self.images:
+        if pathlib.Path(self.images).is_dir() and self.images:
             source = self.source()
             sizes = ((file, (pathlib.Path(source.path) / file).stat().st_size) for file in source.files)
             found["images"] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:_CHECKSUM_LENGTH]
@@ -119,14 +119,14 @@ class GivenWeights(config.Config):
         mean = np.broadcast_to(np.asarray(_MEAN), (self.crop, self.crop, 3))
         return models.from_torch(
             self.network,
-            self._path("weights"),
+            self.weights,
             image_shape=(self.crop, self.crop, 3),
             mean=_MEAN if self.manipulation == "none" else np.asarray(frequency.flip(jnp.asarray(mean))),
             std=_STD,
         )
 
     def source(self) -> data.ImageFolder:
-        return data.image_folder(self._path("images"), resize=self.resize, crop=self.crop)
+        return data.image_folder(self.images, resize=self.resize, crop=self.crop)
 
     def observed(self) -> tuple[np.ndarray, np.ndarray]:
         """The images that are measured, manipulated and as floats, and their labels."""
@@ -152,9 +152,6 @@ class GivenWeights(config.Config):
             self, weights=self.baseline_weights, baseline_weights="", baseline="none", manipulation="none"
         )
 
-    def _path(self, field) -> pathlib.Path:
-        return pathlib.Path(getattr(self, field)).expanduser()
-
     def _check_paths(self):
         """Raises ValueError for a file or a folder that is not given, or not there."""
         files = {"weights": f"the state dict of a trained {self.network}"}
@@ -163,7 +160,7 @@ class GivenWeights(config.Config):
         needed = {**files, "images": "a folder with a folder of images for each class"}
         usage = ", ".join(f"{field}=PATH ({what})" for field, what in needed.items())
         for field in needed:
-            path = self._path(field)
+            path = pathlib.Path(getattr(self, field))
             if not getattr(self, field):
                 raise ValueError(f"{field} is not given, and nothing is downloaded: name after --set {usage}")
             if not (path.is_file() if field in files else path.is_dir()):

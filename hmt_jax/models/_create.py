@@ -73,8 +73,9 @@ def create(
     >>> classifier(jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)
     """
-    network = architecture(name)(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
+    build = architecture(name)
     check_statistics(image_shape, mean, std)
+    network = build(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
     return in_evaluation_mode(network, mean, std)
 
 

@@ -34,17 +34,6 @@ class Place(NamedTuple):
     path: tuple
     prefix: str
 
-    def __str__(self):
-        if self.path:
-            return f"checkpoint{''.join(f'[{key!r}]' for key in self.path)}"
-        return f"names that begin with {self.prefix!r}" if self.prefix else "names without a prefix"
-
-    def alone(self) -> str:
-        """How to take nothing else."""
-        if self.path:
-            return str(self)
-        return f"{{key: value for key, value in checkpoint.items() if key.startswith({self.prefix!r})}}"
-
 
 class Found(NamedTuple):
     """Where a state dict holds the arrays of a network.
@@ -65,11 +54,8 @@ class Found(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """The prefix of the keys, with the wrappers that they have."""
-        for short, (entry, *_) in self.entries.items():
-            if entry.key.endswith(short):
-                return entry.key.removesuffix(short)
-        return self.place.prefix
+        """What comes before the network's names in the keys, wrappers and all."""
+        return _raw_prefix(self.place, self.entries)
 
 
 def mappings(state_dict: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
@@ -115,15 +101,16 @@ def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
     return Found(main, places[main], copies, statistics, [entry for entry in left if not _statistic(entry)])
 
 
-def check_copies(found: Found) -> None:
+def check_copies(found: Found, *, is_file: bool) -> None:
     """Raises ValueError if copies of the weights differ: there is no saying which are meant."""
     for copy, held in found.copies.items():
         for short in found.entries.keys() & held.keys():
             first, second = found.entries[short][0], held[short][0]
             if shape(first.value) != shape(second.value) or not _are_equal(_as_array(first), _as_array(second)):
+                names = _told_apart((found.place, found.entries), (copy, held))
+                remedy = "save one of the two to a file by itself" if is_file else "give one of the two by itself"
                 raise ValueError(
-                    f"the state dict holds weights twice, as {found.place} and as {copy}, and their {short} differ: "
-                    f"give one of the two by itself, such as {copy.alone()}"
+                    f"the state dict holds weights twice, and their {short} differ: {remedy}, {' or '.join(names)}"
                 )
 
 
@@ -190,6 +177,22 @@ def _shortened(given):
 
 def _without_wrappers(key):
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _raw_prefix(place, entries):
+    keys = ((short, held[0].key) for short, held in entries.items())
+    return next((key.removesuffix(short) for short, key in keys if key.endswith(short)), place.prefix)
+
+
+def _told_apart(*places):
+    """Places by their mappings, or, if they share one, by their prefixes."""
+    mappings = [f"checkpoint{''.join(f'[{key!r}]' for key in place.path)}" for place, _ in places]
+    if len(set(mappings)) > 1:
+        return mappings
+    prefixes = [_raw_prefix(place, entries) for place, entries in places]
+    return [
+        f"the names of {mapping} that begin with {prefix!r}" for mapping, prefix in zip(mappings, prefixes, strict=True)
+    ]
 
 
 def _as_array(entry: Entry) -> np.ndarray:

@@ -12,9 +12,9 @@ from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape
 from hmt_jax.models import _create, _state_dicts
-from hmt_jax.models._files import read_state_dict
 from hmt_jax.models._match import Match, dialects, hidden_widths, nearest, torch_name
 from hmt_jax.models._normalization import Normalized
+from hmt_jax.models._weight_files import read_state_dict
 
 
 def from_torch(
@@ -71,7 +71,7 @@ def from_torch(
     _state_dicts.refuse_quantized(match.found)
     if faults := match.faults():
         raise ValueError(f"the state dict does not fit {name}: {faults}{nearest(name, given, tuple(image_shape))}")
-    _state_dicts.check_copies(match.found)
+    _state_dicts.check_copies(match.found, is_file=given is not state_dict)
     _state_dicts.check_statistics(match.found, np.asarray(mean), np.asarray(std), image_shape[2])
     if num_classes is None:
         network = _create.outline(name, image_shape, match.num_classes, **options)
