@@ -155,29 +155,25 @@ def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str
 def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ...]) -> str:
     """The end of a message: the architecture that a state dict fits best, if that is not the one of the name."""
     num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
-    matches: dict[str, Match] = {}
-    deeper: list[str] = []
     own = name.removesuffix("_mnist")
-    # Outlines of deep networks take a while. Every layer has two arrays at least, its weights and a bias or a norm, and
-    # of networks of one form the shallowest has names and a number of arrays that say enough of the others.
-    for shallowest, *others in _families():
-        if 2 * _depth(shallowest) <= num_arrays:
-            match = matches[shallowest] = _match_outline(shallowest, state_dict, image_shape)
+    matches: dict[str, Match] = {}
+    # Outlines of deep networks take a while: those of the same form come first, and one that fits ends the search.
+    for family in sorted(_families(), key=lambda family: own not in family):
+        # Every layer has two arrays at least, its weights and a bias or a norm.
+        greatest_depth = num_arrays / 2
+        for other in family:
+            if _depth(other) > greatest_depth:
+                break
+            match = matches[other] = _match_outline(other, state_dict, image_shape)
             if match.share == 1:
-                break
-            if _LEAST_NAMED * len(match.shapes) <= match.num_named:
-                most = 2 * num_arrays * _depth(shallowest) / len(match.shapes)
-                deeper += [other for other in others if _depth(other) <= most]
-    else:
-        for other in sorted(deeper, key=_depth):
-            matches[other] = _match_outline(other, state_dict, image_shape)
-            if matches[other].share == 1:
-                break
+                return "" if other == own else f". It fits {other}: give that name"
+            # The shallowest has names and numbers of arrays that say enough of the others.
+            if other == family[0]:
+                is_of_family = match.num_named >= _LEAST_NAMED * len(match.shapes)
+                greatest_depth = 2 * num_arrays * _depth(other) / len(match.shapes) if is_of_family else 0
     best = max(matches, key=lambda other: (matches[other].share, other == own), default=own)
     if best == own or matches[best].share < 0.5:
         return ""
-    if matches[best].share == 1:
-        return f". It fits {best}: give that name"
     return (
         f". The nearest architecture is {best}: {matches[best].num_fitting} of its {len(matches[best].shapes)} arrays "
         "are there"
