@@ -1,13 +1,18 @@
 """Networks against NumPy and against the logits of the authors' LeNet."""
 
 import itertools
+import os
 import sys
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 import hmt_jax
 from hmt_jax import models
@@ -312,24 +317,29 @@ def test_a_state_dict_that_does_not_fit_is_told_everything_at_once():
     weights["fc1.weight"] = weights["fc1.weight"].T
     with pytest.raises(
         ValueError,
-        match=r"^the state dict does not fit lenet: missing: conv1\.bias \(6,\); missing: fc2\.weight \(84, 120\); "
+        match=r"^the state dict does not fit lenet: missing: conv1\.bias \(6,\), fc2\.weight \(84, 120\); "
         r"unexpected: bn1\.weight \(6,\); "
-        r"conv2\.weight has shape \(6, 5, 5, 16\), expected \(16, 6, 5, 5\); "
-        r"fc1\.weight has shape \(400, 120\), expected \(120, 400\)$",
+        r"wrongly shaped: conv2\.weight \(6, 5, 5, 16\) instead of \(16, 6, 5, 5\), "
+        r"fc1\.weight \(400, 120\) instead of \(120, 400\)$",
     ):
         models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
 
 
 def test_of_many_faults_of_a_state_dict_the_first_are_told():
-    with pytest.raises(ValueError, match=r"does not fit resnet18: (missing: \S+ \(.*?\); ){6}and \d+ more$"):
-        models.from_torch("resnet18", {}, image_shape=(64, 64, 3), mean=(0.5,), std=(0.5,))
+    message = (
+        r"does not fit resnet18: missing: (\S+ \([\d, ]+\),? ){4}and \d+ more; unexpected: (x\d \(\),? ){4}and 3 more$"
+    )
+    with pytest.raises(ValueError, match=message):
+        models.from_torch(
+            "resnet18", {f"x{i}": np.zeros(()) for i in range(7)}, image_shape=(64, 64, 3), mean=(0.5,), std=(0.5,)
+        )
 
 
 def test_the_number_of_classes_is_checked_if_given():
     weights = {"linear.weight": np.zeros((5, 4)), "linear.bias": np.zeros(5)}
     with pytest.raises(
         ValueError,
-        match=r"linear\.bias has shape \(5,\), expected \(3,\)",
+        match=r"wrongly shaped: linear\.bias \(5,\) instead of \(3,\), linear\.weight \(5, 4\) instead of \(3, 4\)$",
     ):
         models.from_torch("logistic", weights, image_shape=(2, 2, 1), mean=(0,), std=(1,), num_classes=3)
 
@@ -366,9 +376,14 @@ def test_lenet_needs_images_of_some_size():
         ),
         ((0.0,), np.ones((5, 4, 3)), r"std must have one number for each of 3 channels, .*, got shape \(5, 4, 3\)"),
         (0.5, (1.0,), r"mean must have one number for each of 3 channels, .*, got shape \(\)"),
-        ((0.0,), (1.0, 0.0, 1.0), r"std must be positive, got \(1\.0, 0\.0, 1\.0\)"),
-        ((0.0,), (-1.0,), r"std must be positive, got \(-1\.0,\)"),
-        ((0.0,), (np.nan,), r"std must be positive, got \(nan,\)"),
+        ((0.0,), (1.0, 0.0, 1.0), r"std must be positive and finite, got 0\.0$"),
+        ((0.0,), (-1.0,), r"std must be positive and finite, got -1\.0$"),
+        ((0.0,), (np.nan,), r"std must be positive and finite, got nan$"),
+        ((0.0,), (1.0, np.inf, 1.0), r"std must be positive and finite, got inf$"),
+        ((np.nan,), (1.0,), r"mean must be finite, got nan$"),
+        (np.full((4, 5, 3), -np.inf), (1.0,), r"mean must be finite, got -inf$"),
+        ((1j,), (1.0,), r"mean must be real numbers, got complex128$"),
+        ((0.0,), (True,), r"std must be real numbers, got bool$"),
     ],
 )
 def test_statistics_are_checked(mean, std, message):
@@ -376,6 +391,250 @@ def test_statistics_are_checked(mean, std, message):
         models.create("logistic", jax.random.key(0), image_shape=(4, 5, 3), num_classes=2, mean=mean, std=std)
     with pytest.raises(ValueError, match=message):
         models.from_torch("logistic", {}, image_shape=(4, 5, 3), mean=mean, std=std)
+
+
+SMALL = {"linear.weight": np.arange(8.0).reshape(2, 4) / 8, "linear.bias": np.array([0.25, -0.5])}
+
+
+def small_from_torch(state_dict, name="logistic", **options):
+    return models.from_torch(name, state_dict, **({"image_shape": (2, 2, 1), "mean": (0,), "std": (1,)} | options))
+
+
+def behind(prefix, weights):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def check_small(classifier, expected=SMALL):
+    found = models.to_torch(classifier)
+    assert set(found) == set(expected)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+AVERAGED = {name: array + 1 for name, array in SMALL.items()}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model_state_dict", "ema"),
+        ("net", "swa"),
+        ("ema", "state_dict"),
+    ],
+)
+def test_averaged_weights_beside_the_others_are_not_chosen_among_in_silence(keys):
+    first, second = keys
+    checkpoint = {"epoch": 3, first: SMALL, second: behind("module.", AVERAGED)}
+    message = (
+        rf"^the state dict holds weights twice, and their linear\.(weight|bias) differ: give one of the two by itself, "
+        rf"checkpoint\['{first}'\] or checkpoint\['{second}'\]$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(checkpoint)
+    check_small(small_from_torch(checkpoint[first]))
+    check_small(small_from_torch(checkpoint[second]), AVERAGED)
+    # Equal ones leave nothing to choose, and one is no choice.
+    check_small(small_from_torch({first: SMALL, second: behind("module.", SMALL)}))
+    check_small(small_from_torch({"epoch": 3, second: {"weights": SMALL}, "optimizer": {"lr": 0.1, "state": {0: {}}}}))
+
+
+def test_averaged_weights_in_the_same_file_are_not_chosen_among_in_silence(tmp_path):
+    np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema.", AVERAGED))
+    message = (
+        r"differ: save one of the two to a file by itself, the names of checkpoint that begin with 'raw\.' or the n"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(tmp_path / "it.npz")
+
+
+def test_averaged_weights_in_the_same_mapping_are_not_chosen_among_in_silence():
+    checkpoint = behind("model.", SMALL) | behind("ema_model.module.", AVERAGED)
+    message = (
+        r"the names of checkpoint that begin with 'model\.' or the names of checkpoint that begin with 'ema_model\.mod"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(checkpoint)
+    # The average of the parameters alone, without what batch norm counts.
+    with pytest.raises(ValueError, match=r"by itself, checkpoint\['model'\] or checkpoint\['ema'\]\['shadow'\]$"):
+        small_from_torch({"model": SMALL, "ema": {"shadow": {"linear.bias": AVERAGED["linear.bias"]}}})
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.",
+        "module.",
+        "model.",
+        "net.",
+        "backbone.",
+        "module._orig_mod.model.",
+        "module.attacker.model.",
+        "a.b_c.0.",
+    ],
+)
+def test_prefixes_are_seen_in_the_names(prefix):
+    counters = {"n_averaged": np.array(3), "module.num_batches_tracked": np.array(4)}
+    check_small(small_from_torch(behind(prefix, SMALL) | counters))
+    check_small(small_from_torch({"state_dict": behind(prefix, SMALL)}))
+
+
+@pytest.mark.parametrize("is_wrapped_first", [False, True])
+def test_a_name_that_stands_twice_behind_wrappers_is_refused(is_wrapped_first):
+    both = [SMALL, behind("module.", AVERAGED)][:: -1 if is_wrapped_first else 1]
+    names = r"module\.linear\.bias and linear\.bias" if is_wrapped_first else r"linear\.bias and module\.linear\.bias"
+    with pytest.raises(ValueError, match=rf"holds {names}, which are two names of one array, but their numbers differ"):
+        small_from_torch(both[0] | both[1])
+    check_small(small_from_torch(SMALL | behind("module.", SMALL)))
+
+
+def test_a_name_that_stands_twice_in_an_archive_is_refused(tmp_path):
+    np.savez(tmp_path / "it.npz", **SMALL)
+    with zipfile.ZipFile(tmp_path / "it.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("linear.bias.npy", archive.read("linear.bias.npy"))
+    with pytest.raises(ValueError, match=r"it\.npz holds linear\.bias\.npy twice: write each array once$"):
+        small_from_torch(tmp_path / "it.npz")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64", "object"])
+def test_weights_must_be_floating_point(dtype):
+    message = rf"^linear\.weight holds {dtype}, and weights must be float16, bfloat16, float32 or float64: "
+    with pytest.raises(ValueError, match=message):
+        small_from_torch({**SMALL, "linear.weight": SMALL["linear.weight"].astype(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2", "bfloat16"])
+def test_weights_of_any_byte_order_and_precision_keep_their_numbers(dtype):
+    dtype = jnp.bfloat16 if dtype == "bfloat16" else dtype
+    check_small(small_from_torch({name: array.astype(dtype) for name, array in SMALL.items()}))
+
+
+def test_a_normalisation_among_the_weights_must_be_the_one_that_is_given():
+    own = {"0.mean": np.full((1, 1, 1), 0.25), "0.std": np.full((1, 1, 1), 0.5)}
+    weights = behind("1.", SMALL) | own
+    check_small(small_from_torch(weights, mean=(0.25,), std=(0.5,)))
+    check_small(small_from_torch(weights, mean=np.full((2, 2, 1), 0.25), std=(0.5,)))
+    for statistics, message in [
+        ({"mean": (0.5,)}, r"^0\.mean of the state dict is \(0\.25,\), but mean is \(0\.5,\): give the normalisation"),
+        (
+            {"std": (1.0,)},
+            r"^0\.std of the state dict is \(0\.5,\), but std is \(1\.0,\): .* std=\(0\.5,\), or leave that",
+        ),
+        (
+            {"mean": np.eye(2)[..., None]},
+            r"but mean is an image with a mean of 0\.5: give .*, mean=\(0\.25,\), or leave",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            small_from_torch(weights, **({"mean": (0.25,), "std": (0.5,)} | statistics))
+
+
+def test_hidden_widths_are_those_of_the_weights():
+    weights = {}
+    for i, (num_in, num_out) in enumerate(itertools.pairwise([4, 3, 7, 5])):
+        weights[f"net.layers.{i}.weight"], weights[f"net.layers.{i}.bias"] = (
+            np.ones((num_out, num_in)),
+            np.ones(num_out),
+        )
+    classifier = small_from_torch(weights, "mlp")
+    assert [layer.kernel.shape for layer in classifier.network.layers] == [(4, 3), (3, 7), (7, 5)]
+    with pytest.raises(ValueError, match=r"wrongly shaped: net\.layers\.0\.bias \(3,\) instead of \(2,\)"):
+        small_from_torch(weights, "mlp", num_hidden=(2, 7))
+
+
+@pytest.mark.parametrize("given", ["lenet", "mlp"])
+def test_weights_of_another_architecture_say_which_it_is(given):
+    with pytest.raises(
+        ValueError, match=rf"does not fit {given}: missing: .*; unexpected: .*\. It fits logistic: give that"
+    ):
+        small_from_torch(
+            {"linear.weight": np.ones((2, 144)), "linear.bias": np.ones(2)}, given, image_shape=(12, 12, 1)
+        )
+
+
+NO_WEIGHTS = {
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+    "page.safetensors": (b"\n<!DOCTYPE html><html><head></head></html>", "a web page"),
+    "empty.npz": (b"", "empty"),
+    "weights.pth.gz": (b"\x1f\x8b\x08\x00", "compressed"),
+    "keras.h5": (b"\x89HDF\r\n\x1a\n", "a file of HDF5"),
+    "array.npy": (b"\x93NUMPY\x01\x00", "a single array of NumPy's"),
+    "model.safetensors.index.json": (b'{"metadata": {}}', "text in JSON"),
+    "notes.bin": (b"hello, world", "of no known kind"),
+}
+REMEDIES = {
+    "pointer.pth": "fetch the file itself with `git lfs pull`$",
+    "page.safetensors": "the download failed, download it again$",
+    "empty.npz": "the download or the copy failed, repeat it$",
+    "weights.pth.gz": "unpack it first$",
+    "array.npy": r"save all arrays by name with np\.savez$",
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_files_that_hold_no_weights_are_told_for_what_they_are(name, tmp_path):
+    contents, kind = NO_WEIGHTS[name]
+    (tmp_path / name).write_bytes(contents)
+    remedy = f": {REMEDIES[name]}" if name in REMEDIES else "$"
+    message = rf"{name} is {kind}, and weights must be in a file of safetensors, \.npz or PyTorch{remedy}"
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(tmp_path / name)
+    remedy = REMEDIES.get(name, r"read PyTorch's weights with hmt_jax\.models\.from_torch\(name, file, \.\.\.\)$")
+    with pytest.raises(ValueError, match=rf"{name} is {kind}, and was not written by hmt_jax\.models\.save: {remedy}"):
+        models.load(tmp_path / name)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for file, kind in ((tmp_path / "pipe.pth", "no regular file"), (tmp_path, "a folder")):
+        for read in (small_from_torch, models.load):
+            with pytest.raises(ValueError, match=f" is {kind}: give the file of the weights$"):
+                read(file)
+
+
+def test_each_reader_says_which_one_the_other_files_need(tmp_path):
+    models.save(tmp_path / "ours.safetensors", small_classifier(), architecture=ARCHITECTURE)
+    with pytest.raises(ValueError, match=r"was written by hmt_jax\.models\.save: read it with hmt_jax\.models\.load$"):
+        small_from_torch(tmp_path / "ours.safetensors")
+    with zipfile.ZipFile(tmp_path / "theirs.pth", "w") as archive:
+        archive.writestr("theirs/data.pkl", b"")
+    with pytest.raises(
+        ValueError, match=r"theirs\.pth is a zip archive, and was .*: read PyTorch's weights with hmt_jax\.mo"
+    ):
+        models.load(tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "bomb/data/0"])
+def test_archives_that_grow_beyond_all_weights_are_not_unpacked(name, tmp_path):
+    file = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr(name, bytes(70_000_000))
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=r"would take 0\.07 GB unpacked, and the weights of logistic take 4e-08 GB: if you"
+    ):
+        small_from_torch(file)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "it.npz", **SMALL)
+    check_small(small_from_torch("~/it.npz"))
+    models.save(tmp_path / "it.safetensors", small_classifier(), architecture=ARCHITECTURE)
+    models.load("~/it.safetensors")
+
+
+def test_statistics_of_a_classifier_of_ones_own_are_checked():
+    for mean, std, message in [
+        ([0.0], [np.inf], "std must be positive and finite, got inf"),
+        ([0.0], [1e-60], r"std must be positive and finite, got 0\.0"),  # what float32 makes of it
+        ([np.nan], [1.0], "mean must be finite, got nan"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            models.Normalized(Identity(), jnp.asarray(mean), jnp.asarray(std))
 
 
 ARCHITECTURE = {"name": "logistic", "image_shape": [2, 2, 1], "num_classes": 2}
@@ -407,6 +666,36 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'nowhere'} to write"):
         models.save(tmp_path / "nowhere" / "saved", small_classifier(), architecture=ARCHITECTURE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "header", "message"),
+    [
+        (
+            {"network.linear.kernel": np.ones((4, 2), np.int8)},
+            {},
+            r"network\.linear\.kernel of .* holds int8, and weights",
+        ),
+        ({"std": np.array([np.inf], np.float32)}, {}, "std must be positive and finite, got inf"),
+        ({"mean": None}, {}, r"the arrays of .*saved do not fit its architecture \{'name': 'logistic'"),
+        ({}, {"hmt_jax": '{"architecture"'}, "saved can't be read, it may be cut off or of another kind: Expecting"),
+        ({}, {"hmt_jax": "[]"}, "saved has no architecture in its metadata: write it anew with hmt_jax.models.save"),
+        (
+            {},
+            {"hmt_jax": '{"architecture": {"name": "logistic"}}'},
+            "saved can't be read, .* the architecture .*image_shape",
+        ),
+    ],
+)
+def test_damaged_files_of_classifiers_are_named(changes, header, message, tmp_path):
+    models.save(tmp_path / "saved", small_classifier(), architecture=ARCHITECTURE)
+    with safetensors.safe_open(tmp_path / "saved", framework="numpy") as opened:
+        metadata = opened.metadata()
+    arrays = load_file(tmp_path / "saved") | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    save_file(arrays, tmp_path / "saved", metadata | header)
+    with pytest.raises(ValueError, match=message):
+        models.load(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape, check_image_shape
-from hmt_jax.models._normalization import Normalized
+from hmt_jax.models._normalization import Normalized, check_numbers
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
 from hmt_jax.models.mlp import MLP, Logistic
@@ -73,8 +73,9 @@ def create(
     >>> classifier(jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)
     """
-    network = architecture(name)(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
+    build = architecture(name)
     check_statistics(image_shape, mean, std)
+    network = build(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
     return in_evaluation_mode(network, mean, std)
 
 
@@ -115,5 +116,4 @@ def check_statistics(image_shape, mean, std):
                 f"{argument} must have one number for each of {image_shape[2]} channels, or be an image of shape "
                 f"{image_shape}, got shape {shape}"
             )
-    if not (np.asarray(std) > 0).all():
-        raise ValueError(f"std must be positive, got {std}")
+    check_numbers(mean, std)

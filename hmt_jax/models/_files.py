@@ -1,11 +1,8 @@
 """Classifiers in files: safetensors, with a JSON header that says what the arrays are."""
 
-import contextlib
 import json
 import os
 import pathlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +14,7 @@ from hmt_jax._extras import require
 from hmt_jax._paths import expand
 from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
-
-_HEADER = "hmt_jax"
+from hmt_jax.models._weight_files import HEADER, REMEDIES, SAFETENSORS, RefusedError, kind_of, read_tensors, readable
 
 
 def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mapping[str, Any], **header: Any) -> None:
@@ -58,7 +54,7 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
     temporary = pathlib.Path(f"{os.fspath(file)}.part")
     # Not by safetensors' own function, whose files none but their owner can read.
     temporary.write_bytes(
-        serialize(arrays, metadata={_HEADER: json.dumps({"architecture": dict(architecture), **header})})
+        serialize(arrays, metadata={HEADER: json.dumps({"architecture": dict(architecture), **header})})
     )
     temporary.replace(file)
 
@@ -88,77 +84,31 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
       ValueError: if the file can't be read or is not one of `save`, or its arrays do not fit its architecture.
     """
     require("files of classifiers", "experiments", "safetensors")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    file = expand("file", file)
-    with _readable(file, SafetensorError), safe_open(file, framework="numpy") as tensors:
+    path = pathlib.Path(expand("file", file))
+    if (kind := kind_of(path)) != SAFETENSORS:
+        remedy = REMEDIES.get(kind, "read PyTorch's weights with hmt_jax.models.from_torch(name, file, ...)")
+        raise ValueError(f"{file} is {kind}, and was not written by hmt_jax.models.save: {remedy}")
+    with readable(file), safe_open(path, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
-        if _HEADER not in metadata:
-            raise ValueError(f"{file} was not written by hmt_jax.models.save: its metadata have no {_HEADER!r} entry")
-        arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    header = json.loads(metadata[_HEADER])
-    graphdef, variables = _outline(header["architecture"])
-    if not _fit(variables, arrays):
+        if HEADER not in metadata:
+            raise RefusedError(f"{file} was not written by hmt_jax.models.save: its metadata have no {HEADER!r} entry")
+        header = json.loads(metadata[HEADER])
+        if not isinstance(header, dict) or not isinstance(header.get("architecture"), dict):
+            raise RefusedError(f"{file} has no architecture in its metadata: write it anew with hmt_jax.models.save")
+        arrays = read_tensors(file, tensors)
+    with readable(file):
+        graphdef, variables = _outline(header["architecture"])
+    if not _fit(variables, arrays) or not {"mean", "std"} <= set(arrays):
         raise ValueError(f"the arrays of {file} do not fit its architecture {header['architecture']}")
+    for name in variables:
+        if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+            raise ValueError(f"{name} of {file} holds {arrays[name].dtype}, and weights must be floating point")
     _create.check_statistics(header["architecture"]["image_shape"], arrays["mean"], arrays["std"])
     state = nnx.from_flat_state([(p, v.replace(jnp.asarray(arrays[name]))) for name, (p, v) in variables.items()])
     classifier = _create.in_evaluation_mode(nnx.merge(graphdef, state), arrays["mean"], arrays["std"])
     return classifier, header
-
-
-def read_state_dict(file: str | os.PathLike) -> Mapping[str, Any]:
-    """What a .safetensors or .npz file holds, or a .pt, .pth or .t7 file of PyTorch's: arrays or tensors by name.
-
-    No code of the file is run: PyTorch unpickles nothing but tensors, numbers, strings and containers of them.
-
-    Raises:
-      ValueError: for another kind of file, one that can't be read, or one that needs more than that.
-      ImportError: for a file of PyTorch's if that is not installed.
-    """
-    file = expand("file", file)
-    suffix = pathlib.Path(file).suffix
-    if suffix == ".safetensors":
-        require(f"what is in {file}", "experiments", "safetensors")
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        with _readable(file, SafetensorError):
-            return load_file(file)
-    if suffix == ".npz":
-        errors = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError)
-        with _readable(file, *errors), open(file, "rb") as opened, np.load(opened) as arrays:
-            return dict(arrays)
-    if suffix in {".pt", ".pth", ".t7"}:
-        return _read_torch_file(file)
-    raise ValueError(f"weights must be in a file .safetensors, .npz, .pt, .pth or .t7, got {os.fspath(file)!r}")
-
-
-@contextlib.contextmanager
-def _readable(file, *errors):
-    try:
-        yield
-    except errors as error:
-        raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {error}") from error
-
-
-def _read_torch_file(file):
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"reading {file} needs PyTorch: install torch, or convert the file to .safetensors or .npz"
-        ) from error
-    try:
-        with _readable(file, RuntimeError, EOFError):
-            state_dict = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} does not hold tensors alone, and reading the rest could run code from the file; "
-            "save the state dict by itself, with torch.save(model.state_dict(), file)"
-        ) from error
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(f"{file} must hold a state dict, tensors by name, got {type(state_dict)}")
-    return state_dict
 
 
 def _variables(classifier):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -16,9 +17,13 @@ class Normalized(nnx.Module):
       network: callable on normalised images (N, height, width, channels).
       mean: subtracted: a number a channel, or an image (height, width, channels), as for flipped data.
       std: divided by: a number a channel.
+
+    Raises:
+      ValueError: if the statistics are not finite, or a deviation is not positive.
     """
 
     def __init__(self, network: nnx.Module, mean: jax.Array, std: jax.Array):
+        check_numbers(mean, std)
         self.network = network
         self.mean = Statistic(mean)
         self.std = Statistic(std)
@@ -27,3 +32,17 @@ class Normalized(nnx.Module):
         # In the precision of the images: the statistics are constants, not a reason to compute in float64.
         mean, std = (jnp.broadcast_to(value[...], images.shape).astype(images.dtype) for value in (self.mean, self.std))
         return self.network((images - mean) / std)
+
+
+def check_numbers(mean, std) -> None:
+    """Raises ValueError if images can't be normalised by these numbers; those that are traced are not known."""
+    for argument, value in (("mean", mean), ("std", std)):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        numbers = np.asarray(value)
+        if not (jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
+            raise ValueError(f"{argument} must be real numbers, got {numbers.dtype}")
+        is_right = np.isfinite(numbers) & (numbers > 0) if argument == "std" else np.isfinite(numbers)
+        if not is_right.all():
+            wanted = "positive and finite" if argument == "std" else "finite"
+            raise ValueError(f"{argument} must be {wanted}, got {numbers[~is_right].ravel()[0]}")

@@ -1,5 +1,6 @@
 """The paper's networks against PyTorch: logits, gradients, margins, and weights in and out."""
 
+import argparse
 import itertools
 import json
 import pathlib
@@ -7,11 +8,13 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.fft
 import torch
 import torch_twins
@@ -269,7 +272,7 @@ def test_save_and_load(name, tmp_path):
 
 def test_save_and_load_with_hidden_layers_and_dropout(tmp_path):
     network = torch_twins.randomize(torch_twins.VGG(11, 1, 3, is_cifar=True, num_hidden=(6, 5)))
-    classifier = imported("vgg11_cifar", network, (32, 32, 1), num_hidden=(6, 5))
+    classifier = imported("vgg11_cifar", network, (32, 32, 1))  # their widths are those of the weights
     architecture = {"name": "vgg11_cifar", "image_shape": (32, 32, 1), "num_classes": 3, "num_hidden": [6, 5]}
     check_save_and_load(tmp_path / "it.safetensors", classifier, architecture)
 
@@ -320,10 +323,8 @@ TORCHVISION_TO_KUANGLIU = (
         ("resnet18_mnist", [(r"^fc\.", "linear.")]),
         ("densenet121", [(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3")]),
         ("densenet121", TORCHVISION_TO_KUANGLIU),
-        ("resnet18_cifar", [(r"^", "module.")]),
-        ("resnet18_cifar", [(r"^", "model.")]),
-        ("resnet18_cifar", [(r"^", "module.model.")]),
-        ("vgg11_cifar", [(r"^", "model.module.")]),
+        ("resnet18_cifar", [(r"^", "module.model."), (r"(layer\d)\.", r"\1._orig_mod.")]),
+        ("vgg11_cifar", [(r"^features\.", "features.module.")]),
     ],
 )
 def test_other_names_of_tensors(name, substitutions):
@@ -334,12 +335,17 @@ def test_other_names_of_tensors(name, substitutions):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_two_names_of_one_tensor_are_not_taken_for_one_another():
+def test_two_names_of_one_tensor_must_hold_the_same_numbers():
     weights = dict(twin_of("resnet18_cifar").state_dict())
+    expected = nnx.state(imported("resnet18_cifar", weights, (32, 32, 3)))
+    weights |= {"fc.weight": weights["linear.weight"], "module.linear.bias": weights["linear.bias"]}
+    state = nnx.state(imported("resnet18_cifar", weights, (32, 32, 3)))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
     weights["fc.weight"] = weights["linear.weight"] + 1
-    weights["module.linear.bias"] = weights["linear.bias"]
-    message = r"unexpected: fc\.weight \(7, 512\); unexpected: module\.linear\.bias \(7,\)$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(
+        ValueError,
+        match=r"holds linear\.weight and fc\.weight, which are two names of one array, but their numbers differ: leave",
+    ):
         imported("resnet18_cifar", weights, (32, 32, 3))
 
 
@@ -347,12 +353,12 @@ def test_faults_of_a_state_dict_are_listed_by_its_own_names():
     weights = renamed(twin_of("resnet18_cifar").state_dict(), ("shortcut", "downsample"), (r"^linear\.", "fc."))
     del weights["layer2.0.downsample.1.running_var"], weights["bn1.bias"]
     weights["fc.weight"] = weights["fc.weight"].T
-    weights["normalize.mean"] = torch.zeros(3)
+    weights["projector.weight"] = torch.zeros(3)
     with pytest.raises(
         ValueError,
-        match=r"^the state dict does not fit resnet18_cifar: missing: bn1\.bias \(64,\); "
-        r"missing: layer2\.0\.shortcut\.1\.running_var \(128,\); unexpected: normalize\.mean \(3,\); "
-        r"fc\.weight has shape \(512, 7\), expected \(7, 512\)$",
+        match=r"^the state dict does not fit resnet18_cifar: missing: bn1\.bias \(64,\), "
+        r"layer2\.0\.downsample\.1\.running_var \(128,\); unexpected: projector\.weight \(3,\); "
+        r"wrongly shaped: fc\.weight \(512, 7\) instead of \(7, 512\)$",
     ):
         imported("resnet18_cifar", weights, (32, 32, 3), num_classes=7)
 
@@ -378,27 +384,153 @@ def write(file, state_dict):
         torch.save(state_dict, file, _use_new_zipfile_serialization=file.suffix != ".t7")
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt", "pth", "t7"])
-@pytest.mark.parametrize("as_text", [False, True])
-def test_files(suffix, as_text, tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "path_type"),
+    [
+        ("safetensors", str),
+        ("npz", str),
+        ("pt", str),
+        ("pth", pathlib.Path),
+        ("t7", pathlib.Path),
+        ("ckpt", pathlib.Path),
+        ("pth.tar", pathlib.Path),
+        ("bin", pathlib.Path),
+    ],
+)
+def test_files(suffix, path_type, tmp_path):
     weights = twin_of("lenet", channels=1).state_dict()
     file = tmp_path / f"weights.{suffix}"
     write(file, weights)
-    classifier = models.from_torch(
-        "lenet", str(file) if as_text else file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,)
-    )
+    classifier = models.from_torch("lenet", path_type(file), image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
     for name, array in models.to_torch(classifier).items():
         np.testing.assert_array_equal(array, weights[name].numpy())
 
 
-@pytest.mark.parametrize("key", ["state_dict", "net", "model"])
+@pytest.mark.parametrize("key", ["state_dict", "network"])
 def test_wrapped_state_dicts(key, tmp_path):
     network = twin_of("resnet18_cifar")
-    torch.save({key: network.state_dict(), "acc": 95.0, "epoch": 7}, tmp_path / "checkpoint.pth")
+    checkpoint = {key: network.state_dict(), "acc": 95.0, "epoch": 7, "args": argparse.Namespace(arch="resnet18")}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
     classifier = models.from_torch(
         "resnet18_cifar", tmp_path / "checkpoint.pth", image_shape=(32, 32, 3), mean=MEAN, std=STD
     )
     np.testing.assert_array_equal(models.to_torch(classifier)["conv1.weight"], network.conv1.weight.detach().numpy())
+
+
+def test_the_layout_of_the_public_robust_checkpoints():
+    """MadryLab's: the network twice, its normalisation within, and the state of an optimizer beside it."""
+    network = twin_of("resnet18")
+    prefixes = "module.model.", "module.attacker.model."
+    model = {prefix + name: value for prefix in prefixes for name, value in network.state_dict().items()}
+    for normalizer in ("module.normalizer", "module.attacker.normalize"):
+        for name, value in (("new_mean", MEAN), ("new_std", STD)):
+            model[f"{normalizer}.{name}"] = torch.tensor(value, dtype=torch.float32)[:, None, None]
+    momentum = {"state": {0: {"momentum_buffer": torch.zeros(2)}}}
+    checkpoint = {"model": model, "optimizer": momentum, "epoch": 90}
+    state = nnx.state(imported("resnet18", checkpoint, (64, 64, 3)))
+    jax.tree.map(np.testing.assert_array_equal, state, nnx.state(imported("resnet18", network, (64, 64, 3))))
+
+    model["module.attacker.normalize.new_std"] = 2 * model["module.attacker.normalize.new_std"]
+    message = (
+        r"^module\.attacker\.normalize\.new_std of the state dict is \(0\.4, 0\.6, 0\.5\), but std is "
+        r"\(0\.2, 0\.3, 0\.25\): give the normalisation that the network was trained with, std=\(0\.4, 0\.6, 0\.5\), "
+        r"or leave that entry out$"
+    )
+    with pytest.raises(ValueError, match=message):
+        imported("resnet18", checkpoint, (64, 64, 3))
+    del model["module.attacker.normalize.new_std"]
+    model["module.attacker.model.fc.bias"] = model["module.model.fc.bias"] + 1
+    message = (
+        r"holds weights twice, and their fc\.bias differ: give one of the two by itself, the names of "
+        r"checkpoint\['model'\] that begin with 'module\.model\.' or the names of checkpoint\['model'\] that begin "
+        r"with 'module\.attacker\.model\.'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        imported("resnet18", checkpoint, (64, 64, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "fitting", "size", "fault"),
+    [
+        ("resnet18", "resnet18_cifar", 64, r"wrongly shaped: conv1\.weight \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"),
+        ("resnet18_cifar", "resnet34", 32, r"unexpected: layer1\.2\.\S+ .*; wrongly shaped: conv1\.weight"),
+        ("vgg11_cifar", "vgg13_bn_cifar", 32, r"missing: \S+ .*; unexpected: \S+ .* and \d+ more; wrongly shaped: \S+"),
+    ],
+)
+def test_weights_of_another_architecture_say_which_it_is(given, fitting, size, fault):
+    weights = renamed(twin_of(fitting).state_dict(), (r"^", "model."))
+    fault = fault.replace(r": conv1", r": model\.conv1").replace(": layer1", r": model\.layer1")
+    with pytest.raises(ValueError, match=rf"does not fit {given}: {fault}.*\. It fits {fitting}: give that name$"):
+        imported(given, weights, (size, size, 3))
+
+
+def test_weights_of_no_known_architecture_say_which_is_nearest():
+    weights = dict(twin_of("resnet18_cifar").state_dict())
+    del weights["bn1.bias"]
+    message = r"\. The nearest architecture is resnet18_cifar: 101 of its 102 arrays are there$"
+    with pytest.raises(ValueError, match=message):
+        imported("resnet34_cifar", weights, (32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.to(torch.float8_e4m3fn),
+            r"^fc1\.weight holds float8_e4m3fn, .*: convert it with \.float\(\), and mul",
+        ),
+        (
+            lambda w: w.to(torch.int8),
+            r"^fc1\.weight holds int8, and weights must be float16, bfloat16, float32 or float64",
+        ),
+        (lambda w: w.to_sparse(), r"^fc1\.weight is a sparse tensor, .*: call to_dense\(\) on it$"),
+        (
+            lambda w: w.to("meta"),
+            r"^fc1\.weight is a tensor on the device meta, which holds no numbers: load the weights",
+        ),
+        # A hundred terabytes, were they written out.
+        (
+            lambda w: torch.zeros((), dtype=torch.bfloat16).expand(10**7, 10**7),
+            r"wrongly shaped: fc1\.weight \(10000000, 1",
+        ),
+        (
+            lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+            r"^fc1\.weight is quantized, .*: give the state dict of the network before .* or call dequantize\(\)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")
+def test_tensors_that_are_no_plain_numbers_are_named(change, message):
+    weights = dict(twin_of("lenet", channels=1).state_dict())
+    with pytest.raises(ValueError, match=message):
+        imported("lenet", {**weights, "fc1.weight": change(weights["fc1.weight"])}, (28, 28, 1))
+
+
+def test_packed_layers_of_dynamic_quantization_are_named():
+    layer = torch.zeros(7, 84)
+    weights = {**twin_of("lenet", channels=1).state_dict(), "fc3._packed_params._packed_params": (layer, None)}
+    del weights["fc3.weight"], weights["fc3.bias"]
+    with pytest.raises(ValueError, match=r"^fc3\._packed_params\._packed_params is quantized, and weights must be"):
+        imported("lenet", weights, (28, 28, 1))
+
+
+def test_float8_in_safetensors_is_named(tmp_path):
+    weights = {"linear.weight": torch.ones(2, 4).to(torch.float8_e5m2), "linear.bias": torch.zeros(2)}
+    safetensors.torch.save_file(weights, tmp_path / "it.safetensors")
+    with pytest.raises(
+        ValueError, match=r"^linear\.weight of \S+ holds F8_E5M2, .*: convert it with PyTorch's \.float\(\)"
+    ):
+        models.from_torch("logistic", tmp_path / "it.safetensors", image_shape=(2, 2, 1), mean=(0,), std=(1,))
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"script/{name}", b"")
+    with pytest.raises(
+        ValueError, match=r"script\.pt is a TorchScript archive, .*: save torch\.jit\.load\(file\)\.state_d"
+    ):
+        models.from_torch("lenet", tmp_path / "script.pt", image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
 
 
 class Hostile:
@@ -449,13 +581,13 @@ def test_whole_pickled_networks_and_other_files_are_refused(tmp_path):
         ("short.pth", r"short\.pth can't be read, it may be cut off or of another kind: "),
         ("short.npz", r"short\.npz can't be read, it may be cut off or of another kind: "),
         ("short.safetensors", r"short\.safetensors can't be read, it may be cut off or of another kind: "),
-        ("it.h5", r"^weights must be in a file \.safetensors, \.npz, \.pt, \.pth or \.t7, got '.*it\.h5'$"),
     ]:
         with pytest.raises(ValueError, match=message):
             models.from_torch("lenet", tmp_path / file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
 
 
 def test_files_of_pytorch_need_pytorch(monkeypatch, tmp_path):
+    torch.save(twin_of("lenet", channels=1).state_dict(), tmp_path / "it.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
         ImportError, match=r"needs PyTorch: install torch, or convert the file to \.safetensors or \.npz"

@@ -1,0 +1,218 @@
+"""Networks beside state dicts: which array is which, what does not fit, and which architecture would."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from hmt_jax.models import _create, _state_dicts
+from hmt_jax.models.densenet import CifarDenseNet, DenseNet
+from hmt_jax.models.mlp import MLP
+from hmt_jax.models.resnet import CifarResNet, ResNet
+from hmt_jax.models.vgg import CifarVGG
+
+# A dialect turns our names of tensors into those of other code, by regular expressions.
+_Dialect = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+
+_RESNET_TORCHVISION: _Dialect = ()
+_RESNET_KUANGLIU: _Dialect = ((r"\.downsample\.", ".shortcut."), (r"^fc\.", "linear."))
+_DENSENET_KUANGLIU: _Dialect = ()
+_DENSENET_TORCHVISION: _Dialect = (
+    (r"^conv1\.", "features.conv0."),
+    (r"^bn1\.", "features.norm0."),
+    (r"^dense(\d)\.(\d+)\.", lambda match: f"features.denseblock{match[1]}.denselayer{int(match[2]) + 1}."),
+    (r"(denselayer\d+)\.bn", r"\1.norm"),
+    (r"^trans(\d)\.bn\.", r"features.transition\1.norm."),
+    (r"^trans(\d)\.conv\.", r"features.transition\1.conv."),
+    (r"^bn\.", "features.norm5."),
+    (r"^linear\.", "classifier."),
+)
+# The checkpoints of torchvision are older than PyTorch's rule against dots in names.
+_DENSENET_OLD: _Dialect = (*_DENSENET_TORCHVISION, (r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2"))
+
+# What `from_torch` understands. `to_torch` writes the first.
+_DIALECTS: dict[type, tuple[_Dialect, ...]] = {
+    ResNet: (_RESNET_TORCHVISION, _RESNET_KUANGLIU),
+    CifarResNet: (_RESNET_KUANGLIU, _RESNET_TORCHVISION),
+    DenseNet: (_DENSENET_TORCHVISION, _DENSENET_OLD, _DENSENET_KUANGLIU),
+    CifarDenseNet: (_DENSENET_KUANGLIU, _DENSENET_TORCHVISION, _DENSENET_OLD),
+}
+
+_MOST_NAMED = 4  # of each kind of fault, in an error
+_LEAST_NAMED = 0.125  # of names that a network has in common with deeper ones of its form
+_VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+# Where networks with `num_hidden` have their linear layers.
+_HIDDEN: dict[Any, str] = {MLP: "layers", CifarVGG: "classifier"}
+
+
+def dialects(network: nnx.Module) -> tuple[_Dialect, ...]:
+    return _DIALECTS.get(type(network), ((),))
+
+
+def torch_name(path, dialect: _Dialect) -> str:
+    *parts, variable = path
+    name = ".".join(map(str, [*parts, _VARIABLES.get(variable, variable)]))
+    for pattern, replacement in dialect:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class Match(NamedTuple):
+    """A network beside a state dict.
+
+    Attributes:
+      found: where the state dict holds the network's arrays.
+      entries: those of each variable, none if it is missing.
+      shapes: what PyTorch's arrays must have.
+      names: by which each variable is there, or would be, as most others are.
+      num_classes: number of logits.
+    """
+
+    found: _state_dicts.Found
+    entries: dict[tuple, list[_state_dicts.Entry]]
+    shapes: dict[tuple, tuple[int, ...]]
+    names: dict[tuple, str]
+    num_classes: int
+
+    @classmethod
+    def of(cls, network: nnx.Module, state_dict: Mapping[str, Any], *, has_any_head: bool) -> "Match":
+        """With the number of classes of the state dict, if the network's own does not count."""
+        variables = dict(nnx.to_flat_state(nnx.state(network)))
+        named = [{path: torch_name(path, dialect) for path in variables} for dialect in dialects(network)]
+        found = _state_dicts.find(state_dict, {name: path for names in named for path, name in names.items()})
+        entries = {
+            path: [
+                entry for name in dict.fromkeys(names[path] for names in named) for entry in found.entries.get(name, ())
+            ]
+            for path in variables
+        }
+        shapes = {path: _torch_shape(variable.shape) for path, variable in variables.items()}
+        *_, head = (path for path, part in nnx.iter_modules(network) if isinstance(part, nnx.Linear))
+        num_classes, *_ = shapes[*head, "kernel"]
+        if has_any_head:
+            for entry in entries[*head, "kernel"]:
+                num_classes, *_ = _state_dicts.shape(entry.value) or (num_classes,)
+            for variable in ("kernel", "bias"):
+                _, *rest = shapes[*head, variable]
+                shapes[*head, variable] = (num_classes, *rest)
+        usual = max(named, key=lambda names: sum(name in found.entries for name in names.values()))
+        return cls(found, entries, shapes, usual, num_classes)
+
+    def faults(self) -> str:
+        """The names of what is missing, what is not of the network, and what has another shape; empty if nothing."""
+        missing = [
+            f"{self.found.prefix}{self.names[path]} {self.shapes[path]}"
+            for path in self.shapes
+            if not self.entries[path]
+        ]
+        unexpected = [f"{entry.key} {_state_dicts.shape(entry.value)}" for entry in self.found.others]
+        misshapen = [
+            f"{entry.key} {shape} instead of {self.shapes[path]}"
+            for path, entries in self.entries.items()
+            for entry in entries
+            if (shape := _state_dicts.shape(entry.value)) != self.shapes[path]
+        ]
+        kinds = {"missing": missing, "unexpected": unexpected, "wrongly shaped": misshapen}
+        return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names)
+
+    @property
+    def num_named(self) -> int:
+        """How many of the network's arrays are there."""
+        return sum(map(bool, self.entries.values()))
+
+    @property
+    def num_fitting(self) -> int:
+        """How many of them have the right shape."""
+        return sum(
+            all(_state_dicts.shape(entry.value) == self.shapes[path] for entry in entries)
+            for path, entries in self.entries.items()
+            if entries
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the arrays that fit, among all that the network or the state dict has."""
+        return self.num_fitting / (len(self.shapes) + len(self.found.others))
+
+
+def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The option `num_hidden` that weights have, if the architecture takes it and it is not among the options."""
+    build: Any = _create.architecture(name)
+    layers = _HIDDEN.get(getattr(build, "func", build))
+    if layers is None or "num_hidden" in options:
+        return {}
+    widths = {}
+    for _, entries in _state_dicts.mappings(state_dict):
+        for key, (entry, *_) in entries.items():
+            match = re.search(rf"(?:^|\.){layers}\.(\d+)\.weight$", key)
+            if match and len(shape := _state_dicts.shape(entry.value)) == 2:
+                widths[int(match[1])] = shape[0]
+    return {"num_hidden": tuple(widths[index] for index in sorted(widths)[:-1])} if widths else {}
+
+
+def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ...]) -> str:
+    """The end of a message: the architecture that a state dict fits best, if that is not the one of the name."""
+    num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
+    own = name.removesuffix("_mnist")
+    matches: dict[str, Match] = {}
+    # Outlines of deep networks take a while: those of the same form come first, and one that fits ends the search.
+    for family in sorted(_families(), key=lambda family: own not in family):
+        # Every layer has two arrays at least, its weights and a bias or a norm.
+        greatest_depth = num_arrays / 2
+        for other in family:
+            if _depth(other) > greatest_depth:
+                break
+            match = matches[other] = _match_outline(other, state_dict, image_shape)
+            if match.share == 1:
+                return "" if other == own else f". It fits {other}: give that name"
+            # The shallowest has names and numbers of arrays that say enough of the others.
+            if other == family[0]:
+                is_of_family = match.num_named >= _LEAST_NAMED * len(match.shapes)
+                greatest_depth = 2 * num_arrays * _depth(other) / len(match.shapes) if is_of_family else 0
+    best = max(matches, key=lambda other: (matches[other].share, other == own), default=own)
+    if best == own or matches[best].share < 0.5:
+        return ""
+    return (
+        f". The nearest architecture is {best}: {matches[best].num_fitting} of its {len(matches[best].shapes)} arrays "
+        "are there"
+    )
+
+
+def _families() -> list[list[str]]:
+    """Known names of networks by their form, shallow ones first; the forms for MNIST are those of ImageNet."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(_create.names(), key=_depth):
+        if not name.endswith("_mnist"):
+            families.setdefault(re.sub(r"\d+", "", name), []).append(name)
+    return list(families.values())
+
+
+def _depth(name):
+    return int(re.sub(r"\D", "", name) or 0)
+
+
+def _match_outline(name, state_dict, image_shape):
+    widths = hidden_widths(name, state_dict, {})
+    return Match.of(_outline(name, image_shape, **widths), state_dict, has_any_head=True)
+
+
+@functools.lru_cache
+def _outline(name, image_shape, **widths):
+    try:
+        return _create.outline(name, image_shape, 2, **widths)
+    except ValueError:  # the form for CIFAR takes few sizes, which make no difference to its weights
+        return _create.outline(name, (32, 32, image_shape[2]), 2, **widths)
+
+
+def _first(names):
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _torch_shape(shape):
+    if len(shape) < 2:
+        return shape
+    *window, num_in, num_out = shape
+    return (num_out, num_in, *window)

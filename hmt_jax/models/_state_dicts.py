@@ -1,0 +1,224 @@
+"""The weights of a network within the state dicts that people have: nested, behind prefixes, more than once."""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+# Parts that PyTorch's own wrappers put into names, at any depth: DataParallel, compile, FSDP, checkpointing.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Whole numbers that PyTorch keeps beside weights: of batch norm, and of weights averaged over training.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
+# The last parts of the names that public code gives to the normalisation within a network.
+_STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "sigma")}
+_MOST_CHANNELS = 4
+# Statistics are published with three or four digits.
+_STATISTICS_TOLERANCE = 1e-3
+
+
+class Entry(NamedTuple):
+    """One array of a state dict under the key that it has there."""
+
+    key: str
+    value: Any
+
+
+class Place(NamedTuple):
+    """A mapping within a state dict, by the keys that lead to it, and a prefix of names in it."""
+
+    path: tuple
+    prefix: str
+
+
+class Found(NamedTuple):
+    """Where a state dict holds the arrays of a network.
+
+    Attributes:
+      place: where they are.
+      entries: by the network's names; more than one where names differ by wrappers alone.
+      copies: the same of other places that hold most of the arrays.
+      statistics: a normalisation beside them.
+      others: what else is at the place, but for counters.
+    """
+
+    place: Place
+    entries: dict[str, list[Entry]]
+    copies: dict[Place, dict[str, list[Entry]]]
+    statistics: list[Entry]
+    others: list[Entry]
+
+    @property
+    def prefix(self) -> str:
+        """What comes before the network's names in the keys, wrappers and all."""
+        return _raw_prefix(self.place, self.entries)
+
+
+def mappings(state_dict: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
+    """All mappings within a mapping, itself first: the keys that lead there, and what it holds by plain names."""
+    entries: defaultdict[str, list[Entry]] = defaultdict(list)
+    for key, value in state_dict.items():
+        if isinstance(key, str) and not isinstance(value, Mapping):
+            entries[_without_wrappers(key)].append(Entry(key, value))
+    yield path, entries
+    for key, value in state_dict.items():
+        if isinstance(value, Mapping):
+            yield from mappings(value, (*path, key))
+
+
+def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
+    """The arrays of a network in a state dict.
+
+    A place is a mapping, which may be nested in others, and a prefix of names. Places that hold at least half of the
+    network's arrays are taken for the network or a copy of it.
+
+    Args:
+      state_dict: arrays or tensors by name, or mappings that hold them.
+      names: all names by which a state dict may call the arrays of the network; the value says which array it is.
+    """
+    every = dict(mappings(state_dict))
+    places: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
+    for path, by_name in every.items():
+        for name, entries in by_name.items():
+            parts = name.split(".")
+            for i in range(len(parts)):
+                if (short := ".".join(parts[i:])) in names:
+                    places[Place(path, name.removesuffix(short))][short] = entries
+    sizes = {place: len({names[short] for short in held}) for place, held in places.items()}
+    ranked = sorted(sizes, key=lambda place: -sizes[place])
+    main = ranked[0] if ranked else Place(max(every, key=lambda path: len(every[path])), "")
+    is_most = {place: 2 * sizes[place] >= len(set(names.values())) for place in ranked}
+    copies = {place: places[place] for place in ranked[1:] if is_most[place]}
+    taken = {place.prefix + short for place in (main, *copies) if place.path == main.path for short in places[place]}
+    left = [
+        entries[0] for name, entries in every[main.path].items() if name not in taken and not name.endswith(_COUNTERS)
+    ]
+    statistics = [entry for entry in left if _statistic(entry)]
+    return Found(main, places[main], copies, statistics, [entry for entry in left if not _statistic(entry)])
+
+
+def check_copies(found: Found, *, is_file: bool) -> None:
+    """Raises ValueError if copies of the weights differ: there is no saying which are meant."""
+    for copy, held in found.copies.items():
+        for short in found.entries.keys() & held.keys():
+            first, second = found.entries[short][0], held[short][0]
+            if shape(first.value) != shape(second.value) or not _are_equal(_as_array(first), _as_array(second)):
+                names = _told_apart((found.place, found.entries), (copy, held))
+                remedy = "save one of the two to a file by itself" if is_file else "give one of the two by itself"
+                raise ValueError(
+                    f"the state dict holds weights twice, and their {short} differ: {remedy}, {' or '.join(names)}"
+                )
+
+
+def refuse_quantized(found: Found) -> None:
+    """Raises ValueError for tensors of PyTorch's quantization, which leaves few of the names as they were."""
+    for entry in itertools.chain(found.others, *found.entries.values()):
+        if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
+            raise ValueError(
+                f"{entry.key} is quantized, and weights must be floating point: give the state dict of the network "
+                "before quantization, or call dequantize() on each quantized tensor"
+            )
+
+
+def take(entries: list[Entry]) -> np.ndarray:
+    """The array of entries that all are the same one.
+
+    Raises:
+      ValueError: if they differ, or can't be weights.
+    """
+    arrays = [_as_array(entry) for entry in entries]
+    for entry, array in zip(entries[1:], arrays[1:], strict=True):
+        if not _are_equal(arrays[0], array):
+            raise ValueError(
+                f"the state dict holds {entries[0].key} and {entry.key}, which are two names of one array, but their "
+                "numbers differ: leave one of them out"
+            )
+    return arrays[0]
+
+
+def shape(value: Any) -> tuple[int, ...]:
+    """The shape of a tensor, an array, or anything that NumPy makes one of; () for the rest."""
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    try:
+        return np.shape(value)
+    except (ValueError, TypeError, RuntimeError):
+        return ()
+
+
+def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channels: int) -> None:
+    """Raises ValueError if the network has a normalisation of its own that is not the one that is given."""
+    for entry in found.statistics:
+        argument = _statistic(entry)
+        given = mean if argument == "mean" else std
+        own = _as_array(entry).astype(np.float64).ravel()
+        if len(own) not in (1, num_channels) or not np.allclose(own, given, rtol=0, atol=_STATISTICS_TOLERANCE):
+            numbers = tuple(round(number, 4) for number in own.tolist())
+            raise ValueError(
+                f"{entry.key} of the state dict is {numbers}, but {argument} is {_shortened(given)}: give the "
+                f"normalisation that the network was trained with, {argument}={numbers}, or leave that entry out"
+            )
+
+
+def _statistic(entry):
+    """Which statistic of images an entry is, judged by its name and its size; None for another array."""
+    last = entry.key.split(".")[-1]
+    is_small = math.prod(shape(entry.value)) <= _MOST_CHANNELS
+    return next((argument for argument, names in _STATISTICS.items() if last in names and is_small), None)
+
+
+def _shortened(given):
+    return tuple(given.tolist()) if given.ndim == 1 else f"an image with a mean of {given.mean():.4g}"
+
+
+def _without_wrappers(key):
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _raw_prefix(place, entries):
+    keys = ((short, held[0].key) for short, held in entries.items())
+    return next((key.removesuffix(short) for short, key in keys if key.endswith(short)), place.prefix)
+
+
+def _told_apart(*places):
+    """Places by their mappings, or, if they share one, by their prefixes."""
+    mappings = [f"checkpoint{''.join(f'[{key!r}]' for key in place.path)}" for place, _ in places]
+    if len(set(mappings)) > 1:
+        return mappings
+    prefixes = [_raw_prefix(place, entries) for place, entries in places]
+    return [
+        f"the names of {mapping} that begin with {prefix!r}" for mapping, prefix in zip(mappings, prefixes, strict=True)
+    ]
+
+
+def _as_array(entry: Entry) -> np.ndarray:
+    key, value = entry
+    is_tensor = hasattr(value, "detach")
+    if "sparse" in str(getattr(value, "layout", "")):
+        raise ValueError(f"{key} is a sparse tensor, and weights must be dense: call to_dense() on it")
+    if getattr(value, "is_meta", False):
+        raise ValueError(f"{key} is a tensor on the device meta, which holds no numbers: load the weights first")
+    array = value if is_tensor else np.asarray(value)
+    dtype = str(array.dtype).removeprefix("torch.") if is_tensor else array.dtype.newbyteorder("=").name
+    if dtype not in _FLOATING:
+        remedy = "check what wrote the state dict"
+        if dtype.startswith("float"):
+            convert = ".float()" if is_tensor else ".astype(np.float32)"
+            remedy = f"convert it with {convert}, and multiply by its scale if it has one"
+        elif "int" in dtype:
+            remedy = "if these are quantized weights, convert them to floating point and multiply by their scales"
+        *most, last = _FLOATING
+        raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
+    if is_tensor:
+        tensor = value.detach().cpu()
+        # NumPy has no bfloat16 of its own, and PyTorch gives it none. Through float32 every number stays what it is.
+        return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _are_equal(first, second):
+    return first.shape == second.shape and np.array_equal(first, second, equal_nan=True)

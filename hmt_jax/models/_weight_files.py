@@ -1,0 +1,179 @@
+"""Files of weights, by what they are and not by what they are called."""
+
+import argparse
+import collections
+import contextlib
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hmt_jax._extras import require
+from hmt_jax._paths import expand
+
+# The entry of the metadata of files that `save` writes.
+HEADER = "hmt_jax"
+# How much more than the weights of its network an archive may hold unpacked: a checkpoint of training keeps averages
+# and moments, in double precision and twice, in the public robust ones. Below some size, and where little was packed,
+# nobody comes to harm.
+_MOST_UNPACKED, _ROOM, _MOST_EXPANSION = 16, 2**26, 4
+
+SAFETENSORS, _NPZ, _PYTORCH, _ZIP = "a file of safetensors", "an .npz file", "a file of PyTorch's", "a zip archive"
+# What the first bytes of files say, in this order.
+_KINDS = (
+    (rb".{5}\0{3}\{", SAFETENSORS),
+    (rb"PK\x03\x04|PK\x05\x06", _ZIP),
+    (rb"\x80[\x02-\x05]|.{257}ustar", _PYTORCH),
+    (rb"version https://git-lfs", "a Git LFS pointer"),
+    (rb"\s*<", "a web page"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed"),
+    (rb"\x89HDF", "a file of HDF5"),
+    (rb"\x93NUMPY", "a single array of NumPy's"),
+    (rb"\s*[{\[]", "text in JSON"),
+)
+REMEDIES = {
+    "a Git LFS pointer": "fetch the file itself with `git lfs pull`",
+    "a web page": "the download failed, download it again",
+    "empty": "the download or the copy failed, repeat it",
+    "compressed": "unpack it first",
+    "a single array of NumPy's": "save all arrays by name with np.savez",
+    "a TorchScript archive": "save torch.jit.load(file).state_dict() with torch.save",
+}
+
+
+def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mapping[str, Any]:
+    """What a file of safetensors, of NumPy's .npz or of PyTorch holds: arrays or tensors by name.
+
+    What kind of file it is, its first bytes say, and not its name. No code of the file is run: PyTorch unpickles
+    nothing but tensors, numbers, strings and containers of them.
+
+    Args:
+      file: its path.
+      name: the architecture that it is read for.
+      num_bytes: what the weights of that take.
+
+    Raises:
+      ValueError: for another kind of file, one that can't be read or is much too large unpacked, or one that needs
+        more than that.
+      ImportError: for a file of PyTorch's if that is not installed.
+    """
+    path = pathlib.Path(expand("file", file))
+    kind = kind_of(path)
+    if kind == SAFETENSORS:
+        require(f"the weights in {file}", "experiments", "safetensors")
+        from safetensors import safe_open
+
+        with readable(file), safe_open(path, framework="numpy") as tensors:
+            if HEADER in (tensors.metadata() or {}):
+                raise RefusedError(f"{file} was written by hmt_jax.models.save: read it with hmt_jax.models.load")
+            return read_tensors(file, tensors)
+    if kind == _ZIP:
+        kind = _kind_of_archive(file, path, name, num_bytes)
+    if kind == _NPZ:
+        with readable(file), path.open("rb") as opened, np.load(opened) as arrays:
+            return dict(arrays)
+    if kind == _PYTORCH:
+        return _read_torch_file(file, path)
+    remedy = f": {REMEDIES[kind]}" if kind in REMEDIES else ""
+    raise ValueError(f"{file} is {kind}, and weights must be in a file of safetensors, .npz or PyTorch{remedy}")
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """What kind of file it is by its first bytes; "of no known kind" if they are none of these.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is a folder, or no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the file of the weights"
+        )
+    with path.open("rb") as opened:
+        first = opened.read(512)
+    if not first:
+        return "empty"
+    # A damaged file may be known by its name alone.
+    default = SAFETENSORS if path.suffix == ".safetensors" else "of no known kind"
+    return next((kind for pattern, kind in _KINDS if re.match(pattern, first, re.DOTALL)), default)
+
+
+def _kind_of_archive(file, path, name, num_bytes):
+    """What a zip archive is, by the names and the sizes of what is in it.
+
+    Raises:
+      ValueError: if it would be much larger unpacked than packed, and than weights can be; or holds a name twice.
+    """
+    with readable(file), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    most = max(_MOST_UNPACKED * num_bytes + _ROOM, _MOST_EXPANSION * path.stat().st_size)
+    if (unpacked := sum(member.file_size for member in members)) > most:
+        raise ValueError(
+            f"{file} would take {unpacked / 1e9:.3g} GB unpacked, and the weights of {name} take "
+            f"{num_bytes / 1e9:.3g} GB: if you trust it, save its state dict by itself"
+        )
+    names = [member.filename for member in members]
+    if twice := collections.Counter(names) - collections.Counter(set(names)):
+        raise ValueError(f"{file} holds {next(iter(twice))} twice: write each array once")
+    if all(member.endswith(".npy") for member in names):
+        return _NPZ
+    if any(member.endswith("/constants.pkl") for member in names):
+        return "a TorchScript archive"
+    return _PYTORCH if any(member.endswith("data.pkl") for member in names) else "a zip archive of other files"
+
+
+def read_tensors(file, tensors) -> dict[str, np.ndarray]:
+    """The arrays of an open file of safetensors."""
+    for name in tensors.keys():  # noqa: SIM118 (not a dict)
+        # NumPy has no such numbers.
+        if (dtype := tensors.get_slice(name).get_dtype()).startswith(("F8", "F4", "F6")):
+            raise RefusedError(
+                f"{name} of {file} holds {dtype}, floating point of 8 bits or less: convert it with PyTorch's "
+                ".float(), and multiply by its scale if it has one"
+            )
+    return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+
+
+class RefusedError(ValueError):
+    """Says already what is wrong with a file."""
+
+
+@contextlib.contextmanager
+def readable(file):
+    """Names the file in whatever its reader raises: readers of damaged files raise errors of many types."""
+    try:
+        yield
+    except RefusedError as refused:
+        raise ValueError(*refused.args) from refused.__cause__
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {error}") from error
+
+
+def _read_torch_file(file, path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"reading {file} needs PyTorch: install torch, or convert the file to .safetensors or .npz"
+        ) from error
+    # Many checkpoints keep the arguments of the command line, which are inert.
+    with readable(file), torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "Unsupported" not in str(error):
+                raise
+            raise RefusedError(
+                f"{file} does not hold tensors alone, and reading the rest could run code from the file; "
+                "save the state dict by itself, with torch.save(model.state_dict(), file)"
+            ) from error
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"{file} must hold a state dict, tensors by name, got {type(state_dict)}")
+    return state_dict
