@@ -96,7 +96,7 @@ def _recorded_signals(received: list[int]) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads
             for number in _STOPPING:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
                     former[number] = signal.signal(number, stop)
         yield
     finally:
@@ -284,9 +284,7 @@ def _path(text: str) -> pathlib.Path:
     try:
         path = pathlib.Path(text).expanduser()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(
-            f"{text} begins with a home directory that is not known: write it out"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write it out") from None
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone

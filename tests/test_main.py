@@ -277,7 +277,7 @@ def test_a_home_directory_is_expanded_in_every_path(arguments, parsed, monkeypat
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("~nobody-of-this-name/x", "~nobody-of-this-name/x begins with a home directory that is not known: write it"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x begins with an unknown home directory: write it out"),
         ("\udcff", r"'\udcff' cannot be read in the encoding of file names, utf-8: set PYTHONUTF8=1"),
         ("", "expected a path, got an empty text"),
     ],
