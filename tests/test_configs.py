@@ -38,7 +38,7 @@ def reduced(name):
         num_train=0,
         num_test=0,
         num_epochs=3 if quick.measure_every else 1,
-        num_images=4,
+        num_images=5,
         num_monitored=4,
         max_steps=10,
         batch_size=50,
@@ -235,8 +235,8 @@ def test_more_images_than_a_folder_holds_are_refused(given, tmp_path):
 
 
 def test_more_images_than_are_manipulated_are_not_shown(stand_ins):
-    with pytest.raises(ValueError, match="num_shown=5 is more than num_images=4: set num_shown to at most that"):
-        dataclasses.replace(reduced("image_gallery"), num_shown=5).check(None)
+    with pytest.raises(ValueError, match="num_shown=6 is more than num_images=5: set num_shown to at most that"):
+        dataclasses.replace(reduced("image_gallery"), num_shown=6).check(None)
 
 
 def test_a_home_directory_is_expanded_in_paths_of_given_weights(given, monkeypatch):
