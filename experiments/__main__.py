@@ -2,51 +2,172 @@
 `prepare DATA`, `benchmark`."""
 
 import argparse
+import contextlib
+import io
 import logging
+import math
 import os
 import pathlib
+import shlex
+import signal
 import sys
+import tempfile
+import threading
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Imports take seconds, in which nothing is begun: Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    pathlib.Path.home()
+except RuntimeError:  # a user without a home directory, as in some containers, where matplotlib cannot be imported
+    _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
+    os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
 import jax
 import jaxlib
 
-from experiments import accuracy, audit, benchmark, config, run, scorecard, throughput, tradeoffs
+from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
 from hmt_jax import data
 
 _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 )
+_STOPPING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_NUM_IMAGES = 50
+_CLOSED_OUTPUT = 141  # of a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what the arguments say; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    _use_fast_convolutions()
-    # TFDS warns, by absl, of a decoder that is not installed, and of a folder without data, of which we say more.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Runs the command that the arguments name; returns the exit status.
+
+    An error, or a signal that stops the command, is reported in one line. Where an error was not expected, the line
+    names a file with the traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of folders may not be in the terminal's encoding
+    options: argparse.Namespace | None = None
+    received: list[int] = []
     try:
-        options.command(options)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        with _recorded_signals(received):
+            try:
+                options = _parser().parse_args(arguments)
+                _use_fast_convolutions()
+                # TFDS warns, by absl, of a decoder that is not installed, and of a folder without data, of which we
+                # say more.
+                logging.getLogger("absl").setLevel(logging.ERROR)
+                options.command(options)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        return 0
+    except BaseException as error:
+        if received or isinstance(error, KeyboardInterrupt):  # JAX turns what a callback raises into its own error
+            number = received[0] if received else signal.SIGINT
+            status, text = 128 + number, _interrupted(_STOPPING[signal.Signals(number)], options, arguments)
+        elif isinstance(error, SystemExit):  # of argparse, which has printed its own text
             raise
-        print(
-            f"error: the device is out of memory ({str(error).splitlines()[0]}): end what else uses it and go on with "
-            "the same command, or start over with a lower batch_size",
-            file=sys.stderr,
+        elif isinstance(error, BrokenPipeError):  # whoever read the output has closed it, as in `list | head`
+            status, text = _CLOSED_OUTPUT, ""
+        else:
+            status, text = _failed(error)
+        _discard_unwritable_output()
+        with contextlib.suppress(OSError):
+            print(text, end="\n" * bool(text), file=sys.stderr)
+        return status
+
+
+@contextlib.contextmanager
+def _recorded_signals(received: list[int]) -> Iterator[None]:
+    """Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, and appends the signal's number to a list.
+
+    Signals that the process ignores, as with `nohup` and in the background, stay ignored.
+    """
+
+    def stop(number, _):
+        received.append(number)
+        raise KeyboardInterrupt
+
+    former = {}
+    try:
+        if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads
+            for number in _STOPPING:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
+                    former[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(cause: str, options: argparse.Namespace | None, arguments: list[str]) -> str:
+    """What to say of a command that was stopped: where its results are, and how to go on."""
+    if options is None or options.command is not _run:
+        return f"interrupted by {cause}: the same command starts again: {_command(arguments)}"
+    path = _folder_of(options)
+    if not path.exists():
+        before = "before anything was written"
+        return f"interrupted by {cause} {before}: the same command starts again: {_command(arguments)}"
+    if options.fresh and not run.is_finished(path):  # what is there now is new
+        arguments = [argument for argument in arguments if not argument.startswith("--fr")]
+    return f"interrupted by {cause}: the results so far are in {path}; continue with: {_command(arguments)}"
+
+
+def _command(arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", "experiments", *arguments])
+
+
+def _failed(error: BaseException) -> tuple[int, str]:
+    """The exit status, and what to say, for an error: unexpected ones are written to a file, with their traceback."""
+    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError):
+        return 2, (
+            f"error: the memory is full ({what}): close other programs and run the same command again, or use fewer or "
+            "smaller images"
         )
-        return 2
-    return 0
+    if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in what or "Out of memory" in what):
+        return 2, (
+            f"error: the device is out of memory ({what}): end what else uses it and go on with the same command, or "
+            "start over with a lower batch_size"
+        )
+    if isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)):
+        return 2, f"error: {str(error).strip() or type(error).__name__}"
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="experiments-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError as reason:
+        return 1, f"{text}error: unexpected {type(error).__name__}: {what} (no file for its traceback: {reason})"
+    return 1, f"error: unexpected {type(error).__name__}: {what} (the traceback is in {file.name})"
+
+
+def _discard_unwritable_output() -> None:
+    """Sends output that cannot be written nowhere, because Python tries again at its end and fails with a traceback."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _list(options) -> None:
-    width = max(map(len, config.names()))
+    width, num_bad = max(map(len, config.names())), 0
     for name in config.names():
-        print(f"{name:<{width}}  {config.title(name)}")
+        try:
+            config.check(name)
+            print(f"{name:<{width}}  {config.title(name)}")
+        except ValueError as error:
+            num_bad += 1
+            print(f"{name:<{width}}  error: {error}")
+    if num_bad:
+        raise ValueError(f"{num_bad} of {len(config.names())} experiments cannot be run: their lines above say why")
 
 
 def _run(options) -> None:
@@ -55,12 +176,17 @@ def _run(options) -> None:
     run.run(
         options.name,
         experiment,
-        options.folder or pathlib.Path("results") / (options.name + "_quick" * options.quick),
+        _folder_of(options),
         claims=config.checks(options.name),
         is_quick=options.quick,
         data_dir=options.data_dir,
         fresh=options.fresh,
     )
+
+
+def _folder_of(options) -> pathlib.Path:
+    """The folder of the results of `run`."""
+    return options.folder or pathlib.Path("results") / (options.name + "_quick" * options.quick)
 
 
 def _scorecard(options) -> None:
@@ -69,10 +195,16 @@ def _scorecard(options) -> None:
 
 
 def _audit(options) -> None:
+    num_images = _num_images_of_run(options)
+    if options.certify > num_images:
+        raise ValueError(
+            f"--certify {options.certify} is more than the {num_images} images that are measured: raise --num-images, "
+            "or lower --certify"
+        )
     _cache_compilations(options.cache_dir)
     report = audit.audit(
         options.folder,
-        num_images=options.num_images,
+        num_images=num_images,
         effort=options.effort,
         num_certified=options.certify,
         data_dir=options.data_dir,
@@ -81,8 +213,23 @@ def _audit(options) -> None:
 
 
 def _accuracy(options) -> None:
+    num_images = _num_images_of_run(options)
     _cache_compilations(options.cache_dir)
-    print(accuracy.accuracy(options.folder, num_images=options.num_images, data_dir=options.data_dir))
+    print(accuracy.accuracy(options.folder, num_images=num_images, data_dir=options.data_dir))
+
+
+def _num_images_of_run(options) -> int:
+    """How many images of a finished run to measure again: a number that is given must not exceed the run's own."""
+    run.check_finished(options.folder)
+    num_there = folder.read_config(options.folder).get("num_images", math.inf)
+    if options.num_images is None:
+        return min(_NUM_IMAGES, num_there)
+    if options.num_images > num_there:
+        raise ValueError(
+            f"--num-images {options.num_images} is more than the {num_there} images of the run in {options.folder}: "
+            f"give at most {num_there}"
+        )
+    return options.num_images
 
 
 def _prepare(options) -> None:
@@ -119,11 +266,32 @@ def _use_fast_convolutions() -> None:
 
 def _cache_compilations(path: pathlib.Path | None) -> None:
     """Keeps what XLA compiles, for later runs: in the given folder, the one JAX is set to, or the user's cache."""
-    if path is None and jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(path or home / "hmt_jax" / "xla"))
+    if path is None:
+        if jax.config.values["jax_compilation_cache_dir"] is not None:
+            return
+        try:
+            path = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt_jax" / "xla"
+        except RuntimeError:  # the user has no home directory, and so no cache
+            return
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _path(text: str) -> pathlib.Path:
+    """A path on the command line, with `~` expanded: shells leave it as it is behind `=` and in variables."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    try:
+        path = pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write it out") from None
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be read in the encoding of file names, {sys.getfilesystemencoding()}: set PYTHONUTF8=1"
+        ) from None
+    return path
 
 
 def _number_from(least: int) -> Callable[[str], int]:
@@ -153,16 +321,16 @@ def _parser() -> argparse.ArgumentParser:
         help="change fields of its configuration",
     )
     runner.add_argument("--quick", action="store_true", help="its quick form, on little data: seconds to two minutes")
-    runner.add_argument("--folder", type=pathlib.Path, help="where results go (default: results/NAME[_quick])")
+    runner.add_argument("--folder", type=_path, help="where results go (default: results/NAME[_quick])")
     runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
     runner.set_defaults(command=_run)
 
     scorer = commands.add_parser("scorecard", help="all finished runs in one table, with the claims that hold")
-    scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=pathlib.Path, help="default: all under the root")
+    scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=_path, help="default: all under the root")
     scorer.add_argument(
         "--root",
-        type=pathlib.Path,
-        default=pathlib.Path("results"),
+        type=_path,
+        default="results",
         help="where scorecard.md is written (default: results)",
     )
     scorer.set_defaults(command=_scorecard)
@@ -181,8 +349,10 @@ def _parser() -> argparse.ArgumentParser:
     comparer.set_defaults(command=_accuracy)
 
     for subparser in (auditor, comparer):
-        subparser.add_argument("folder", metavar="RUN", type=pathlib.Path, help="the folder of a finished run")
-        subparser.add_argument("--num-images", type=_number_from(1), default=50, help="its first images (default: 50)")
+        subparser.add_argument("folder", metavar="RUN", type=_path, help="the folder of a finished run")
+        subparser.add_argument(
+            "--num-images", type=_number_from(1), help=f"its first images (default: {_NUM_IMAGES}, or all if fewer)"
+        )
 
     preparer = commands.add_parser("prepare", help="download and prepare a data set")
     preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
@@ -191,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     timer = commands.add_parser("benchmark", help="how fast margins are measured here")
     timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
     timer.add_argument(
-        "--reference", type=pathlib.Path, metavar="PATH", help="checkout of the authors' code, without ResNet-50"
+        "--reference", type=_path, metavar="PATH", help="checkout of the authors' code, without ResNet-50"
     )
     modes = timer.add_mutually_exclusive_group()
     for mode, text in (
@@ -200,21 +370,22 @@ def _parser() -> argparse.ArgumentParser:
         ("training", "images a second in training, and from a folder"),
     ):
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="benchmark", help=text)
-    timer.add_argument(
-        "--output", type=pathlib.Path, help="of JSON (default: results/benchmark.json, scaling.json, ...)"
-    )
+    timer.add_argument("--output", type=_path, help="of JSON (default: results/benchmark.json, scaling.json, ...)")
     timer.set_defaults(command=_benchmark)
 
     for subparser in (runner, auditor, comparer):
-        subparser.add_argument(
-            "--cache-dir", type=pathlib.Path, help="of compiled code (default: the user's cache folder)"
-        )
+        subparser.add_argument("--cache-dir", type=_path, help="of compiled code (default: the user's cache folder)")
     for subparser in (runner, auditor, comparer, preparer, timer):
         subparser.add_argument(
-            "--data-dir", help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)"
+            "--data-dir",
+            type=lambda text: text and str(_path(text)),  # an empty one is as if not given
+            help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)",
         )
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if exit_status > 128:  # stopped midway: threads that still write, such as Orbax's, fail noisily as Python ends
+        os._exit(exit_status)
+    sys.exit(exit_status)

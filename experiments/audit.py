@@ -115,7 +115,9 @@ def _draw(path, opened, measured, tight, certified) -> None:
     if certified.size:
         curves[f"certified, first {certified.shape[1]}"] = pictures.percentiles(certified)
     labels = pictures.labels(opened.config, opened.corners)
-    folder.write_picture(path / "audit.png", plots.margin_curves(range(len(measured)), {"": curves}, **labels))
+    title = f"{opened.name}: audit of {measured.shape[1]} images"
+    figure = plots.margin_curves(range(len(measured)), {"": curves}, title=title, **labels)
+    folder.write_picture(path / "audit.png", figure)
 
 
 def _certified(classifier, images, stack, num_certified) -> np.ndarray:

@@ -69,7 +69,7 @@ def load(name: str, *, quick: bool = False) -> Config:
     Raises:
       ValueError: that lists the known names, if it is none of them.
     """
-    return _module(name).QUICK if quick else _module(name).CONFIG
+    return _constant(name, "QUICK" if quick else "CONFIG", Config)
 
 
 def described(fields: Mapping[str, Any]) -> tuple[str, Config]:
@@ -102,12 +102,20 @@ def training_devices(batch_size: int) -> list[jax.Device]:
 
 def checks(name: str) -> tuple[Check, ...]:
     """The claims that the experiment is to show."""
-    return _module(name).CHECKS
+    return _constant(name, "CHECKS", tuple)
 
 
 def title(name: str) -> str:
     """The first line of what the experiment's file says about it."""
-    return (_module(name).__doc__ or "").strip().splitlines()[0]
+    text = (_module(name).__doc__ or "").strip()
+    if not text:
+        raise ValueError(f"{_file(name)} has no docstring: begin it with one, whose first line `list` shows")
+    return text.splitlines()[0]
+
+
+def check(name: str) -> None:
+    """Raises ValueError if the file of an experiment cannot be imported, or lacks something that it must define."""
+    load(name), load(name, quick=True), checks(name), title(name)
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
@@ -145,4 +153,23 @@ def _parse(kind, text):
 def _module(name):
     if name not in names():
         raise ValueError(f"unknown experiment {name!r}; the known ones are {', '.join(names())}")
-    return importlib.import_module(f"{configs.__name__}.{name}")
+    try:
+        return importlib.import_module(f"{configs.__name__}.{name}")
+    except Exception as error:  # a file that a user writes may raise anything
+        raise ValueError(f"{_file(name)} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def _constant(name, constant, kind):
+    """What the file of an experiment defines under a name in capitals."""
+    module = _module(name)
+    if not hasattr(module, constant):
+        raise ValueError(f"{_file(name)} defines no {constant}: an experiment has CONFIG, QUICK and CHECKS")
+    value = getattr(module, constant)
+    if not isinstance(value, kind) or (kind is tuple and not all(isinstance(each, Check) for each in value)):
+        expected = "a tuple of Check" if kind is tuple else "a configuration, such as DiagonalMargins(...)"
+        raise ValueError(f"{constant} in {_file(name)} must be {expected}, got {type(value).__name__}")
+    return value
+
+
+def _file(name) -> str:
+    return f"experiments/configs/{name}.py"

@@ -56,6 +56,10 @@ class Gallery(DiagonalMargins):
 
     def check(self, data_dir: str | None) -> None:
         super().check(data_dir)
+        if self.num_shown > self.num_images:
+            raise ValueError(
+                f"num_shown={self.num_shown} is more than num_images={self.num_images}: set num_shown to at most that"
+            )
         for manipulation in self.shown:
             manipulations.apply(manipulation, stages.load(self, data_dir).test_images[:1])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from typing import ClassVar
 
@@ -67,6 +68,8 @@ class GivenWeights(config.Config):
     max_steps: int = 100
 
     def __post_init__(self):
+        for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ behind `=`
+            object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
         for field, known in (
             ("network", models.names()),
             ("manipulation", ("none", "flip")),
@@ -88,6 +91,11 @@ class GivenWeights(config.Config):
             raise ValueError(
                 f"{self.images} holds folders of {source.num_classes} classes, but the network has {num_logits} "
                 "logits: give a folder for each logit, which sort in the order of the logits"
+            )
+        if self.num_images > len(source):
+            raise ValueError(
+                f"num_images={self.num_images} is more than the {len(source)} images in {self.images}: set num_images "
+                f"to at most {len(source)}"
             )
 
     def checksums(self) -> dict[str, str]:

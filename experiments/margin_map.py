@@ -20,7 +20,7 @@ class MarginMap(DiagonalMargins):
     """As along the diagonal, but for every window of a grid: `window_step` is that of rows and of columns.
 
     Attributes:
-      num_panels: epochs of training that are drawn, evenly from the first to the last of those measured.
+      num_panels: the most epochs of training that are drawn, evenly from the first to the last of those measured.
     """
 
     results: ClassVar[tuple[str, ...]] = (*DiagonalMargins.results, "map.png", "maps.png")

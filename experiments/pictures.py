@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import baseline, folder, summary
 from hmt_jax import plots, statistics
@@ -20,7 +23,9 @@ def draw(name: str, config, path: pathlib.Path) -> None:
         other, _ = summary.read_margins(config.baseline_config, origin)
         both = {name: result, config.baseline.replace("_", " "): other}
         curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
-        folder.write_picture(path / "compared.png", plots.margin_curves(range(len(corners)), {"": curves}, **named))
+        title = f"{name} beside {config.baseline.replace('_', ' ')}"
+        figure = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
+        folder.write_picture(path / "compared.png", figure)
     accuracy = folder.read_json(path / "summary.json")["test_accuracy"]
     title = f"{name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
     folder.write_picture(path / "margins.png", plots.margin_distribution(result, title=title, **named))
@@ -54,7 +59,7 @@ def percentiles(margins: np.ndarray) -> np.ndarray:
 def spectrum(
     epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
 ) -> Figure:
-    """Where adversarial perturbations have their energy while a network trains: one line an epoch.
+    """Where adversarial perturbations have their energy while a network trains: a line for each epoch.
 
     Args:
       epochs: what `experiments.evaluation.monitor` found after each epoch, by its number.
@@ -64,14 +69,15 @@ def spectrum(
     """
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    colors = np.linspace(0.15, 1, len(epochs))
-    for (epoch, found), color in zip(epochs.items(), colors, strict=True):
+    colors = ScalarMappable(Normalize(min(epochs), max(epochs)), "viridis")
+    for color, found in zip(colors.to_rgba(np.array(list(epochs))), epochs.values(), strict=True):
         share = found["energy"].sum(1) / max(found["total_energy"].sum(), np.finfo(np.float32).tiny)
-        axes.plot(share, color=(0.125, 0.388, 0.608, color), marker="o", markersize=3, label=str(epoch))
+        axes.plot(share, color=color, marker="o", markersize=3)
     axes.set_xticks(range(len(ticks)), ticks)
-    axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy", title=title)
+    axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy")
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, title="epochs of\ntraining")
+    figure.colorbar(colors, ax=axes, label="epochs of training", ticks=MaxNLocator(8, integer=True))
+    plots.frame(figure, title)
     return figure
 
 
@@ -95,5 +101,5 @@ def image_grid(
         for axes, caption in zip(panels[:, place], captions[place] if captions else (), strict=False):
             axes.set_xlabel(caption, fontsize=7)
         panels[0, place].set_title(heading, fontsize=8)
-    figure.suptitle(title)
+    plots.frame(figure, title)
     return figure

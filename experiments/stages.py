@@ -26,6 +26,7 @@ CLASSIFIER = "checkpoint.safetensors"
 def check(config, data_dir: str | None) -> None:
     """Raises ValueError if the data are not there, or the configuration does not fit them."""
     dataset = load(config, data_dir)
+    _check_numbers(config, _load_all(config.data, data_dir), dataset)
     config.windows(dataset.image_shape)
     config.training_attack(dataset.image_shape)
     manipulations.apply(config.manipulation, dataset.test_images[:1])
@@ -34,6 +35,24 @@ def check(config, data_dir: str | None) -> None:
         nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
     except TypeError as error:  # num_hidden, for a network that takes none
         raise ValueError(f"network={config.network} does not go with the other settings: {error}") from None
+
+
+def _check_numbers(config, whole, used) -> None:
+    """Raises ValueError if a configuration asks for more images than there are. Older runs used fewer in silence."""
+    test_images = f"test images that num_test={config.num_test} leaves" if config.num_test else "test images"
+    numbers = {
+        "num_train": (len(whole.train_images), "training images"),
+        "num_test": (len(whole.test_images), "test images"),
+        "num_images": (len(used.test_images), test_images),
+    }
+    if config.measure_every:
+        numbers["num_monitored"] = numbers["num_images"]
+    for field, (num_there, images) in numbers.items():
+        if getattr(config, field) > num_there:
+            raise ValueError(
+                f"{field}={getattr(config, field)} is more than the {num_there} {images} of {config.data}: set {field} "
+                f"to at most {num_there}"
+            )
 
 
 def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:

@@ -1,7 +1,9 @@
 """Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,21 +15,35 @@ from hmt_jax.margins import MarginResult
 require("pictures", "experiments", "matplotlib")
 from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.font_manager import FontProperties  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
+from matplotlib.textpath import text_to_path  # noqa: E402
+from matplotlib.ticker import Locator, MaxNLocator, NullFormatter  # noqa: E402
 
-_COLOR = "#20639b"
-_CENSORED_COLOR = "#c0392b"
+_COLOR = "#0072b2"
+_SAMPLE_COLOR = "#7fa8cc"
+_MEDIAN_COLOR = "#0b3c5d"
+_CENSORED_COLOR = "#d55e00"
 _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
+_FULL_BIN = 6  # samples that spread over the whole width, at least
+_MOST_SAMPLES = 1000  # of a subspace that are drawn: more fill its shape, and say nothing new
+# Seven colours by Okabe and Ito, without their yellow, and three by Tol: told apart by colour-blind people, too.
 _CURVE_COLORS = (
-    *("#20639b", "#d1495b", "#3c8d2f", "#8e5ea2", "#e08214"),
-    *("#17becf", "#7f7f7f", "#8c564b", "#bcbd22", "#000000"),
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"),
+    *("#e69f00", "#56b4e9", "#882255", "#999933", "#7f7f7f"),
 )
-_LEGEND_WIDTH = 7.5  # inches that five entries take
+_CURVE_MARKERS = ("o", "s", "D", "v", "P", "X", "<", ">", "*", "h")  # "^" stands for a censored median
+_CURVE_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
+_PADDING = 0.15  # inches between a text and the edge of the figure
+_LINE_HEIGHT = 0.2  # inches
+_HANDLE_LENGTH = 2.8  # of the lines in a legend, in em, so that their dashes show
+_MOST_LEGEND_COLUMNS = 5
+_LEGEND_WIDTH = 8.5  # inches that five entries take
 _PANELS_IN_A_ROW = 6
 _MAPS_IN_A_ROW = 4
 _MOST_TICKS = 12
+_MOST_COLUMNS = 25  # whose names have room below a heat map
 
 
 def margin_distribution(
@@ -41,7 +57,8 @@ def margin_distribution(
     """The margins of every sample in every subspace: median line, 5 to 95% band, and the samples as a swarm.
 
     Samples with a censored margin are drawn as a count of triangles on the upper edge; percentiles that fall among
-    them are left open.
+    them are left open. Of more than a thousand samples a subspace, a thousand are drawn, evenly over their ranks, and
+    the legend says so.
 
     Args:
       result: margins with axes (R, N), in the order in which subspaces are to stand from left to right.
@@ -60,19 +77,39 @@ def margin_distribution(
 
     figure = Figure(figsize=(max(_LEGEND_WIDTH, 1.5 + 0.4 * len(positions)), 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    num_samples = result.margin.shape[1]
+    num_drawn = min(num_samples, _MOST_SAMPLES)
     x, y = _swarm(statistics.censored_margins(result))
-    axes.scatter(x, y, s=2, color=_COLOR, alpha=0.35, linewidths=0, label="samples", rasterized=True)
-    axes.fill_between(positions, low, high, color=_COLOR, alpha=0.18, linewidth=0, label="5% to 95%")
+    # Behind all else, and the fewer samples there are the larger: 16 square points for 20, 3 for a thousand.
+    size = float(np.clip(70 / np.sqrt(num_drawn), 3, 16))
+    drawn = "samples" if num_drawn == num_samples else f"{num_drawn:,} of {num_samples:,} samples"
+    axes.scatter(x, y, s=size, color=_SAMPLE_COLOR, alpha=0.6, linewidths=0, label=drawn, rasterized=True, zorder=1)
+    axes.fill_between(positions, low, high, color=_COLOR, alpha=0.15, linewidth=0, label="5% to 95%", zorder=1.5)
     interval = np.where(np.isfinite(summary.median_interval), summary.median_interval, np.nan)
-    axes.plot(positions, median, color=_COLOR, linewidth=1.5, marker="o", markersize=4, label="median")
-    axes.vlines(positions, *interval.T, color="black", linewidth=1.5, label="its 95% interval")
+    axes.plot(
+        positions,
+        median,
+        color=_MEDIAN_COLOR,
+        linewidth=1.8,
+        marker="o",
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        label="median",
+        zorder=3,
+    )
+    axes.vlines(positions, *interval.T, color="black", linewidth=1.5, label="its 95% interval", zorder=4)
     if y.size:  # without a single margin there is nothing to scale by
         axes.set_yscale("log")
+        _label_plainly(axes.yaxis)
     axes.set_xticks(positions, ticks if ticks is not None else [str(position) for position in positions])
-    axes.set(xlabel=xlabel, ylabel="margin (L2, pixels in [0, 1])", title=title, xlim=(-0.6, len(positions) - 0.4))
+    axes.set(ylabel="margin (L2, pixels in [0, 1])", xlim=(-0.6, len(positions) - 0.4))
+    axes.set_xlabel(_wrapped(xlabel, figure.get_figwidth() - 1))
     _draw_censored(axes, positions, summary)
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, markerscale=2)
+    handles, labels = axes.get_legend_handles_labels()
+    handles[0] = Line2D([], [], color=_SAMPLE_COLOR, marker="o", linestyle="", markersize=4)  # a point may be too small
+    frame(figure, title, handles, labels)
     return figure
 
 
@@ -98,13 +135,14 @@ def margin_history(
         raise ValueError(f"medians must have shape (E, R), an epoch in a row, got {values.shape}")
     _check_length("epochs", epochs, values.shape[0], "rows of medians")
     _check_length("ticks", ticks, values.shape[1], "subspaces")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     mesh = axes.pcolormesh(*map(_edges, values.shape[::-1]), values, norm=_scale(values), cmap="viridis")
-    axes.set_xticks(range(values.shape[1]), ticks if ticks is not None else map(str, range(values.shape[1])))
-    axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
-    axes.set(xlabel=xlabel, ylabel="epochs of training", title=title)
+    axes.set_xticks(*_few_ticks(ticks if ticks is not None else range(values.shape[1]), _MOST_COLUMNS))
+    axes.set_yticks(*_few_ticks(epochs))
+    axes.set(xlabel=_wrapped(xlabel, figure.get_figwidth() - 2), ylabel="epochs of training")
     _label_margins(figure.colorbar(mesh, ax=axes))
+    frame(figure, title)
     return figure
 
 
@@ -155,14 +193,14 @@ def margin_maps(
             axes.set_axis_off()
             continue
         mesh = axes.pcolormesh(*map(_edges, each.shape[::-1]), each, norm=scale, cmap="viridis")
-        axes.set(title=name, aspect="equal")
+        axes.set(title=_wrapped(name, width, "large"), aspect="equal")
     panels[0, 0].set_xticks(*_few_ticks(columns))
     panels[0, 0].set_yticks(*_few_ticks(rows))
     panels[0, 0].invert_yaxis()  # low frequencies in the upper left corner, as in an array of coefficients
     figure.supxlabel(xlabel)
     figure.supylabel(ylabel)
-    figure.suptitle(title)
     _label_margins(figure.colorbar(mesh, ax=panels, shrink=0.8))
+    frame(figure, title)
     return figure
 
 
@@ -189,27 +227,31 @@ def margin_curves(
     if not panels:
         raise ValueError("panels is empty: give at least one, with its curves")
     names = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-    colors = dict(zip(names, _colors(names), strict=True))
+    styles = dict(zip(names, _styles(names), strict=True))
     handles: dict[str, Line2D] = {}
-    figure = Figure(figsize=(1 + 4 * len(panels), 4), dpi=150, layout="constrained")
+    width = max(4.0, 1 + 0.25 * (0 if ticks is None else len(ticks)))
+    figure = Figure(figsize=(1 + width * len(panels), 4), dpi=150, layout="constrained")
     for column, (name, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), column + 1)
         bottom, top = _limits(curves)
+        alpha = min(0.15, 0.5 / max(len(curves), 1))  # bands of many curves lie over each other
         for label, percentiles in curves.items():
-            color = colors[label]
+            style = styles[label]
+            color = style["color"]
             low, median, high = np.asarray(percentiles, float).T
-            axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=0.15, lw=0)
+            axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=alpha, lw=0)
             line = np.where(np.isfinite(median), median, np.nan)
-            (handles[label],) = axes.plot(positions, line, color=color, marker="o", markersize=4)
+            (handles[label],) = axes.plot(positions, line, markersize=5, **style)
             above = np.asarray(positions)[np.isinf(median)]
             axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
-        axes.set(yscale="log", ylim=(bottom, top), xlabel=xlabel, title=name)
+        axes.set(yscale="log", ylim=(bottom, top), xlabel=_wrapped(xlabel, width - 0.3))
+        axes.set_title(_wrapped(name, width - 0.3, "large"))
+        _label_plainly(axes.yaxis)
         if ticks is not None:
             axes.set_xticks(positions, ticks)
         axes.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("margin (L2): median, 5% to 95%")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title)
+    frame(figure, title, list(handles.values()), list(handles))
     return figure
 
 
@@ -228,17 +270,20 @@ def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndar
     figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     shifts = min(0.24, 0.8 / len(percentiles)) * (np.arange(len(percentiles)) - (len(percentiles) - 1) / 2)
-    for shift, color, (label, bars) in zip(shifts, _colors(percentiles), percentiles.items(), strict=True):
+    for shift, style, (label, bars) in zip(shifts, _styles(percentiles), percentiles.items(), strict=True):
         low, median, high = np.asarray(bars, float).T
+        color, marker = style["color"], style["marker"]
         places = np.arange(len(subspaces)) + shift
         axes.vlines(places, np.minimum(low, top), np.minimum(high, top), color=color, linewidth=5, alpha=0.3)
-        axes.scatter(places, np.where(np.isfinite(median), median, np.nan), s=24, color=color, label=label, zorder=3)
+        medians = np.where(np.isfinite(median), median, np.nan)
+        axes.scatter(places, medians, s=24, color=color, marker=marker, label=label, zorder=3)
         above = places[np.isinf(median)]
         axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
     axes.set_xticks(range(len(subspaces)), subspaces, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set(yscale="log", ylim=(bottom, top), ylabel="margin (L2): median, 5% to 95%", title=title)
+    axes.set(yscale="log", ylim=(bottom, top), ylabel="margin (L2): median, 5% to 95%")
+    _label_plainly(axes.yaxis)
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    frame(figure, title, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -287,21 +332,115 @@ def cross_sections(
             for label, color in ((0, "#b2182b"), (1, "#2166ac")):
                 x1, x2 = points[index][labels == label].T
                 axes.scatter(x1, x2, s=18, color=color, edgecolors="white", linewidths=0.8, zorder=3)
-        axes.set(title=titles[index], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        axes.set(title=_wrapped(titles[index], 2.1, "large"), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     figure.supxlabel(xlabel)
     figure.supylabel(ylabel)
     figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
-    figure.suptitle(title)
+    frame(figure, title)
     return figure
 
 
-def _colors(names) -> tuple[str, ...]:
-    """A colour for each of some curves."""
+def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
+    """Adds a title above all axes of a figure, and a legend below, none of which is cut off.
+
+    Args:
+      figure: with a constrained layout. It grows in height by the lines that the texts need.
+      title: broken into lines that are no wider than the figure.
+      handles: what the legend explains, as `Figure.legend` takes it; nothing for no legend.
+      labels: a text for each of them.
+    """
+    width = figure.get_figwidth() - 2 * _PADDING
+    lines = _wrapped(title, width, "large")
+    num_lines = lines.count("\n")
+    figure.suptitle(lines)
+    if labels:
+        em = FontProperties(size="medium").get_size_in_points() / 72
+        beside, between = (_HANDLE_LENGTH + 0.8) * em, 2 * em  # what Matplotlib leaves around the texts
+        texts = [_wrapped(label, width - beside - em) for label in labels]
+        widths = [beside + between + max(map(_width_of, text.split("\n"))) for text in texts]
+        num_columns = max(
+            number
+            for number in range(1, _MOST_LEGEND_COLUMNS + 1)
+            if number == 1 or sum(max(part, default=0) for part in _parts(widths, number)) <= width + between - em
+        )
+        figure.legend(
+            handles,
+            texts,
+            loc="outside lower center",
+            ncols=num_columns,
+            frameon=False,
+            handlelength=_HANDLE_LENGTH,
+        )
+        heights = [text.count("\n") + 1.0 for text in texts]
+        num_lines += round(max(sum(part) for part in _parts(heights, num_columns))) - 1
+    figure.set_figheight(figure.get_figheight() + _LINE_HEIGHT * num_lines)
+
+
+def _styles(names) -> list[dict[str, Any]]:
+    """A colour, a marker and a line style for each of some curves, so that no two differ by colour alone."""
     if len(names) > len(_CURVE_COLORS):
         raise ValueError(
             f"{len(names)} curves can't be told apart, {len(_CURVE_COLORS)} can: draw some in a figure of their own"
         )
-    return _CURVE_COLORS[: len(names)]
+    looks = zip(_CURVE_COLORS, _CURVE_MARKERS, itertools.cycle(_CURVE_DASHES), strict=False)
+    return [
+        {"color": color, "marker": marker, "linestyle": dashes}
+        for (color, marker, dashes), _ in zip(looks, names, strict=False)
+    ]
+
+
+def _parts(numbers, num_columns) -> list[list[float]]:
+    """The entries of each column of a legend, as Matplotlib fills them."""
+    return [part.tolist() for part in np.array_split(numbers, num_columns)]
+
+
+def _wrapped(text: str, width: float, size: str = "medium") -> str:
+    """A text in lines of similar length, at most so many inches wide. Only words that are wider are broken."""
+    lines = []
+    for line in text.split("\n"):
+        # Not far above the number that fits on average, for every look measures all lines.
+        num_characters = max(1, min(len(line), int(1.5 * len(line) * width / max(_width_of(line, size), width))))
+        while num_characters > 1 and any(_width_of(part, size) > width for part in textwrap.wrap(line, num_characters)):
+            num_characters -= 1
+        num_lines = len(textwrap.wrap(line, num_characters))
+        while num_characters > 1 and len(textwrap.wrap(line, num_characters - 1)) == num_lines:
+            num_characters -= 1
+        lines += textwrap.wrap(line, num_characters) or [""]
+    return "\n".join(lines)
+
+
+def _width_of(text: str, size: str = "medium") -> float:
+    """The width of a line of text, in inches."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return width / 72
+
+
+class _LogTicks(Locator):
+    """Ticks of a logarithmic axis, at least four and about ten at most, at numbers of few digits."""
+
+    def __call__(self):
+        low, high = self.axis.get_view_interval() if self.axis is not None else (1, 10)
+        return self.tick_values(low, high)
+
+    def tick_values(self, vmin, vmax):
+        low, high = sorted((vmin, vmax))
+        if not 0 < low < high:
+            return np.array([high])
+        powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        powers = powers[:: 1 + len(powers) // 10]
+        for digits in ([1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]):
+            ticks = np.outer(10.0**powers, digits).ravel()
+            ticks = ticks[(low <= ticks) & (ticks <= high)]
+            if len(ticks) >= 4:
+                return ticks
+        return MaxNLocator(6).tick_values(low, high)
+
+
+def _label_plainly(axis) -> None:
+    """Numbers in full, such as 20 in place of a multiple of a power of ten, on a logarithmic axis."""
+    axis.set_major_locator(_LogTicks())
+    axis.set_major_formatter("{x:.6g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _check_length(argument, values, number, things) -> None:
@@ -326,16 +465,14 @@ def _edges(number) -> np.ndarray:
 
 
 def _label_margins(bar) -> None:
-    """Names what a logarithmic colour bar shows, with numbers in full, and so few that they do not touch."""
+    """Names what a logarithmic colour bar shows."""
     bar.set_label("median margin (L2, pixels in [0, 1])")
-    bar.ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
-    bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_formatter("{x:g}")
+    _label_plainly(bar.ax.yaxis)
 
 
-def _few_ticks(labels) -> tuple[np.ndarray, list[str]]:
-    """Places and names of ticks along an axis of a heat map, at most about a dozen."""
-    places = np.arange(0, len(labels), -(-len(labels) // _MOST_TICKS))
+def _few_ticks(labels, most=_MOST_TICKS) -> tuple[np.ndarray, list[str]]:
+    """Places and names of ticks along an axis of a heat map, at most about so many."""
+    places = np.arange(0, len(labels), -(-len(labels) // most))
     return places, [str(labels[place]) for place in places]
 
 
@@ -347,17 +484,22 @@ def _limits(percentiles) -> tuple[float, float]:
 
 
 def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of finite margins (R, N): spread sideways as far as samples lie close together."""
+    """Positions of finite margins (R, N): spread sideways as far as samples lie close together.
+
+    Of many, the least, the greatest, and some evenly between them by rank.
+    """
     xs, ys = [], []
     for position, row in enumerate(margins):
         finite = np.sort(row[np.isfinite(row) & (row > 0)])
         if not finite.size:
             continue
+        if finite.size > _MOST_SAMPLES:
+            finite = finite[np.linspace(0, finite.size - 1, _MOST_SAMPLES).round().astype(int)]
         counts, edges = np.histogram(np.log(finite), bins=_NUM_BINS)
         bins = np.clip(np.searchsorted(edges, np.log(finite), side="right") - 1, 0, _NUM_BINS - 1)
         # Multiples of the golden ratio fill an interval evenly, with no two neighbours close.
         spread = 2 * (np.arange(finite.size) * 0.6180339887 % 1) - 1
-        xs.append(position + _SWARM_HALF_WIDTH * spread * counts[bins] / counts.max())
+        xs.append(position + _SWARM_HALF_WIDTH * spread * counts[bins] / max(counts.max(), _FULL_BIN))
         ys.append(finite)
     return (np.concatenate(xs), np.concatenate(ys)) if xs else (np.zeros(0), np.zeros(0))
 
@@ -380,4 +522,3 @@ def _draw_censored(axes, positions, summary):
     )
     for position, count in zip(positions[is_marked], (censored + missing)[is_marked], strict=True):
         axes.text(position, 1.03, str(count), ha="center", fontsize=7, color=_CENSORED_COLOR, **marks)
-    axes.set_title(axes.get_title(), pad=18)  # above the counts

@@ -73,10 +73,15 @@ def x64():
 @pytest.fixture(scope="session")
 def shared(request) -> pathlib.Path:
     """The folder of reference results and prepared data sets."""
-    path = request.config.getoption("--shared")
+    path = shared_folder(request.config.getoption("--shared"))
     if path is None:
         pytest.skip("compares with data outside the project: give its folder with --shared or HMT_JAX_SHARED")
-    return pathlib.Path(path)
+    return path
+
+
+def shared_folder(text: str | None) -> pathlib.Path | None:
+    """The folder that `--shared` or HMT_JAX_SHARED names; None where it is unset or empty."""
+    return pathlib.Path(text).expanduser() if text else None
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from flax import nnx
 from PIL import Image
 from scipy import fft
 
-from experiments import config, folder, run
+from experiments import config, folder, run, stages
 from experiments.diagonal import DiagonalMargins
 from experiments.imagenet import GivenWeights
 from experiments.margin_map import MarginMap
@@ -38,7 +38,7 @@ def reduced(name):
         num_train=0,
         num_test=0,
         num_epochs=3 if quick.measure_every else 1,
-        num_images=4,
+        num_images=5,
         num_monitored=4,
         max_steps=10,
         batch_size=50,
@@ -174,6 +174,77 @@ def test_a_run_is_of_the_files_that_it_was_given(changed, given, tmp_path):
         file.write(b"more")
     with pytest.raises(ValueError, match=r"belongs to another configuration \(checksums is"):
         folder.check(path, "imagenet_resnet50_robust", small)
+
+
+def plain(name, quick):
+    """An experiment with its numbers of images, on a network and images that are checked at once."""
+    found = config.load(name, quick=quick)
+    settings = dict.fromkeys(("attack", "augmentation", "baseline", "manipulation"), "none")
+    return dataclasses.replace(found, network="logistic", num_hidden=(), evaluation_steps=0, **settings)
+
+
+# Experiments with the same numbers are one here.
+PLAIN = list(dict.fromkeys(plain(name, quick) for name in (*NAMES, "digits") for quick in (False, True)))
+
+
+@pytest.mark.parametrize("experiment", PLAIN)
+def test_every_experiment_asks_for_images_that_there_are(experiment, monkeypatch):
+    """As many as MNIST, CIFAR-10 and the digits have."""
+    sizes = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1437, 360)}
+
+    def blank(name, data_dir):
+        shape, (num_train, num_test) = SHAPES.get(name, (8, 8, 1)), sizes[name]
+        images, labels = np.broadcast_to(np.uint8(0), (num_train, *shape)), np.zeros(num_train, np.int32)
+        return data.Dataset(name, images, labels, images[:num_test], labels[:num_test], 10)
+
+    monkeypatch.setattr(stages, "_load_all", blank)
+    experiment.check(None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "most", "images"),
+    [
+        ({"num_test": 200}, "num_images", 200, "test images that num_test=200 leaves of digits"),
+        ({}, "num_images", 360, "test images of digits"),
+        ({}, "num_test", 360, "test images of digits"),
+        ({}, "num_train", 1437, "training images of digits"),
+        ({"measure_every": 5, "num_test": 50}, "num_monitored", 50, "test images that num_test=50 leaves of digits"),
+    ],
+)
+def test_more_images_than_there_are_are_refused_before_any_work(settings, field, most, images, tmp_path):
+    quick = dataclasses.replace(plain("digits", quick=True), **settings)
+    dataclasses.replace(quick, **{field: most}).check(None)
+    asked = dataclasses.replace(quick, **{field: most + 1})  # which can still be read: older runs cut it in silence
+    message = f"{field}={most + 1} is more than the {most} {images}: set {field} to at most {most}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        run.run("digits", asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_not_monitored_need_not_be_there():
+    quick = dataclasses.replace(config.load("digits", quick=True), num_monitored=100, num_test=50)
+    quick.check(None)
+
+
+def test_more_images_than_a_folder_holds_are_refused(given, tmp_path):
+    small = given_small("imagenet_vgg16", given)
+    dataclasses.replace(small, num_images=9).check(None)
+    with pytest.raises(ValueError, match=r"num_images=10 is more than the 9 images in .*images: set num_images to"):
+        run.run("imagenet_vgg16", dataclasses.replace(small, num_images=10), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_images_than_are_manipulated_are_not_shown(stand_ins):
+    with pytest.raises(ValueError, match="num_shown=6 is more than num_images=5: set num_shown to at most that"):
+        dataclasses.replace(reduced("image_gallery"), num_shown=6).check(None)
+
+
+def test_a_home_directory_is_expanded_in_paths_of_given_weights(given, monkeypatch):
+    small = given_small("imagenet_vgg16", given)
+    monkeypatch.setenv("HOME", str(given))
+    homely = config.override(small, ["weights=~/weights.npz", "images=~/images", "baseline_weights=~/weights.npz"])
+    assert homely == dataclasses.replace(small, baseline_weights=str(given / "weights.npz"))
+    homely.check(None)
 
 
 def test_classes_must_be_those_of_the_network(given, tmp_path):

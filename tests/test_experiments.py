@@ -239,7 +239,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
             ["run", "digits", "--set", "network=lenet", "num_hidden=64"],
             ["network=lenet does not go with the other settings", "num_hidden"],
         ),
-        (["run", "margin_map", "--set", "data=digits", "window_size=9"], ["size must be between 1 and 8"]),
+        (
+            ["run", "margin_map", "--set", "data=digits", "num_images=9", "window_size=9"],
+            ["size must be between 1 and 8"],
+        ),
         (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
         (["run", "digits", "--set", "num_hidden=8,0"], ["num_hidden must be widths of at least 1, got (8, 0)"]),
         (["run", "digits", "--set", "max_learning_rate=inf"], ["max_learning_rate must be finite, got inf"]),

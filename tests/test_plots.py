@@ -1,11 +1,15 @@
-"""The picture of margins: what is drawn, read back from the figure."""
+"""The pictures of margins: what is drawn, read back from the figure."""
 
 import io
+import itertools
+import types
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from test_statistics import make_result
 
+from experiments import pictures
 from hmt_jax import Status, plots
 
 MARGINS = np.random.default_rng(0).lognormal(sigma=2, size=(4, 300))
@@ -45,7 +49,7 @@ def test_swarm_holds_every_sample_beside_its_subspace(axes):
 def test_margins_are_on_a_logarithmic_axis_with_the_given_names(axes):
     assert axes.get_yscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == list("abcd")
-    assert axes.get_title() == "a title"
+    assert axes.figure.get_suptitle() == "a title"
 
 
 def test_samples_without_margin_are_counted_on_the_edge():
@@ -56,7 +60,8 @@ def test_samples_without_margin_are_counted_on_the_edge():
     figure = plots.margin_distribution(make_result(MARGINS, status), title="a title over the counts")
     figure.savefig(io.BytesIO())
     axes = figure.axes[0]
-    assert axes.title.get_window_extent().y0 > max(text.get_window_extent().y1 for text in axes.texts)
+    (title,) = figure.texts
+    assert title.get_window_extent().y0 > max(text.get_window_extent().y1 for text in axes.texts)
     assert {text.get_text(): text.get_position()[0] for text in axes.texts} == {"9": 1, "300": 3}
     assert len(collection(axes, "samples").get_offsets()) == 2 * 300 + 291
 
@@ -169,6 +174,160 @@ def test_many_networks_stay_beside_their_subspace():
     places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections if c.get_label() in "0123456789"])
     assert len(places) == 20
     assert np.abs(places - np.round(places)).max() < 0.5
+
+
+LONG = "cifar10_densenet121_flipped_robust: test accuracy 87.34%, 5000 test images, after adversarial training with PGD"
+CURVE = np.tile([[1.0, 2.0, 3.0]], (3, 1))
+RUNS = {f"cifar10_densenet121_flipped_robust with adversarial training, seed {i}": CURVE * 1.2**i for i in range(8)}
+ENERGIES = {epoch: {"energy": np.ones((3, 4)), "total_energy": np.ones(4)} for epoch in range(1, 61)}
+DRAWN = {
+    "distribution": lambda title: plots.margin_distribution(make_result(MARGINS), title=title, xlabel=title),
+    "history": lambda title: plots.margin_history(range(60), np.ones((60, 30)), title=title, xlabel=title),
+    "maps": lambda title: plots.margin_maps(np.ones((3, 2, 2)), [0, 1], [0, 1], titles=[title] * 3, title=title),
+    "curves": lambda title: plots.margin_curves(range(3), {title: RUNS}, title=title, xlabel=title),
+    "intervals": lambda title: plots.margin_intervals(list("abc"), RUNS, title=title),
+    "sections": lambda title: plots.cross_sections(
+        np.eye(3)[None].repeat(2, 0), np.arange(3), np.arange(3), titles=[title, "b"], title=title
+    ),
+    "spectrum": lambda title: pictures.spectrum(ENERGIES, title=title, ticks=list("abc"), xlabel="the subspace"),
+    "grid": lambda title: pictures.image_grid({"a": np.zeros((2, 4, 4, 1))}, title=title),
+}
+
+
+@pytest.mark.parametrize(("name", "title"), [*((name, LONG) for name in DRAWN), ("curves", "_".join(LONG.split()))])
+def test_long_texts_are_not_cut_off(name, title):
+    figure = DRAWN[name](title)
+    figure.set_dpi(50)  # all lengths are in inches
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.axison]
+    texts = [*figure.texts, *figure.legends]
+    labels = [text for axes in panels for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    texts += [text for text in labels if text.get_text()]
+    for text in texts:
+        extent = text.get_window_extent()
+        assert extent.x0 >= 0
+        assert extent.x1 <= figure.bbox.x1
+        assert extent.y0 >= 0
+        assert extent.y1 <= figure.bbox.y1
+    assert "".join(figure.get_suptitle().split()) == "".join(title.split())
+    for legend in figure.legends:
+        found = [" ".join(text.get_text().split()) for text in legend.get_texts()]
+        assert found == list(RUNS) or found[0] == "samples"
+    # What the texts take is added to the figure, and not taken from what is drawn.
+    assert min(axes.get_window_extent().height for axes in panels) > figure.dpi
+
+
+@pytest.mark.parametrize("draw", [draw_curves, draw_intervals])
+def test_curves_differ_without_their_colours(draw):
+    handles = draw(10).legends[0].legend_handles
+    shapes = [
+        handle.get_marker() if hasattr(handle, "get_marker") else handle.get_paths()[0].vertices.tobytes()
+        for handle in handles
+    ]
+    assert len(set(shapes)) == 10
+    assert "^" not in shapes  # which stands for censored medians
+
+
+def test_neighbouring_curves_have_other_line_styles():
+    handles = draw_curves(10).legends[0].legend_handles
+    dashes = [handle._dash_pattern for handle in handles]
+    assert all(one != other for one, other in itertools.pairwise(dashes))
+
+
+MANY = np.random.default_rng(0).lognormal(size=(2, 5000))
+
+
+@pytest.fixture(scope="module")
+def of_many():
+    return plots.margin_distribution(make_result(MANY))
+
+
+@pytest.mark.parametrize(("num_samples", "least_area"), [(20, 12), (300, 3), (5000, 3)])
+def test_samples_are_seen_and_hide_no_median(num_samples, least_area, axes, of_many):
+    if num_samples == 20:
+        axes = plots.margin_distribution(make_result(MARGINS[:2, :20])).axes[0]
+    elif num_samples == 5000:
+        axes = of_many.axes[0]
+    (samples,) = [each for each in axes.collections if each.get_label().endswith("samples")]
+    (median,) = [line for line in axes.lines if line.get_label() == "median"]
+    assert samples.get_zorder() < collection(axes, "5% to 95%").get_zorder() < median.get_zorder()
+    assert samples.get_alpha() < 1
+    assert samples.get_facecolor()[0].tolist() != [*matplotlib.colors.to_rgb(median.get_color()), samples.get_alpha()]
+    (area,) = samples.get_sizes()  # square points, of which the axes have some 40,000 for each of two subspaces
+    assert area >= least_area
+    assert area * min(num_samples, 1000) < 10_000
+
+
+def test_most_of_many_samples_are_left_out_evenly_and_the_legend_says_so(of_many):
+    axes = of_many.axes[0]
+    offsets = collection(axes, "1,000 of 5,000 samples").get_offsets()
+    assert of_many.legends[0].get_texts()[0].get_text() == "1,000 of 5,000 samples"
+    for position, row in enumerate(MANY):
+        drawn = offsets[np.round(offsets[:, 0]) == position, 1]
+        assert len(drawn) == 1000
+        assert set(drawn) <= set(row)
+        assert (drawn.min(), drawn.max()) == (row.min(), row.max())
+        ranks = np.searchsorted(np.sort(row), np.sort(drawn))
+        assert np.diff(ranks).max() <= 6  # every fifth, as the ends stay
+    # All margins count in the percentiles.
+    line = next(line for line in axes.lines if line.get_label() == "median")
+    np.testing.assert_allclose(line.get_ydata(), np.median(MANY, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        *[("curves", ends) for ends in ((5.1, 6.4), (4, 17), (0.02, 3), (1e-4, 1e5), (1e-12, 1e12), (2, 2))],
+        *[(kind, (6, 60)) for kind in ("intervals", "distribution", "history", "maps")],
+    ],
+)
+def test_ticks_are_plain_numbers(kind, ends):
+    low, high = ends
+    values = np.geomspace(low, high, 6).reshape(2, 3)
+    figure = {
+        "curves": lambda: plots.margin_curves(range(2), {"": {"a": values}}),
+        "intervals": lambda: plots.margin_intervals(["a", "b"], {"a": values}),
+        "distribution": lambda: plots.margin_distribution(make_result(values)),
+        "history": lambda: plots.margin_history([1, 2], values),
+        "maps": lambda: plots.margin_maps(values[None], range(2), range(3), titles=["a"]),
+    }[kind]()
+    figure.draw_without_rendering()
+    axis = figure.axes[-1].yaxis  # that of the margins, or that of their colours
+    bottom, top = axis.get_view_interval()
+    ticks = {
+        place: label.get_text().replace("\N{MINUS SIGN}", "-")
+        for place, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        if bottom <= place <= top
+    }
+    assert 3 <= len(ticks) <= 12
+    for place, text in ticks.items():
+        assert float(text) == pytest.approx(place, rel=1e-5)  # no multiple of a power of ten, as 6 x 10^0
+    assert not any(label.get_text() for label in axis.get_minorticklabels())
+
+
+def test_every_picture_of_a_run_has_a_title(monkeypatch, tmp_path):
+    drawn = {}
+    corners = np.arange(4)[:, None].repeat(2, 1)
+    monkeypatch.setattr("experiments.summary.read_margins", lambda *_: (make_result(MARGINS), corners))
+    monkeypatch.setattr("experiments.baseline.of", lambda path: path)
+    monkeypatch.setattr("experiments.folder.read_json", lambda _: {"test_accuracy": 0.5})
+    monkeypatch.setattr("experiments.folder.write_picture", lambda path, figure: drawn.update({path.name: figure}))
+    config = types.SimpleNamespace(baseline="standard_training", baseline_config=None, window_size=2)
+    pictures.draw("mnist_lenet_robust", config, tmp_path)
+    assert {name: figure.get_suptitle() for name, figure in drawn.items()} == {
+        "compared.png": "mnist_lenet_robust beside standard training",
+        "margins.png": "mnist_lenet_robust: test accuracy 50.00%, 300 test images",
+    }
+
+
+def test_later_epochs_are_lighter_and_a_bar_says_which():
+    figure = pictures.spectrum(ENERGIES, title="a title", ticks=list("abc"), xlabel="the subspace")
+    axes, bar = figure.axes
+    luminance = [np.dot(line.get_color()[:3], [0.2126, 0.7152, 0.0722]) for line in axes.lines]
+    assert len(luminance) == 60
+    assert (np.diff(luminance) > 0).all()
+    assert bar.get_ylabel() == "epochs of training"
+    pictures.spectrum({7: ENERGIES[7]}, title="", ticks=list("abc"), xlabel="").draw_without_rendering()
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 0.0])

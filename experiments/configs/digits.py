@@ -12,7 +12,7 @@ from experiments import claims
 from experiments.checks import Check
 from experiments.diagonal import DiagonalMargins
 
-CONFIG = DiagonalMargins(data="digits", network="mlp", num_epochs=60, window_size=3, window_step=1)
+CONFIG = DiagonalMargins(data="digits", network="mlp", num_epochs=60, num_images=360, window_size=3, window_step=1)
 QUICK = dataclasses.replace(CONFIG, num_epochs=5, num_images=40)
 CHECKS = (
     Check(
