@@ -58,11 +58,18 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory,
+                options=options,
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
+            )
+            self._manager.best_step()
+        except (ValueError, LookupError, TypeError) as error:  # of damaged scores, where no checksums told
+            raise ValueError(
+                f"the scores of the checkpoints in {directory} can't be read ({_first_line(error)}): move away the one "
+                "that is damaged, by its metrics/metrics"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

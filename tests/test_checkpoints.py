@@ -209,6 +209,9 @@ def test_a_checkpoint_that_cannot_be_read_is_named(kept, tmp_path):
     expected = f"the checkpoint {path / '2'} can't be read .*: move it away, to go on from the one before it"
     with Checkpoints(path) as checkpoints, pytest.raises(ValueError, match=expected):
         checkpoints.restore(small_state(-1))
+    (path / "2" / "metrics" / "metrics").write_text('{"scor": 2}')
+    with pytest.raises(ValueError, match=f"scores of the checkpoints in {path} can't be read .*: move away the one"):
+        Checkpoints(path)
 
 
 @pytest.mark.slow
