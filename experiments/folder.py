@@ -116,7 +116,8 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     elif (path / _CONFIG).exists() and differences(read_config(path), described(name, config)):  # came to nothing
         (path / _ENVIRONMENT).unlink(missing_ok=True)
     if not (path / _RECORD).exists():
-        found = [file for pattern in ("*", f"{_MONITORED}/*") for file in path.glob(pattern) if file.is_file()]
+        patterns = (*_COMMON, *config.results, f"{_MONITORED}/*")
+        found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
         if found:
             print(f"{path} has no {_RECORD}: its files count as they are now")
         (path / _RECORD).touch()
@@ -292,7 +293,8 @@ def read_classifier(path: pathlib.Path) -> models.Normalized:
     Raises:
       ValueError: if it is damaged, not there, or not what its run wrote.
     """
-    return _read(path, lambda _: models.load(path)[0])
+    _content(path)
+    return models.load(path)[0]
 
 
 def verify(path: pathlib.Path) -> None:
@@ -303,24 +305,26 @@ def verify(path: pathlib.Path) -> None:
     """
     for name in dict.fromkeys(line.partition("  ")[2] for line in _record(path)):
         if (path / name).is_file():
-            _read(path / name, bytes)
+            _content(path / name)
 
 
-def _read(path, parse):
-    """What `parse` makes of the content of a file, which must be that of the run's record."""
-    for is_last in (False, True):
+def _content(path) -> bytes:
+    """The content of a file, which must be that of its run's record."""
+    for _ in range(2):  # it may be written between the look at it and that at the record
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise ValueError(f"{path} is not there, though a run writes its files whole: {_remedy(path)}") from error
         root = _root(path)
         if root is None or _line(root, path, content) in _record(root):
-            break
-        if is_last:  # and so was not written between the look at it and that at the record
-            raise ValueError(
-                f"{path} is not what its run wrote, by its SHA-256 in {root / _RECORD}: put that file back, or "
-                f"{_remedy(path)}"
-            )
+            return content
+    raise ValueError(
+        f"{path} is not what its run wrote, by its SHA-256 in {_RECORD}: put back whichever changed, or {_remedy(path)}"
+    )
+
+
+def _read(path, parse):
+    content = _content(path)
     try:
         return parse(content)
     except Exception as error:  # whatever a damaged file makes a parser raise, MemoryError and RecursionError among it

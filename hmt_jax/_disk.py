@@ -6,7 +6,7 @@ import os
 import pathlib
 import secrets
 
-PREFIX = "part-"  # of temporary files: a process that is killed leaves the one that it was writing
+PREFIX = ".hmt_jax-part-"  # of temporary files: a process that is killed leaves the one that it was writing
 
 
 def write(path: str | os.PathLike, content: bytes) -> None:

@@ -110,7 +110,7 @@ class Checkpoints:
         try:
             self._manager.save(epoch, args=items, metrics={"score": score})
             self._manager.wait_until_finished()
-        except Exception as error:  # of as many types as there are libraries below
+        except (OSError, ValueError, RuntimeError) as error:  # of the libraries below
             raise OSError(
                 f"the checkpoint of epoch {epoch} can't be written into {directory} ({_first_line(error)}): make sure "
                 "that there is space and that the folder can be written, and go on from the checkpoint before"
@@ -161,6 +161,8 @@ class Checkpoints:
     def _readable(self, epoch):
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of a device without memory: the checkpoint is sound
+            raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise ValueError(
                 f"the checkpoint {self._manager.directory / str(epoch)} can't be read ({_first_line(error)}): move it "
