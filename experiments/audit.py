@@ -38,13 +38,22 @@ def audit(
       and whether the order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
-      ValueError: if the folder is that of no such run, the data set is not prepared, or the network has no such bounds.
+      ValueError: if the folder is that of no such run, another run or audit is at work in it, its files are not those
+        that the run wrote, the data set is not prepared, or the network has no such bounds.
     """
+    run.check_finished(path)
+    with folder.held(path):
+        return _audit(path, num_images, effort, num_certified, data_dir)
+
+
+def _audit(path, num_images, effort, num_certified, data_dir) -> str:
     opened = reopen(path, num_images, data_dir)
     other = opened.config.baseline_config
     origin = None if other is None else baseline.recorded(path, other)
     compared = None if origin is None else reopen(origin, num_images, data_dir)
-    measured, tight, certified = _measure(path, opened, effort, num_certified)
+    with folder.reserved(path):
+        measured, tight, certified = _measure(path, opened, effort, num_certified)
+        others = None if compared is None else _measure(origin, compared, effort, 0)[:2]
     windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
     arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
     folder.write_arrays(path / "audit.npz", arrays)
@@ -54,8 +63,7 @@ def audit(
     table = _table(windows, measured, tight, certified, ratios)
     lines = [f"{opened.name}: {measured.shape[1]} images, {effort} effort", table, "", order(measured, tight)]
     report: dict[str, Any] = {"effort": effort, "num_images": measured.shape[1], "windows": ratios}
-    if compared is not None:
-        others = _measure(origin, compared, effort, 0)[:2]
+    if others is not None:
         folder.write_arrays(path / "audit_baseline.npz", dict(zip(("measured", "tight"), others, strict=True)))
         with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
             growth = [
@@ -92,7 +100,7 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
             f"{path} is the folder of {name}, which does not measure a data set of hmt_jax.data along the diagonal"
         )
     images = stages.load(found, data_dir).test_images[: min(num_images, found.num_images)]
-    classifier, _ = models.load(path / stages.CLASSIFIER)
+    classifier = folder.read_classifier(path / stages.CLASSIFIER)
     corners = folder.read_arrays(path / "margins.npz")["corner"]
     return Opened(name, found, classifier, data.as_floats(manipulations.apply(found.manipulation, images)), corners)
 

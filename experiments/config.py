@@ -43,7 +43,7 @@ class Config(abc.ABC):
     def run(self, name: str, path: pathlib.Path, *, data_dir: str | None) -> None:
         """Runs, or does what an earlier call left undone.
 
-        Writes the results into the folder `path`, each file whole (`folder.whole_file`), and last of all
+        Writes the results into the folder `path`, each file by `experiments.folder`, and last of all
         `summary.json`, with "test_accuracy" in it where there is one, and pictures.
 
         Args:

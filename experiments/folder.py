@@ -1,17 +1,24 @@
-"""The folder of a run: which configuration it belongs to, and files that are written whole or not at all."""
+"""The folder of a run: which configuration it belongs to, and its files, which are written whole and read as written.
+
+The SHA-256 of every file stands in a record, `files.sha256`, which `sha256sum -c` reads as well. A file that differs
+from the record, damaged or of another run, is refused wherever it is read. Checkpoints of training have records of
+their own. A folder of an earlier version has no record, and is read as it is.
+"""
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +26,8 @@ import jax
 import numpy as np
 
 from experiments.config import Config
+from hmt_jax import _disk, models
+from hmt_jax.models import _files
 
 try:
     import fcntl
@@ -29,7 +38,10 @@ _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "tens
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _REFERENCE = "baseline.json"
-_COMMON = (_ENVIRONMENT, "checks.json", "summary.json", "audit*")
+_RECORD = "files.sha256"
+_MONITORED = "monitored"
+_COMMON = (_RECORD, _ENVIRONMENT, "checks.json", "summary.json", "audit*")
+_recording = threading.Lock()
 
 
 def check(path: pathlib.Path, name: str, config: Config) -> None:
@@ -39,13 +51,14 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
       ValueError: if it holds another configuration, or files that no run wrote.
     """
     if not (path / _CONFIG).exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(found.name != _RECORD for found in path.iterdir()):
             raise ValueError(
                 f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder"
             )
         return
     differing = differences(read_config(path), described(name, config))
-    if differing and any(found.is_file() for found in path.rglob("*") if found.name not in {_CONFIG, _ENVIRONMENT}):
+    incidental = {_CONFIG, _ENVIRONMENT, _RECORD}
+    if differing and any(found.is_file() for found in path.rglob("*") if found.name not in incidental):
         text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
             f"{path} belongs to another configuration ({text}), and stays as it is: give another folder with --folder"
@@ -56,10 +69,11 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
 def held(path: pathlib.Path) -> Iterator[None]:
     """Keeps the folder of a run, which is made if it is not there, from other processes; an empty one is removed.
 
-    Where files cannot be locked, as on Windows and on some network drives, nothing is kept from anybody.
+    What processes that were killed have left half written is removed. Where files cannot be locked, as on Windows and
+    on some network drives, nothing is kept from anybody.
 
     Raises:
-      ValueError: if another run is at work in it, or it is a file.
+      ValueError: if another run or audit is at work in it, or it is a file.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder with --folder")
@@ -72,10 +86,12 @@ def held(path: pathlib.Path) -> Iterator[None]:
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"another run is at work in {path}: wait for it, or give another folder with --folder"
+                    f"another run or audit is at work in {path}: wait for it, or give another folder"
                 ) from None
             except OSError:  # a drive without locks
                 pass
+        for part in (*path.glob(f"{_disk.PREFIX}*"), *path.glob(f"{_MONITORED}/{_disk.PREFIX}*")):
+            part.unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -87,6 +103,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     """Makes the folder of a run, or takes up one that `check` found right.
 
     `fresh` removes the results in it, but for a run inside it that another one beside it refers to.
+    Where there is no record, as in a folder of an earlier version, files count as they are now.
     """
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
@@ -98,6 +115,14 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
                 shutil.rmtree(result) if result.is_dir() else result.unlink()
     elif (path / _CONFIG).exists() and differences(read_config(path), described(name, config)):  # came to nothing
         (path / _ENVIRONMENT).unlink(missing_ok=True)
+    if not (path / _RECORD).exists():
+        patterns = (*_COMMON, *config.results, f"{_MONITORED}/*")
+        found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
+        if found:
+            print(f"{path} has no {_RECORD}: its files count as they are now")
+        (path / _RECORD).touch()
+        for file in found:
+            _enter(file, file.read_bytes(), keep_former=False)
     write_json(path / _CONFIG, described(name, config))
     if not (path / _ENVIRONMENT).exists():
         write_json(path / _ENVIRONMENT, {**environment(), "seconds": 0, "earlier": []})
@@ -117,7 +142,8 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
 
     def record():
         seconds = before["seconds"] + time.perf_counter() - started
-        write_json(path / _ENVIRONMENT, {**before, "seconds": round(seconds, 2)})
+        with contextlib.suppress(OSError):  # of a full disk, or a folder that is gone: other writers say so
+            write_json(path / _ENVIRONMENT, {**before, "seconds": round(seconds, 2)})
 
     def keep_recording():
         while not ended.wait(interval):
@@ -130,8 +156,7 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):  # of a folder that is gone: what ended the block says more
-            record()
+        record()
 
 
 def refer(path: pathlib.Path, other: pathlib.Path) -> None:
@@ -166,8 +191,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: if it is damaged, or not there.
     """
-    with _readable(path / _CONFIG, remedy=f"remove {path}, and run that experiment again"):
-        return json.loads((path / _CONFIG).read_text())
+    return _read(path / _CONFIG, json.loads)
 
 
 def read_environment(path: pathlib.Path) -> dict[str, Any]:
@@ -186,62 +210,181 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, tu
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and is removed otherwise."""
-    temporary = path.with_name(f"part-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def reserved(path: pathlib.Path, num_bytes: int = 0) -> Iterator[None]:
+    """Keeps space free in a folder during the block, for what is to be written right after it.
+
+    A full disk is so met before long work, and does not cost its results.
+
+    Args:
+      path: the folder.
+      num_bytes: of what is to be written, beyond a mebibyte.
+
+    Raises:
+      OSError: if there is no such space.
+    """
+    with contextlib.ExitStack() as stack:
+        with _told_if_full(path):
+            ballast = stack.enter_context(tempfile.TemporaryFile(dir=path))
+            ballast.write(bytes(2**20 + num_bytes))
+            ballast.flush()
+            os.fsync(ballast.fileno())
+        yield
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole, into a folder that is made if it is not there, and enters it into the record of its run.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    with _told_if_full(path):
+        path.parent.mkdir(exist_ok=True)
+        # Entered before it is there, and what it replaces left out only then: it is right whenever a process is killed.
+        _enter(path, content, keep_former=True)
+        _disk.write(path, content)
+        _enter(path, content, keep_former=False)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a value as JSON, for people to read as well."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays as an .npz file, into a folder that is made if it is not there."""
-    path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    """Writes arrays as an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write(path, content.getvalue())
 
 
 def write_picture(path: pathlib.Path, figure) -> None:
     """Writes a figure of matplotlib as a .png file."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write(path, content.getvalue())
+
+
+def write_classifier(path: pathlib.Path, classifier: models.Normalized, **header: Any) -> None:
+    """Writes a classifier as `hmt_jax.models.save` does."""
+    write(path, _files.to_bytes(classifier, **header))
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file.
 
     Raises:
-      ValueError: if it is damaged, or not there.
+      ValueError: if it is damaged, not there, or not what its run wrote.
     """
-    with _readable(path, zipfile.BadZipFile, EOFError), path.open("rb") as file, np.load(file) as arrays:
-        return dict(arrays)
+    return _read(path, _arrays)
 
 
 def read_json(path: pathlib.Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-      ValueError: if it is damaged, or not there.
+      ValueError: if it is damaged, not there, or not what its run wrote.
     """
-    with _readable(path):
-        return json.loads(path.read_text())
+    return _read(path, json.loads)
+
+
+def read_classifier(path: pathlib.Path) -> models.Normalized:
+    """The classifier in a file.
+
+    Raises:
+      ValueError: if it is damaged, not there, or not what its run wrote.
+    """
+    _content(path)
+    return models.load(path)[0]
+
+
+def verify(path: pathlib.Path) -> None:
+    """Makes sure that the files of the run in a folder are those that it wrote. Those that are gone are passed by.
+
+    Raises:
+      ValueError: that names the first which is not.
+    """
+    for name in dict.fromkeys(line.partition("  ")[2] for line in _record(path)):
+        if (path / name).is_file():
+            _content(path / name)
+
+
+def _content(path) -> bytes:
+    """The content of a file, which must be that of its run's record."""
+    for _ in range(2):  # it may be written between the look at it and that at the record
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is not there, though a run writes its files whole: {_remedy(path)}") from error
+        root = _root(path)
+        if root is None or _line(root, path, content) in _record(root):
+            return content
+    raise ValueError(
+        f"{path} is not what its run wrote, by its SHA-256 in {_RECORD}: put back whichever changed, or {_remedy(path)}"
+    )
+
+
+def _read(path, parse):
+    content = _content(path)
+    try:
+        return parse(content)
+    except Exception as error:  # whatever a damaged file makes a parser raise, MemoryError and RecursionError among it
+        raise ValueError(f"{path} is damaged, though a run writes its files whole: {_remedy(path)}") from error
+
+
+def _remedy(path) -> str:
+    if path.name == _CONFIG:
+        return f"remove {path.parent}, and run that experiment again"
+    if path.suffix == ".png" or path.name.startswith("audit"):
+        return "remove it"
+    return "start that run over with --fresh"
+
+
+def _arrays(content) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
+
+
+def _root(path) -> pathlib.Path | None:
+    """The folder of the run that a file is of; None if it is of none, or of one without a record."""
+    root = path.parent.parent if path.parent.name == _MONITORED else path.parent
+    return root if (root / _RECORD).exists() else None
+
+
+def _record(root) -> list[str]:
+    """Lines of SHA-256 and name. A file that is being replaced has two."""
+    try:
+        return (root / _RECORD).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _line(root, path, content) -> str:
+    return _disk.checksum_line(path.relative_to(root).as_posix(), content)
+
+
+def _enter(path, content, *, keep_former) -> None:
+    if (root := _root(path)) is None:
+        return
+    with _recording:  # the seconds are written by a thread of their own
+        line, before = _line(root, path, content), _record(root)
+        name = line.partition("  ")[2]
+        others = [each for each in before if each != line and (keep_former or each.partition("  ")[2] != name)]
+        if (after := [*others, line]) != before:
+            _disk.write(root / _RECORD, "".join(f"{each}\n" for each in after).encode())
 
 
 @contextlib.contextmanager
-def _readable(path, *errors, remedy="start that run over with --fresh"):
+def _told_if_full(path):
     try:
         yield
-    except (FileNotFoundError, ValueError, *errors) as error:
-        state = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
-        raise ValueError(f"{path} {state}, though a run writes its files whole: {remedy}") from error
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise OSError(
+            error.errno,
+            "no space is left: free some and give the same command again, which goes on from what is finished",
+            str(path),
+        ) from error
 
 
 def environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import hmt_jax
 from experiments import baseline, folder, manipulations, pictures, stages
 from experiments.checks import Estimate, Statistic, from_resampling
 from experiments.diagonal import DiagonalMargins
-from hmt_jax import data, frequency, models
+from hmt_jax import data, frequency
 
 _NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest
 
@@ -72,9 +72,10 @@ class Gallery(DiagonalMargins):
         shown = {text: _stretched(each[: self.num_shown]) for text, each in manipulated.items()}
         folder.write_picture(path / "manipulated.png", pictures.image_grid(shown, title=f"{name}: manipulated images"))
 
-        classifier, _ = models.load(origin / stages.CLASSIFIER)
+        classifier = folder.read_classifier(origin / stages.CLASSIFIER)
         few = data.as_floats(manipulations.apply(self.manipulation, images[: self.num_shown]))
-        found = self.perturb(classifier, few)
+        with folder.reserved(path, 2 * few.nbytes * _NUM_WINDOWS):
+            found = self.perturb(classifier, few)
         folder.write_arrays(path / "perturbations.npz", found)
         folder.write_picture(path / "perturbations.png", _picture(name, few, found))
         accuracy = folder.read_json(origin / "summary.json")["test_accuracy"]

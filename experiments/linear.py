@@ -65,7 +65,9 @@ class LinearMargins(synthetic.Synthetic):
                     self.keys.training,
                     devices=config.training_devices(self.batch_size),
                 )
-                folder.write_arrays(path / f"{network}.npz", synthetic.observe(self, classifier, samples, rows))
+                with folder.reserved(path):
+                    observed = synthetic.observe(self, classifier, samples, rows)
+                folder.write_arrays(path / f"{network}.npz", observed)
         found = {network: folder.read_arrays(path / f"{network}.npz") for network in NETWORKS}
         names = [row.name for row in rows]
         percentiles = {

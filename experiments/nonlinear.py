@@ -56,7 +56,8 @@ class Alternating(synthetic.Synthetic, abc.ABC):
         """Writes the margins of a classifier along u1 and u2, found both ways, and its cross-section."""
         rows = synthetic.directions(samples, 1, 2)
         rows += [synthetic.scanned(row, self.scan) for row in rows]
-        observed = synthetic.observe(self, classifier, samples, rows)
+        with folder.reserved(file.parent):
+            observed = synthetic.observe(self, classifier, samples, rows)
         plane = np.asarray(samples.basis[:, :2])
         points = np.asarray(samples.images[self.num_train :][:_SHOWN]).reshape(-1, len(plane)) @ plane
         gaps = cross_section(classifier, plane, *self.grid(), self.image_shape)

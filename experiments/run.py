@@ -32,8 +32,8 @@ def run(
       fresh: whether to start over, though results are there.
 
     Raises:
-      ValueError: if the folder belongs to another configuration, another run is at work in it, the data set is not
-        prepared, or the seed is out of range.
+      ValueError: if the folder belongs to another configuration, another run is at work in it, its files are not those
+        that the run wrote, the data set is not prepared, or the seed is out of range.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
@@ -41,6 +41,8 @@ def run(
         raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {config.seed}")
     with folder.held(path):
         folder.check(path, name, config)
+        if not fresh:
+            folder.verify(path)
         if is_finished(path) and not fresh:
             print(f"{name} is finished already; --fresh starts over")
         else:
@@ -68,7 +70,7 @@ def verdicts(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_finished(path: pathlib.Path) -> None:
-    """Raises ValueError unless a folder is that of a finished run."""
+    """Raises ValueError unless a folder is that of a finished run, whose files are those that it wrote."""
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give that of a finished run, such as results/NAME")
     if not folder.is_of_run(path):
@@ -78,6 +80,7 @@ def check_finished(path: pathlib.Path) -> None:
         )
     if not is_finished(path):
         raise ValueError(f"the run in {path} is not finished: finish it with the command that began it")
+    folder.verify(path)
 
 
 def is_finished(path: pathlib.Path) -> bool:

@@ -28,11 +28,14 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
       root: where `scorecard.md` is written.
 
     Raises:
-      ValueError: if a folder is not that of a finished run, or there is no run but quick ones.
+      ValueError: if a folder is not that of a finished run, a run's files are not those that it wrote, or there is no
+        run but quick ones.
     """
     for path in folders:
         runner.check_finished(path)
     runs = folders or sorted(path.parent for path in root.glob("*/checks.json"))
+    for path in runs:
+        folder.verify(path)
     found = [path for path in runs if not runner.verdicts(path)["is_quick"]]
     if not found:
         where = "in these folders" if folders else f"in {root}"
@@ -48,8 +51,7 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     over_seeds = _rows_over_seeds(found)
     tables = [[_HEADER, *rows], *([[_SEEDS_HEADER, *over_seeds]] if over_seeds else [])]
     root.mkdir(parents=True, exist_ok=True)
-    with folder.whole_file(root / "scorecard.md") as temporary:
-        temporary.write_text("\n\n".join([*map(_markdown, tables), f"{total}.\n"]))
+    folder.write(root / "scorecard.md", "\n\n".join([*map(_markdown, tables), f"{total}.\n"]).encode())
     return "\n\n".join([*map(checks.align, tables), total])
 
 

@@ -67,7 +67,7 @@ def run(name: str, config, path: pathlib.Path, data_dir: str | None) -> None:
         if config.evaluation_attack is not None:
             _evaluate_robustness(config, dataset, windows, path)
         if not (path / "margins.npz").exists():
-            classifier, _ = models.load(path / CLASSIFIER)
+            classifier = folder.read_classifier(path / CLASSIFIER)
             measure(config, classifier, *observed(dataset, config.num_images), path, num_test=len(dataset.test_images))
 
 
@@ -122,7 +122,7 @@ def _train(config, dataset, mean, std, windows, path) -> None:
     classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / "checkpoints") as kept:
-        state, history = (state, []) if kept.last_epoch is None else kept.restore(state)
+        state, history = _last_kept(kept, state, path)
         with _bar(config.num_epochs, "training", "epoch", len(history)) as bar:
             try:
                 training.train(
@@ -141,7 +141,7 @@ def _train(config, dataset, mean, std, windows, path) -> None:
                 raise FloatingPointError(f"{error}; the last good state is {last}, in {path / 'checkpoints'}") from None
         folder.write_json(path / "history.json", history)
         for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
-            models.save(
+            folder.write_classifier(
                 path / f"{file}.safetensors",
                 training.classifier_of(kept.restore(state, epoch)[0]),
                 architecture=architecture,
@@ -151,8 +151,28 @@ def _train(config, dataset, mean, std, windows, path) -> None:
             )
 
 
+def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
+    """The state to go on from, which is the given one where no checkpoint is left, and the history before it."""
+    for epoch, damaged in kept.damaged.items():
+        last = kept.last_epoch
+        further = "training starts over" if last is None else f"training goes on from the checkpoint of epoch {last}"
+        print(f"the checkpoint of epoch {epoch} is damaged, and lies in {damaged} now: {further}")
+    if kept.last_epoch is None:
+        return state, []
+    state, found = kept.restore(state)
+    there = found["run"] if isinstance(found, dict) else {}  # a list, of an earlier version
+    differing = folder.differences(there, folder.read_config(path))
+    if differing:
+        text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
+        raise ValueError(
+            f"{path / 'checkpoints'} is of another run ({text}): put that of this run back, or start over with --fresh"
+        )
+    return state, found["epochs"]
+
+
 def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
     """What to do after an epoch: it is measured, and kept with the history that grows by it."""
+    described = folder.read_config(path)
     seconds_before = history[-1]["seconds"] if history else 0
     started = time.perf_counter()
 
@@ -174,7 +194,7 @@ def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
             found = evaluation.monitor(classifier, *samples, windows, config.solver, attack, key)
             folder.write_arrays(path / "monitored" / f"{epoch + 1:03}.npz", found)
             history[-1] |= evaluation.means(found)
-        kept.save(epoch, state, score=test.accuracy, history=history)
+        kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
         bar.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
         bar.update()
 
@@ -193,9 +213,11 @@ def _evaluate_robustness(config, dataset, windows, path) -> None:
         found["baseline_robustness.json"] = baseline.of(path)
     for file, origin in found.items():
         if not (path / file).exists():
-            classifier, _ = models.load(origin / CLASSIFIER)
+            classifier = folder.read_classifier(origin / CLASSIFIER)
             samples, (*_, key) = observed(dataset, config.num_images), _keys(config)
-            folder.write_json(path / file, evaluation.robustness(config, classifier, *samples, windows, key))
+            with folder.reserved(path):
+                measured = evaluation.robustness(config, classifier, *samples, windows, key)
+            folder.write_json(path / file, measured)
 
 
 def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pathlib.Path, **more: Any) -> None:
@@ -205,7 +227,8 @@ def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pa
     """
     windows = config.windows(images.shape[1:])
     started = time.perf_counter()
-    with _bar(len(windows) * len(images), "margins", "pair") as bar:
+    num_pairs = len(windows) * len(images)
+    with folder.reserved(path, 64 * num_pairs), _bar(num_pairs, "margins", "pair") as bar:  # more than FIELDS take
         result = hmt_jax.measure_margins(
             classifier,
             images,

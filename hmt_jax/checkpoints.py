@@ -1,5 +1,7 @@
-"""States of training in a folder: the last one, to go on from, and the best one."""
+"""States of training in a folder: the last ones, to go on from, and the best one."""
 
+import contextlib
+import itertools
 import math
 import os
 import pathlib
@@ -7,17 +9,25 @@ from typing import Any
 
 import jax
 
+from hmt_jax import _disk
 from hmt_jax._extras import require
-from hmt_jax._paths import expand
+from hmt_jax._paths import expand, reason
 from hmt_jax.training import TrainState
+
+_CHECKSUMS = "files.sha256"
 
 
 class Checkpoints:
-    """A folder that keeps the last state of a training and the best one, through Orbax.
+    """A folder that keeps the last two states of a training and the best one, through Orbax.
 
     A checkpoint appears under its name when all of it is written, and only then are older ones removed, so that a
     process killed at any moment, or a full disk, leaves the one before. A checkpoint holds the arrays of the state by
-    their dotted names (`parameters.network.conv1.kernel.value`), and whatever JSON can hold beside them.
+    their dotted names (`parameters.network.conv1.kernel.value`), and whatever JSON can hold beside them. Its files'
+    checksums are in `files.sha256` beside them; where they differ when the folder is opened, the checkpoint is damaged:
+    it is renamed, and training can go on from the one before it.
+
+    Attributes:
+      damaged: the epochs of checkpoints that were found damaged, with the folders that they now lie in.
 
     Args:
       path: the folder; made if it is not there.
@@ -40,18 +50,27 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
         self._ocp = ocp
+        directory = pathlib.Path(expand("path", path)).absolute()
+        self.damaged: dict[int, pathlib.Path] = _set_damaged_aside(directory)
         best = preservation_policy.BestN(n=1, get_metric_fn=_score)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(n=1), best]),
+            preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(n=2), best]),
             best_fn=_score,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(
-            pathlib.Path(expand("path", path)).absolute(),
-            options=options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory,
+                options=options,
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
+            )
+            self._manager.best_step()
+        except (ValueError, LookupError, TypeError) as error:  # of damaged scores, where no checksums told
+            raise ValueError(
+                f"the scores of the checkpoints in {directory} can't be read ({reason(error)}): move away the one "
+                "that is damaged, by its metrics/metrics"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -76,6 +95,7 @@ class Checkpoints:
 
         Raises:
           ValueError: if the epoch is not after the last one saved, or the score is NaN.
+          OSError: if it can't be written, on a full disk for instance.
         """
         if self.last_epoch is not None and epoch <= self.last_epoch:
             raise ValueError(
@@ -87,8 +107,17 @@ class Checkpoints:
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(_arrays(state)), history=self._ocp.args.JsonSave({"history": history})
         )
-        self._manager.save(epoch, args=items, metrics={"score": score})
-        self._manager.wait_until_finished()
+        directory = self._manager.directory
+        try:
+            self._manager.save(epoch, args=items, metrics={"score": score})
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:  # of the libraries below
+            raise OSError(
+                f"the checkpoint of epoch {epoch} can't be written into {directory} ({reason(error)}): make sure "
+                "that there is space and that the folder can be written, and go on from the checkpoint before"
+            ) from error
+        step = pathlib.Path(directory) / str(epoch)
+        _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode())
 
     def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
         """A state of the same structure as the given one, and the history beside it.
@@ -105,8 +134,9 @@ class Checkpoints:
             there = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {there}")
         expected = _arrays(like)
-        # Asked first, for a restoration that fails leaves threads behind.
-        shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
+        # Asked first, because a restoration that fails leaves threads behind.
+        with self._readable(epoch):
+            shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
         here = {name: _shape_there(array) for name, array in expected.items()}
         differences = [
             f"{name} is {shapes.get(name, 'missing')} there, {here.get(name, 'missing')} here"
@@ -118,14 +148,45 @@ class Checkpoints:
                 f"the checkpoint in {self._manager.directory} is not of this network and recipe: "
                 f"{'; '.join(differences)}"
             )
-        found = self._manager.restore(
-            epoch,
-            args=self._ocp.args.Composite(
-                state=self._ocp.args.StandardRestore(expected), history=self._ocp.args.JsonRestore()
-            ),
-        )
-        arrays = [found["state"][name] for name in expected]
-        return jax.tree.unflatten(jax.tree.structure(like), arrays), found["history"]["history"]
+        with self._readable(epoch):
+            found = self._manager.restore(
+                epoch,
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.StandardRestore(expected), history=self._ocp.args.JsonRestore()
+                ),
+            )
+            arrays, history = [found["state"][name] for name in expected], found["history"]["history"]
+        return jax.tree.unflatten(jax.tree.structure(like), arrays), history
+
+    @contextlib.contextmanager
+    def _readable(self, epoch):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of a device without memory: the checkpoint is sound
+            raise
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise ValueError(
+                f"the checkpoint {self._manager.directory / str(epoch)} can't be read ({reason(error)}): move it "
+                "away, to go on from the one before it"
+            ) from error
+
+
+def _set_damaged_aside(directory) -> dict[int, pathlib.Path]:
+    """Renames the checkpoints whose files are not those that were written, and returns where they are by epoch.
+
+    Those without checksums, of a process that was killed before it wrote them, stay.
+    """
+    damaged = {}
+    for step in sorted(directory.glob("[0-9]*")):
+        if step.name.isdigit() and (step / _CHECKSUMS).exists() and not _is_whole(step):
+            names = (f"damaged-{step.name}" + f"-{n}" * (n > 1) for n in itertools.count(1))
+            free = next(name for name in names if not (directory / name).exists())
+            damaged[int(step.name)] = step.rename(directory / free)
+    return damaged
+
+
+def _is_whole(step) -> bool:
+    return _disk.checksums(step, without=_CHECKSUMS).encode() == (step / _CHECKSUMS).read_bytes()
 
 
 def _shape_there(array: jax.Array) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -147,6 +148,32 @@ def test_folders_of_other_kinds(tmp_path, capsys):
         "is the folder of margin_map, which does not measure a data set of hmt_jax.data along the diagonal"
         in capsys.readouterr().err
     )
+
+
+def test_an_audit_is_alone_at_work_in_a_folder(finished, capsys):
+    with folder.held(finished):
+        assert command_line.main(["audit", str(finished)]) == 2
+    assert f"another run or audit is at work in {finished}: wait for it, or give another" in capsys.readouterr().err
+
+
+def test_an_audit_keeps_others_out(finished, monkeypatch, capsys):
+    def measure_and_meet(*_):
+        with pytest.raises(ValueError, match="another run or audit is at work in"), folder.held(finished):
+            pass
+        raise ValueError("met it")
+
+    monkeypatch.setattr(audit, "_measure", measure_and_meet)
+    assert command_line.main(["audit", str(finished)]) == 2
+    assert "met it" in capsys.readouterr().err
+
+
+def test_changed_margins_of_what_a_run_is_compared_with_are_refused(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    file = copy / "baseline" / "margins.npz"
+    shutil.copy(copy / "margins.npz", file)
+    assert command_line.main(["audit", str(copy)]) == 2
+    assert f"{file} is not what its run wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "least"), [("--num-images", 1), ("--certify", 0)])

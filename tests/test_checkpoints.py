@@ -1,10 +1,12 @@
 """Checkpoints: what is kept, and what failures and kills leave."""
 
+import hashlib
 import json
 import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,8 +97,8 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert (checkpoints.last_epoch, checkpoints.best_epoch) == (3, 1)
         assert_equal(checkpoints.restore(small_state(-1))[0], small_state(3))
         assert_equal(checkpoints.restore(small_state(-1), 1)[0], small_state(1))
-        with pytest.raises(ValueError, match=r"no checkpoint of epoch 2 in .*; it has 1, 3"):
-            checkpoints.restore(small_state(-1), 2)
+        with pytest.raises(ValueError, match=r"no checkpoint of epoch 0 in .*; it has 1, 2, 3"):
+            checkpoints.restore(small_state(-1), 0)
 
 
 def test_the_checkpoint_of_another_network_is_refused(tmp_path):
@@ -117,7 +119,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
-            with pytest.raises(Exception, match=r"[Ff]ile too large|EFBIG"):
+            with pytest.raises(OSError, match=f"checkpoint of epoch 1 can't be written into {tmp_path} .*is space"):
                 checkpoints.save(1, small_state(1), score=0.9)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -126,6 +128,90 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path):
         assert_equal(checkpoints.restore(small_state(-1))[0], small_state(0))
         checkpoints.save(1, small_state(1), score=0.9)
         assert_equal(checkpoints.restore(small_state(-1))[0], small_state(1))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with the checkpoints of epochs 1 and 2."""
+    path = tmp_path_factory.mktemp("kept")
+    with Checkpoints(path) as checkpoints:
+        for epoch in range(3):
+            checkpoints.save(epoch, small_state(epoch), score=epoch, history=[{"epoch": epoch}])
+    return path
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = [
+    ("state/ocdbt.process_0/d/*", lambda file: flip(file, 0.5)),
+    ("state/_METADATA", lambda file: file.write_bytes(b"\x82" + file.read_bytes())),
+    ("state/_METADATA", pathlib.Path.unlink),
+    ("metrics/metrics", lambda file: file.write_text("{")),
+    ("metrics/metrics", lambda file: file.write_text(file.read_text().replace("2", "0"))),
+    ("files.sha256", lambda file: flip(file, 0.2)),
+    (".", lambda step: (step / "state" / "more").write_text("")),
+]
+
+
+@pytest.mark.parametrize(("pattern", "damage"), DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(kept, tmp_path, pattern, damage):
+    path = tmp_path / "kept"
+    shutil.copytree(kept, path)
+    damage(max((path / "2").glob(pattern), key=lambda file: file.stat().st_size) if pattern != "." else path / "2")
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.damaged == {2: path / "damaged-2"}
+        assert checkpoints.last_epoch == checkpoints.best_epoch == 1
+        state, history = checkpoints.restore(small_state(-1))
+        assert_equal(state, small_state(1))
+        assert history == [{"epoch": 1}]
+        checkpoints.save(2, small_state(5), score=5)
+    assert (path / "damaged-2").is_dir()
+
+
+def test_no_sound_checkpoint_is_as_none(kept, tmp_path):
+    path = tmp_path / "kept"
+    shutil.copytree(kept, path)
+    (path / "damaged-2").mkdir()  # of an earlier time
+    for epoch in ("1", "2"):
+        flip(path / epoch / "history" / "metadata", 0.5)
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.damaged == {1: path / "damaged-1", 2: path / "damaged-2-2"}
+        assert checkpoints.last_epoch is checkpoints.best_epoch is None
+        checkpoints.save(0, small_state(0), score=0)
+
+
+def test_sound_checkpoints_stay_where_they_are(kept, tmp_path):
+    path = tmp_path / "kept"
+    shutil.copytree(kept, path)
+    (path / "2" / "files.sha256").unlink()  # a process was killed before it wrote this
+    with Checkpoints(path) as checkpoints:
+        assert not checkpoints.damaged
+        assert_equal(checkpoints.restore(small_state(-1))[0], small_state(2))
+
+
+def test_checksums_are_those_of_the_files(kept):
+    lines = dict(reversed(line.split("  ")) for line in (kept / "2" / "files.sha256").read_text().splitlines())
+    files = [file for file in (kept / "2").rglob("*") if file.is_file() and file.name != "files.sha256"]
+    assert lines == {
+        file.relative_to(kept / "2").as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(kept, tmp_path):
+    path = tmp_path / "kept"
+    shutil.copytree(kept, path)
+    (path / "2" / "files.sha256").unlink()
+    (path / "2" / "state" / "_METADATA").write_bytes(b"\x82")
+    expected = f"the checkpoint {path / '2'} can't be read .*: move it away, to go on from the one before it"
+    with Checkpoints(path) as checkpoints, pytest.raises(ValueError, match=expected):
+        checkpoints.restore(small_state(-1))
+    (path / "2" / "metrics" / "metrics").write_text('{"scor": 2}')
+    with pytest.raises(ValueError, match=f"scores of the checkpoints in {path} can't be read .*: move away the one"):
+        Checkpoints(path)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ NAMES = [name for name in config.names() if isinstance(config.load(name), Diagon
 GIVEN = [name for name in config.names() if isinstance(config.load(name), GivenWeights)]
 NETWORKS = {(full.network, SHAPES[full.data], full.num_hidden) for full in map(config.load, NAMES)}
 NETWORKS |= {(full.network, (full.crop, full.crop, 3), ()) for full in map(config.load, GIVEN)}
-COMMON = {"config.json", "environment.json", "checks.json", "summary.json"}
+COMMON = {"files.sha256", "config.json", "environment.json", "checks.json", "summary.json"}
 
 
 def reduced(name):

@@ -1,12 +1,20 @@
 """The runner, from the command line to the files it leaves."""
 
 import collections
+import contextlib
 import dataclasses
+import errno
+import hashlib
+import io
 import json
 import os
+import re
 import shutil
+import struct
+import threading
 import time
 import warnings
+import zipfile
 
 import jax
 import numpy as np
@@ -14,7 +22,7 @@ import pytest
 
 import hmt_jax
 from experiments import __main__ as command_line
-from experiments import config, folder, manipulations, summary
+from experiments import config, folder, manipulations, stages, summary
 from hmt_jax import data, frequency, models, subspaces, training
 
 QUICK = ["--set", "num_epochs=2", "num_images=12"]
@@ -49,6 +57,7 @@ def test_every_configuration_loads():
 
 def test_a_run_leaves_all_its_files(finished):
     assert {file.name for file in finished.iterdir()} == {
+        "files.sha256",
         "config.json",
         "environment.json",
         "history.json",
@@ -106,7 +115,7 @@ def test_a_finished_run_is_reused(finished, capsys):
 def test_an_interrupted_run_goes_on_from_its_last_stage(finished, tmp_path, monkeypatch):
     path = tmp_path / "digits"
     path.mkdir()
-    for name in ("config.json", "environment.json", "history.json", "checkpoint.safetensors"):
+    for name in ("files.sha256", "config.json", "environment.json", "history.json", "checkpoint.safetensors"):
         (path / name).write_bytes((finished / name).read_bytes())
     monkeypatch.setattr(hmt_jax.training, "train", None)  # training again would fail
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
@@ -184,7 +193,11 @@ def test_fresh_leaves_a_run_inside_that_others_refer_to(tmp_path, capsys):
         (tmp_path / name / "baseline.json").write_text(text)
     for path in paths[:2]:
         folder.start(path, "digits", settings, fresh=True)
-        assert {file.name for file in path.iterdir()} - {"baseline"} == {"config.json", "environment.json"}
+        assert {file.name for file in path.iterdir()} - {"baseline"} == {
+            "config.json",
+            "environment.json",
+            "files.sha256",
+        }
     assert [(path / "baseline").exists() for path in paths] == [True, False, True]
     assert f"{paths[0] / 'baseline'} stays, for {tmp_path}" in capsys.readouterr().out
 
@@ -193,7 +206,7 @@ def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
     path = tmp_path / "digits"
     with folder.held(path):
         told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
-    assert f"another run is at work in {path}: wait for it, or give another folder with --folder" in told
+    assert f"another run or audit is at work in {path}: wait for it, or give another folder" in told
     assert not path.exists()
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
 
@@ -492,22 +505,306 @@ def test_a_file_is_no_folder(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def flip_last_bit(file):
+    """A change that every parser passes by: the end of a .safetensors file is that of its last array."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def put_another_classifier(file):
+    """The file of a network with other weights, as a run with another seed leaves it."""
+    _, header = models.load(file)
+    classifier = models.create(**header["architecture"], key=jax.random.key(99))
+    models.save(file, classifier, **header)
+
+
+def put_other_margins(file):
+    with np.load(file) as arrays:
+        changed = {**arrays, "margin": 1.01 * arrays["margin"]}
+    np.savez(file, **changed)
+
+
+@pytest.mark.parametrize("command", ["audit", "accuracy", "scorecard", "run"])
 @pytest.mark.parametrize(
-    ("name", "damage", "message"),
+    ("name", "damage", "remedy"),
     [
-        ("summary.json", lambda path: path.write_text("{"), "is damaged, though a run writes its files whole"),
-        ("margins.npz", lambda path: path.write_bytes(b"PK"), "is damaged, though a run writes its files whole"),
-        ("summary.json", lambda path: path.unlink(), "is not there, though a run writes its files whole"),
-        ("margins.npz", lambda path: path.unlink(), "is not there, though a run writes its files whole"),
+        ("checkpoint.safetensors", flip_last_bit, "start that run over with --fresh"),
+        ("checkpoint.safetensors", put_another_classifier, "start that run over with --fresh"),
+        ("best.safetensors", flip_last_bit, "start that run over with --fresh"),
+        ("margins.npz", put_other_margins, "start that run over with --fresh"),
+        ("margins.npz", lambda file: file.write_bytes(b"PK"), "start that run over with --fresh"),
+        (
+            "summary.json",
+            lambda file: file.write_text(file.read_text().replace("windows", "vindows")),
+            "start that run",
+        ),
+        ("config.json", lambda file: file.write_text(file.read_text().replace(" 12", " 13")), "remove "),
+        ("margins.png", flip_last_bit, "remove it"),
     ],
 )
-def test_a_damaged_run_is_named(finished, tmp_path, capsys, name, damage, message):
+def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, capsys, command, name, damage, remedy):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     damage(copy / name)
-    command = "scorecard" if name == "summary.json" else "audit"
-    told = fails(capsys, command, copy, *(["--root", tmp_path] if command == "scorecard" else []))
-    assert f"{copy / name} {message}: start that run over with --fresh" in told
+    arguments = {"run": ["run", "digits", *QUICK, "--folder", copy], "scorecard": ["scorecard", "--root", tmp_path]}
+    told = fails(capsys, *arguments.get(command, [command, copy]))
+    assert (
+        f"error: {copy / name} is not what its run wrote, by its SHA-256 in files.sha256: put back "
+        f"whichever changed, or {remedy}" in told
+    )
+
+
+def test_a_classifier_that_changed_is_not_measured(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    for name in ("margins.npz", "summary.json", "checks.json"):
+        (copy / name).unlink()
+    flip_last_bit(copy / "checkpoint.safetensors")
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", copy)
+    assert f"{copy / 'checkpoint.safetensors'} is not what its run wrote" in told
+    assert not (copy / "margins.npz").exists()
+
+
+def test_the_record_has_the_checksums_of_all_files(robust):
+    lines = dict(reversed(line.split("  ")) for line in (robust / "files.sha256").read_text().splitlines())
+    files = [file for pattern in ("*", "monitored/*") for file in robust.glob(pattern) if file.is_file()]
+    expected = {str(file.relative_to(robust)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert {**lines, "files.sha256": expected["files.sha256"]} == expected
+    assert "monitored/004.npz" in lines
+
+
+def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, monkeypatch):
+    """Before and after each step by which a file appears under its name: that of the record, its own, the record's."""
+    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
+    file = tmp_path / "summary.json"
+    found = []
+    for num_before in range(4):
+        folder.write_json(file, "former")
+        left, replace = [num_before], os.replace
+
+        def replace_or_die(*arguments, left=left, replace=replace):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            replace(*arguments)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", replace_or_die)
+            folder.write_json(file, "new")
+        found.append(folder.read_json(file))
+    assert found == ["former", "former", "new", "new"]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "margins.npz"])
+def test_a_file_that_is_gone_is_named(finished, tmp_path, capsys, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / name).unlink()
+    arguments = ["scorecard", copy, "--root", tmp_path] if name == "summary.json" else ["audit", copy]
+    assert (
+        f"{copy / name} is not there, though a run writes its files whole: start that run over with --fresh"
+        in fails(capsys, *arguments)
+    )
+
+
+def archive(*, header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", **changes):
+    """An .npz file with the given header of its array, and attributes of its entry in the directory changed."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as opened:
+        opened.writestr("margin.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8))
+        for name, value in changes.items():
+            setattr(opened.filelist[0], name, value)
+    return content.getvalue()
+
+
+HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999, 9999999), }"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", b"{"),
+        ("a.json", b'"\x82"'),
+        ("a.json", b"[" * 100_000),
+        ("a.npz", b"PK"),
+        ("a.npz", b""),
+        ("a.npz", archive()[:-30]),
+        ("a.npz", archive(compress_type=99)),
+        ("a.npz", archive(flag_bits=1)),
+        ("a.npz", archive(CRC=0)),
+        ("a.npz", archive(header=HUGE)),
+        ("a.npz", archive(header=b"{'descr': 'O', 'fortran_order': False, 'shape': (2,), }")),
+    ],
+)
+def test_damage_is_told_whatever_a_parser_makes_of_it(tmp_path, name, content):
+    """Also where no record tells."""
+    (tmp_path / name).write_bytes(content)
+    read = {"json": folder.read_json, "npz": folder.read_arrays}
+    expected = f"{tmp_path / name} is damaged, though a run writes its files whole: start that run over with --fresh"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read[name.partition(".")[2]](tmp_path / name)
+
+
+def test_a_sound_file_is_read(tmp_path):
+    (tmp_path / "a.npz").write_bytes(archive())
+    np.testing.assert_array_equal(folder.read_arrays(tmp_path / "a.npz")["margin"], [0, 0])
+
+
+def test_a_folder_without_a_record_gets_one_when_its_run_goes_on(tmp_path, capsys):
+    described = folder.described("digits", config.load("digits"))
+    for name, value in (("config.json", described), ("history.json", []), ("notes.json", "mine")):
+        (tmp_path / name).write_text(json.dumps(value))
+    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
+    assert f"{tmp_path} has no files.sha256: its files count as they are now" in capsys.readouterr().out
+    (tmp_path / "notes.json").write_text("mine, again")
+    folder.verify(tmp_path)
+    (tmp_path / "history.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"history\.json is not what its run wrote"):
+        folder.read_json(tmp_path / "history.json")
+
+
+def unfinished(finished, path):
+    """A copy of a run that was killed in training, after its last epoch was kept."""
+    shutil.copytree(finished, path)
+    for name in ("history.json", "checkpoint.safetensors", "best.safetensors", "margins.npz", "checks.json"):
+        (path / name).unlink()
+    return path
+
+
+def test_training_goes_on_before_a_damaged_checkpoint(finished, tmp_path, capsys):
+    path = unfinished(finished, tmp_path / "run")
+    flip_last_bit(path / "checkpoints" / "1" / "state" / "_METADATA")
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+    told = f"the checkpoint of epoch 1 is damaged, and lies in {path / 'checkpoints' / 'damaged-1'} now: training goes"
+    assert f"{told} on from the checkpoint of epoch 0" in capsys.readouterr().out
+    expected, found = (models.to_torch(models.load(each / "checkpoint.safetensors")[0]) for each in (finished, path))
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
+def test_training_starts_over_where_all_checkpoints_are_damaged(finished, tmp_path, capsys, monkeypatch):
+    path = unfinished(finished, tmp_path / "run")
+    for epoch in ("0", "1"):
+        (path / "checkpoints" / epoch / "metrics" / "metrics").write_bytes(b"\x82")
+
+    def train(*_, state, **__):
+        raise FloatingPointError(f"begun at step {state.num_steps}")
+
+    monkeypatch.setattr(training, "train", train)
+    assert "begun at step 0; the last good state is the one before training" in fails(
+        capsys, "run", "digits", *QUICK, "--folder", path
+    )
+    assert {file.name for file in (path / "checkpoints").iterdir()} == {"damaged-0", "damaged-1"}
+
+
+def test_the_checkpoints_of_another_run_are_refused(finished, tmp_path, capsys):
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
+    folder.start(
+        tmp_path / "run", "digits", config.override(config.load("digits"), [*QUICK[1:], "seed=7"]), fresh=False
+    )
+    told = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", tmp_path / "run")
+    assert f"{tmp_path / 'run' / 'checkpoints'} is of another run (seed is 0 there, 7 here): put that of this" in told
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk on which nothing can be written; the number of times that it was tried."""
+    tried = []
+
+    def fail(descriptor):
+        tried.append(os.fstat(descriptor).st_size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    return tried
+
+
+FULL = "no space is left: free some and give the same command again, which goes on from what is finished"
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=f"{FULL}: '{tmp_path / 'summary.json'}'"):
+        folder.write_json(tmp_path / "summary.json", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_met_before_a_measurement(tmp_path, full_disk, monkeypatch):
+    """And what is kept free is enough for the file."""
+    quick = config.load("digits", quick=True)
+    monkeypatch.setattr(hmt_jax, "measure_margins", lambda *_, **__: pytest.fail("was begun"))
+    with pytest.raises(OSError, match=FULL):
+        stages.measure(quick, None, np.zeros((500, 8, 8, 1)), np.zeros(500, int), tmp_path)
+    content = io.BytesIO()
+    np.savez(content, **{field: np.zeros((6, 500)) for field in summary.FIELDS})
+    assert full_disk == [max(full_disk[0], len(content.getvalue()) + 2**16)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_is_counted_on_after_a_full_disk(tmp_path, monkeypatch):
+    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
+    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 1000})
+    failed, written, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def fail_once(descriptor):
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+        written.set()
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with folder.timed(tmp_path, interval=0.001):
+        assert written.wait(60)
+    assert folder.read_environment(tmp_path)["seconds"] >= 1000
+
+
+def test_no_link_leads_a_writer_out_of_its_folder(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    for name in ("part-summary.json", "summary.json.part", "summary.json.tmp", "summary.json"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    folder.write_json(tmp_path / "run" / "summary.json", {})
+    models.save(
+        tmp_path / "run" / "summary.json",
+        models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2),
+        architecture={"name": "logistic", "image_shape": [2, 2, 1], "num_classes": 2},
+    )
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """The second one writes all of it while the first one is about to bring its own to the disk."""
+    others, fsync = ["second"], os.fsync
+
+    def write_another(descriptor):
+        if others:
+            folder.write_json(tmp_path / "audit.json", others.pop())
+            assert folder.read_json(tmp_path / "audit.json") == "second"
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", write_another)
+    folder.write_json(tmp_path / "audit.json", "first")
+    assert not others
+    assert folder.read_json(tmp_path / "audit.json") == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["audit.json"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / "monitored").mkdir()
+    for name in (".hmt_jax-part-0123", "monitored/.hmt_jax-part-0123", "part-1.txt"):
+        (tmp_path / name).write_text("")
+    with folder.held(tmp_path):
+        assert {file.name for file in tmp_path.rglob("*")} == {"monitored", "part-1.txt"}
+
+
+def test_files_are_for_whom_the_user_lets_read_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder.write_json(tmp_path / "summary.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_damaged_configuration_has_a_remedy_that_works(tmp_path, capsys):

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import scorecard
+from experiments import folder, scorecard
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A folder with two short runs, a quick one, and one that is not finished."""
     path = tmp_path_factory.mktemp("results")
-    for folder, *arguments in (
+    for name, *arguments in (
         ("digits", "--set", "num_epochs=1"),
         ("digits_1", "--set", "num_epochs=1", "seed=1", "num_images=6"),
         ("digits_quick", "--quick", "--set", "num_epochs=1", "num_images=6"),
     ):
-        assert command_line.main(["run", "digits", *arguments, "--folder", str(path / folder)]) == 0
+        assert command_line.main(["run", "digits", *arguments, "--folder", str(path / name)]) == 0
     (path / "started").mkdir()
     return path
 
@@ -28,9 +28,9 @@ def test_runs_are_rows(root, capsys):
     assert command_line.main(["scorecard", "--root", str(root)]) == 0
     header, first, second, _, total, *_ = capsys.readouterr().out.splitlines()
     assert all(word in header for word in ("experiment", "seed", "test accuracy", "device", "wall time"))
-    for line, seed, folder in ((first, "0", "digits"), (second, "1", "digits_1")):
-        verdict = json.loads((root / folder / "checks.json").read_text())["checks"][0]
-        accuracy = json.loads((root / folder / "summary.json").read_text())["test_accuracy"]
+    for line, seed, name in ((first, "0", "digits"), (second, "1", "digits_1")):
+        verdict = json.loads((root / name / "checks.json").read_text())["checks"][0]
+        accuracy = json.loads((root / name / "summary.json").read_text())["test_accuracy"]
         assert line.startswith("digits (num_epochs=1")
         assert f"  {seed}  " in line
         assert f"{accuracy:.2%}" in line
@@ -76,7 +76,7 @@ def test_three_seeds_have_a_spread(root, tmp_path, capsys):
 
     # Whichever order the fields are written in.
     path = tmp_path / "seed1" / "config.json"
-    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    folder.write_json(path, dict(reversed(json.loads(path.read_text()).items())))
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
     assert "0, 1, 2" in capsys.readouterr().out
 
@@ -115,7 +115,8 @@ def test_spreads_are_of_what_all_runs_have(root, tmp_path):
 
 
 def edit(file, **changes):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    """Changes fields as the run itself would, which enters the file into the record."""
+    folder.write_json(file, {**folder.read_json(file), **changes})
 
 
 def test_quick_runs_prove_nothing(root, capsys):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hmt_jax import _disk
 from hmt_jax._extras import require
 from hmt_jax._paths import expand
 from hmt_jax.models import _create
@@ -33,16 +34,22 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
     Raises:
       ValueError: if the architecture is not whole, or not that of the classifier, or there is no folder for the file.
     """
+    file = expand("file", file)
+    if not (parent := pathlib.Path(file).parent).is_dir():
+        raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
+    _disk.write(file, to_bytes(classifier, architecture=architecture, **header))
+
+
+def to_bytes(classifier: Normalized, *, architecture: Mapping[str, Any], **header: Any) -> bytes:
+    """The content of the file that `save` writes."""
     require("files of classifiers", "experiments", "safetensors")
+    # Not by safetensors' own function for files, whose files none but their owner can read.
     from safetensors.numpy import save as serialize
 
     if missing := {"name", "image_shape", "num_classes"} - set(architecture):
         raise ValueError(
             f"architecture must hold name, image_shape and num_classes, but lacks {', '.join(sorted(missing))}"
         )
-    file = expand("file", file)
-    if not (parent := pathlib.Path(file).parent).is_dir():
-        raise ValueError(f"there is no folder {parent} to write {file} into: make it first")
     # safetensors writes arrays that are not contiguous as if they were.
     arrays = {_name(path): np.ascontiguousarray(variable[...]) for path, variable in _variables(classifier)}
     _, variables = _outline(architecture)
@@ -51,12 +58,7 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
             f"the classifier is not of the architecture {dict(architecture)}: give the arguments that `create` made it "
             "with, num_hidden among them"
         )
-    temporary = pathlib.Path(f"{os.fspath(file)}.part")
-    # Not by safetensors' own function, whose files none but their owner can read.
-    temporary.write_bytes(
-        serialize(arrays, metadata={HEADER: json.dumps({"architecture": dict(architecture), **header})})
-    )
-    temporary.replace(file)
+    return serialize(arrays, metadata={HEADER: json.dumps({"architecture": dict(architecture), **header})})
 
 
 def _outline(architecture: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
