@@ -10,6 +10,7 @@ the data, and batch norm takes its statistics over the whole batch.
 import dataclasses
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -32,6 +33,8 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 _AXIS = "data"
 _NEVER = np.iinfo(np.int32).max
+# Random streams are new in every step, and what a module sows is for those who look on.
+_NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,7 @@ class TrainState(NamedTuple):
 
     structure: nnx.GraphDef
     parameters: nnx.State
-    batch_statistics: nnx.State
-    constants: nnx.State  # all other variables of the classifier
+    variables: nnx.State  # all others of the classifier, such as batch-norm statistics
     optimizer: optax.OptState
     num_steps: jax.Array  # steps taken
 
@@ -128,7 +130,9 @@ def train(
 
     Args:
       classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
-        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned.
+        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Its
+        random streams get new keys from `key` in every step, and other variables that a call of it changes keep what
+        they were changed to; those it sows with `nnx.Intermediate` are dropped.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
@@ -142,8 +146,9 @@ def train(
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, a batch size that the devices can't share, or a
-        state of another network, or that is not at the end of an epoch of such a training.
+      ValueError: for images and labels of unequal number, or none, a batch size that the devices can't share, a state
+        of another network, or that is not at the end of an epoch of such a training, or a classifier that makes
+        variables when it is called, changes their shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: for a classifier that is no Flax NNX module.
 
@@ -239,13 +244,11 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     evaluated = nnx.clone(classifier)
     evaluated.eval()
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
-    split = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, nnx.BatchStat, ...))
-    structure, parameters, batch_statistics, constants = split
+    structure, parameters, variables = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, ...))
     return TrainState(
         structure,
         parameters,
-        batch_statistics,
-        constants,
+        variables,
         optimizer=_optimizer(recipe, num_samples).init(parameters),
         num_steps=jnp.zeros((), jnp.int32),
     )
@@ -253,8 +256,8 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 def classifier_of(state: TrainState) -> Any:
     """The classifier as it is at a state, in evaluation mode."""
-    # A copy, for batch norm updates its statistics in place.
-    return nnx.merge(state.structure, state.parameters, state.batch_statistics, state.constants, copy=True)
+    # A copy, because modules update variables in place.
+    return nnx.merge(state.structure, state.parameters, state.variables, copy=True)
 
 
 def evaluate(
@@ -425,7 +428,7 @@ _train_step_at = jax.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
 
 def _step(recipe, num_samples, attack, state, sums, batch, key):
     """One step of SGD on a batch."""
-    attack_key, dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 3)
+    attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
     images = _batches.as_floats(batch.images)
     if recipe.augment is not None:
         images = recipe.augment(augment_key, images)
@@ -436,14 +439,11 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
         )
 
     def loss_fn(parameters):
-        classifier = _classifier_to_compute_with(recipe, state._replace(parameters=parameters))
-        classifier.train()
-        classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(dropout_key), raise_if_not_found=False)
-        logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+        logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)
         loss, num_correct = _batches.sum_over(logits, batch)
-        return loss / jnp.sum(batch.is_counted), (loss, num_correct, nnx.state(classifier, nnx.BatchStat))
+        return loss / jnp.sum(batch.is_counted), (loss, num_correct, variables)
 
-    gradients, (loss, num_correct, batch_statistics) = jax.grad(loss_fn, has_aux=True)(state.parameters)
+    gradients, (loss, num_correct, variables) = jax.grad(loss_fn, has_aux=True)(state.parameters)
     updates, optimizer = _optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
     is_good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
     sums = _Sums(
@@ -453,7 +453,7 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
     )
     state = state._replace(
         parameters=optax.apply_updates(state.parameters, updates),
-        batch_statistics=batch_statistics,
+        variables=variables,
         optimizer=optimizer,
         num_steps=state.num_steps + 1,
     )
@@ -475,15 +475,104 @@ class _ComputeIn:
         return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
 
-def _classifier_to_compute_with(recipe, state):
-    """The classifier at a state, in the recipe's dtype but for the statistics of batch norm."""
+def _apply(recipe, state, images, dropout_key, stream_key):
+    """The logits in training mode, and the variables as the call leaves them."""
+    written = frozenset()
+    if recipe.compute_dtype != "float32" and any(
+        map(_may_be_cast, [variable for _, variable in nnx.to_flat_state(state.variables)])
+    ):
+        # Sums and counts would stand still in lower precision, and only a call shows which variables are such.
+        exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
+        jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
+        written = frozenset(called[0])
+    logits, changed = _call(recipe, state, images, dropout_key, stream_key, written)
+    return logits, _carried(state.variables, changed)
+
+
+def _may_be_cast(variable) -> bool:
+    is_floating = any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(variable))
+    return is_floating and not isinstance(variable, nnx.BatchStat)
+
+
+def _call(recipe, state, images, dropout_key, stream_key, written=frozenset()):
+    """The logits in training mode, and the variables that the call has changed or made, by their paths."""
+    classifier = _classifier_to_compute_with(recipe, state, written)
+    classifier.train()
+    _renew_random_streams(classifier, dropout_key, stream_key)
+    before = {path: jax.tree.leaves(variable) for path, variable in _variables_of(classifier)}
+    logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+    after = _variables_of(classifier)
+    return logits, {path: variable for path, variable in after if not _are_same(before.get(path), variable)}
+
+
+def _variables_of(classifier):
+    return nnx.to_flat_state(nnx.state(classifier, nnx.filterlib.Not(nnx.filterlib.Any(*_NOT_CARRIED))))
+
+
+def _are_same(leaves, variable) -> bool:
+    """Whether a variable holds the very arrays that it held before."""
+    found = jax.tree.leaves(variable)
+    return leaves is not None and len(leaves) == len(found) and all(map(operator.is_, leaves, found))
+
+
+def _renew_random_streams(classifier, dropout_key, stream_key):
+    """Gives every random stream a key of its own. Dropout that was made without one is given a stream."""
+    streams = [part for _, part in nnx.iter_graph(classifier) if isinstance(part, nnx.RngStream)]
+    for number, stream in enumerate(streams):
+        key, shape = jax.random.fold_in(stream_key, number), stream.key.shape
+        stream.key.set_value(jax.random.split(key, shape) if shape else key)
+        stream.count.set_value(jnp.zeros(shape, jnp.uint32))
+    classifier.set_attributes(
+        lambda _, part: isinstance(part, nnx.Dropout) and part.rngs is None,
+        rngs=nnx.Rngs(dropout_key),
+        raise_if_not_found=False,
+    )
+
+
+def _carried(variables, changed):
+    """Variables with what a call has changed, in the shapes and types that they had.
+
+    Raises:
+      ValueError: for parameters, which the optimizer alone changes, and variables that are new, or of another shape.
+    """
+    flat = dict(nnx.to_flat_state(variables))
+    for path, variable in changed.items():
+        name, reason = ".".join(map(str, path)), None
+        if isinstance(variable, nnx.Param):
+            reason = "is a parameter, which a call of the classifier changes: make it another kind of nnx.Variable"
+        elif path not in flat:
+            reason = "is made by a call of the classifier: make it in __init__"
+        elif _kinds_of(variable) != _kinds_of(flat[path]):
+            reason = "has another shape or type after a call of the classifier: give it the same ones"
+        if reason is not None:
+            raise ValueError(f"training can't carry {name} ({type(variable).__name__}) from step to step: it {reason}")
+        flat[path] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), flat[path], variable)
+    return nnx.from_flat_state(flat.items())
+
+
+def _kinds_of(variable):
+    """What a variable must keep: its structure, and shapes and types; floating point may be of any precision."""
+    return jax.tree.structure(variable.get_value()), [
+        (jnp.shape(leaf), "floating" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.result_type(leaf))
+        for leaf in jax.tree.leaves(variable)
+    ]
+
+
+def _classifier_to_compute_with(recipe, state, written=frozenset()):
+    """The classifier at a state, in the recipe's dtype but for batch-norm statistics and what a call writes."""
     if recipe.compute_dtype == "float32":
         return classifier_of(state)
-    parameters, constants = jax.tree.map(
-        lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        (state.parameters, state.constants),
+
+    def cast(tree):
+        return jax.tree.map(
+            lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+        )
+
+    variables = nnx.from_flat_state(
+        (path, cast(variable) if _may_be_cast(variable) and path not in written else variable)
+        for path, variable in nnx.to_flat_state(state.variables)
     )
-    classifier = classifier_of(state._replace(parameters=parameters, constants=constants))
+    classifier = classifier_of(state._replace(parameters=cast(state.parameters), variables=variables))
     # Else batch norm would give what it normalises, and so all that follows, the float32 of its statistics.
     classifier.set_attributes(nnx.BatchNorm, promote_dtype=_as_they_are, raise_if_not_found=False)
     return classifier

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +92,29 @@ def test_statistics_are_not_trained(samples, logistic):
     np.testing.assert_array_equal(trained.std[...], logistic.std[...])
 
 
-def test_device_loop_is_the_host_loop(samples, convolutional):
+def test_device_loop_is_the_host_loop(samples):
+    class Drawing(Convolutional):
+        """With a random stream and a variable of its own."""
+
+        def __init__(self):
+            super().__init__(nnx.Rngs(0))
+            self.rngs, self.drawn = nnx.Rngs(noise=1), nnx.Variable(jnp.zeros(()))
+
+        def __call__(self, images):
+            self.drawn[...] += jax.random.uniform(self.rngs.noise())
+            return super().__call__(images)
+
     key, mesh = jax.random.key(2), _devices.mesh(ONE, training._AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     by_host, by_device = (
-        run_epoch(RECIPE, mesh, None, training.start(convolutional, RECIPE, 18), placed, key)
+        run_epoch(RECIPE, mesh, None, training.start(Drawing(), RECIPE, 18), placed, key)
         for run_epoch in (training._host_epoch, training._device_epoch)
     )
+    assert by_host[0].variables["drawn"][...] > 0
     # The same products in another compiled program.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_host, by_device)
+    for found, expected in zip(jax.tree.leaves(by_device), jax.tree.leaves(by_host), strict=True):
+        if not jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Convolutional(nnx.Module):
@@ -336,6 +351,132 @@ def test_dropout_is_drawn_anew_in_every_step(samples):
     np.testing.assert_array_equal(first.conv.kernel[...], again.conv.kernel[...])
     assert (first.conv.kernel[...] != other.conv.kernel[...]).any()
     assert first.dropout.deterministic
+
+
+class Own(nnx.Variable):
+    """A kind of variable that Flax does not know."""
+
+
+class Noting(nnx.Module):
+    """Logistic regression that counts its calls, sums up the means of its images, and notes what its streams draw."""
+
+    def __init__(self, count=0.0):
+        self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+        self.rngs = nnx.Rngs(noise=1, other=1)
+        self.dropout = nnx.Dropout(0.5, rng_collection="other", rngs=self.rngs)
+        self.count, self.total = Own(jnp.asarray(count)), Own(jnp.zeros(()))
+        self.drawn = Own(jnp.zeros((15, 3)))
+
+    def __call__(self, images):
+        numbers = [jax.random.uniform(stream()) for stream in (self.rngs.noise, self.rngs.other, self.dropout.rngs)]
+        step = self.count[...].astype(int) % 15
+        self.drawn[...] = self.drawn[...].at[step].set(jnp.stack(numbers))
+        self.count[...] += 1
+        self.total[...] += images.mean()
+        return self.linear(images.reshape(len(images), -1))
+
+
+def test_every_random_stream_of_a_module_is_new_in_every_step(samples):
+    states = {}
+
+    def train(seed, **settings):
+        trained = training.train(Noting(), *samples, RECIPE, jax.random.key(seed), devices=ONE, **settings)
+        return np.asarray(trained.drawn[...])
+
+    drawn = train(0, on_epoch=lambda epoch, state, _: states.update({epoch: jax.tree.map(jnp.copy, state)}))
+    assert len(np.unique(drawn)) == 3 * 15
+    np.testing.assert_array_equal(train(0), drawn)
+    np.testing.assert_array_equal(train(0, state=states[1]), drawn)
+    assert not np.isin(train(1), drawn).any()
+
+
+def test_attention_drops_others_in_every_step(samples):
+    class Attention(nnx.Module):
+        def __init__(self):
+            self.attention = nnx.MultiHeadAttention(1, 6, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+            self.seen, self.count = Own(jnp.zeros(15)), Own(jnp.zeros((), int))
+
+        def __call__(self, images):
+            mixed = self.attention(jnp.broadcast_to(jnp.sin(jnp.arange(24.0)).reshape(4, 6), (1, 4, 6)))
+            self.seen[...] = self.seen[...].at[self.count[...]].set(mixed.sum())
+            self.count[...] += 1
+            return self.linear(images.reshape(len(images), -1))
+
+    recipe = dataclasses.replace(RECIPE, max_learning_rate=1e-9)
+    trained = training.train(Attention(), *samples, recipe, jax.random.key(0), devices=ONE)
+    assert len(np.unique(trained.seen[...])) == 15
+
+
+def test_variables_of_a_modules_own_are_carried_from_step_to_step(samples):
+    """Also where the network computes in bfloat16, in which 256 + 1 is 256."""
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
+    stream = Stream(images, labels)
+    trained = training.train_on_stream(Noting(256.0), stream, recipe, jax.random.key(0), devices=ONE)
+    assert trained.count[...] == 256 + 15
+    assert trained.count[...].dtype == trained.drawn[...].dtype == jnp.float32
+    means = [images[np.arange(first, first + 4) % 18].mean() for first in range(0, 18, 4)]
+    np.testing.assert_allclose(trained.total[...], 3 * np.sum(means), rtol=2e-2)  # of pixels in bfloat16
+
+
+def test_what_a_module_sows_is_no_part_of_training(samples):
+    class Sowing(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            with warnings.catch_warnings(action="ignore"):  # Flax would have nnx.capture around it
+                self.sow(nnx.Intermediate, "mean", images.mean())
+            return self.linear(images.reshape(len(images), -1))
+
+    trained = training.train(Sowing(), *samples, RECIPE, jax.random.key(0), devices=ONE)
+    assert not nnx.state(trained, nnx.Intermediate)
+    assert (trained.linear.kernel[...] != Sowing().linear.kernel[...]).all()
+
+
+def change_parameter(module, images):
+    module.linear.bias[...] = module.linear.bias[...] + 1
+
+
+def make_variable(module, images):
+    module.cache = Own(images)
+
+
+def grow(module, images):
+    module.drawn.set_value(jnp.zeros(7))
+
+
+def become_whole(module, images):
+    module.count.set_value(jnp.zeros((), int))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            change_parameter,
+            r"linear\.bias \(Param\) from step to step: it is a parameter, which a call of the classifier",
+        ),
+        (
+            make_variable,
+            r"cache \(Own\) from step to step: it is made by a call of the classifier: make it in __init__",
+        ),
+        (
+            grow,
+            r"drawn \(Own\) from step to step: it has another shape or type after a call of the classifier: give it",
+        ),
+        (become_whole, r"count \(Own\) from step to step: it has another shape or type after a call"),
+    ],
+)
+def test_variables_that_can_not_be_carried_are_named(samples, change, message):
+    class Changing(Noting):
+        def __call__(self, images):
+            change(self, images)
+            return self.linear(images.reshape(len(images), -1))
+
+    with pytest.raises(ValueError, match=f"^training can't carry {message}"):
+        training.train(Changing(), *samples, RECIPE, jax.random.key(0), devices=ONE)
 
 
 def test_attacks_change_what_is_trained_on(samples, logistic):
