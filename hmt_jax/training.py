@@ -477,10 +477,9 @@ class _ComputeIn:
 
 def _apply(recipe, state, images, dropout_key, stream_key):
     """The logits in training mode, and the variables as the call leaves them."""
-    written = frozenset()
-    if recipe.compute_dtype != "float32" and any(
-        map(_may_be_cast, [variable for _, variable in nnx.to_flat_state(state.variables)])
-    ):
+    written: frozenset[Any] = frozenset()
+    flat = nnx.to_flat_state(state.variables)
+    if recipe.compute_dtype != "float32" and any(_may_be_cast(variable) for _, variable in flat):
         # Sums and counts would stand still in lower precision, and only a call shows which variables are such.
         exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
         jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)

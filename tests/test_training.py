@@ -456,15 +456,15 @@ def become_whole(module, images):
     [
         (
             change_parameter,
-            r"linear\.bias \(Param\) from step to step: it is a parameter, which a call of the classifier",
+            r"linear\.bias \(Param\) from step to step: it is a parameter, which a call",
         ),
         (
             make_variable,
-            r"cache \(Own\) from step to step: it is made by a call of the classifier: make it in __init__",
+            r"cache \(Own\) from step to step: it is made by a call of the classifier: make",
         ),
         (
             grow,
-            r"drawn \(Own\) from step to step: it has another shape or type after a call of the classifier: give it",
+            r"drawn \(Own\) from step to step: it has another shape or type after a call of the classifier",
         ),
         (become_whole, r"count \(Own\) from step to step: it has another shape or type after a call"),
     ],
