@@ -26,14 +26,24 @@ from hmt_jax import _batches, _checks, _pairs, solvers
 from hmt_jax._numbers import as_numbers, whole_number
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
-from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
+from hmt_jax.projections import (
+    affine,
+    box,
+    dykstra,
+    flipped_box,
+    l2_ball,
+    linf_ball,
+    multiple_to_half_space,
+    multiple_to_sphere,
+)
 from hmt_jax.subspaces import Subspace, full
 
 # Steps of Dykstra's algorithm in a projection. What they leave outside is scaled back.
 _NUM_PROJECTIONS = 10
 # What flipping there and back leaves in float32: pixels that are black stay so to within this.
 _ROUNDING = 1e-6
-
+# Shortest step of DeepFool, in pixels, as in `hmt_jax.solvers.deepfool`; and what rounding may leave of a step.
+_SHORTEST_STEP, _UNREACHED = 1e-4, 1e-4
 
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "l2": lambda change: solvers.norms_of(change.reshape(-1)),
@@ -179,20 +189,127 @@ class DeepFool(_Bounded):
         return _cross_boundary(self, *self._prepare(classifier, images, labels))
 
     def _perturb(self, classifier, image, label):
-        space = self._space(image)
-        restriction = restrict(classifier, image, space)
+        search = _Search(self, image)
+        restriction = restrict(classifier, image, search.space)
         at_image = _pairs.linearize_at(self.solver, classifier, image)
 
-        def step(state, _):
-            is_done = self.solver.done(state)
-            return jax.tree.map(partial(jnp.where, is_done), state, self.solver.step(restriction, state)), None
+        def step(walk, _):
+            is_done = walk.status != solvers.Status.OUT_OF_STEPS
+            return jax.tree.map(partial(jnp.where, is_done), walk, search.step(restriction, walk)), None
 
-        state = _pairs.start(self.solver, classifier, image, space, at_image)
-        solution = self.solver.result(_loop(step, state, length=self.solver.max_steps - 1))
-        change = space.embed(jnp.asarray(solution.coordinates)).astype(image.dtype)
-        is_hopeless = (solution.status == solvers.Status.NON_FINITE) | (solution.status == solvers.Status.ZERO_GRADIENT)
-        is_found = (solution.label == label) & ~is_hopeless
-        return jnp.where(is_found, self._project(image + change, image), image)
+        walk = _pairs.start(search, classifier, image, search.space, at_image)
+        walk = _loop(step, walk, length=self.solver.max_steps - 1)
+        is_hopeless = (walk.status == solvers.Status.NON_FINITE) | (walk.status == solvers.Status.ZERO_GRADIENT)
+        is_found = (walk.candidates[0] == label) & ~is_hopeless
+        return jnp.where(is_found, search.perturbed(walk).astype(image.dtype), image)
+
+
+class _Walk(NamedTuple):
+    """Where a search of DeepFool is."""
+
+    z: jax.Array  # (d,) the change so far, before the overshoot
+    pull: jax.Array  # (d,) the sum of the steps' normals, each times its multiple: z itself where no bound was met
+    candidates: jax.Array  # (C,) classes by falling logit, the label first; -1 if those logits are not finite
+    status: jax.Array  # OUT_OF_STEPS while the search goes on
+
+
+class _Search:
+    """DeepFool around one image, as `hmt_jax.solvers.deepfool`, but that every point is in the box.
+
+    A step goes to the nearest point of the linearised boundary that is in the box. Without a subspace, z are the
+    changes of pixels, flipped back if the domain is, and that point is exact.
+    """
+
+    def __init__(self, attack, image):
+        self.attack, self.image, self.num_candidates = attack, image, attack.solver.num_candidates
+        is_flipped = attack.domain == "flipped" and attack.subspace is None
+        self.space = _Flipped(image.shape) if is_flipped else attack._space(image)
+        self.low, self.high = -jnp.inf, jnp.inf
+        if attack.subspace is None and attack.domain != "unbounded":
+            pixels = self.space.coordinates(image)
+            self.low, self.high = -pixels, 1 - pixels
+
+    def start(self, restriction, at_sample):
+        has_label = _are_logits(at_sample.logits)
+        zero = jnp.zeros_like(at_sample.normals[0])
+        walk = _Walk(zero, zero, jnp.where(has_label, at_sample.candidates, -1), jnp.asarray(0, jnp.int32))
+        return self._move(restriction, walk, at_sample.logits, at_sample.normals)
+
+    def step(self, restriction, walk):
+        logits, pull_back = jax.vjp(restriction, walk.z)
+        return self._move(restriction, walk, logits, solvers.normals_of(pull_back, logits, walk.candidates))
+
+    def _move(self, restriction, walk, logits, normals):
+        label, others = walk.candidates[0], walk.candidates[1:]
+        norms = solvers.norms_of(normals)
+        gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
+        has_direction = (norms > 0) & jnp.isfinite(gaps)
+        distances = jnp.where(has_direction, gaps / jnp.where(has_direction, norms, 1), 0)
+        distances = jnp.maximum(distances, _SHORTEST_STEP)
+        units = normals / jnp.where(has_direction, norms, 1)[:, None]
+        points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
+        # First those that are reached, by their distance; else the one of which the least is left.
+        steps = (points - walk.z[None]).astype(jnp.promote_types(points.dtype, jnp.float32))
+        left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
+        is_reached = left <= _UNREACHED * distances
+        lengths = jnp.where(is_reached, jnp.linalg.norm(steps, axis=1), jnp.inf)
+        nearest = jnp.where(is_reached.any(), jnp.argmin(lengths), jnp.argmin(left))
+
+        z = jnp.where(has_direction[nearest], points[nearest], walk.z)
+        overshot_logits = restriction(self._overshot(z))
+        is_changed = jnp.argmax(overshot_logits) != label
+        is_finite = _are_logits(logits) & jnp.isfinite(norms).all() & _are_logits(overshot_logits)
+        status = jnp.where(is_changed, solvers.Status.CONVERGED, solvers.Status.OUT_OF_STEPS)
+        status = jnp.where(has_direction[nearest], status, solvers.Status.ZERO_GRADIENT)
+        status = jnp.where(is_finite, status, solvers.Status.NON_FINITE).astype(jnp.int32)
+        return walk._replace(z=z, pull=walk.pull + pulls[nearest], status=status)
+
+    def _toward(self, z, unit, distance):
+        """The nearest point of the box at this distance along a unit normal; and the multiple of the normal."""
+        if self.attack.domain == "unbounded":
+            return z + distance * unit, distance * unit
+        if self.attack.subspace is None:
+            pull = multiple_to_half_space(z, unit, distance, self.low, self.high) * unit
+            return box(z + pull, self.low, self.high), pull
+        embed, coordinates = self.space.embed, self.space.coordinates
+
+        def to_half_space(point):  # within the subspace
+            change = coordinates(point - self.image)
+            return self.image + embed(change + jnp.maximum(distance - jnp.vdot(unit, change - z), 0) * unit)
+
+        sets = (_BOXES[self.attack.domain], to_half_space)
+        found = coordinates(dykstra(self.image + embed(z), sets, _NUM_PROJECTIONS) - self.image)
+        return found, found - z
+
+    def _overshot(self, z):
+        return box((1 + self.attack.solver.overshoot) * z, self.low, self.high)
+
+    def perturbed(self, walk):
+        """The image at the end of a walk, or as far towards it as the bounds allow."""
+        z, epsilon = self._overshot(walk.z), self.attack.epsilon
+        if self.attack.subspace is not None:
+            return self.attack._project(self.image + self.space.embed(z), self.image)
+        multiple = multiple_to_sphere(jnp.zeros_like(z), walk.pull, epsilon, self.low, self.high)
+        z = jnp.where(solvers.norms_of(z) > epsilon, box(multiple * walk.pull, self.low, self.high), z)
+        return self.image + self.attack._shorten(self.space.embed(z))
+
+
+def _are_logits(logits):
+    """No NaN and no infinity, but that of a class that is ruled out."""
+    return ~jnp.isnan(logits).any() & (jnp.max(logits) < jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flipped:
+    """The space of all images, by the pixels of the flipped ones."""
+
+    image_shape: tuple[int, int, int]
+
+    def coordinates(self, image):
+        return flip(image).reshape(-1)
+
+    def embed(self, z):
+        return flip(z.reshape(self.image_shape))
 
 
 def pgd(
@@ -267,9 +384,14 @@ def deepfool(
 ) -> DeepFool:
     """Each image moved over its nearest decision boundary by DeepFool, or towards it as far as the bounds allow.
 
-    The perturbation is that of `hmt_jax.solvers.deepfool`, whether or not it reached the boundary, in the L2 ball and
-    the box as `pgd` keeps them. Images whose label the classifier gets wrong stay as they are, and so do those for
-    which DeepFool gives up, with status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
+    The steps are those of `hmt_jax.solvers.deepfool`, but that each goes to the nearest point of the linearised
+    boundary within the box, or, if there is none, as near to it as the box allows. Where the last point is outside the
+    L2 ball, its steps are shortened by one factor, to where they leave the ball or the box. For two classes with linear
+    logits this is exact: the label changes if any image in the box has the other one within epsilon / (1 + overshoot).
+    In a subspace, points are near the box in the search, and go to the bounds at the end as those of `pgd`.
+
+    Images whose label the classifier gets wrong stay as they are, and so do those for which DeepFool gives up, with
+    status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
 
     Args:
       epsilon: L2 norm, over all channels, that the perturbation does not exceed, in pixels in [0, 1].

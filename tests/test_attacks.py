@@ -451,6 +451,58 @@ def test_deepfool_stays_within_its_bounds(domain, name):
     check_bounds(images, attack(classifier, images, labels, KEY), "l2", 0.4, domain, basis())
 
 
+def test_deepfool_moves_pixels_at_the_border_that_have_room():
+    """x_0 + x_1 > 0.3 is label 0, and x_1 is black: x_0 is to go from 0.6 to 0.3, and 0.02 of that way beyond."""
+    weights, bias = jnp.zeros((4, 2)).at[:2, 0].set(1), jnp.array([-0.3, 0])
+    classifier = jax.tree_util.Partial(linear_logits, weights, bias)
+    image, pixels = np.array([0.6, 0, 0, 0], np.float32).reshape(1, 2, 2, 1), subspaces.full((2, 2, 1))
+    attack = attacks.deepfool(epsilon=1.0, num_steps=1)
+    metrics = attacks.evaluate(classifier, image, np.array([0]), attack, KEY, subspaces=pixels)
+    assert (metrics.clean_accuracy, metrics.accuracy) == (1, 0)
+    np.testing.assert_allclose(metrics.energy, [(1.02 * 0.3) ** 2], rtol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("domain", ["pixels", "flipped"])
+def test_deepfool_is_exact_where_the_box_cuts_the_way_to_a_linear_boundary(domain):
+    """Against clipped multiples of the normal: the least one that reaches the boundary, or the ball's surface."""
+    rng, epsilon, to_pixels = np.random.default_rng(4), 0.7, scipy_flip if domain == "flipped" else np.asarray
+    pixels = np.clip(rng.uniform(-0.7, 1.7, size=(12, *SHAPE)), 0, 1)
+    normal = rng.normal(size=SHAPE)
+    towards = np.where(normal > 0, 1 - pixels, -pixels)
+    # From boundaries nearby to some beyond the box; each image has a boundary, and so a class, of its own.
+    reach = np.sum(normal * towards, axis=(1, 2, 3)) * np.geomspace(0.005, 1.2, 12)
+    expected = []
+    for image, gap in zip(pixels, reach, strict=True):
+
+        def change(multiple, image=image):
+            return np.clip(image + multiple * normal, 0, 1) - image
+
+        is_met = np.sum(normal * change(1e9)) > gap
+        least = (
+            scipy.optimize.brentq(lambda t, gap=gap, change=change: np.sum(normal * change(t)) - gap, 0, 1e3)
+            if is_met
+            else np.inf
+        )
+        longest = scipy.optimize.brentq(lambda t, change=change: np.linalg.norm(change(t)) - epsilon, 0, 1e3)
+        is_near = is_met and np.linalg.norm(1.02 * change(least)) < epsilon
+        expected.append(np.clip(image + 1.02 * change(least), 0, 1) if is_near else image + change(longest))
+    assert 3 <= np.sum(norms(np.array(expected) - pixels, "l2") < 0.69) <= 9
+    images, weights = to_pixels(pixels).astype(np.float32), to_pixels(normal).astype(np.float32)
+    attack = attacks.deepfool(epsilon=epsilon, domain=domain, num_steps=1)
+
+    @jax.vmap
+    def perturb(image, gap):
+        offset = gap + jnp.sum(weights * image)
+        logits = jax.tree_util.Partial(
+            lambda offset, x: jnp.stack([jnp.full(len(x), offset), jnp.sum(weights[None] * x, (1, 2, 3))], 1), offset
+        )
+        return attack(logits, image[None], jnp.zeros(1, int), KEY)[0]
+
+    found = to_pixels(jax.jit(perturb)(images, reach.astype(np.float32)))
+    # Sums over 72 pixels in float32, and multiples where a few pixels are left to move.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
+
+
 def test_deepfool_leaves_images_that_are_wrong_or_have_no_direction():
     classifier, images = tanh_classifier(), grey_images()
     labels = np.argmax(classifier(images), axis=1)
