@@ -12,6 +12,7 @@ an MNIST image that leave out its lowest frequencies. Its attack returns the ima
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _pairs, solvers
-from hmt_jax._numbers import as_numbers, whole_number
+from hmt_jax._numbers import as_array, as_numbers, check_key, number, whole_number
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import (
@@ -76,16 +77,17 @@ class _Bounded:
     def __post_init__(self):
         as_numbers(self)
         for name, known in (("norm", _NORMS), ("domain", _BOXES)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in tuple(known):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if not 0 < self.epsilon < math.inf:  # so written that NaN fails, too
             raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
 
-    def _prepare(self, classifier, images, labels):
+    def _prepare(self, classifier, images, labels, key):
         """What an attack is called with, checked, as its compiled function takes it."""
-        classifier, images = as_pytree(classifier), jnp.asarray(images)
+        check_key(key)
+        classifier, images = as_pytree(classifier), jnp.asarray(as_array("images", images))
         # Checked before they are JAX's, which wraps those beyond int32 around.
-        labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+        labels = as_array("labels", labels)
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 "images must have shape (N, height, width, channels) and labels (N,), got "
@@ -151,7 +153,7 @@ class PGD(_Bounded):
             )
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _ascend(self, *self._prepare(classifier, images, labels), key)
+        return _ascend(self, *self._prepare(classifier, images, labels, key), key)
 
     def _start(self, key, image):
         if not self.random_start:
@@ -186,7 +188,7 @@ class DeepFool(_Bounded):
     solver: solvers.DeepFool = dataclasses.field(metadata=_STATIC)
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _cross_boundary(self, *self._prepare(classifier, images, labels))
+        return _cross_boundary(self, *self._prepare(classifier, images, labels, key))
 
     def _perturb(self, classifier, image, label):
         search = _Search(self, image)
@@ -194,14 +196,13 @@ class DeepFool(_Bounded):
         at_image = _pairs.linearize_at(self.solver, classifier, image)
 
         def step(walk, _):
-            is_done = walk.status != solvers.Status.OUT_OF_STEPS
-            return jax.tree.map(partial(jnp.where, is_done), walk, search.step(restriction, walk)), None
+            return jax.tree.map(partial(jnp.where, search.done(walk)), walk, search.step(restriction, walk)), None
 
         walk = _pairs.start(search, classifier, image, search.space, at_image)
         walk = _loop(step, walk, length=self.solver.max_steps - 1)
         is_hopeless = (walk.status == solvers.Status.NON_FINITE) | (walk.status == solvers.Status.ZERO_GRADIENT)
         is_found = (walk.candidates[0] == label) & ~is_hopeless
-        return jnp.where(is_found, search.perturbed(walk).astype(image.dtype), image)
+        return jnp.where(is_found, search.result(walk).astype(image.dtype), image)
 
 
 class _Walk(NamedTuple):
@@ -223,7 +224,7 @@ class _Search:
     def __init__(self, attack, image):
         self.attack, self.image, self.num_candidates = attack, image, attack.solver.num_candidates
         is_flipped = attack.domain == "flipped" and attack.subspace is None
-        self.space = _Flipped(image.shape) if is_flipped else attack._space(image)
+        self.space: Any = _Flipped(image.shape) if is_flipped else attack._space(image)
         self.low, self.high = -jnp.inf, jnp.inf
         if attack.subspace is None and attack.domain != "unbounded":
             pixels = self.space.coordinates(image)
@@ -284,7 +285,10 @@ class _Search:
     def _overshot(self, z):
         return box((1 + self.attack.solver.overshoot) * z, self.low, self.high)
 
-    def perturbed(self, walk):
+    def done(self, walk):
+        return walk.status != solvers.Status.OUT_OF_STEPS
+
+    def result(self, walk):
         """The image at the end of a walk, or as far towards it as the bounds allow."""
         z, epsilon = self._overshot(walk.z), self.attack.epsilon
         if self.attack.subspace is not None:
@@ -369,7 +373,7 @@ def pgd(
     """
     if step_size is None:
         _check_num_steps(num_steps)
-        step_size = 2.5 * epsilon / num_steps
+        step_size = 2.5 * number("epsilon", epsilon) / num_steps
     return PGD(subspace, norm, epsilon, domain, num_steps, step_size, num_restarts, random_start)
 
 
@@ -415,8 +419,46 @@ def deepfool(
 
 
 def as_argument(attack: Attack | None) -> Any:
-    """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is."""
-    return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+    """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is.
+
+    Raises:
+      TypeError: for what can't be called on (classifier, images, labels, key), such as `pgd` itself.
+    """
+    if attack is None or _can_attack(attack):
+        return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+    raise TypeError(
+        "attack must be what hmt_jax.attacks.pgd(norm='l2', epsilon=1.0) returns, with its parentheses, or a function "
+        f"of (classifier, images, labels, key), got {attack!r}"
+    )
+
+
+def _can_attack(attack) -> bool:
+    if isinstance(attack, type) or not callable(attack):
+        return False
+    try:
+        inspect.signature(attack).bind("classifier", "images", "labels", "key")
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature that Python knows
+        pass
+    return True
+
+
+def perturb(attack: Attack, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+    """What an attack returns, which must be images of the same shape; in the type of the images.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    perturbed = attack(classifier, images, labels, key)
+    is_array = isinstance(perturbed, jax.Array | np.ndarray)
+    if not is_array or perturbed.shape != images.shape or not jnp.issubdtype(perturbed.dtype, jnp.floating):
+        found = f"{perturbed.dtype} {perturbed.shape}" if is_array else f"a {type(perturbed).__name__}"
+        raise ValueError(
+            f"attack must return the perturbed images, floating point of shape {images.shape}, got {found}: return one "
+            "image for each that it is given, and nothing else"
+        )
+    return jnp.asarray(perturbed, images.dtype)
 
 
 class RobustMetrics(NamedTuple):
@@ -461,8 +503,8 @@ def evaluate(
 
     Raises:
       ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
-        subspaces for other images.
-      TypeError: for subspaces that are none.
+        subspaces for other images, and an attack that does not return images of the same shape.
+      TypeError: for subspaces, an attack or a key that are none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -475,16 +517,20 @@ def evaluate(
     >>> metrics.clean_accuracy, metrics.accuracy
     (1.0, 0.5)
     """
+    if attack is None:
+        raise TypeError("attack must not be None: hmt_jax.training.evaluate measures images as they are")
+    attack_argument = as_argument(attack)
+    check_key(key)
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_range(pixels, attack)
     stack, num_subspaces = (None, 0) if subspaces is None else _checks.as_stack(subspaces, pixels)
     _batches.check_batch_size(batch_size)
-    pytree, attack = as_pytree(classifier), as_argument(attack)
+    pytree = as_pytree(classifier)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums: list[Any] = []
-    for number, batch in enumerate(batches):
+    for index, batch in enumerate(batches):
         *found, num_classes = _evaluate_batch(
-            num_subspaces, pytree, attack, stack, batch, jax.random.fold_in(key, number)
+            num_subspaces, pytree, attack_argument, stack, batch, jax.random.fold_in(key, index)
         )
         if not sums:
             _checks.check_are_classes(targets, int(num_classes))
@@ -499,7 +545,7 @@ def _evaluate_batch(num_subspaces, classifier, attack, stack, batch, key):
     """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes."""
     images = _batches.as_floats(batch.images)
     clean_logits = logits_of(classifier, images)
-    perturbed = attack(classifier, images, batch.labels, key)
+    perturbed = perturb(attack, classifier, images, batch.labels, key)
 
     def energy(subspace):
         energies = jax.vmap(lambda change: jnp.sum(subspace.coordinates(change) ** 2))(perturbed - images)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hmt_jax._numbers import as_array
 from hmt_jax.frequency import flip
 from hmt_jax.subspaces import Subspace
 
@@ -180,7 +181,7 @@ def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int)
             next_corrections.append(shifted - x)
         return (x, next_corrections), None
 
-    point = jnp.asarray(point)
+    point = jnp.asarray(as_array("point", point))
     point = point.astype(jnp.result_type(point, 1.0))  # projections of whole numbers are none
     carry = (point, [jnp.zeros_like(point) for _ in projections])
     return jax.lax.scan(step, carry, length=num_steps)[0][0]

@@ -24,8 +24,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices
-from hmt_jax._numbers import as_numbers
-from hmt_jax.attacks import Attack, as_argument
+from hmt_jax._numbers import as_numbers, check_key
+from hmt_jax.attacks import Attack, as_argument, perturb
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
 
@@ -74,6 +74,10 @@ class Recipe:
         for name in ("max_learning_rate", "max_gradient_norm", "momentum", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not (self.augment is None or callable(self.augment)):
+            raise ValueError(
+                f"augment must be a function of (key, images), such as crop_and_mirror, got {self.augment!r}"
+            )
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
 
@@ -146,11 +150,12 @@ def train(
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, a batch size that the devices can't share, a state
-        of another network, or that is not at the end of an epoch of such a training, or a classifier that makes
-        variables when it is called, changes their shape or type, or changes its parameters.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, an attack that does not
+        return images of the same shape, a batch size that the devices can't share, a state of another network, or that
+        is not at the end of an epoch of such a training, or a classifier that, when it is called, makes variables,
+        changes their shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module.
+      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -163,16 +168,19 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
+    attack_argument = as_argument(attack)
+    _check_kinds(classifier, recipe, key, on_epoch)
     pixels, targets = _batches.check_samples(images, labels)
+    _checks.check_are_classes(targets, _num_classes(classifier, pixels))
     _checks.check_range(pixels, attack)
-    mesh, attack = _devices.mesh(devices, _AXIS), as_argument(attack)
+    mesh = _devices.mesh(devices, _AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     return _train(
         classifier,
         len(pixels),
         recipe,
-        lambda state, epoch: run_epoch(recipe, mesh, attack, state, samples, jax.random.fold_in(key, epoch)),
+        lambda state, epoch: run_epoch(recipe, mesh, attack_argument, state, samples, jax.random.fold_in(key, epoch)),
         mesh,
         state,
         on_epoch,
@@ -202,11 +210,13 @@ def train_on_stream(
         processes, for images, labels and states as in `train`, and for an epoch that does not give `num_samples`
         samples in batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module.
+      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
 
     Warns:
       As `train`, of the pixels of an epoch's first batch.
     """
+    attack_argument = as_argument(attack)
+    _check_kinds(classifier, recipe, key, on_epoch)
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
@@ -216,13 +226,14 @@ def train_on_stream(
             f"the stream shares its batches between {process_count} processes, and training is on the devices "
             "of one: make it with process_count=1"
         )
-    mesh, attack_argument = _devices.mesh(devices, _AXIS), as_argument(attack)
+    mesh = _devices.mesh(devices, _AXIS)
+    num_classes = functools.partial(_num_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
-        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack), recipe.batch_size), sharding):
+        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack_argument, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
@@ -236,11 +247,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     Raises:
       TypeError: if the classifier is no Flax NNX module.
     """
-    if not isinstance(classifier, nnx.Module):
-        raise TypeError(
-            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
-            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
-        )
+    _check_is_module(classifier)
     evaluated = nnx.clone(classifier)
     evaluated.eval()
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
@@ -311,6 +318,40 @@ def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(is_mirrored[:, None, None, None], cropped[:, :, ::-1], cropped)
 
 
+def _check_kinds(classifier, recipe, key, on_epoch):
+    """What is wrong with arguments whatever the samples are."""
+    _check_is_module(classifier)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
+    check_key(key)
+    if not (on_epoch is None or callable(on_epoch)):
+        raise TypeError(f"on_epoch must be a function of (epoch, state, metrics), got {on_epoch!r}")
+
+
+def _check_is_module(classifier):
+    if not isinstance(classifier, nnx.Module):
+        raise TypeError(
+            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
+            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
+        )
+
+
+def _num_classes(classifier, images) -> int:
+    """L of the logits (N, L) that the classifier gives these images in training mode; nothing is computed."""
+    structure, state = nnx.split(classifier)
+    shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
+    return _logits_in_training.eval_shape(structure, state, shape).shape[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_in_training(structure, state, images):
+    classifier = nnx.merge(structure, state, copy=True)
+    classifier.train()
+    key = jax.random.key(0)
+    _renew_random_streams(classifier, key, key)
+    return logits_of(classifier, _batches.as_floats(images))
+
+
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     """The epochs that are left. `run_epoch` takes a state and a number, and gives a state and sums."""
     if recipe.batch_size % mesh.size:
@@ -361,7 +402,7 @@ def _check_state(state, classifier, recipe, num_samples):
         )
 
 
-def _checked(stream, epoch, attack):
+def _checked(stream, epoch, attack, num_classes_for):
     """The batches of an epoch, of which `train` would take each."""
     num_samples = 0
     for images, labels in stream.epoch(epoch):
@@ -372,7 +413,9 @@ def _checked(stream, epoch, attack):
                 f"{epoch}: give as many in every batch, but for the last one, which may have fewer"
             )
         if not num_samples:
+            num_classes = num_classes_for(images)
             _checks.check_range(images, attack)
+        _checks.check_are_classes(labels, num_classes)
         num_samples += len(images)
         yield images, labels
     if num_samples != stream.num_samples:
@@ -434,9 +477,8 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
         images = recipe.augment(augment_key, images)
     if attack is not None:
         frozen = as_pytree(_classifier_to_compute_with(recipe, state))
-        images = attack(
-            jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen), images, batch.labels, attack_key
-        )
+        computing = jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen)
+        images = perturb(attack, computing, images, batch.labels, attack_key)
 
     def loss_fn(parameters):
         logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)

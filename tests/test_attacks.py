@@ -641,6 +641,9 @@ def test_all_batches_and_networks_share_one_compilation():
     [
         ({"epsilon": 0}, "epsilon must be positive and finite, in pixels in [0, 1], got 0"),
         ({"epsilon": float("nan")}, "epsilon must be positive and finite, in pixels in [0, 1], got nan"),
+        ({"epsilon": [0.1, 0.2]}, "epsilon must be a single number, known when compiling, got [0.1, 0.2]"),
+        ({"epsilon": "0.1", "step_size": 0.1}, "epsilon must be a single number, known when compiling, got '0.1'"),
+        ({"norm": ["l2"]}, "norm must be one of 'l2', 'linf', got ['l2']"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_steps": 0, "step_size": 0.1}, "num_steps must be at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be positive and finite, in pixels in [0, 1], got 0.0"),
@@ -725,6 +728,39 @@ def test_images_that_an_attack_can_not_move_give_a_warning(make):
         attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0, domain="unbounded"), KEY)
         flipped = np.asarray(frequency.flip(grey_images()))
         attacks.evaluate(tanh_classifier(), flipped, LABELS, make(epsilon=1.0, domain="flipped"), KEY)
+
+
+def test_what_attacks_take_and_return_is_checked():
+    images = grey_images()
+    for attack, message in (
+        (
+            lambda classifier, images, labels, key: images[:1],
+            r"of shape \(6, 6, 6, 2\), got float32 \(1, 6, 6, 2\): return",
+        ),
+        (lambda classifier, images, labels, key: None, "got a NoneType: return one image for each that it is given"),
+        (
+            attacks.pgd,
+            "pgd.* returns, with its parentheses, or a function of .classifier, images, labels, key., got <func",
+        ),
+        (attacks.PGD, "with its parentheses, or a function of .classifier, images, labels, key., got <class"),
+        (None, "attack must not be None: hmt_jax.training.evaluate measures images as they are"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            attacks.evaluate(tanh_classifier(), images, LABELS, attack, KEY)
+    for call in (partial(attacks.evaluate, attack=QUICK_PGD(epsilon=0.1)), QUICK_PGD(epsilon=0.1)):
+        with pytest.raises(TypeError, match=r"key must be a random key, got 3: make one with jax\.random\.key\(3\)$"):
+            call(tanh_classifier(), images, LABELS, key=3)
+
+
+def test_arrays_in_another_byte_order_are_attacked_as_they_are():
+    attack, images = QUICK_PGD(epsilon=0.1), grey_images()
+    expected = attack(tanh_classifier(), images, LABELS, KEY)
+    for kind in (">f4", np.longdouble):
+        np.testing.assert_array_equal(
+            attack(tanh_classifier(), images.astype(kind), LABELS.astype(">i4"), KEY), expected
+        )
+    with pytest.raises(ValueError, match="images has 432 masked entries, which have no value: leave those samples out"):
+        attack(tanh_classifier(), np.ma.masked_all(images.shape), LABELS, KEY)
 
 
 def test_a_plain_function_is_an_attack():

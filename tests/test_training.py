@@ -328,7 +328,8 @@ def test_batch_norm_hands_on_bfloat16(samples):
     class Recorded(Convolutional):
         def __call__(self, images):
             normalised = self.norm(self.conv(images))
-            dtypes.append(normalised.dtype)
+            if images.dtype == jnp.bfloat16:  # in another type, its logits are counted
+                dtypes.append(normalised.dtype)
             return normalised.mean((1, 2)) ** 2
 
     recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
@@ -619,6 +620,13 @@ def test_bad_recipes():
         training.Recipe(max_learning_rate=float("nan"))
     with pytest.raises(ValueError, match="compute_dtype must be 'float32' or 'bfloat16', got 'float16'"):
         training.Recipe(compute_dtype="float16")
+    for wrong in ([0.1], "0.1", None, 1j):
+        with pytest.raises(ValueError, match=r"^momentum must be a single number, known when compiling, got"):
+            training.Recipe(momentum=wrong)
+    with pytest.raises(
+        ValueError, match=r"augment must be a function of \(key, images\), such as crop_and_mirror, got"
+    ):
+        training.Recipe(augment=True)
 
 
 def test_a_network_of_nans_is_never_right(samples):
@@ -641,6 +649,8 @@ def test_bad_samples(samples, logistic):
             (images, np.eye(3)[labels]),
             r"labels must have shape \(N,\), got \(18, 3\); convert one-hot labels with labels",
         ),
+        ((images, labels[:, None]), r"labels must have shape \(N,\), got \(18, 1\); take labels\[:, 0\]$"),
+        ((images, labels[0]), r"labels must have shape \(N,\), got \(\); give one whole number for each image$"),
         ((images, labels - 1), "labels must be whole numbers from 0, but the lowest one is -1"),
         (
             (images, labels / 2),
@@ -657,6 +667,12 @@ def test_labels_that_are_no_class_are_told(samples, logistic):
         ValueError, match="labels must be whole numbers from 0 to 2, since the classifier has 3 logits, but"
     ):
         training.evaluate(logistic, images, labels + 1)
+    message = "but the greatest one is 3: number the classes from 0, by labels - 1 if they count from 1$"
+    arguments = RECIPE, jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        training.train(logistic, images, labels + 1, *arguments, devices=ONE)
+    with pytest.raises(ValueError, match=message):
+        training.train_on_stream(logistic, Stream(images, labels + 1), *arguments, devices=ONE)
     with pytest.raises(ValueError, match="labels must be whole numbers in int32, but the greatest one is 4294967298"):
         training.evaluate(logistic, images, np.where(labels == 2, 2**32 + 2, labels))
 
@@ -694,6 +710,73 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
             logistic, Broken(*samples), RECIPE, jax.random.key(0), devices=ONE, on_epoch=lambda *r: seen.append(r[0])
         )
     assert seen == list(range(epoch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"key": 5}, r"key must be a random key, got 5: make one with jax\.random\.key\(5\)"),
+        (
+            {"key": np.arange(2)},
+            r"key must be a random key, got array\(\[0, 1\]\): make one with jax\.random\.key\(0\)",
+        ),
+        (
+            {"key": jax.random.split(jax.random.key(0))},
+            r"key must be one random key, got an array of them, \(2,\): choose",
+        ),
+        ({"recipe": 0.1}, r"recipe must be a hmt_jax\.training\.Recipe, got 0\.1"),
+        ({"on_epoch": True}, r"on_epoch must be a function of \(epoch, state, metrics\), got True"),
+        (
+            {"attack": attacks.pgd},
+            r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*<function pgd at",
+        ),
+        ({"attack": attacks.PGD}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*attacks\.PGD"),
+        ({"attack": "pgd"}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*got 'pgd'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told_before_anything_is_computed(samples, logistic, settings, message):
+    arguments = {"recipe": RECIPE, "key": jax.random.key(0), "devices": ONE, **settings}
+    with pytest.raises((TypeError, ValueError), match=message):
+        training.train(logistic, *samples, **arguments)
+    with pytest.raises((TypeError, ValueError), match=message):
+        training.train_on_stream(logistic, Stream(*samples), **arguments)
+
+
+def test_arrays_are_taken_in_any_byte_order_and_length(samples, logistic):
+    images, labels = samples
+    expected = training.evaluate(logistic, images, labels, devices=ONE)
+    for kind in (">f4", "<f4", np.longdouble):
+        assert training.evaluate(logistic, images.astype(kind), labels.astype(">i2"), devices=ONE) == expected
+    unmasked = np.ma.array(images, mask=False)
+    assert training.evaluate(logistic, unmasked, np.ma.array(labels), devices=ONE) == expected
+    masked, objects = np.ma.masked_greater(images, 0.9), np.empty(18, object)
+    objects[:] = list(images)
+    for wrong, message in (
+        (
+            masked,
+            rf"images has {np.sum(images > 0.9)} masked entries, which have no value: .* images\.filled\(value\)$",
+        ),
+        (
+            objects,
+            r"images must be an array of numbers, got object: make it of .* np\.stack\(list\(images\)\) for instance$",
+        ),
+        ([images[0], images[1, :1]], "images must be one array of numbers: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(logistic, wrong, labels, RECIPE, jax.random.key(0), devices=ONE)
+
+
+def test_attacks_in_training_return_an_image_for_each(samples, logistic):
+    for attack, message in (
+        (
+            lambda f, x, y, key: x[:1],
+            r"attack must return .* of shape \(4, 2, 3, 1\), got float32 \(1, 2, 3, 1\):",
+        ),
+        (lambda f, x, y, key: x > 0.5, r"of shape \(4, 2, 3, 1\), got bool \(4, 2, 3, 1\): return one image for each"),
+        (lambda f, x, y, key: (x, y), "got a tuple: return one image for each that it is given, and nothing else"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(logistic, *samples, RECIPE, jax.random.key(0), attack=attack, devices=ONE)
 
 
 def test_batches_that_devices_cannot_share(samples, logistic):

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape, check_image_shape
+from hmt_jax._numbers import check_key
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
@@ -73,6 +74,7 @@ def create(
     >>> classifier(jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)
     """
+    check_key(key)
     network = architecture(name)(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
     check_statistics(image_shape, mean, std)
     return in_evaluation_mode(network, mean, std)
