@@ -67,6 +67,11 @@ def as_array(argument: str, values: ArrayLike) -> jax.Array | np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def at_least_float32(dtype) -> np.dtype:
+    """A type in which sums over the pixels of images are safe."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
 def check_key(key) -> None:
     """Raises a TypeError for what is no random key, and a ValueError for several."""
     is_array = isinstance(key, jax.Array | np.ndarray)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _pairs, solvers
-from hmt_jax._numbers import as_array, as_numbers, check_key, number, whole_number
+from hmt_jax._numbers import as_array, as_numbers, at_least_float32, check_key, number, whole_number
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import (
@@ -250,7 +250,7 @@ class _Search:
         units = normals / jnp.where(has_direction, norms, 1)[:, None]
         points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
         # First those that are reached, by their distance; else the one of which the least is left.
-        steps = (points - walk.z[None]).astype(jnp.promote_types(points.dtype, jnp.float32))
+        steps = (points - walk.z[None]).astype(at_least_float32(points.dtype))
         left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
         is_reached = left <= _UNREACHED * distances
         lengths = jnp.where(is_reached, jnp.linalg.norm(steps, axis=1), jnp.inf)

@@ -303,7 +303,8 @@ def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
     Step n has the value at n + 1, so that no step but the last is lost on a rate of 0.
     """
     corners = jnp.array([0, 0.4 * num_steps, num_steps])
-    return lambda step: jnp.interp(step + 1, corners, jnp.array([0, recipe.max_learning_rate, 0]))
+    rates = jnp.array([0, recipe.max_learning_rate, 0])
+    return lambda step: jnp.interp(jnp.asarray(step + 1, corners.dtype), corners, rates)
 
 
 def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -483,7 +484,7 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
     def loss_fn(parameters):
         logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)
         loss, num_correct = _batches.sum_over(logits, batch)
-        return loss / jnp.sum(batch.is_counted), (loss, num_correct, variables)
+        return loss / jnp.sum(batch.is_counted).astype(loss.dtype), (loss, num_correct, variables)
 
     gradients, (loss, num_correct, variables) = jax.grad(loss_fn, has_aux=True)(state.parameters)
     updates, optimizer = _optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
@@ -514,7 +515,9 @@ class _ComputeIn:
     def __call__(self, classifier, images):
         if self.dtype == "float32":
             return logits_of(classifier, images)
-        return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
+        # Flax's batch norm leaves it to JAX to promote its statistics, which stay float32.
+        with jax.numpy_dtype_promotion("standard"):
+            return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
 
 def _apply(recipe, state, images, dropout_key, stream_key):

@@ -322,6 +322,19 @@ def test_bfloat16_comes_close(samples, convolutional):
     assert 1e-4 < np.linalg.norm(difference) / np.linalg.norm(moved) < 0.1
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_nothing_is_promoted_implicitly(samples, compute_dtype):
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, compute_dtype=compute_dtype, augment=training.crop_and_mirror)
+    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1, random_start=False)
+    module = Convolutional(nnx.Rngs(0), rate=0.5)
+    with jax.numpy_dtype_promotion("strict"):
+        trained = training.train(
+            module, (255 * images).astype(np.uint8), labels, recipe, jax.random.key(0), attack=attack, devices=ONE
+        )
+        assert np.isfinite(training.evaluate(trained, images, labels, devices=ONE).loss)
+
+
 def test_batch_norm_hands_on_bfloat16(samples):
     dtypes = []
 
