@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def number(argument: str, value) -> int | float:
     raise ValueError(f"{argument} must be a single number, known when compiling, got {value!r}")
 
 
-def as_array(argument: str, values: ArrayLike) -> jax.Array | np.ndarray:
+def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | np.ndarray:
     """An array that JAX computes with as NumPy does: those of JAX as they are, all others of NumPy, where they lie.
 
     Numbers in another byte order, and those longer than float64, are converted; all others are not copied.

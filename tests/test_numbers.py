@@ -17,8 +17,8 @@ def linear(images):
     return images.reshape(len(images), -1) @ jnp.eye(4, 2)
 
 
-def logistic():
-    return models.create("logistic", jax.random.key(0), image_shape=SHAPE, num_classes=2)
+def logistic(**settings):
+    return models.create("logistic", jax.random.key(0), image_shape=SHAPE, num_classes=2, **settings)
 
 
 # Name: what a function makes of images.
@@ -35,6 +35,9 @@ TAKE_IMAGES = {
     "from_basis": lambda x: subspaces.from_basis(np.eye(4, 2).astype(x.dtype), SHAPE).embed(x[0, 0, :, 0]),
     "dykstra": lambda x: projections.dykstra(x[0], [projections.box], 1),
     "percentile": lambda x: statistics.percentile(x[0, 0, :, 0], 50),
+    "create": lambda x: logistic(mean=x[0]).mean[...],
+    "prefetch": lambda x: next(data.prefetch([x])),
+    "as_floats": data.as_floats,
     "from_arrays": lambda x: data.from_arrays(x, np.arange(3), x, np.arange(3)).train_images,
 }
 

@@ -44,6 +44,7 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     >>> as_floats(np.array([0, 255], np.uint8))
     array([0., 1.], dtype=float32)
     """
+    images = np.asarray(as_array("images", images))
     _checks.check_type("images", images)
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape, check_image_shape
-from hmt_jax._numbers import check_key
+from hmt_jax._numbers import as_array, check_key
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
@@ -97,7 +97,8 @@ def in_evaluation_mode(
     network: nnx.Module, mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]
 ) -> Normalized:
     """The network with its normalisation; batch norm uses its running statistics, and nothing is dropped out."""
-    classifier = Normalized(network, jnp.asarray(mean), jnp.asarray(std))
+    statistics = jnp.asarray(as_array("mean", mean)), jnp.asarray(as_array("std", std))
+    classifier = Normalized(network, *statistics)
     classifier.eval()
     return classifier
 
