@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, at_least_float32, whole_number
 
 
 class Batch(NamedTuple):
@@ -25,10 +25,9 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
     """Images and int32 labels as arrays, where they are.
 
     Raises:
-      ValueError: for images and labels of unequal number or the wrong type, or none.
+      ValueError: for images and labels of unequal number or the wrong type, or none, and as `as_array`.
     """
-    pixels = images if isinstance(images, jax.Array) else np.asarray(images)
-    targets = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    pixels, targets = as_array("images", images), as_array("labels", labels)
     _checks.check_labels("labels", targets)
     if pixels.ndim != 4 or targets.shape != pixels.shape[:1] or not len(pixels):
         raise ValueError(
@@ -74,7 +73,7 @@ def as_floats(images: jax.Array) -> jax.Array:
 
 def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and right labels, summed over the samples that count, in float32 at least."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     # `argmax` of NaNs is a class as well.
     is_correct = jnp.isfinite(logits).all(-1) & (logits.argmax(-1) == batch.labels)

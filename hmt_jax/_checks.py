@@ -70,9 +70,11 @@ def check_type(argument, images):
 
 def check_labels(argument, labels):
     if labels.ndim != 1:
-        raise ValueError(
-            f"{argument} must have shape (N,), got {labels.shape}; convert one-hot labels with {argument}.argmax(-1)"
-        )
+        remedy = "give one whole number for each image"
+        if labels.ndim == 2:
+            is_column = labels.shape[1] == 1
+            remedy = f"take {argument}[:, 0]" if is_column else f"convert one-hot labels with {argument}.argmax(-1)"
+        raise ValueError(f"{argument} must have shape (N,), got {labels.shape}; {remedy}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"{argument} must be whole numbers from 0, got {labels.dtype}; convert them with {argument}.astype(int)"
@@ -167,7 +169,7 @@ def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
     if (greatest := labels.max()) >= num_classes:
         raise ValueError(
             f"labels must be whole numbers from 0 to {num_classes - 1}, since the classifier has {num_classes} logits, "
-            f"but the greatest one is {greatest}: number the classes from 0"
+            f"but the greatest one is {greatest}: number the classes from 0, by labels - 1 if they count from 1"
         )
 
 

@@ -1,10 +1,13 @@
-"""Checks of the numbers that users give."""
+"""Numbers, arrays and random keys, as users give them."""
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 _NUMBERS = (int, float, float | None)
 
@@ -17,12 +20,68 @@ def as_numbers(settings) -> None:
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.type not in _NUMBERS or value is None:
+        if field.type not in _NUMBERS or (value is None and field.type == float | None):
             continue
-        if isinstance(value, jax.core.Tracer) or np.ndim(value):
-            raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
-        value = np.asarray(value).item()
+        value = number(field.name, value)
         object.__setattr__(settings, field.name, whole_number(field.name, value) if field.type is int else value)
+
+
+def number(argument: str, value) -> int | float:
+    """A single number, of Python or in an array.
+
+    Raises:
+      ValueError: for anything else, and what is not known when compiling.
+    """
+    if not isinstance(value, jax.core.Tracer | list | tuple | dict | set | str | None) and not np.ndim(value):
+        item = np.asarray(value).item()
+        if isinstance(item, int | float):
+            return item
+    raise ValueError(f"{argument} must be a single number, known when compiling, got {value!r}")
+
+
+def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | np.ndarray:
+    """An array that JAX computes with as NumPy does: those of JAX as they are, all others of NumPy, where they lie.
+
+    Numbers in another byte order, and those longer than float64, are converted; all others are not copied.
+
+    Raises:
+      ValueError: for masked entries, rows of unequal length, and what are no numbers.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{argument} has {np.ma.count_masked(values)} masked entries, which have no value: leave those samples "
+            f"out, or set them by {argument}.filled(value)"
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of unequal length
+        raise ValueError(f"{argument} must be one array of numbers: {error}") from error
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ValueError(
+            f"{argument} must be an array of numbers, got {array.dtype}: make it of items of one shape and type, by "
+            f"np.stack(list({argument})) for instance"
+        )
+    if array.dtype == np.longdouble:
+        return array.astype(np.float64, copy=False)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def at_least_float32(dtype) -> np.dtype:
+    """A type in which sums over the pixels of images are safe."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def check_key(key) -> None:
+    """Raises a TypeError for what is no random key, and a ValueError for several."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_typed and not (is_array and key.dtype == np.uint32 and key.ndim):
+        seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
+        raise TypeError(f"key must be a random key, got {key!r}: make one with jax.random.key({seed})")
+    if key.ndim != (0 if is_typed else 1):
+        raise ValueError(f"key must be one random key, got an array of them, {key.shape}: choose one, such as key[0]")
 
 
 def whole_number(argument: str, value) -> int:

@@ -12,6 +12,7 @@ an MNIST image that leave out its lowest frequencies. Its attack returns the ima
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,17 +24,27 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _pairs, solvers
-from hmt_jax._numbers import as_numbers, whole_number
+from hmt_jax._numbers import as_array, as_numbers, at_least_float32, check_key, number, whole_number
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
-from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
+from hmt_jax.projections import (
+    affine,
+    box,
+    dykstra,
+    flipped_box,
+    l2_ball,
+    linf_ball,
+    multiple_to_half_space,
+    multiple_to_sphere,
+)
 from hmt_jax.subspaces import Subspace, full
 
 # Steps of Dykstra's algorithm in a projection. What they leave outside is scaled back.
 _NUM_PROJECTIONS = 10
 # What flipping there and back leaves in float32: pixels that are black stay so to within this.
 _ROUNDING = 1e-6
-
+# Shortest step of DeepFool, in pixels, as in `hmt_jax.solvers.deepfool`; and what rounding may leave of a step.
+_SHORTEST_STEP, _UNREACHED = 1e-4, 1e-4
 
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "l2": lambda change: solvers.norms_of(change.reshape(-1)),
@@ -66,16 +77,17 @@ class _Bounded:
     def __post_init__(self):
         as_numbers(self)
         for name, known in (("norm", _NORMS), ("domain", _BOXES)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in tuple(known):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if not 0 < self.epsilon < math.inf:  # so written that NaN fails, too
             raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
 
-    def _prepare(self, classifier, images, labels):
+    def _prepare(self, classifier, images, labels, key):
         """What an attack is called with, checked, as its compiled function takes it."""
-        classifier, images = as_pytree(classifier), jnp.asarray(images)
+        check_key(key)
+        classifier, images = as_pytree(classifier), jnp.asarray(as_array("images", images))
         # Checked before they are JAX's, which wraps those beyond int32 around.
-        labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+        labels = as_array("labels", labels)
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 "images must have shape (N, height, width, channels) and labels (N,), got "
@@ -141,7 +153,7 @@ class PGD(_Bounded):
             )
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _ascend(self, *self._prepare(classifier, images, labels), key)
+        return _ascend(self, *self._prepare(classifier, images, labels, key), key)
 
     def _start(self, key, image):
         if not self.random_start:
@@ -176,23 +188,132 @@ class DeepFool(_Bounded):
     solver: solvers.DeepFool = dataclasses.field(metadata=_STATIC)
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _cross_boundary(self, *self._prepare(classifier, images, labels))
+        return _cross_boundary(self, *self._prepare(classifier, images, labels, key))
 
     def _perturb(self, classifier, image, label):
-        space = self._space(image)
-        restriction = restrict(classifier, image, space)
+        search = _Search(self, image)
+        restriction = restrict(classifier, image, search.space)
         at_image = _pairs.linearize_at(self.solver, classifier, image)
 
-        def step(state, _):
-            is_done = self.solver.done(state)
-            return jax.tree.map(partial(jnp.where, is_done), state, self.solver.step(restriction, state)), None
+        def step(walk, _):
+            return jax.tree.map(partial(jnp.where, search.done(walk)), walk, search.step(restriction, walk)), None
 
-        state = _pairs.start(self.solver, classifier, image, space, at_image)
-        solution = self.solver.result(_loop(step, state, length=self.solver.max_steps - 1))
-        change = space.embed(jnp.asarray(solution.coordinates)).astype(image.dtype)
-        is_hopeless = (solution.status == solvers.Status.NON_FINITE) | (solution.status == solvers.Status.ZERO_GRADIENT)
-        is_found = (solution.label == label) & ~is_hopeless
-        return jnp.where(is_found, self._project(image + change, image), image)
+        walk = _pairs.start(search, classifier, image, search.space, at_image)
+        walk = _loop(step, walk, length=self.solver.max_steps - 1)
+        is_hopeless = (walk.status == solvers.Status.NON_FINITE) | (walk.status == solvers.Status.ZERO_GRADIENT)
+        is_found = (walk.candidates[0] == label) & ~is_hopeless
+        return jnp.where(is_found, search.result(walk).astype(image.dtype), image)
+
+
+class _Walk(NamedTuple):
+    """Where a search of DeepFool is."""
+
+    z: jax.Array  # (d,) the change so far, before the overshoot
+    pull: jax.Array  # (d,) the sum of the steps' normals, each times its multiple: z itself where no bound was met
+    candidates: jax.Array  # (C,) classes by falling logit, the label first; -1 if those logits are not finite
+    status: jax.Array  # OUT_OF_STEPS while the search goes on
+
+
+class _Search:
+    """DeepFool around one image, as `hmt_jax.solvers.deepfool`, but that every point is in the box.
+
+    A step goes to the nearest point of the linearised boundary that is in the box. Without a subspace, z are the
+    changes of pixels, flipped back if the domain is, and that point is exact.
+    """
+
+    def __init__(self, attack, image):
+        self.attack, self.image, self.num_candidates = attack, image, attack.solver.num_candidates
+        is_flipped = attack.domain == "flipped" and attack.subspace is None
+        self.space: Any = _Flipped(image.shape) if is_flipped else attack._space(image)
+        self.low, self.high = -jnp.inf, jnp.inf
+        if attack.subspace is None and attack.domain != "unbounded":
+            pixels = self.space.coordinates(image)
+            self.low, self.high = -pixels, 1 - pixels
+
+    def start(self, restriction, at_sample):
+        has_label = _are_logits(at_sample.logits)
+        zero = jnp.zeros_like(at_sample.normals[0])
+        walk = _Walk(zero, zero, jnp.where(has_label, at_sample.candidates, -1), jnp.asarray(0, jnp.int32))
+        return self._move(restriction, walk, at_sample.logits, at_sample.normals)
+
+    def step(self, restriction, walk):
+        logits, pull_back = jax.vjp(restriction, walk.z)
+        return self._move(restriction, walk, logits, solvers.normals_of(pull_back, logits, walk.candidates))
+
+    def _move(self, restriction, walk, logits, normals):
+        label, others = walk.candidates[0], walk.candidates[1:]
+        norms = solvers.norms_of(normals)
+        gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
+        has_direction = (norms > 0) & jnp.isfinite(gaps)
+        distances = jnp.where(has_direction, gaps / jnp.where(has_direction, norms, 1), 0)
+        distances = jnp.maximum(distances, _SHORTEST_STEP)
+        units = normals / jnp.where(has_direction, norms, 1)[:, None]
+        points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
+        # First those that are reached, by their distance; else the one of which the least is left.
+        steps = (points - walk.z[None]).astype(at_least_float32(points.dtype))
+        left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
+        is_reached = left <= _UNREACHED * distances
+        lengths = jnp.where(is_reached, jnp.linalg.norm(steps, axis=1), jnp.inf)
+        nearest = jnp.where(is_reached.any(), jnp.argmin(lengths), jnp.argmin(left))
+
+        z = jnp.where(has_direction[nearest], points[nearest], walk.z)
+        overshot_logits = restriction(self._overshot(z))
+        is_changed = jnp.argmax(overshot_logits) != label
+        is_finite = _are_logits(logits) & jnp.isfinite(norms).all() & _are_logits(overshot_logits)
+        status = jnp.where(is_changed, solvers.Status.CONVERGED, solvers.Status.OUT_OF_STEPS)
+        status = jnp.where(has_direction[nearest], status, solvers.Status.ZERO_GRADIENT)
+        status = jnp.where(is_finite, status, solvers.Status.NON_FINITE).astype(jnp.int32)
+        return walk._replace(z=z, pull=walk.pull + pulls[nearest], status=status)
+
+    def _toward(self, z, unit, distance):
+        """The nearest point of the box at this distance along a unit normal; and the multiple of the normal."""
+        if self.attack.domain == "unbounded":
+            return z + distance * unit, distance * unit
+        if self.attack.subspace is None:
+            pull = multiple_to_half_space(z, unit, distance, self.low, self.high) * unit
+            return box(z + pull, self.low, self.high), pull
+        embed, coordinates = self.space.embed, self.space.coordinates
+
+        def to_half_space(point):  # within the subspace
+            change = coordinates(point - self.image)
+            return self.image + embed(change + jnp.maximum(distance - jnp.vdot(unit, change - z), 0) * unit)
+
+        sets = (_BOXES[self.attack.domain], to_half_space)
+        found = coordinates(dykstra(self.image + embed(z), sets, _NUM_PROJECTIONS) - self.image)
+        return found, found - z
+
+    def _overshot(self, z):
+        return box((1 + self.attack.solver.overshoot) * z, self.low, self.high)
+
+    def done(self, walk):
+        return walk.status != solvers.Status.OUT_OF_STEPS
+
+    def result(self, walk):
+        """The image at the end of a walk, or as far towards it as the bounds allow."""
+        z, epsilon = self._overshot(walk.z), self.attack.epsilon
+        if self.attack.subspace is not None:
+            return self.attack._project(self.image + self.space.embed(z), self.image)
+        multiple = multiple_to_sphere(jnp.zeros_like(z), walk.pull, epsilon, self.low, self.high)
+        z = jnp.where(solvers.norms_of(z) > epsilon, box(multiple * walk.pull, self.low, self.high), z)
+        return self.image + self.attack._shorten(self.space.embed(z))
+
+
+def _are_logits(logits):
+    """No NaN and no infinity, but that of a class that is ruled out."""
+    return ~jnp.isnan(logits).any() & (jnp.max(logits) < jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flipped:
+    """The space of all images, by the pixels of the flipped ones."""
+
+    image_shape: tuple[int, int, int]
+
+    def coordinates(self, image):
+        return flip(image).reshape(-1)
+
+    def embed(self, z):
+        return flip(z.reshape(self.image_shape))
 
 
 def pgd(
@@ -252,7 +373,7 @@ def pgd(
     """
     if step_size is None:
         _check_num_steps(num_steps)
-        step_size = 2.5 * epsilon / num_steps
+        step_size = 2.5 * number("epsilon", epsilon) / num_steps
     return PGD(subspace, norm, epsilon, domain, num_steps, step_size, num_restarts, random_start)
 
 
@@ -267,9 +388,14 @@ def deepfool(
 ) -> DeepFool:
     """Each image moved over its nearest decision boundary by DeepFool, or towards it as far as the bounds allow.
 
-    The perturbation is that of `hmt_jax.solvers.deepfool`, whether or not it reached the boundary, in the L2 ball and
-    the box as `pgd` keeps them. Images whose label the classifier gets wrong stay as they are, and so do those for
-    which DeepFool gives up, with status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
+    The steps are those of `hmt_jax.solvers.deepfool`, but that each goes to the nearest point of the linearised
+    boundary within the box, or, if there is none, as near to it as the box allows. Where the last point is outside the
+    L2 ball, its steps are shortened by one factor, to where they leave the ball or the box. For two classes with linear
+    logits this is exact: the label changes if any image in the box has the other one within epsilon / (1 + overshoot).
+    In a subspace, points are near the box in the search, and go to the bounds at the end as those of `pgd`.
+
+    Images whose label the classifier gets wrong stay as they are, and so do those for which DeepFool gives up, with
+    status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
 
     Args:
       epsilon: L2 norm, over all channels, that the perturbation does not exceed, in pixels in [0, 1].
@@ -293,8 +419,46 @@ def deepfool(
 
 
 def as_argument(attack: Attack | None) -> Any:
-    """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is."""
-    return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+    """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is.
+
+    Raises:
+      TypeError: for what can't be called on (classifier, images, labels, key), such as `pgd` itself.
+    """
+    if attack is None or _can_attack(attack):
+        return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
+    raise TypeError(
+        "attack must be what hmt_jax.attacks.pgd(norm='l2', epsilon=1.0) returns, with its parentheses, or a function "
+        f"of (classifier, images, labels, key), got {attack!r}"
+    )
+
+
+def _can_attack(attack) -> bool:
+    if isinstance(attack, type) or not callable(attack):
+        return False
+    try:
+        inspect.signature(attack).bind("classifier", "images", "labels", "key")
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature that Python knows
+        pass
+    return True
+
+
+def perturb(attack: Attack, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+    """What an attack returns, which must be images of the same shape; in the type of the images.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    perturbed = attack(classifier, images, labels, key)
+    is_array = isinstance(perturbed, jax.Array | np.ndarray)
+    if not is_array or perturbed.shape != images.shape or not jnp.issubdtype(perturbed.dtype, jnp.floating):
+        found = f"{perturbed.dtype} {perturbed.shape}" if is_array else f"a {type(perturbed).__name__}"
+        raise ValueError(
+            f"attack must return the perturbed images, floating point of shape {images.shape}, got {found}: return one "
+            "image for each that it is given, and nothing else"
+        )
+    return jnp.asarray(perturbed, images.dtype)
 
 
 class RobustMetrics(NamedTuple):
@@ -339,8 +503,8 @@ def evaluate(
 
     Raises:
       ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
-        subspaces for other images.
-      TypeError: for subspaces that are none.
+        subspaces for other images, and an attack that does not return images of the same shape.
+      TypeError: for subspaces, an attack or a key that are none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -353,16 +517,20 @@ def evaluate(
     >>> metrics.clean_accuracy, metrics.accuracy
     (1.0, 0.5)
     """
+    if attack is None:
+        raise TypeError("attack must not be None: hmt_jax.training.evaluate measures images as they are")
+    attack_argument = as_argument(attack)
+    check_key(key)
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_range(pixels, attack)
     stack, num_subspaces = (None, 0) if subspaces is None else _checks.as_stack(subspaces, pixels)
     _batches.check_batch_size(batch_size)
-    pytree, attack = as_pytree(classifier), as_argument(attack)
+    pytree = as_pytree(classifier)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums: list[Any] = []
-    for number, batch in enumerate(batches):
+    for index, batch in enumerate(batches):
         *found, num_classes = _evaluate_batch(
-            num_subspaces, pytree, attack, stack, batch, jax.random.fold_in(key, number)
+            num_subspaces, pytree, attack_argument, stack, batch, jax.random.fold_in(key, index)
         )
         if not sums:
             _checks.check_are_classes(targets, int(num_classes))
@@ -377,7 +545,7 @@ def _evaluate_batch(num_subspaces, classifier, attack, stack, batch, key):
     """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes."""
     images = _batches.as_floats(batch.images)
     clean_logits = logits_of(classifier, images)
-    perturbed = attack(classifier, images, batch.labels, key)
+    perturbed = perturb(attack, classifier, images, batch.labels, key)
 
     def energy(subspace):
         energies = jax.vmap(lambda change: jnp.sum(subspace.coordinates(change) ** 2))(perturbed - images)

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks, _piecewise
+from hmt_jax._numbers import as_array
 from hmt_jax.subspaces import Subspace
 
 # What float64 may lose of a bound, as a part of the same sums with absolute values: some 10^5 terms, at 1.1e-16 each.
@@ -66,7 +67,7 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBou
     >>> (lower / margins).round(2).tolist()  # how loose they are
     [0.51, 0.71, 0.5, 0.48, 0.4]
     """
-    images = np.asarray(images)
+    images = np.asarray(as_array("images", images))
     _checks.check_images(images)
     shape = images.shape[1:]
     network = _piecewise.network_of(classifier, shape)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, whole_number
 
 _SPATIAL_AXES = (-3, -2)
 
@@ -96,7 +96,7 @@ def _keep(images, size, is_kept):
 
 
 def _as_images(images) -> jax.Array:
-    images = jnp.asarray(images)
+    images = jnp.asarray(as_array("images", images))
     if images.ndim < 3:
         raise ValueError(
             f"images must have shape (..., height, width, channels), got {images.shape}; "

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks, _devices, _pairs, lanes
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, whole_number
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
 from hmt_jax.subspaces import Subspace
@@ -104,7 +104,7 @@ def deepfool(
     >>> f"{solution.margin:.4f}"  # (1 + 0.02) * (0.9 - 0.5) / sqrt(2)
     '0.2885'
     """
-    image = jnp.asarray(image)
+    image = jnp.asarray(as_array("image", image))
     _checks.check_image(image)
     solver = DeepFool(num_candidates, overshoot, max_steps)
     return _solve_one(solver, as_pytree(classifier), image, subspace)
@@ -177,7 +177,7 @@ def measure_margins(
     if whole_number("num_bisections", num_bisections) < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
     # Those of NumPy stay on the host: a device is given a chunk at a time.
-    images = images if isinstance(images, np.ndarray | jax.Array) else np.asarray(images)
+    images = as_array("images", images)
     _checks.check_images(images)
     stack, num_subspaces = _checks.as_stack(subspaces, images)
     first = jax.tree.map(lambda leaf: leaf[0], stack)

@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hmt_jax._numbers import as_array, at_least_float32
 from hmt_jax.frequency import flip
 from hmt_jax.subspaces import Subspace
+
+# Entries of a normal that are left out: with the rounding of the others, they are no part of it.
+_NEGLIGIBLE = 1e-6
 
 Projection = Callable[[jax.Array], jax.Array]
 
@@ -24,7 +28,7 @@ def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array
     """
     offset = point - center
     # In float16 that of an image may be infinite.
-    squared_distance = jnp.sum(offset**2, dtype=jnp.promote_types(offset.dtype, jnp.float32))
+    squared_distance = jnp.sum(offset**2, dtype=at_least_float32(offset.dtype))
     is_outside = squared_distance > jnp.square(radius)
     # The distance of a point inside is not needed, and its gradient at the centre would be NaN.
     distance = jnp.sqrt(jnp.where(is_outside, squared_distance, 1))
@@ -56,6 +60,82 @@ def flipped_box(point: jax.Array) -> jax.Array:
 def affine(point: jax.Array, center: jax.Array, subspace: Subspace) -> jax.Array:
     """The nearest image of the form centre + v with v in a subspace of `hmt_jax.subspaces`."""
     return center + subspace.embed(subspace.coordinates(point - center))
+
+
+def multiple_to_half_space(
+    point: jax.Array, normal: jax.Array, gap: ArrayLike, low: ArrayLike = 0.0, high: ArrayLike = 1.0
+) -> jax.Array:
+    """The least t >= 0 for which x = box(point + t normal) has normal . (x - point) >= gap.
+
+    For a point of the box, x is its nearest point that lies in the box and in that half-space. If the two do not meet,
+    x is the point of the box that is farthest along the normal.
+
+    Args:
+      point: in the box.
+      normal: of the half-space, of any length; entries below 1e-6 of the greatest one are passed over.
+      gap: from the point to the half-space, times the length of the normal.
+      low, high: bounds of the box; they may be infinite.
+
+    >>> point, normal = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
+    >>> t = multiple_to_half_space(point, normal, 1.0)  # (0.12, 0.16) without the box
+    >>> [round(entry, 4) for entry in box(point + t * normal).tolist()]
+    [0.7, 1.0]
+    """
+    size, room, farthest = _sizes_and_room(point, normal, low, high)
+
+    def next_multiple(t):
+        is_free = t * size < room
+        reached = _sum(jnp.where(is_free, 0, size * room))
+        slope = _sum(jnp.where(is_free, size**2, 0))
+        return jnp.where(slope > 0, jnp.minimum((gap - reached) / jnp.where(slope > 0, slope, 1), farthest), t)
+
+    return _grow(next_multiple, farthest)
+
+
+def multiple_to_sphere(
+    point: jax.Array, direction: jax.Array, radius: ArrayLike, low: ArrayLike = 0.0, high: ArrayLike = 1.0
+) -> jax.Array:
+    """The t >= 0 for which box(point + t direction) has L2 distance `radius` from the point, which is in the box.
+
+    If the box ends before that, t is so large that every entry with room for it is at the border.
+
+    >>> point, direction = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
+    >>> t = multiple_to_sphere(point, direction, 0.5)
+    >>> f"{jnp.linalg.norm(box(point + t * direction) - point):.4f}"
+    '0.5000'
+    """
+    size, room, farthest = _sizes_and_room(point, direction, low, high)
+
+    def next_multiple(t):
+        is_free = t * size < room
+        square = _sum(jnp.where(is_free, size**2, 0))
+        rest = jnp.maximum(jnp.square(radius) - _sum(jnp.where(is_free, 0, room**2)), 0)
+        return jnp.where(square > 0, jnp.minimum(jnp.sqrt(rest / jnp.where(square > 0, square, 1)), farthest), t)
+
+    return _grow(next_multiple, farthest)
+
+
+def _sizes_and_room(point, direction, low, high):
+    """Of the direction's entries, how far the box reaches along them, and the multiple that takes all to the border."""
+    size = jnp.abs(direction)
+    size = jnp.where(size > _NEGLIGIBLE * jnp.max(size), size, 0)
+    room = jnp.maximum(jnp.where(direction > 0, high - point, point - low), 0)
+    return size, room, jnp.max(jnp.where(size > 0, room / jnp.where(size > 0, size, 1), 0))
+
+
+def _sum(entries):
+    """In float32 at least."""
+    return jnp.sum(entries, dtype=at_least_float32(entries.dtype)).astype(entries.dtype)
+
+
+def _grow(next_multiple, like):
+    """What t from 0 on grows to.
+
+    Each t is exact for the entries that the one before leaves free. Those that leave the box besides make it too small,
+    so that t grows until there are none.
+    """
+    start = jnp.full_like(like, -1), jnp.zeros_like(like)
+    return jax.lax.while_loop(lambda two: two[1] > two[0], lambda two: (two[1], next_multiple(two[1])), start)[1]
 
 
 def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int) -> jax.Array:
@@ -101,7 +181,7 @@ def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int)
             next_corrections.append(shifted - x)
         return (x, next_corrections), None
 
-    point = jnp.asarray(point)
+    point = jnp.asarray(as_array("point", point))
     point = point.astype(jnp.result_type(point, 1.0))  # projections of whole numbers are none
     carry = (point, [jnp.zeros_like(point) for _ in projections])
     return jax.lax.scan(step, carry, length=num_steps)[0][0]

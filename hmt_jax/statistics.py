@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from hmt_jax._numbers import as_array, check_key
 from hmt_jax.margins import MarginResult
 from hmt_jax.solvers import Status
 
@@ -115,7 +116,7 @@ def percentile(values: ArrayLike, rank: float) -> np.ndarray:
     """
     if not 0 <= rank <= 100:
         raise ValueError(f"rank must be a percentage between 0 and 100, got {rank}")
-    ordered = np.sort(np.asarray(values, float), axis=-1)  # NaNs last
+    ordered = np.sort(np.asarray(as_array("values", values), float), axis=-1)  # NaNs last
     if not ordered.shape[-1]:
         return np.full(ordered.shape[:-1], np.nan)[()]
     num_values = np.sum(~np.isnan(ordered), axis=-1)
@@ -130,6 +131,7 @@ def percentile(values: ArrayLike, rank: float) -> np.ndarray:
 
 def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -> np.ndarray:
     """Medians (R, num_resamples) of margins (R, N), over samples drawn with replacement."""
+    check_key(key)
     num_samples = margins.shape[1]
     draws = np.asarray(jax.random.randint(key, (num_resamples, num_samples), 0, num_samples))
     return np.array([percentile(row[draws], 50) for row in margins])

@@ -19,7 +19,7 @@ import numpy as np
 
 from hmt_jax import _checks
 from hmt_jax._checks import ImageShape
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, check_key, whole_number
 from hmt_jax.frequency import dct_matrix
 
 # Products inside a subspace decide how orthonormal it is; on accelerators the default precision may be bfloat16.
@@ -76,7 +76,7 @@ class Subspace(abc.ABC):
     def coordinates(self, image: jax.Array) -> jax.Array:
         """Coordinates (dimension,) of the orthogonal projection of an image of shape `image_shape`."""
         self._check_single()
-        image = jnp.asarray(image)
+        image = jnp.asarray(as_array("image", image))
         if image.shape != self.image_shape:
             raise ValueError(f"image must have the subspace's image_shape {self.image_shape}, got {image.shape}")
         _checks.check_floating("image", image)
@@ -85,7 +85,7 @@ class Subspace(abc.ABC):
     def embed(self, z: jax.Array) -> jax.Array:
         """The image of shape `image_shape` with coordinates z of shape (dimension,)."""
         self._check_single()
-        z = jnp.asarray(z)
+        z = jnp.asarray(as_array("z", z))
         z = z.astype(jnp.result_type(z, 1.0))  # whole numbers, too
         if z.shape != (self.dimension,):
             raise ValueError(f"z must have shape ({self.dimension},), got {z.shape}")
@@ -337,7 +337,7 @@ def from_basis(basis: jax.Array, image_shape: ImageShape) -> Span:
     """
     image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
-    columns = np.asarray(basis)
+    columns = np.asarray(as_array("basis", basis))
     if columns.ndim != 2 or columns.shape[0] != num_pixels or not 1 <= columns.shape[1] <= num_pixels:
         remedy = "; transpose it" if columns.ndim == 2 and columns.shape[1] == num_pixels else ""
         raise ValueError(
@@ -361,6 +361,7 @@ def random(key: jax.Array, image_shape: ImageShape, dimension: int) -> Span:
     Raises:
       ValueError: if dimension is not between 1 and height * width * channels.
     """
+    check_key(key)
     image_shape = _checks.check_image_shape(image_shape)
     num_pixels = math.prod(image_shape)
     dimension = whole_number("dimension", dimension)

@@ -10,6 +10,7 @@ the data, and batch norm takes its statistics over the whole batch.
 import dataclasses
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -23,8 +24,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices
-from hmt_jax._numbers import as_numbers
-from hmt_jax.attacks import Attack, as_argument
+from hmt_jax._numbers import as_numbers, check_key
+from hmt_jax.attacks import Attack, as_argument, perturb
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
 
@@ -32,6 +33,8 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 _AXIS = "data"
 _NEVER = np.iinfo(np.int32).max
+# Random streams are new in every step, and what a module sows is for those who look on.
+_NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Recipe:
         for name in ("max_learning_rate", "max_gradient_norm", "momentum", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not (self.augment is None or callable(self.augment)):
+            raise ValueError(
+                f"augment must be a function of (key, images), such as crop_and_mirror, got {self.augment!r}"
+            )
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
 
@@ -80,8 +87,7 @@ class TrainState(NamedTuple):
 
     structure: nnx.GraphDef
     parameters: nnx.State
-    batch_statistics: nnx.State
-    constants: nnx.State  # all other variables of the classifier
+    variables: nnx.State  # all others of the classifier, such as batch-norm statistics
     optimizer: optax.OptState
     num_steps: jax.Array  # steps taken
 
@@ -128,7 +134,9 @@ def train(
 
     Args:
       classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
-        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned.
+        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Its
+        random streams get new keys from `key` in every step, and other variables that a call of it changes keep what
+        they were changed to; those it sows with `nnx.Intermediate` are dropped.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
@@ -142,10 +150,12 @@ def train(
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, a batch size that the devices can't share, or a
-        state of another network, or that is not at the end of an epoch of such a training.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, an attack that does not
+        return images of the same shape, a batch size that the devices can't share, a state of another network, or that
+        is not at the end of an epoch of such a training, or a classifier that, when it is called, makes variables,
+        changes their shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module.
+      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -158,16 +168,19 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
+    attack_argument = as_argument(attack)
+    _check_kinds(classifier, recipe, key, on_epoch)
     pixels, targets = _batches.check_samples(images, labels)
+    _checks.check_are_classes(targets, _num_classes(classifier, pixels))
     _checks.check_range(pixels, attack)
-    mesh, attack = _devices.mesh(devices, _AXIS), as_argument(attack)
+    mesh = _devices.mesh(devices, _AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     return _train(
         classifier,
         len(pixels),
         recipe,
-        lambda state, epoch: run_epoch(recipe, mesh, attack, state, samples, jax.random.fold_in(key, epoch)),
+        lambda state, epoch: run_epoch(recipe, mesh, attack_argument, state, samples, jax.random.fold_in(key, epoch)),
         mesh,
         state,
         on_epoch,
@@ -197,11 +210,13 @@ def train_on_stream(
         processes, for images, labels and states as in `train`, and for an epoch that does not give `num_samples`
         samples in batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module.
+      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
 
     Warns:
       As `train`, of the pixels of an epoch's first batch.
     """
+    attack_argument = as_argument(attack)
+    _check_kinds(classifier, recipe, key, on_epoch)
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
@@ -211,13 +226,14 @@ def train_on_stream(
             f"the stream shares its batches between {process_count} processes, and training is on the devices "
             "of one: make it with process_count=1"
         )
-    mesh, attack_argument = _devices.mesh(devices, _AXIS), as_argument(attack)
+    mesh = _devices.mesh(devices, _AXIS)
+    num_classes = functools.partial(_num_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
     def run_epoch(state, epoch):
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
-        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack), recipe.batch_size), sharding):
+        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
             state, sums = _train_step(recipe, stream.num_samples, attack_argument, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
@@ -231,21 +247,15 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     Raises:
       TypeError: if the classifier is no Flax NNX module.
     """
-    if not isinstance(classifier, nnx.Module):
-        raise TypeError(
-            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
-            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
-        )
+    _check_is_module(classifier)
     evaluated = nnx.clone(classifier)
     evaluated.eval()
     # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
-    split = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, nnx.BatchStat, ...))
-    structure, parameters, batch_statistics, constants = split
+    structure, parameters, variables = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, ...))
     return TrainState(
         structure,
         parameters,
-        batch_statistics,
-        constants,
+        variables,
         optimizer=_optimizer(recipe, num_samples).init(parameters),
         num_steps=jnp.zeros((), jnp.int32),
     )
@@ -253,8 +263,8 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 def classifier_of(state: TrainState) -> Any:
     """The classifier as it is at a state, in evaluation mode."""
-    # A copy, for batch norm updates its statistics in place.
-    return nnx.merge(state.structure, state.parameters, state.batch_statistics, state.constants, copy=True)
+    # A copy, because modules update variables in place.
+    return nnx.merge(state.structure, state.parameters, state.variables, copy=True)
 
 
 def evaluate(
@@ -293,7 +303,8 @@ def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
     Step n has the value at n + 1, so that no step but the last is lost on a rate of 0.
     """
     corners = jnp.array([0, 0.4 * num_steps, num_steps])
-    return lambda step: jnp.interp(step + 1, corners, jnp.array([0, recipe.max_learning_rate, 0]))
+    rates = jnp.array([0, recipe.max_learning_rate, 0])
+    return lambda step: jnp.interp(jnp.asarray(step + 1, corners.dtype), corners, rates)
 
 
 def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -306,6 +317,40 @@ def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
         padded, corners
     )
     return jnp.where(is_mirrored[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def _check_kinds(classifier, recipe, key, on_epoch):
+    """What is wrong with arguments whatever the samples are."""
+    _check_is_module(classifier)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
+    check_key(key)
+    if not (on_epoch is None or callable(on_epoch)):
+        raise TypeError(f"on_epoch must be a function of (epoch, state, metrics), got {on_epoch!r}")
+
+
+def _check_is_module(classifier):
+    if not isinstance(classifier, nnx.Module):
+        raise TypeError(
+            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
+            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
+        )
+
+
+def _num_classes(classifier, images) -> int:
+    """L of the logits (N, L) that the classifier gives these images in training mode; nothing is computed."""
+    structure, state = nnx.split(classifier)
+    shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
+    return _logits_in_training.eval_shape(structure, state, shape).shape[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_in_training(structure, state, images):
+    classifier = nnx.merge(structure, state, copy=True)
+    classifier.train()
+    key = jax.random.key(0)
+    _renew_random_streams(classifier, key, key)
+    return logits_of(classifier, _batches.as_floats(images))
 
 
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
@@ -358,7 +403,7 @@ def _check_state(state, classifier, recipe, num_samples):
         )
 
 
-def _checked(stream, epoch, attack):
+def _checked(stream, epoch, attack, num_classes_for):
     """The batches of an epoch, of which `train` would take each."""
     num_samples = 0
     for images, labels in stream.epoch(epoch):
@@ -369,7 +414,9 @@ def _checked(stream, epoch, attack):
                 f"{epoch}: give as many in every batch, but for the last one, which may have fewer"
             )
         if not num_samples:
+            num_classes = num_classes_for(images)
             _checks.check_range(images, attack)
+        _checks.check_are_classes(labels, num_classes)
         num_samples += len(images)
         yield images, labels
     if num_samples != stream.num_samples:
@@ -425,25 +472,21 @@ _train_step_at = jax.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
 
 def _step(recipe, num_samples, attack, state, sums, batch, key):
     """One step of SGD on a batch."""
-    attack_key, dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 3)
+    attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
     images = _batches.as_floats(batch.images)
     if recipe.augment is not None:
         images = recipe.augment(augment_key, images)
     if attack is not None:
         frozen = as_pytree(_classifier_to_compute_with(recipe, state))
-        images = attack(
-            jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen), images, batch.labels, attack_key
-        )
+        computing = jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen)
+        images = perturb(attack, computing, images, batch.labels, attack_key)
 
     def loss_fn(parameters):
-        classifier = _classifier_to_compute_with(recipe, state._replace(parameters=parameters))
-        classifier.train()
-        classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(dropout_key), raise_if_not_found=False)
-        logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+        logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)
         loss, num_correct = _batches.sum_over(logits, batch)
-        return loss / jnp.sum(batch.is_counted), (loss, num_correct, nnx.state(classifier, nnx.BatchStat))
+        return loss / jnp.sum(batch.is_counted).astype(loss.dtype), (loss, num_correct, variables)
 
-    gradients, (loss, num_correct, batch_statistics) = jax.grad(loss_fn, has_aux=True)(state.parameters)
+    gradients, (loss, num_correct, variables) = jax.grad(loss_fn, has_aux=True)(state.parameters)
     updates, optimizer = _optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
     is_good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
     sums = _Sums(
@@ -453,7 +496,7 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
     )
     state = state._replace(
         parameters=optax.apply_updates(state.parameters, updates),
-        batch_statistics=batch_statistics,
+        variables=variables,
         optimizer=optimizer,
         num_steps=state.num_steps + 1,
     )
@@ -472,18 +515,108 @@ class _ComputeIn:
     def __call__(self, classifier, images):
         if self.dtype == "float32":
             return logits_of(classifier, images)
-        return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
+        # Flax's batch norm leaves it to JAX to promote its statistics, which stay float32.
+        with jax.numpy_dtype_promotion("standard"):
+            return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
 
-def _classifier_to_compute_with(recipe, state):
-    """The classifier at a state, in the recipe's dtype but for the statistics of batch norm."""
+def _apply(recipe, state, images, dropout_key, stream_key):
+    """The logits in training mode, and the variables as the call leaves them."""
+    written: frozenset[Any] = frozenset()
+    flat = nnx.to_flat_state(state.variables)
+    if recipe.compute_dtype != "float32" and any(_may_be_cast(variable) for _, variable in flat):
+        # Sums and counts would stand still in lower precision, and only a call shows which variables are such.
+        exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
+        jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
+        written = frozenset(called[0])
+    logits, changed = _call(recipe, state, images, dropout_key, stream_key, written)
+    return logits, _carried(state.variables, changed)
+
+
+def _may_be_cast(variable) -> bool:
+    is_floating = any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(variable))
+    return is_floating and not isinstance(variable, nnx.BatchStat)
+
+
+def _call(recipe, state, images, dropout_key, stream_key, written=frozenset()):
+    """The logits in training mode, and the variables that the call has changed or made, by their paths."""
+    classifier = _classifier_to_compute_with(recipe, state, written)
+    classifier.train()
+    _renew_random_streams(classifier, dropout_key, stream_key)
+    before = {path: jax.tree.leaves(variable) for path, variable in _variables_of(classifier)}
+    logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+    after = _variables_of(classifier)
+    return logits, {path: variable for path, variable in after if not _are_same(before.get(path), variable)}
+
+
+def _variables_of(classifier):
+    return nnx.to_flat_state(nnx.state(classifier, nnx.filterlib.Not(nnx.filterlib.Any(*_NOT_CARRIED))))
+
+
+def _are_same(leaves, variable) -> bool:
+    """Whether a variable holds the very arrays that it held before."""
+    found = jax.tree.leaves(variable)
+    return leaves is not None and len(leaves) == len(found) and all(map(operator.is_, leaves, found))
+
+
+def _renew_random_streams(classifier, dropout_key, stream_key):
+    """Gives every random stream a key of its own. Dropout that was made without one is given a stream."""
+    streams = [part for _, part in nnx.iter_graph(classifier) if isinstance(part, nnx.RngStream)]
+    for number, stream in enumerate(streams):
+        key, shape = jax.random.fold_in(stream_key, number), stream.key.shape
+        stream.key.set_value(jax.random.split(key, shape) if shape else key)
+        stream.count.set_value(jnp.zeros(shape, jnp.uint32))
+    classifier.set_attributes(
+        lambda _, part: isinstance(part, nnx.Dropout) and part.rngs is None,
+        rngs=nnx.Rngs(dropout_key),
+        raise_if_not_found=False,
+    )
+
+
+def _carried(variables, changed):
+    """Variables with what a call has changed, in the shapes and types that they had.
+
+    Raises:
+      ValueError: for parameters, which the optimizer alone changes, and variables that are new, or of another shape.
+    """
+    flat = dict(nnx.to_flat_state(variables))
+    for path, variable in changed.items():
+        name, reason = ".".join(map(str, path)), None
+        if isinstance(variable, nnx.Param):
+            reason = "is a parameter, which a call of the classifier changes: make it another kind of nnx.Variable"
+        elif path not in flat:
+            reason = "is made by a call of the classifier: make it in __init__"
+        elif _kinds_of(variable) != _kinds_of(flat[path]):
+            reason = "has another shape or type after a call of the classifier: give it the same ones"
+        if reason is not None:
+            raise ValueError(f"training can't carry {name} ({type(variable).__name__}) from step to step: it {reason}")
+        flat[path] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), flat[path], variable)
+    return nnx.from_flat_state(flat.items())
+
+
+def _kinds_of(variable):
+    """What a variable must keep: its structure, and shapes and types; floating point may be of any precision."""
+    return jax.tree.structure(variable.get_value()), [
+        (jnp.shape(leaf), "floating" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.result_type(leaf))
+        for leaf in jax.tree.leaves(variable)
+    ]
+
+
+def _classifier_to_compute_with(recipe, state, written=frozenset()):
+    """The classifier at a state, in the recipe's dtype but for batch-norm statistics and what a call writes."""
     if recipe.compute_dtype == "float32":
         return classifier_of(state)
-    parameters, constants = jax.tree.map(
-        lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        (state.parameters, state.constants),
+
+    def cast(tree):
+        return jax.tree.map(
+            lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+        )
+
+    variables = nnx.from_flat_state(
+        (path, cast(variable) if _may_be_cast(variable) and path not in written else variable)
+        for path, variable in nnx.to_flat_state(state.variables)
     )
-    classifier = classifier_of(state._replace(parameters=parameters, constants=constants))
+    classifier = classifier_of(state._replace(parameters=cast(state.parameters), variables=variables))
     # Else batch norm would give what it normalises, and so all that follows, the float32 of its statistics.
     classifier.set_attributes(nnx.BatchNorm, promote_dtype=_as_they_are, raise_if_not_found=False)
     return classifier

@@ -451,6 +451,58 @@ def test_deepfool_stays_within_its_bounds(domain, name):
     check_bounds(images, attack(classifier, images, labels, KEY), "l2", 0.4, domain, basis())
 
 
+def test_deepfool_moves_pixels_at_the_border_that_have_room():
+    """x_0 + x_1 > 0.3 is label 0, and x_1 is black: x_0 is to go from 0.6 to 0.3, and 0.02 of that way beyond."""
+    weights, bias = jnp.zeros((4, 2)).at[:2, 0].set(1), jnp.array([-0.3, 0])
+    classifier = jax.tree_util.Partial(linear_logits, weights, bias)
+    image, pixels = np.array([0.6, 0, 0, 0], np.float32).reshape(1, 2, 2, 1), subspaces.full((2, 2, 1))
+    attack = attacks.deepfool(epsilon=1.0, num_steps=1)
+    metrics = attacks.evaluate(classifier, image, np.array([0]), attack, KEY, subspaces=pixels)
+    assert (metrics.clean_accuracy, metrics.accuracy) == (1, 0)
+    np.testing.assert_allclose(metrics.energy, [(1.02 * 0.3) ** 2], rtol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("domain", ["pixels", "flipped"])
+def test_deepfool_is_exact_where_the_box_cuts_the_way_to_a_linear_boundary(domain):
+    """Against clipped multiples of the normal: the least one that reaches the boundary, or the ball's surface."""
+    rng, epsilon, to_pixels = np.random.default_rng(4), 0.7, scipy_flip if domain == "flipped" else np.asarray
+    pixels = np.clip(rng.uniform(-0.7, 1.7, size=(12, *SHAPE)), 0, 1)
+    normal = rng.normal(size=SHAPE)
+    towards = np.where(normal > 0, 1 - pixels, -pixels)
+    # From boundaries nearby to some beyond the box; each image has a boundary, and so a class, of its own.
+    reach = np.sum(normal * towards, axis=(1, 2, 3)) * np.geomspace(0.005, 1.2, 12)
+    expected = []
+    for image, gap in zip(pixels, reach, strict=True):
+
+        def change(multiple, image=image):
+            return np.clip(image + multiple * normal, 0, 1) - image
+
+        is_met = np.sum(normal * change(1e9)) > gap
+        least = (
+            scipy.optimize.brentq(lambda t, gap=gap, change=change: np.sum(normal * change(t)) - gap, 0, 1e3)
+            if is_met
+            else np.inf
+        )
+        longest = scipy.optimize.brentq(lambda t, change=change: np.linalg.norm(change(t)) - epsilon, 0, 1e3)
+        is_near = is_met and np.linalg.norm(1.02 * change(least)) < epsilon
+        expected.append(np.clip(image + 1.02 * change(least), 0, 1) if is_near else image + change(longest))
+    assert 3 <= np.sum(norms(np.array(expected) - pixels, "l2") < 0.69) <= 9
+    images, weights = to_pixels(pixels).astype(np.float32), to_pixels(normal).astype(np.float32)
+    attack = attacks.deepfool(epsilon=epsilon, domain=domain, num_steps=1)
+
+    @jax.vmap
+    def perturb(image, gap):
+        offset = gap + jnp.sum(weights * image)
+        logits = jax.tree_util.Partial(
+            lambda offset, x: jnp.stack([jnp.full(len(x), offset), jnp.sum(weights[None] * x, (1, 2, 3))], 1), offset
+        )
+        return attack(logits, image[None], jnp.zeros(1, int), KEY)[0]
+
+    found = to_pixels(jax.jit(perturb)(images, reach.astype(np.float32)))
+    # Sums over 72 pixels in float32, and multiples where a few pixels are left to move.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
+
+
 def test_deepfool_leaves_images_that_are_wrong_or_have_no_direction():
     classifier, images = tanh_classifier(), grey_images()
     labels = np.argmax(classifier(images), axis=1)
@@ -589,6 +641,9 @@ def test_all_batches_and_networks_share_one_compilation():
     [
         ({"epsilon": 0}, "epsilon must be positive and finite, in pixels in [0, 1], got 0"),
         ({"epsilon": float("nan")}, "epsilon must be positive and finite, in pixels in [0, 1], got nan"),
+        ({"epsilon": [0.1, 0.2]}, "epsilon must be a single number, known when compiling, got [0.1, 0.2]"),
+        ({"epsilon": "0.1", "step_size": 0.1}, "epsilon must be a single number, known when compiling, got '0.1'"),
+        ({"norm": ["l2"]}, "norm must be one of 'l2', 'linf', got ['l2']"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_steps": 0, "step_size": 0.1}, "num_steps must be at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be positive and finite, in pixels in [0, 1], got 0.0"),
@@ -673,6 +728,39 @@ def test_images_that_an_attack_can_not_move_give_a_warning(make):
         attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0, domain="unbounded"), KEY)
         flipped = np.asarray(frequency.flip(grey_images()))
         attacks.evaluate(tanh_classifier(), flipped, LABELS, make(epsilon=1.0, domain="flipped"), KEY)
+
+
+def test_what_attacks_take_and_return_is_checked():
+    images = grey_images()
+    for attack, message in (
+        (
+            lambda classifier, images, labels, key: images[:1],
+            r"of shape \(6, 6, 6, 2\), got float32 \(1, 6, 6, 2\): return",
+        ),
+        (lambda classifier, images, labels, key: None, "got a NoneType: return one image for each that it is given"),
+        (
+            attacks.pgd,
+            "pgd.* returns, with its parentheses, or a function of .classifier, images, labels, key., got <func",
+        ),
+        (attacks.PGD, "with its parentheses, or a function of .classifier, images, labels, key., got <class"),
+        (None, "attack must not be None: hmt_jax.training.evaluate measures images as they are"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            attacks.evaluate(tanh_classifier(), images, LABELS, attack, KEY)
+    for call in (partial(attacks.evaluate, attack=QUICK_PGD(epsilon=0.1)), QUICK_PGD(epsilon=0.1)):
+        with pytest.raises(TypeError, match=r"key must be a random key, got 3: make one with jax\.random\.key\(3\)$"):
+            call(tanh_classifier(), images, LABELS, key=3)
+
+
+def test_arrays_in_another_byte_order_are_attacked_as_they_are():
+    attack, images = QUICK_PGD(epsilon=0.1), grey_images()
+    expected = attack(tanh_classifier(), images, LABELS, KEY)
+    for kind in (">f4", np.longdouble):
+        np.testing.assert_array_equal(
+            attack(tanh_classifier(), images.astype(kind), LABELS.astype(">i4"), KEY), expected
+        )
+    with pytest.raises(ValueError, match="images has 432 masked entries, which have no value: leave those samples out"):
+        attack(tanh_classifier(), np.ma.masked_all(images.shape), LABELS, KEY)
 
 
 def test_a_plain_function_is_an_attack():

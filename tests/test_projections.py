@@ -200,6 +200,47 @@ def test_dykstra_solves_the_quadratic_program(name):
         np.testing.assert_allclose(np.ravel(nearest), solution.x, rtol=0, atol=2e-7)
 
 
+def half_spaces(num_points=12):
+    """Points with black and white pixels, normals with zeros, and distances: the last third can't be reached."""
+    rng = np.random.default_rng(8)
+    points = np.clip(rng.uniform(-0.5, 1.5, size=(num_points, 6)), 0, 1)
+    normals = rng.normal(size=(num_points, 6)) * (rng.uniform(size=(num_points, 6)) < 0.8)
+    farthest = np.where(normals > 0, 1, np.where(normals < 0, 0, points))
+    gaps = np.sum(normals * (farthest - points), axis=1) * np.repeat([0.2, 0.9, 1.5], num_points // 3)
+    return points, normals, gaps, farthest
+
+
+def test_the_nearest_point_of_box_and_half_space_solves_the_quadratic_program():
+    points, normals, gaps, farthest = half_spaces()
+    multiples = jax.jit(jax.vmap(projections.multiple_to_half_space))(points, normals, gaps)
+    found = projections.box(points + np.asarray(multiples)[:, None] * normals)
+    np.testing.assert_allclose(found[8:], farthest[8:], **FLOAT64)
+    for point, normal, gap, nearest in zip(points[:8], normals, gaps, found, strict=False):
+        solution = scipy.optimize.minimize(
+            lambda x, point=point: np.sum((x - point) ** 2) / 2,
+            point,
+            jac=lambda x, point=point: x - point,
+            method="SLSQP",
+            bounds=scipy.optimize.Bounds(0, 1),  # which is changed
+            constraints=[linear_constraint("ineq", normal[None], -normal @ point - gap)],
+            options={"ftol": 1e-14, "maxiter": 1000},
+        )
+        assert solution.status in (0, 8)
+        np.testing.assert_allclose(nearest, solution.x, rtol=0, atol=2e-7)  # as below
+    without_box = projections.multiple_to_half_space(points[0], normals[0], 3.0, -np.inf, np.inf)
+    np.testing.assert_allclose(without_box, 3 / np.sum(normals[0] ** 2))
+
+
+def test_the_sphere_is_reached_within_the_box_or_else_its_corner():
+    points, normals, _, farthest = half_spaces()
+    for radius in (0.1, 0.6):
+        multiples = jax.jit(jax.vmap(projections.multiple_to_sphere, (0, 0, None)))(points, normals, radius)
+        found = projections.box(points + np.asarray(multiples)[:, None] * normals)
+        is_corner = np.linalg.norm(farthest - points, axis=1) < radius
+        np.testing.assert_allclose(np.linalg.norm(found - points, axis=1)[~is_corner], radius, **FLOAT64)
+        np.testing.assert_allclose(found[is_corner], farthest[is_corner], **FLOAT64)
+
+
 @pytest.mark.parametrize("name", INTERSECTIONS)
 def test_dykstra_is_in_every_set_and_no_farther_than_alternating_projections(name):
     sets, center, _ = INTERSECTIONS[name]

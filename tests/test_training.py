@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +92,29 @@ def test_statistics_are_not_trained(samples, logistic):
     np.testing.assert_array_equal(trained.std[...], logistic.std[...])
 
 
-def test_device_loop_is_the_host_loop(samples, convolutional):
+def test_device_loop_is_the_host_loop(samples):
+    class Drawing(Convolutional):
+        """With a random stream and a variable of its own."""
+
+        def __init__(self):
+            super().__init__(nnx.Rngs(0))
+            self.rngs, self.drawn = nnx.Rngs(noise=1), nnx.Variable(jnp.zeros(()))
+
+        def __call__(self, images):
+            self.drawn[...] += jax.random.uniform(self.rngs.noise())
+            return super().__call__(images)
+
     key, mesh = jax.random.key(2), _devices.mesh(ONE, training._AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     by_host, by_device = (
-        run_epoch(RECIPE, mesh, None, training.start(convolutional, RECIPE, 18), placed, key)
+        run_epoch(RECIPE, mesh, None, training.start(Drawing(), RECIPE, 18), placed, key)
         for run_epoch in (training._host_epoch, training._device_epoch)
     )
+    assert by_host[0].variables["drawn"][...] > 0
     # The same products in another compiled program.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_host, by_device)
+    for found, expected in zip(jax.tree.leaves(by_device), jax.tree.leaves(by_host), strict=True):
+        if not jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Convolutional(nnx.Module):
@@ -307,13 +322,27 @@ def test_bfloat16_comes_close(samples, convolutional):
     assert 1e-4 < np.linalg.norm(difference) / np.linalg.norm(moved) < 0.1
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_nothing_is_promoted_implicitly(samples, compute_dtype):
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, compute_dtype=compute_dtype, augment=training.crop_and_mirror)
+    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1, random_start=False)
+    module = Convolutional(nnx.Rngs(0), rate=0.5)
+    with jax.numpy_dtype_promotion("strict"):
+        trained = training.train(
+            module, (255 * images).astype(np.uint8), labels, recipe, jax.random.key(0), attack=attack, devices=ONE
+        )
+        assert np.isfinite(training.evaluate(trained, images, labels, devices=ONE).loss)
+
+
 def test_batch_norm_hands_on_bfloat16(samples):
     dtypes = []
 
     class Recorded(Convolutional):
         def __call__(self, images):
             normalised = self.norm(self.conv(images))
-            dtypes.append(normalised.dtype)
+            if images.dtype == jnp.bfloat16:  # in another type, its logits are counted
+                dtypes.append(normalised.dtype)
             return normalised.mean((1, 2)) ** 2
 
     recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
@@ -336,6 +365,132 @@ def test_dropout_is_drawn_anew_in_every_step(samples):
     np.testing.assert_array_equal(first.conv.kernel[...], again.conv.kernel[...])
     assert (first.conv.kernel[...] != other.conv.kernel[...]).any()
     assert first.dropout.deterministic
+
+
+class Own(nnx.Variable):
+    """A kind of variable that Flax does not know."""
+
+
+class Noting(nnx.Module):
+    """Logistic regression that counts its calls, sums up the means of its images, and notes what its streams draw."""
+
+    def __init__(self, count=0.0):
+        self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+        self.rngs = nnx.Rngs(noise=1, other=1)
+        self.dropout = nnx.Dropout(0.5, rng_collection="other", rngs=self.rngs)
+        self.count, self.total = Own(jnp.asarray(count)), Own(jnp.zeros(()))
+        self.drawn = Own(jnp.zeros((15, 3)))
+
+    def __call__(self, images):
+        numbers = [jax.random.uniform(stream()) for stream in (self.rngs.noise, self.rngs.other, self.dropout.rngs)]
+        step = self.count[...].astype(int) % 15
+        self.drawn[...] = self.drawn[...].at[step].set(jnp.stack(numbers))
+        self.count[...] += 1
+        self.total[...] += images.mean()
+        return self.linear(images.reshape(len(images), -1))
+
+
+def test_every_random_stream_of_a_module_is_new_in_every_step(samples):
+    states = {}
+
+    def train(seed, **settings):
+        trained = training.train(Noting(), *samples, RECIPE, jax.random.key(seed), devices=ONE, **settings)
+        return np.asarray(trained.drawn[...])
+
+    drawn = train(0, on_epoch=lambda epoch, state, _: states.update({epoch: jax.tree.map(jnp.copy, state)}))
+    assert len(np.unique(drawn)) == 3 * 15
+    np.testing.assert_array_equal(train(0), drawn)
+    np.testing.assert_array_equal(train(0, state=states[1]), drawn)
+    assert not np.isin(train(1), drawn).any()
+
+
+def test_attention_drops_others_in_every_step(samples):
+    class Attention(nnx.Module):
+        def __init__(self):
+            self.attention = nnx.MultiHeadAttention(1, 6, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+            self.seen, self.count = Own(jnp.zeros(15)), Own(jnp.zeros((), int))
+
+        def __call__(self, images):
+            mixed = self.attention(jnp.broadcast_to(jnp.sin(jnp.arange(24.0)).reshape(4, 6), (1, 4, 6)))
+            self.seen[...] = self.seen[...].at[self.count[...]].set(mixed.sum())
+            self.count[...] += 1
+            return self.linear(images.reshape(len(images), -1))
+
+    recipe = dataclasses.replace(RECIPE, max_learning_rate=1e-9)
+    trained = training.train(Attention(), *samples, recipe, jax.random.key(0), devices=ONE)
+    assert len(np.unique(trained.seen[...])) == 15
+
+
+def test_variables_of_a_modules_own_are_carried_from_step_to_step(samples):
+    """Also where the network computes in bfloat16, in which 256 + 1 is 256."""
+    images, labels = samples
+    recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
+    stream = Stream(images, labels)
+    trained = training.train_on_stream(Noting(256.0), stream, recipe, jax.random.key(0), devices=ONE)
+    assert trained.count[...] == 256 + 15
+    assert trained.count[...].dtype == trained.drawn[...].dtype == jnp.float32
+    means = [images[np.arange(first, first + 4) % 18].mean() for first in range(0, 18, 4)]
+    np.testing.assert_allclose(trained.total[...], 3 * np.sum(means), rtol=2e-2)  # of pixels in bfloat16
+
+
+def test_what_a_module_sows_is_no_part_of_training(samples):
+    class Sowing(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            with warnings.catch_warnings(action="ignore"):  # Flax would have nnx.capture around it
+                self.sow(nnx.Intermediate, "mean", images.mean())
+            return self.linear(images.reshape(len(images), -1))
+
+    trained = training.train(Sowing(), *samples, RECIPE, jax.random.key(0), devices=ONE)
+    assert not nnx.state(trained, nnx.Intermediate)
+    assert (trained.linear.kernel[...] != Sowing().linear.kernel[...]).all()
+
+
+def change_parameter(module, images):
+    module.linear.bias[...] = module.linear.bias[...] + 1
+
+
+def make_variable(module, images):
+    module.cache = Own(images)
+
+
+def grow(module, images):
+    module.drawn.set_value(jnp.zeros(7))
+
+
+def become_whole(module, images):
+    module.count.set_value(jnp.zeros((), int))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            change_parameter,
+            r"linear\.bias \(Param\) from step to step: it is a parameter, which a call",
+        ),
+        (
+            make_variable,
+            r"cache \(Own\) from step to step: it is made by a call of the classifier: make",
+        ),
+        (
+            grow,
+            r"drawn \(Own\) from step to step: it has another shape or type after a call of the classifier",
+        ),
+        (become_whole, r"count \(Own\) from step to step: it has another shape or type after a call"),
+    ],
+)
+def test_variables_that_can_not_be_carried_are_named(samples, change, message):
+    class Changing(Noting):
+        def __call__(self, images):
+            change(self, images)
+            return self.linear(images.reshape(len(images), -1))
+
+    with pytest.raises(ValueError, match=f"^training can't carry {message}"):
+        training.train(Changing(), *samples, RECIPE, jax.random.key(0), devices=ONE)
 
 
 def test_attacks_change_what_is_trained_on(samples, logistic):
@@ -478,6 +633,13 @@ def test_bad_recipes():
         training.Recipe(max_learning_rate=float("nan"))
     with pytest.raises(ValueError, match="compute_dtype must be 'float32' or 'bfloat16', got 'float16'"):
         training.Recipe(compute_dtype="float16")
+    for wrong in ([0.1], "0.1", None, 1j):
+        with pytest.raises(ValueError, match=r"^momentum must be a single number, known when compiling, got"):
+            training.Recipe(momentum=wrong)
+    with pytest.raises(
+        ValueError, match=r"augment must be a function of \(key, images\), such as crop_and_mirror, got"
+    ):
+        training.Recipe(augment=True)
 
 
 def test_a_network_of_nans_is_never_right(samples):
@@ -500,6 +662,8 @@ def test_bad_samples(samples, logistic):
             (images, np.eye(3)[labels]),
             r"labels must have shape \(N,\), got \(18, 3\); convert one-hot labels with labels",
         ),
+        ((images, labels[:, None]), r"labels must have shape \(N,\), got \(18, 1\); take labels\[:, 0\]$"),
+        ((images, labels[0]), r"labels must have shape \(N,\), got \(\); give one whole number for each image$"),
         ((images, labels - 1), "labels must be whole numbers from 0, but the lowest one is -1"),
         (
             (images, labels / 2),
@@ -516,6 +680,12 @@ def test_labels_that_are_no_class_are_told(samples, logistic):
         ValueError, match="labels must be whole numbers from 0 to 2, since the classifier has 3 logits, but"
     ):
         training.evaluate(logistic, images, labels + 1)
+    message = "but the greatest one is 3: number the classes from 0, by labels - 1 if they count from 1$"
+    arguments = RECIPE, jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        training.train(logistic, images, labels + 1, *arguments, devices=ONE)
+    with pytest.raises(ValueError, match=message):
+        training.train_on_stream(logistic, Stream(images, labels + 1), *arguments, devices=ONE)
     with pytest.raises(ValueError, match="labels must be whole numbers in int32, but the greatest one is 4294967298"):
         training.evaluate(logistic, images, np.where(labels == 2, 2**32 + 2, labels))
 
@@ -553,6 +723,73 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
             logistic, Broken(*samples), RECIPE, jax.random.key(0), devices=ONE, on_epoch=lambda *r: seen.append(r[0])
         )
     assert seen == list(range(epoch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"key": 5}, r"key must be a random key, got 5: make one with jax\.random\.key\(5\)"),
+        (
+            {"key": np.arange(2)},
+            r"key must be a random key, got array\(\[0, 1\]\): make one with jax\.random\.key\(0\)",
+        ),
+        (
+            {"key": jax.random.split(jax.random.key(0))},
+            r"key must be one random key, got an array of them, \(2,\): choose",
+        ),
+        ({"recipe": 0.1}, r"recipe must be a hmt_jax\.training\.Recipe, got 0\.1"),
+        ({"on_epoch": True}, r"on_epoch must be a function of \(epoch, state, metrics\), got True"),
+        (
+            {"attack": attacks.pgd},
+            r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*<function pgd at",
+        ),
+        ({"attack": attacks.PGD}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*attacks\.PGD"),
+        ({"attack": "pgd"}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*got 'pgd'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told_before_anything_is_computed(samples, logistic, settings, message):
+    arguments = {"recipe": RECIPE, "key": jax.random.key(0), "devices": ONE, **settings}
+    with pytest.raises((TypeError, ValueError), match=message):
+        training.train(logistic, *samples, **arguments)
+    with pytest.raises((TypeError, ValueError), match=message):
+        training.train_on_stream(logistic, Stream(*samples), **arguments)
+
+
+def test_arrays_are_taken_in_any_byte_order_and_length(samples, logistic):
+    images, labels = samples
+    expected = training.evaluate(logistic, images, labels, devices=ONE)
+    for kind in (">f4", "<f4", np.longdouble):
+        assert training.evaluate(logistic, images.astype(kind), labels.astype(">i2"), devices=ONE) == expected
+    unmasked = np.ma.array(images, mask=False)
+    assert training.evaluate(logistic, unmasked, np.ma.array(labels), devices=ONE) == expected
+    masked, objects = np.ma.masked_greater(images, 0.9), np.empty(18, object)
+    objects[:] = list(images)
+    for wrong, message in (
+        (
+            masked,
+            rf"images has {np.sum(images > 0.9)} masked entries, which have no value: .* images\.filled\(value\)$",
+        ),
+        (
+            objects,
+            r"images must be an array of numbers, got object: make it of .* np\.stack\(list\(images\)\) for instance$",
+        ),
+        ([images[0], images[1, :1]], "images must be one array of numbers: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(logistic, wrong, labels, RECIPE, jax.random.key(0), devices=ONE)
+
+
+def test_attacks_in_training_return_an_image_for_each(samples, logistic):
+    for attack, message in (
+        (
+            lambda f, x, y, key: x[:1],
+            r"attack must return .* of shape \(4, 2, 3, 1\), got float32 \(1, 2, 3, 1\):",
+        ),
+        (lambda f, x, y, key: x > 0.5, r"of shape \(4, 2, 3, 1\), got bool \(4, 2, 3, 1\): return one image for each"),
+        (lambda f, x, y, key: (x, y), "got a tuple: return one image for each that it is given, and nothing else"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(logistic, *samples, RECIPE, jax.random.key(0), attack=attack, devices=ONE)
 
 
 def test_batches_that_devices_cannot_share(samples, logistic):

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmt_jax import _checks
+from hmt_jax._numbers import as_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     >>> as_floats(np.array([0, 255], np.uint8))
     array([0., 1.], dtype=float32)
     """
+    images = np.asarray(as_array("images", images))
     _checks.check_type("images", images)
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
 
@@ -70,8 +72,8 @@ def from_arrays(
     >>> from_arrays(images, labels, images[:2], labels[:2])
     Dataset(name='arrays', num_classes=3)
     """
-    images = {"train_images": np.asarray(train_images), "test_images": np.asarray(test_images)}
-    labels = {"train_labels": np.asarray(train_labels), "test_labels": np.asarray(test_labels)}
+    images = _arrays(train_images=train_images, test_images=test_images)
+    labels = _arrays(train_labels=train_labels, test_labels=test_labels)
     for argument, array in images.items():
         _check_images(argument, array)
     for argument, array in labels.items():
@@ -95,6 +97,10 @@ def from_arrays(
         **images,
         **{argument: array.astype(np.int32) for argument, array in labels.items()},
     )
+
+
+def _arrays(**given) -> dict[str, np.ndarray]:
+    return {argument: np.asarray(as_array(argument, values)) for argument, values in given.items()}
 
 
 def _check_images(argument, images):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from hmt_jax._extras import require
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, whole_number
 
 
 class Source(Protocol):
@@ -158,6 +159,7 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
 def _prefetch(batches, sharding, size):
     queue: collections.deque[Any] = collections.deque()
     for batch in batches:
+        batch = jax.tree.map(functools.partial(as_array, "batches"), batch)
         if sharding is None:
             queue.append(jax.device_put(batch))
         else:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hmt_jax._numbers import check_key
+
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -61,6 +63,7 @@ def synthetic_linear(
     ((5, 4, 4, 1), (16, 16))
     """
     _check(num_samples, image_shape, num_directions=1, epsilon=epsilon, noise=noise)
+    check_key(key)
     basis_key, label_key, noise_key = jax.random.split(key, 3)
     labels = _labels(label_key, num_samples)
     rest = noise * jax.random.normal(noise_key, (num_samples, math.prod(image_shape) - 1))
@@ -102,6 +105,7 @@ def synthetic_nonlinear(
         raise ValueError(f"period must be positive, got {period}")
     if num_periods < 1:
         raise ValueError(f"num_periods must be at least 1, got {num_periods}")
+    check_key(key)
     basis_key, label_key, period_key, noise_key = jax.random.split(key, 4)
     labels = _labels(label_key, num_samples)
     k = jax.random.randint(period_key, (num_samples, 1), -num_periods, num_periods)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
+from hmt_jax._numbers import as_array
 from hmt_jax.solvers import Linearization, Restriction, Solution, Status, norms_of
 from hmt_jax.subspaces import Subspace
 
@@ -92,7 +93,8 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     >>> f"{solution.margin:.4f}"  # sqrt(5^2 - 4^2) - 1
     '2.0000'
     """
-    image, center, radius = jnp.asarray(image), jnp.asarray(center), jnp.asarray(radius)
+    arrays = (("image", image), ("center", center), ("radius", radius))
+    image, center, radius = (jnp.asarray(as_array(argument, value)) for argument, value in arrays)
     _checks.check_image(image)
     offset = image - center
     inside = subspace.coordinates(offset)  # -p

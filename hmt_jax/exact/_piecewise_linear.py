@@ -7,7 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks, _piecewise
-from hmt_jax._numbers import whole_number
+from hmt_jax._numbers import as_array, whole_number
 from hmt_jax.exact import _rays, _regions
 from hmt_jax.exact._search import Found, nearest
 from hmt_jax.solvers import Solution, Status
@@ -60,7 +60,7 @@ def piecewise_linear(
     """
     if not (reach > 0 and whole_number("max_steps", max_steps) > 0):
         raise ValueError(f"reach and max_steps must be positive, got {reach} and {max_steps}")
-    image = np.asarray(image)
+    image = np.asarray(as_array("image", image))
     _checks.check_image(image)
     _checks.as_stack(subspace, image[None])
     network = _piecewise.network_of(classifier, image.shape)

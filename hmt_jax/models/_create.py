@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape, check_image_shape
+from hmt_jax._numbers import as_array, check_key
 from hmt_jax.models._normalization import Normalized, check_numbers
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
@@ -73,6 +74,7 @@ def create(
     >>> classifier(jnp.zeros((2, 8, 8, 1))).shape
     (2, 10)
     """
+    check_key(key)
     build = architecture(name)
     check_statistics(image_shape, mean, std)
     network = build(check_image_shape(image_shape), num_classes, rngs=nnx.Rngs(key), **options)
@@ -96,7 +98,8 @@ def in_evaluation_mode(
     network: nnx.Module, mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]
 ) -> Normalized:
     """The network with its normalisation; batch norm uses its running statistics, and nothing is dropped out."""
-    classifier = Normalized(network, jnp.asarray(mean), jnp.asarray(std))
+    statistics = jnp.asarray(as_array("mean", mean)), jnp.asarray(as_array("std", std))
+    classifier = Normalized(network, *statistics)
     classifier.eval()
     return classifier
 
