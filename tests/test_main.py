@@ -22,6 +22,15 @@ from experiments.configs.digits import CHECKS, CONFIG, QUICK
 '''
 
 
+@pytest.fixture(autouse=True)
+def signals_arrive():
+    """A shell lets what it starts in the background ignore Ctrl-C; the commands here are to meet it."""
+    former = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 def fails_with(error, monkeypatch, arguments=("list",)):
     """The exit status where the experiments' names cannot be listed."""
 
