@@ -12,8 +12,8 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
-# What rounding leaves of the sum of a row of probabilities, in half precision, too.
-_SUM_TOLERANCE = 1e-2
+# The part of pairs, or of images, from which on vanishing gradients are the classifier's and not those of a few.
+_LEAST_PART = 0.1
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
@@ -171,15 +171,28 @@ def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
         )
 
 
-def warn_of_probabilities(logits: np.ndarray) -> None:
-    """Logits (N, L) of a whole batch that are not negative and sum to 1 are what a softmax gave."""
-    rows = logits[np.isfinite(logits).all(axis=1)]
-    if rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
-        warnings.warn(
-            "the classifier seems to give probabilities, whose gradients vanish where it is sure, so that margins come "
-            "out far too large or are not found: give logits, from before the softmax",
-            stacklevel=5,
+def warn_of_saturation(result, evidence) -> None:
+    """Of outputs whose gradients vanish where the classifier is confident: those of a softmax or a sigmoid."""
+    num_early, num_margins = evidence.is_early.sum(), (result.status == Status.CONVERGED).sum()
+    is_labelled = result.label[0] >= 0
+    num_flat, num_labels = (evidence.is_flat & is_labelled).sum(), np.unique(result.label[0][is_labelled]).size
+    if evidence.is_distribution:
+        sign = "the classifier seems to return probabilities"
+    elif num_early and num_early >= _LEAST_PART * num_margins:
+        sign = (
+            f"{num_early} of {num_margins} margins are longer than the diameter of the pixel box, though the label "
+            "changes within a tenth of the perturbation"
         )
+    # With one label there may be no boundary at all.
+    elif num_flat and num_flat >= _LEAST_PART * is_labelled.sum() and num_labels > 1:
+        sign = f"the outputs of the classifier have no gradient at {num_flat} of {is_labelled.sum()} images"
+    else:
+        return
+    warnings.warn(
+        f"{sign}: gradients vanish where the classifier is confident, so that margins come out far too large or are "
+        "not found; return logits, before the softmax or sigmoid",
+        stacklevel=3,
+    )
 
 
 def check_known(gaps: np.ndarray) -> None:

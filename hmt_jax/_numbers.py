@@ -4,6 +4,7 @@ import dataclasses
 import operator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _NUMBERS = (int, float, float | None)
@@ -23,6 +24,12 @@ def as_numbers(settings) -> None:
             raise ValueError(f"{field.name} must be a single number, known when compiling, got {value}")
         value = np.asarray(value).item()
         object.__setattr__(settings, field.name, whole_number(field.name, value) if field.type is int else value)
+
+
+def promoted(first, second) -> np.dtype:
+    """The dtype that holds both, also where `jax_numpy_dtype_promotion` refuses what is not asked for."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
 
 
 def whole_number(argument: str, value) -> int:
