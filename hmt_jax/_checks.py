@@ -12,8 +12,8 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
-# The part of pairs, or of images, from which on vanishing gradients are the classifier's and not those of a few.
-_LEAST_PART = 0.1
+# The part of pairs from which on vanishing gradients are the classifier's and not those of a few samples.
+_LEAST_PART = 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
@@ -173,24 +173,24 @@ def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
 
 def warn_of_saturation(result, evidence) -> None:
     """Of outputs whose gradients vanish where the classifier is confident: those of a softmax or a sigmoid."""
-    num_early, num_margins = evidence.is_early.sum(), (result.status == Status.CONVERGED).sum()
     is_labelled = result.label[0] >= 0
-    num_flat, num_labels = (evidence.is_flat & is_labelled).sum(), np.unique(result.label[0][is_labelled]).size
-    if evidence.is_distribution:
-        sign = "the classifier seems to return probabilities"
-    elif num_early and num_early >= _LEAST_PART * num_margins:
-        sign = (
-            f"{num_early} of {num_margins} margins are longer than the diameter of the pixel box, though the label "
-            "changes within a tenth of the perturbation"
-        )
     # With one label there may be no boundary at all.
-    elif num_flat and num_flat >= _LEAST_PART * is_labelled.sum() and num_labels > 1:
-        sign = f"the outputs of the classifier have no gradient at {num_flat} of {is_labelled.sum()} images"
-    else:
+    is_flat = evidence.is_flat & is_labelled & (np.unique(result.label[0][is_labelled]).size > 1)
+    is_sign = evidence.is_early | is_flat
+    if not (evidence.is_distribution or (is_sign.any() and is_sign.sum() >= _LEAST_PART * (result.label >= 0).sum())):
         return
+    signs = [
+        f"{evidence.is_early.sum()} of {result.is_converged.sum()} margins are longer than the diameter of the pixel "
+        "box, though the label changes within a tenth of the perturbation",
+        f"the outputs of the classifier have no gradient at {is_flat.sum()} of {is_labelled.sum()} images",
+    ]
+    found = " and ".join(
+        sign for sign, are_any in zip(signs, (evidence.is_early, is_flat), strict=True) if are_any.any()
+    )
     warnings.warn(
-        f"{sign}: gradients vanish where the classifier is confident, so that margins come out far too large or are "
-        "not found; return logits, before the softmax or sigmoid",
+        f"{'the classifier seems to return probabilities' if evidence.is_distribution else found}: gradients vanish "
+        "where the classifier is confident, so that margins come out far too large or are not found; return logits, "
+        "before the softmax or sigmoid",
         stacklevel=3,
     )
 

@@ -313,7 +313,7 @@ class _KnownGaps:
         z = jnp.stack([jnp.zeros_like(solution.coordinates), solution.coordinates])
         with jax.default_matmul_precision(self.precision):
             logits = jax.vmap(restrict(*_pair(data, item)))(z)
-        others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits)
+        others = jnp.where(jnp.arange(logits.shape[1], dtype=solution.label.dtype) == solution.label, -jnp.inf, logits)
         gaps = others.max(1) - logits[:, solution.label]
         rivals = logits[:, jnp.append(jnp.argmax(others, axis=1), solution.label)]
         scale = jnp.abs(rivals - rivals.mean(1, keepdims=True)).max()
@@ -372,7 +372,7 @@ class _LookAtEnd:
         solution = jax.tree.map(lambda leaf: leaf[item], data[3])
         with jax.default_matmul_precision(self.precision):
             logits, pull_back = jax.vjp(restrict(*_pair(data, item)), solution.coordinates)
-            others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
+            others = jnp.where(jnp.arange(logits.size, dtype=solution.label.dtype) == solution.label, -jnp.inf, logits)
             towards = jnp.stack([solution.label, jnp.argmax(others)])
             (normal,) = normals_of(pull_back, logits, towards)
             vectors = jnp.stack([normal, solution.coordinates.astype(normal.dtype)])

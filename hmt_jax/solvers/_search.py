@@ -148,7 +148,7 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     logits, the direction is that in which the cross-entropy grows. Classes that could not gain on the label at the
     sample, and have not since, count only where there are no others.
     """
-    is_other = jnp.arange(seen.logits.size) != search.label
+    is_other = jnp.arange(seen.logits.size, dtype=search.label.dtype) != search.label
     gaps = (seen.logits[search.label] - seen.logits).astype(search.unmoved.dtype)
     has_moved = gaps < _SAME_GAP * search.unmoved
     is_rival = is_other & (has_moved | ~(is_other & has_moved).any())
