@@ -184,9 +184,8 @@ def warn_of_saturation(result, evidence) -> None:
         "box, though the label changes within a tenth of the perturbation",
         f"the outputs of the classifier have no gradient at {is_flat.sum()} of {is_labelled.sum()} images",
     ]
-    found = " and ".join(
-        sign for sign, are_any in zip(signs, (evidence.is_early, is_flat), strict=True) if are_any.any()
-    )
+    are_there = (evidence.is_early.any(), is_flat.any())
+    found = " and ".join(sign for sign, is_there in zip(signs, are_there, strict=True) if is_there)
     warnings.warn(
         f"{'the classifier seems to return probabilities' if evidence.is_distribution else found}: gradients vanish "
         "where the classifier is confident, so that margins come out far too large or are not found; return logits, "

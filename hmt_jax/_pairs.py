@@ -204,7 +204,7 @@ def _nearer(known: Solution, found: Solution) -> Solution:
     return jax.tree.map(select, known, found)
 
 
-def _confirmed(solution: Solution, at_end: AtEnd, gaps: np.ndarray) -> Solution:
+def _confirmed(solution: Any, at_end: AtEnd, gaps: np.ndarray) -> Solution:
     """The solutions of pairs (P,), of which those whose label has not changed at the end, either, have not converged.
 
     A classifier with a state of its own, one that draws at random, or logits that agree to rounding are what makes the
@@ -233,7 +233,7 @@ def _is_flat(at_images) -> np.ndarray:
 
 def _are_distributions(logits: np.ndarray) -> bool:
     """Whether all logits (N, L) that name a label are not negative and sum to 1, as those that a softmax returns."""
-    rows = logits[np.asarray(has_label(logits))].astype(float)
+    rows = logits[np.asarray(has_label(jnp.asarray(logits)))].astype(float)
     return bool(rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
 
 
@@ -426,9 +426,9 @@ def _unwrapped(state):
     """A solver's state with numbers in place of its random keys."""
 
     def numbers(leaf):
-        if not jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-            return leaf
-        return _Key(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _Key(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        return leaf
 
     return jax.tree.map(numbers, state)
 
@@ -444,10 +444,11 @@ def _wrapped(state):
 
 def _check_same_types(solver, before, after):
     name = type(solver).__name__
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    structures = [str(jax.tree.structure(state)) for state in (before, after)]
+    if structures[0] != structures[1]:
         raise TypeError(
-            f"step of {name} must return a state of the structure that start returns, {jax.tree.structure(before)}, "
-            f"got {jax.tree.structure(after)}"
+            f"step of {name} must return a state of the structure that start returns, {structures[0]}, got "
+            f"{structures[1]}"
         )
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
         types = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(jnp.asarray, (old, new))]
