@@ -10,7 +10,8 @@ import optax
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
-from hmt_jax._numbers import as_array, at_least_float32, whole_number
+from hmt_jax._numbers import as_array, promoted, whole_number
+from hmt_jax.solvers import has_label
 
 
 class Batch(NamedTuple):
@@ -73,10 +74,10 @@ def as_floats(images: jax.Array) -> jax.Array:
 
 def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and right labels, summed over the samples that count, in float32 at least."""
-    logits = logits.astype(at_least_float32(logits.dtype))
+    logits = logits.astype(promoted(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     # `argmax` of NaNs is a class as well.
-    is_correct = jnp.isfinite(logits).all(-1) & (logits.argmax(-1) == batch.labels)
+    is_correct = has_label(logits) & (logits.argmax(-1) == batch.labels)
     return (
         jnp.sum(losses, where=batch.is_counted),
         jnp.sum(is_correct, where=batch.is_counted, dtype=jnp.int32),

@@ -12,8 +12,8 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
-# What rounding leaves of the sum of a row of probabilities, in half precision, too.
-_SUM_TOLERANCE = 1e-2
+# The part of pairs from which on vanishing gradients are the classifier's and not those of a few samples.
+_LEAST_PART = 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
@@ -173,15 +173,27 @@ def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
         )
 
 
-def warn_of_probabilities(logits: np.ndarray) -> None:
-    """Logits (N, L) of a whole batch that are not negative and sum to 1 are what a softmax gave."""
-    rows = logits[np.isfinite(logits).all(axis=1)]
-    if rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
-        warnings.warn(
-            "the classifier seems to give probabilities, whose gradients vanish where it is sure, so that margins come "
-            "out far too large or are not found: give logits, from before the softmax",
-            stacklevel=5,
-        )
+def warn_of_saturation(result, evidence) -> None:
+    """Of outputs whose gradients vanish where the classifier is confident: those of a softmax or a sigmoid."""
+    is_labelled = result.label[0] >= 0
+    # With one label there may be no boundary at all.
+    is_flat = evidence.is_flat & is_labelled & (np.unique(result.label[0][is_labelled]).size > 1)
+    is_sign = evidence.is_early | is_flat
+    if not (evidence.is_distribution or (is_sign.any() and is_sign.sum() >= _LEAST_PART * (result.label >= 0).sum())):
+        return
+    signs = [
+        f"{evidence.is_early.sum()} of {result.is_converged.sum()} margins are longer than the diameter of the pixel "
+        "box, though the label changes within a tenth of the perturbation",
+        f"the outputs of the classifier have no gradient at {is_flat.sum()} of {is_labelled.sum()} images",
+    ]
+    are_there = (evidence.is_early.any(), is_flat.any())
+    found = " and ".join(sign for sign, is_there in zip(signs, are_there, strict=True) if is_there)
+    warnings.warn(
+        f"{'the classifier seems to return probabilities' if evidence.is_distribution else found}: gradients vanish "
+        "where the classifier is confident, so that margins come out far too large or are not found; return logits, "
+        "before the softmax or sigmoid",
+        stacklevel=3,
+    )
 
 
 def check_known(gaps: np.ndarray) -> None:

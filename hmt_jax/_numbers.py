@@ -68,11 +68,6 @@ def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | 
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def at_least_float32(dtype) -> np.dtype:
-    """A type in which sums over the pixels of images are safe."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
 def check_key(key) -> None:
     """Raises a TypeError for what is no random key, and a ValueError for several."""
     is_array = isinstance(key, jax.Array | np.ndarray)
@@ -82,6 +77,12 @@ def check_key(key) -> None:
         raise TypeError(f"key must be a random key, got {key!r}: make one with jax.random.key({seed})")
     if key.ndim != (0 if is_typed else 1):
         raise ValueError(f"key must be one random key, got an array of them, {key.shape}: choose one, such as key[0]")
+
+
+def promoted(first, second) -> np.dtype:
+    """The dtype that holds both, also where `jax_numpy_dtype_promotion` refuses what is not asked for."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
 
 
 def whole_number(argument: str, value) -> int:

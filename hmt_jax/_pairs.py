@@ -15,13 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmt_jax import _checks, lanes
+from hmt_jax._numbers import promoted
 from hmt_jax.classifiers import Classifier, logits_of, restrict
-from hmt_jax.solvers import Solution, Solver, Status, linearize, normals_of, norms_of
+from hmt_jax.solvers import Solution, Solver, Status, has_label, linearize, normals_of, norms_of
 from hmt_jax.subspaces import full
 
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
 _ROUNDING = 4
+# Steps after which a solver is stopped that has no `max_steps` of its own.
+_MOST_STEPS = 1000
+# A point counts as one with another label if no more than this part of the sample's gap in logits is left: exact
+# margins end at the boundary, where rounding decides, and half precision leaves as much.
+_GAP_LEFT = 2e-2
+# Solvers overshoot by a factor of 4 at most on ordinary networks. Of a margin beyond the diameter of the pixel box, a
+# label that has changed within this part of the perturbation tells that the step was taken by a vanishing gradient.
+_EARLY_PART = 0.1
+# What rounding leaves of the sum of a row of probabilities, in half precision, too.
+_SUM_TOLERANCE = 1e-2
 
 
 class _Limits(NamedTuple):
@@ -53,11 +64,25 @@ class AtEnd(NamedTuple):
     alignment: jax.Array
 
 
+class Evidence(NamedTuple):
+    """Signs that gradients vanish where the classifier is confident.
+
+    Attributes:
+      is_early: (R, N) whether the label changes long before the point found, at a margin beyond all images.
+      is_flat: (N,) whether the gradients of all candidates are exactly 0 at the image.
+      is_distribution: whether the outputs of all images are like those of a softmax.
+    """
+
+    is_early: np.ndarray
+    is_flat: np.ndarray
+    is_distribution: bool
+
+
 def linearize_at(solver: Solver, classifier: Classifier, image: jax.Array) -> Any:
     """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
     height, width, channels = image.shape
     logits = jax.eval_shape(logits_of, classifier, image[None])
-    origin = jnp.zeros(image.size, jnp.result_type(image.dtype, logits.dtype))
+    origin = jnp.zeros(image.size, promoted(image.dtype, logits.dtype))
     restriction = restrict(classifier, image, full((height, width, channels)))
     at_image = linearize(restriction, origin, solver.num_candidates)
     return at_image._replace(normals=at_image.normals.reshape(-1, height, width, channels))
@@ -80,7 +105,7 @@ def start(solver: Solver, classifier: Classifier, image: jax.Array, subspace: An
 def _lengths(vectors):
     """In float32 at least: in float16 those of images may be infinite."""
     rows = vectors.reshape(len(vectors), -1)
-    return norms_of(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+    return norms_of(rows.astype(promoted(rows.dtype, jnp.float32)))
 
 
 def solve(
@@ -97,7 +122,7 @@ def solve(
     num_lanes: int | None,
     devices: Sequence[jax.Device],
     progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[Solution, AtEnd], lanes.Work]:
+) -> tuple[tuple[Solution, AtEnd], Evidence, lanes.Work]:
     """The solutions of all pairs, NumPy arrays with leading axes (R, N), and the work of all their steps.
 
     The stack holds R subspaces; the other arguments are those of `hmt_jax.measure_margins`.
@@ -105,14 +130,14 @@ def solve(
     if num_lanes is None:
         num_lanes = _choose_num_lanes(classifier, images, num_subspaces, devices)
     size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices)
-    chunks, work = [], lanes.Work(num_lanes, 0, 0)
+    chunks, evidence, work = [], [], lanes.Work(num_lanes, 0, 0)
     items = np.arange(num_subspaces * size)
     lanes_at_end = items.size
     # All chunks have one size, so that they share compiled code: the last may overlap the one before.
     firsts = [min(first, len(images) - size) for first in range(0, len(images), size)]
     for number, first in enumerate(firsts):
         data = (classifier, jnp.asarray(images[first : first + size]), stack)
-        solution, work_of_chunk = _solve_chunk(
+        solution, at_images, work_of_chunk = _solve_chunk(
             solver,
             precision,
             data,
@@ -140,12 +165,27 @@ def solve(
             _LookAtEnd(precision), (*data, solution), items, num_lanes=lanes_at_end, devices=devices
         )
         lanes_at_end = ended.num_lanes
+        solution = _confirmed(solution, at_end, np.tile(_gaps(at_images.logits), num_subspaces))
+        is_far = (solution.status == Status.CONVERGED) & (solution.margin > images[0].size ** 0.5)
+        is_early = np.zeros(items.size, bool)
+        if is_far.any():
+            is_early, ended = lanes.evaluate(
+                _IsEarly(precision),
+                (*data, solution),
+                np.where(is_far, items, -1),
+                num_lanes=lanes_at_end,
+                devices=devices,
+            )
+            lanes_at_end = ended.num_lanes
         if not keep_coordinates:
             solution = solution._replace(coordinates=None)
-        found = (solution, at_end)
+        found = (solution, at_end, is_early)
         chunks.append(jax.tree.map(lambda leaf: leaf.reshape(num_subspaces, size, *leaf.shape[1:]), found))
+        evidence.append((_is_flat(at_images), _are_distributions(at_images.logits)))
     num_new = np.diff([0, *(first + size for first in firsts)])
-    return jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks), work
+    solution, at_end, is_early = jax.tree.map(lambda *leaves: _join(leaves, num_new), *chunks)
+    is_flat = _join([flat[None] for flat, _ in evidence], num_new)[0]
+    return (solution, at_end), Evidence(is_early, is_flat, all(one for _, one in evidence)), work
 
 
 def _rows_of(solution: Solution, images: slice) -> Solution:
@@ -164,7 +204,42 @@ def _nearer(known: Solution, found: Solution) -> Solution:
     return jax.tree.map(select, known, found)
 
 
-def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, progress) -> tuple[Solution, lanes.Work]:
+def _confirmed(solution: Any, at_end: AtEnd, gaps: np.ndarray) -> Solution:
+    """The solutions of pairs (P,), of which those whose label has not changed at the end, either, have not converged.
+
+    A classifier with a state of its own, one that draws at random, or logits that agree to rounding are what makes the
+    end differ from the search.
+    """
+    is_confirmed = at_end.gap >= -_GAP_LEFT * gaps  # never for NaN
+    is_lost = (solution.status == Status.CONVERGED) & ~is_confirmed
+    return solution._replace(
+        status=np.where(is_lost, Status.UNCONFIRMED, solution.status).astype(solution.status.dtype),
+        adversarial_label=np.where(is_lost, solution.label, solution.adversarial_label),
+    )
+
+
+def _gaps(logits: np.ndarray) -> np.ndarray:
+    """How far the greatest of logits (N, L) is above the next, in float32 at least."""
+    second, first = np.partition(logits.astype(promoted(logits.dtype, np.float32)), -2, axis=1)[:, -2:].T
+    with np.errstate(invalid="ignore"):  # those of no label
+        return first - second
+
+
+def _is_flat(at_images) -> np.ndarray:
+    """At which images no direction moves the label and another class apart that is not ruled out."""
+    normals = at_images.normals.reshape(len(at_images.logits), -1)
+    return ~normals.any(axis=1) & np.isfinite(_gaps(at_images.logits))
+
+
+def _are_distributions(logits: np.ndarray) -> bool:
+    """Whether all logits (N, L) that name a label are not negative and sum to 1, as those that a softmax returns."""
+    rows = logits[np.asarray(has_label(jnp.asarray(logits)))].astype(float)
+    return bool(rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
+
+
+def _solve_chunk(
+    solver, precision, data, num_pairs, *, num_lanes, devices, progress
+) -> tuple[Solution, Any, lanes.Work]:
     settings: dict[str, Any] = {"devices": devices}
     at_images, work = lanes.evaluate(
         _Linearize(solver, precision), data[:2], np.arange(len(data[1])), num_lanes=num_lanes, **settings
@@ -174,13 +249,12 @@ def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, prog
         _Start(solver, precision), data, np.arange(num_pairs), num_lanes=work.num_lanes, **settings
     )
     is_done, solution = jax.tree.map(np.array, _results(solver, states))
-    _checks.warn_of_probabilities(np.asarray(at_images.logits))
     going_on = np.flatnonzero(~is_done)
     num_done = num_pairs - len(going_on)
     if not len(going_on):
         if progress is not None:
             progress(num_pairs, num_pairs)
-        return solution, first_steps
+        return solution, at_images, first_steps
     # From the longest first step on, which tend to take the most of them: they are not to begin when lanes run empty.
     going_on = going_on[np.argsort(-solution.margin[going_on], kind="stable")]
     items = np.full(num_pairs, -1)
@@ -194,7 +268,7 @@ def _solve_chunk(solver, precision, data, num_pairs, *, num_lanes, devices, prog
         **settings,
     )
     jax.tree.map(lambda leaf, new: leaf.__setitem__(going_on, new[: len(going_on)]), solution, rest)
-    return solution, first_steps + later_steps
+    return solution, at_images, first_steps + later_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +295,7 @@ class _Start:
         at_image = jax.tree.map(lambda leaf: leaf[item % len(data[1])], data[3])
         with jax.default_matmul_precision(self.precision):
             classifier, image, subspace = _pair(data, item)
-            return start(self.solver, classifier, image, subspace, at_image)
+            return _unwrapped(start(self.solver, classifier, image, subspace, at_image))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +313,7 @@ class _KnownGaps:
         z = jnp.stack([jnp.zeros_like(solution.coordinates), solution.coordinates])
         with jax.default_matmul_precision(self.precision):
             logits = jax.vmap(restrict(*_pair(data, item)))(z)
-        others = jnp.where(jnp.arange(logits.shape[1]) == solution.label, -jnp.inf, logits)
+        others = jnp.where(jnp.arange(logits.shape[1], dtype=solution.label.dtype) == solution.label, -jnp.inf, logits)
         gaps = others.max(1) - logits[:, solution.label]
         rivals = logits[:, jnp.append(jnp.argmax(others, axis=1), solution.label)]
         scale = jnp.abs(rivals - rivals.mean(1, keepdims=True)).max()
@@ -271,7 +345,7 @@ class _Bisect:
         with jax.default_matmul_precision(self.precision):
             logits = restrict(*_pair(data, item))(middle * solution.coordinates)
         label = jnp.argmax(logits).astype(jnp.int32)
-        is_changed = jnp.isfinite(logits).all() & (label != solution.label)
+        is_changed = has_label(logits) & (label != solution.label)
         adversarial_label = jnp.where(is_changed, label, solution.adversarial_label)
         return _Bisection(
             solution._replace(adversarial_label=adversarial_label),
@@ -298,36 +372,104 @@ class _LookAtEnd:
         solution = jax.tree.map(lambda leaf: leaf[item], data[3])
         with jax.default_matmul_precision(self.precision):
             logits, pull_back = jax.vjp(restrict(*_pair(data, item)), solution.coordinates)
-            others = jnp.where(jnp.arange(logits.size) == solution.label, -jnp.inf, logits)
+            others = jnp.where(jnp.arange(logits.size, dtype=solution.label.dtype) == solution.label, -jnp.inf, logits)
             towards = jnp.stack([solution.label, jnp.argmax(others)])
             (normal,) = normals_of(pull_back, logits, towards)
-            product = jnp.vdot(solution.coordinates, normal)
-        lengths = norms_of(jnp.stack([normal, solution.coordinates]))
-        alignment = product / lengths[0] / lengths[1]
-        is_point = jnp.isfinite(solution.margin) & jnp.isfinite(logits).all()
+            vectors = jnp.stack([normal, solution.coordinates.astype(normal.dtype)])
+            # Of unit vectors, since the product of a long perturbation and a steep gradient may be out of range.
+            alignment = jnp.vdot(*(vectors / norms_of(vectors)[:, None]))
+        is_point = jnp.isfinite(solution.margin) & has_label(logits)
         gap = logits[towards[1]] - logits[towards[0]]
         return AtEnd(jnp.where(is_point, gap, jnp.nan), jnp.where(is_point, alignment, jnp.nan))
 
 
 @dataclasses.dataclass(frozen=True)
 class _GoOn:
-    """A `lanes.Method`, from the states after the first steps."""
+    """A `lanes.Method`, from the states after the first steps. It stops a solver that is never done."""
 
     solver: Solver
     precision: str
 
     def start(self, data, item):
-        return jax.tree.map(lambda leaf: leaf[item], data[3])
+        return jax.tree.map(lambda leaf: leaf[item], data[3]), jnp.zeros((), jnp.int32)
 
     def step(self, data, item, state):
+        before, num_steps = state
         with jax.default_matmul_precision(self.precision):
-            return self.solver.step(restrict(*_pair(data, item)), state)
+            after = self.solver.step(restrict(*_pair(data, item)), _wrapped(before))
+        _check_same_types(self.solver, _wrapped(before), after)
+        return _unwrapped(after), num_steps + 1
 
     def done(self, state):
-        return self.solver.done(state)
+        state, num_steps = state
+        return self.solver.done(_wrapped(state)) | (num_steps >= getattr(self.solver, "max_steps", _MOST_STEPS))
 
     def result(self, state):
-        return self.solver.result(state)
+        state = _wrapped(state[0])
+        solution, is_done = self.solver.result(state), self.solver.done(state)
+        return solution._replace(
+            status=jnp.where(is_done, solution.status, Status.OUT_OF_STEPS).astype(jnp.int32),
+            adversarial_label=jnp.where(is_done, solution.adversarial_label, solution.label),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    """A random key as an array of numbers, which NumPy can hold."""
+
+    data: jax.Array
+    kind: str = dataclasses.field(metadata={"static": True})
+
+
+def _unwrapped(state):
+    """A solver's state with numbers in place of its random keys."""
+
+    def numbers(leaf):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _Key(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        return leaf
+
+    return jax.tree.map(numbers, state)
+
+
+def _wrapped(state):
+    """The state as the solver knows it."""
+    return jax.tree.map(
+        lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, _Key) else leaf,
+        state,
+        is_leaf=lambda leaf: isinstance(leaf, _Key),
+    )
+
+
+def _check_same_types(solver, before, after):
+    name = type(solver).__name__
+    structures = [str(jax.tree.structure(state)) for state in (before, after)]
+    if structures[0] != structures[1]:
+        raise TypeError(
+            f"step of {name} must return a state of the structure that start returns, {structures[0]}, got "
+            f"{structures[1]}"
+        )
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        types = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(jnp.asarray, (old, new))]
+        if types[0] != types[1]:
+            raise TypeError(
+                f"step of {name} must keep the shapes and dtypes of its state, but state{jax.tree_util.keystr(path)} "
+                f"is {types[0]} after start and {types[1]} after step: make it the same in both"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _IsEarly:
+    """Item r N + n is whether image n has another label long before the perturbation that was found in subspace r."""
+
+    precision: str
+
+    def __call__(self, data, item):
+        solution = jax.tree.map(lambda leaf: leaf[item], data[3])
+        with jax.default_matmul_precision(self.precision):
+            logits = restrict(*_pair(data, item))(_EARLY_PART * solution.coordinates)
+        return has_label(logits) & (jnp.argmax(logits) != solution.label)
 
 
 def _pair(data, item):
@@ -337,7 +479,7 @@ def _pair(data, item):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _results(solver, states):
-    return jax.vmap(solver.done)(states), jax.vmap(solver.result)(states)
+    return jax.vmap(lambda state: (solver.done(_wrapped(state)), solver.result(_wrapped(state))))(states)
 
 
 def _progress_of_all(progress, number, num_pairs_of_chunk, num_pairs):
@@ -387,7 +529,7 @@ def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lan
 @functools.partial(jax.jit, static_argnums=0)  # whose traces are kept, for all networks of one architecture
 def _first_pair(solver, classifier, image, subspace):
     at_image = linearize_at(solver, classifier, image)
-    return at_image, start(solver, classifier, image, subspace, at_image)
+    return at_image, _unwrapped(start(solver, classifier, image, subspace, at_image))
 
 
 def _limits(devices) -> _Limits:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _pairs, solvers
-from hmt_jax._numbers import as_array, as_numbers, at_least_float32, check_key, number, whole_number
+from hmt_jax._numbers import as_array, as_numbers, check_key, number, promoted, whole_number
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
 from hmt_jax.frequency import flip
 from hmt_jax.projections import (
@@ -231,9 +231,9 @@ class _Search:
             self.low, self.high = -pixels, 1 - pixels
 
     def start(self, restriction, at_sample):
-        has_label = _are_logits(at_sample.logits)
+        is_labelled = solvers.has_label(at_sample.logits)
         zero = jnp.zeros_like(at_sample.normals[0])
-        walk = _Walk(zero, zero, jnp.where(has_label, at_sample.candidates, -1), jnp.asarray(0, jnp.int32))
+        walk = _Walk(zero, zero, jnp.where(is_labelled, at_sample.candidates, -1), jnp.asarray(0, jnp.int32))
         return self._move(restriction, walk, at_sample.logits, at_sample.normals)
 
     def step(self, restriction, walk):
@@ -250,7 +250,7 @@ class _Search:
         units = normals / jnp.where(has_direction, norms, 1)[:, None]
         points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
         # First those that are reached, by their distance; else the one of which the least is left.
-        steps = (points - walk.z[None]).astype(at_least_float32(points.dtype))
+        steps = (points - walk.z[None]).astype(promoted(points.dtype, jnp.float32))
         left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
         is_reached = left <= _UNREACHED * distances
         lengths = jnp.where(is_reached, jnp.linalg.norm(steps, axis=1), jnp.inf)
@@ -259,7 +259,7 @@ class _Search:
         z = jnp.where(has_direction[nearest], points[nearest], walk.z)
         overshot_logits = restriction(self._overshot(z))
         is_changed = jnp.argmax(overshot_logits) != label
-        is_finite = _are_logits(logits) & jnp.isfinite(norms).all() & _are_logits(overshot_logits)
+        is_finite = solvers.has_label(logits) & jnp.isfinite(norms).all() & solvers.has_label(overshot_logits)
         status = jnp.where(is_changed, solvers.Status.CONVERGED, solvers.Status.OUT_OF_STEPS)
         status = jnp.where(has_direction[nearest], status, solvers.Status.ZERO_GRADIENT)
         status = jnp.where(is_finite, status, solvers.Status.NON_FINITE).astype(jnp.int32)
@@ -296,11 +296,6 @@ class _Search:
         multiple = multiple_to_sphere(jnp.zeros_like(z), walk.pull, epsilon, self.low, self.high)
         z = jnp.where(solvers.norms_of(z) > epsilon, box(multiple * walk.pull, self.low, self.high), z)
         return self.image + self.attack._shorten(self.space.embed(z))
-
-
-def _are_logits(logits):
-    """No NaN and no infinity, but that of a class that is ruled out."""
-    return ~jnp.isnan(logits).any() & (jnp.max(logits) < jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)

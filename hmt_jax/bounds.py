@@ -136,7 +136,8 @@ def _largest_radius(network, size, label):
         low, high = jnp.maximum(low, jnp.minimum(radius, distance)), jnp.minimum(high, jnp.maximum(radius, distance))
         return low, jnp.where(high < jnp.inf, high, farthest), num_steps + 1
 
-    return jax.lax.while_loop(is_wide, narrow, (jnp.zeros_like(farthest), jnp.full_like(farthest, jnp.inf), 0))[0]
+    radius = jax.lax.while_loop(is_wide, narrow, (jnp.zeros_like(farthest), jnp.full_like(farthest, jnp.inf), 0))[0]
+    return jnp.where(jnp.sum(network.bias > -jnp.inf) > 1, radius, jnp.inf)  # without another class, no end
 
 
 def _certified_distance(network, size, label, radius):
@@ -147,10 +148,11 @@ def _certified_distance(network, size, label, radius):
     gaps = _Plane(network.weight[label][None] - network.weight, network.bias[label] - network.bias)
     gaps = _in_coordinates(gaps, planes)
     size = _size_of_logits(network, size, radius)
-    least = gaps.bias - _ROUNDING * (size + size[label])
+    is_ruled_out = network.bias == -jnp.inf
+    least = jnp.where(is_ruled_out, jnp.inf, gaps.bias - _ROUNDING * (size + size[label]))
     norms = jnp.linalg.norm(gaps.weight, axis=1)
     distances = jnp.where(norms > 0, least / jnp.where(norms > 0, norms, 1), jnp.where(least > 0, jnp.inf, 0))
-    return jnp.min(jnp.maximum(distances, 0), where=jnp.arange(len(norms)) != label, initial=jnp.inf)
+    return jnp.min(jnp.maximum(distances, 0), where=jnp.arange(len(norms), dtype=label.dtype) != label, initial=jnp.inf)
 
 
 def _bound(layer, planes, radius) -> _Planes:
@@ -174,7 +176,8 @@ def _bound(layer, planes, radius) -> _Planes:
     weight, bias = jnp.pad(layer.weight, ((0, 0), (0, 1), (0, 0))), jnp.pad(layer.bias, ((0, 0), (0, 1)))  # with 0
     above = _Plane((over.weight[:, None] - weight).reshape(-1, num_inputs), (over.bias[:, None] - bias).reshape(-1))
     lift = -_least(_in_coordinates(above, planes), radius).reshape(num_units, num_options + 1).min(1)
-    is_under = jax.nn.one_hot(middle.argmax(1), num_options, dtype=middle.dtype) * (middle.max(1) > 0)[:, None]
+    is_under = jax.nn.one_hot(middle.argmax(1), num_options, dtype=middle.dtype)
+    is_under = jnp.where((middle.max(1) > 0)[:, None], is_under, 0)
     return _Planes(_mixed(layer, is_under), over._replace(bias=over.bias + lift))
 
 

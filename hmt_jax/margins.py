@@ -26,7 +26,7 @@ class MarginResult:
     Attributes:
       margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. Where `status` is
         not converged it is no margin: the distance reached, NaN, or infinity, as `hmt_jax.Status` says.
-      label: the predicted label of the sample, right or wrong; -1 if its logits are not finite.
+      label: the predicted label of the sample, right or wrong; -1 if its logits name none, being NaN or +infinite.
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps that the solver took.
       status: a `hmt_jax.Status` for each pair.
@@ -163,8 +163,8 @@ def measure_margins(
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
-      UserWarning: if the classifier seems to give probabilities and not logits, or no search has met finite numbers
-        alone.
+      UserWarning: if gradients vanish where the classifier is confident, as those of probabilities do, or no search
+        has met finite numbers alone.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
@@ -181,7 +181,7 @@ def measure_margins(
     _checks.check_images(images)
     stack, num_subspaces = _checks.as_stack(subspaces, images)
     first = jax.tree.map(lambda leaf: leaf[0], stack)
-    (solution, at_end), work = _pairs.solve(
+    (solution, at_end), evidence, work = _pairs.solve(
         solver,
         as_pytree(classifier),
         images,
@@ -204,6 +204,7 @@ def measure_margins(
         work=work,
     )
     _checks.check_were_finite(result, images)
+    _checks.warn_of_saturation(result, evidence)
     return result
 
 
@@ -234,9 +235,20 @@ def _solver_of(solver, settings):
     if settings:
         raise TypeError(f"give either solver or {', '.join(settings)}, which belong to solvers.deepfool")
     methods = ("num_candidates", "start", "step", "done", "result")
-    if isinstance(solver, type) or not all(hasattr(solver, name) for name in methods):
+    missing = [name for name in methods if not hasattr(solver, name)]
+    if isinstance(solver, type) or len(missing) == len(methods):
         raise TypeError(
             f"solver must be a solver such as hmt_jax.solvers.tight('fast'), with its parentheses, got {solver!r}"
+        )
+    if missing:
+        raise TypeError(
+            f"solver {type(solver).__name__} has no {', '.join(missing)}: a solver has {', '.join(methods)}, as "
+            "hmt_jax.solvers describes"
+        )
+    if getattr(solver, "__hash__", None) is None:
+        raise TypeError(
+            f"solver {type(solver).__name__} must be hashable: decorate its class with "
+            "dataclasses.dataclass(frozen=True)"
         )
     return solver
 

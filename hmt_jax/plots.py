@@ -505,7 +505,7 @@ def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_censored(axes, positions, summary):
-    censored = summary.counts["out_of_steps"] + summary.counts["zero_gradient"]
+    censored = sum(summary.counts[name] for name in ("out_of_steps", "zero_gradient", "unconfirmed"))
     missing = summary.counts["non_finite"]
     is_marked = censored + missing > 0
     if not is_marked.any():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hmt_jax._numbers import as_array, at_least_float32
+from hmt_jax._numbers import as_array, promoted
 from hmt_jax.frequency import flip
 from hmt_jax.subspaces import Subspace
 
@@ -28,7 +28,7 @@ def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array
     """
     offset = point - center
     # In float16 that of an image may be infinite.
-    squared_distance = jnp.sum(offset**2, dtype=at_least_float32(offset.dtype))
+    squared_distance = jnp.sum(offset**2, dtype=promoted(offset.dtype, jnp.float32))
     is_outside = squared_distance > jnp.square(radius)
     # The distance of a point inside is not needed, and its gradient at the centre would be NaN.
     distance = jnp.sqrt(jnp.where(is_outside, squared_distance, 1))
@@ -125,7 +125,7 @@ def _sizes_and_room(point, direction, low, high):
 
 def _sum(entries):
     """In float32 at least."""
-    return jnp.sum(entries, dtype=at_least_float32(entries.dtype)).astype(entries.dtype)
+    return jnp.sum(entries, dtype=promoted(entries.dtype, jnp.float32)).astype(entries.dtype)
 
 
 def _grow(next_multiple, like):

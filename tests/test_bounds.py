@@ -185,3 +185,27 @@ def test_what_rounding_may_decide_is_not_certified():
     layer.bias[...] = jnp.array([1e-5, 0.0])
     found = bounds.certify(classifier, np.full((1, 1, 2, 1), 0.5, np.float32), subspaces.full((1, 2, 1)))
     assert (found.label.tolist(), found.radius.tolist()) == ([[0]], [[0]])
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_a_class_that_is_ruled_out_does_not_count(name):
+    """Neither for bounds nor for exact margins, which are those of the network without it; alone it has no boundary."""
+    classifier, images = network(name), images_of()
+    line = subspaces.random(jax.random.key(0), SHAPE, 2)
+    last = classifier.network.linear if name == "logistic" else classifier.network.layers[-1]
+    kernel, bias = last.kernel[...], last.bias[...]
+    without = (int(labels_of(classifier, images)[0]) + 1) % 4
+
+    def measure(kernel, bias):
+        last.kernel[...], last.bias[...] = kernel, bias
+        with jax.numpy_dtype_promotion("strict"):
+            found = bounds.certify(classifier, images[:1], line)
+        return found.radius[0, 0], exact.piecewise_linear(classifier, images[0], line)
+
+    lower, solution = measure(kernel, bias.at[without].set(-jnp.inf))
+    # As far down as no image goes.
+    expected_lower, expected = measure(kernel.at[:, without].set(0), bias.at[without].set(-1e6))
+    np.testing.assert_allclose([lower, solution.margin], [expected_lower, expected.margin], rtol=1e-4)
+    assert solution.status == Status.CONVERGED
+    lower, solution = measure(kernel, jnp.where(jnp.arange(4) == solution.label, bias, -jnp.inf))
+    assert (lower, solution.margin, solution.status) == (np.inf, np.inf, Status.ZERO_GRADIENT)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -423,9 +424,10 @@ def test_all_products_are_in_the_given_precision():
 
     data = (classifier, image[None], stack)
     solution = jax.eval_shape(solver.result, state)
+    go_on = _pairs._GoOn(solver, "highest")
     programs = [
         jax.make_jaxpr(_pairs._Linearize(solver, "highest"))(data[:2], 0),
-        jax.make_jaxpr(_pairs._GoOn(solver, "highest").step)((*data, zeros(state)), 0, _row(zeros(state))),
+        jax.make_jaxpr(lambda data: go_on.step(data, 0, go_on.start(data, 0)))((*data, zeros(state))),
         jax.make_jaxpr(_pairs._LookAtEnd("highest"))((*data, zeros(solution)), 0),
         jax.make_jaxpr(lambda image: hmt_jax.deepfool(classifier, image, window))(image),
     ]
@@ -455,10 +457,6 @@ def test_features_are_in_the_highest_precision(function):
     precisions = list(_precisions(jax.make_jaxpr(function)(jnp.zeros(SHAPE)).jaxpr))
     assert precisions
     assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
-
-
-def _row(tree):
-    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def _precisions(jaxpr):
@@ -750,7 +748,7 @@ def test_known_margins_are_of_subspaces_of_the_same_dimension():
 def test_probabilities_for_logits_give_a_warning():
     images, whole = boundary_images(), subspaces.full((4, 5, 2))
     with pytest.warns(
-        UserWarning, match="^the classifier seems to give probabilities, .*: give logits, from"
+        UserWarning, match="^the classifier seems to return probabilities: .*; return logits, before the softmax"
     ) as warned:
         hmt_jax.measure_margins(lambda images: jax.nn.softmax(two_logits(images)), images, whole)
     assert len(warned) == 1
@@ -758,6 +756,177 @@ def test_probabilities_for_logits_give_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hmt_jax.measure_margins(lambda images: jax.nn.log_softmax(two_logits(images)), images, whole)
+
+
+def test_margins_of_vanishing_gradients_give_a_warning():
+    """Of sigmoids: the boundary is that of their arguments, less than a pixel away."""
+    with pytest.warns(
+        UserWarning,
+        match="^4 of 4 margins are longer than the diameter of the pixel box, though the label changes within a tenth "
+        "of the perturbation: gradients vanish where .*; return logits, before the softmax or sigmoid$",
+    ) as warned:
+        found = hmt_jax.measure_margins(functools.partial(three_sigmoids, 40), both_labels(), subspaces.full((4, 5, 2)))
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert (found.margin > 40**0.5).all()
+
+
+def test_gradients_of_zero_where_labels_differ_give_a_warning():
+    with pytest.warns(UserWarning, match="^the outputs of the classifier have no gradient at 4 of 4 images: gradients"):
+        found = hmt_jax.measure_margins(
+            functools.partial(three_sigmoids, 1e4), both_labels(), subspaces.full((4, 5, 2))
+        )
+    assert (found.status == Status.ZERO_GRADIENT).all()
+
+
+def three_sigmoids(scale, images):
+    return jax.nn.sigmoid(scale * jnp.append(two_logits(images) - 0.2, jnp.full((len(images), 1), 0.05), axis=1))
+
+
+def both_labels():
+    """Images on both sides of the boundary of `two_logits`, far from it."""
+    images = boundary_images()
+    images[:, 0, 0] = [[1, 0.05], [0.05, 0.6], [0.9, 0.02], [0.05, 0.7]]
+    return images
+
+
+def test_long_margins_of_classifiers_that_are_not_saturated_give_no_warning():
+    """Ten times as long as the diameter of the pixel box, since the logits are that far apart."""
+    found = hmt_jax.measure_margins(
+        lambda images: two_logits(images) + jnp.array([[0.0, 100.0]]), both_labels(), subspaces.full((4, 5, 2))
+    )
+    assert found.is_converged.all()
+    assert (found.margin > 10 * 40**0.5).all()
+
+
+def test_a_label_change_that_is_not_found_again_is_no_margin():
+    """Of a classifier that is another one in every trace: the boundary has moved away when the end is looked at."""
+    traces = []
+
+    def with_a_state(images):
+        traces.append(images.shape)
+        return two_logits(images) + jnp.array([[0.0, 1.0 * len(traces)]])
+
+    found = hmt_jax.measure_margins(with_a_state, boundary_images(), subspaces.full((4, 5, 2)))
+    assert (found.status == Status.UNCONFIRMED).all()
+    assert (found.gap < 0).all()
+    np.testing.assert_array_equal(found.adversarial_label, found.label)
+    assert np.isinf(hmt_jax.statistics.censored_margins(found)).all()
+    with pytest.raises(ValueError, match=r"4 of 4 .* the first: \(0, 0\) UNCONFIRMED"):
+        found.raise_unless_converged()
+
+
+def test_a_class_that_is_ruled_out_changes_no_margin():
+    """Through all passes, as though it were not there; and alone it has no boundary."""
+
+    def with_a_third(images):
+        return jnp.insert(two_logits(images), 1, -jnp.inf, axis=1)
+
+    images, whole = both_labels(), subspaces.full((4, 5, 2))
+    settings = {"num_bisections": 3, "keep_coordinates": True}
+    expected = hmt_jax.measure_margins(two_logits, images, whole, **settings)
+    found = hmt_jax.measure_margins(with_a_third, images, whole, **settings)
+    again = hmt_jax.measure_margins(with_a_third, images, whole, exact.linear(), known=found)
+    np.testing.assert_array_equal(found.margin, expected.margin)
+    np.testing.assert_array_equal(found.gap, expected.gap)
+    np.testing.assert_array_equal(found.label, 2 * expected.label)
+    distances = np.abs(np.diff(two_logits(images), axis=1).ravel()) / np.sqrt(0.5**2 + 1)
+    np.testing.assert_allclose(again.margin, distances[None], rtol=1e-5)
+
+
+def test_a_class_that_is_ruled_out_is_no_fault_in_accuracy_and_loss():
+    logits = np.array([[2.0, -np.inf, 1.0], [0.0, 3.0, -np.inf], [np.nan, 0, 1], [np.inf, 0, 1]], np.float32)
+
+    def classifier(images):
+        return jnp.asarray(logits)[images[:, 0, 0, 0].astype(jnp.int32)]
+
+    images = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+    found = hmt_jax.training.evaluate(classifier, images[:2], np.array([0, 0]))
+    # The cross-entropies are log(1 + e^-1) and log(1 + e^3).
+    np.testing.assert_allclose([found.accuracy, found.loss], [0.5, (np.log1p(np.exp(-1)) + np.log1p(np.exp(3))) / 2])
+    assert hmt_jax.training.evaluate(classifier, images[2:], np.array([0, 0])).accuracy == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Endless:
+    """A solver of our own that goes on for ever, by a random number a step."""
+
+    num_candidates: int = 2
+    change: Callable = lambda state: state
+
+    def start(self, restriction, at_sample):
+        z = jnp.zeros_like(at_sample.normals[0])
+        return {"z": z, "key": jax.random.key(0), "num_steps": jnp.int32(0), "label": at_sample.candidates[0]}
+
+    def step(self, restriction, state):
+        noise = jax.random.uniform(jax.random.fold_in(state["key"], state["num_steps"]))
+        return self.change(state | {"z": state["z"].at[0].add(noise), "num_steps": state["num_steps"] + 1})
+
+    def done(self, state):
+        return False
+
+    def result(self, state):
+        z, label = state["z"], state["label"]
+        return solvers.Solution(z[0], label, 1 - label, state["num_steps"], Status.CONVERGED, z)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeverDone(Endless):
+    max_steps: int = 7
+
+
+def test_a_solver_that_is_never_done_is_stopped_and_may_hold_a_random_key():
+    found = measure_two(boundary_images(), solver=NeverDone())
+    assert (found.status == Status.OUT_OF_STEPS).all()
+    assert (found.num_steps == 7).all()
+    np.testing.assert_array_equal(found.adversarial_label, found.label)
+    numbers = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), step)) for step in range(7)]
+    np.testing.assert_allclose(found.margin, np.full((1, 4), sum(numbers)), rtol=1e-6)
+
+
+def test_a_solver_without_a_number_of_steps_is_stopped_as_well():
+    found = measure_two(boundary_images(1), solver=Endless())
+    assert found.status[0, 0] == Status.OUT_OF_STEPS
+    assert found.num_steps[0, 0] == 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state | {"z": state["z"].astype(jnp.float16)},
+            r"^step of NeverDone must keep the shapes and dtypes of its state, but state\['z'\] is float32\[40\] after "
+            r"start and float16\[40\] after step: make it the same in both",
+        ),
+        (
+            lambda state: state | {"more": 0},
+            "^step of NeverDone must return a state of the structure that start returns, .*, got ",
+        ),
+    ],
+    ids=["dtype", "structure"],
+)
+def test_a_state_keeps_its_types(change, message):
+    with pytest.raises(TypeError, match=message):
+        measure_two(boundary_images(), solver=NeverDone(change=change))
+
+
+def test_what_a_solver_lacks_is_named():
+    class Half:
+        num_candidates = 2
+
+        def start(self, restriction, at_sample):
+            return at_sample.logits
+
+    with pytest.raises(
+        TypeError, match=r"^solver Half has no step, done, result: a solver has num_candidates, start, "
+    ):
+        measure_two(boundary_images(), solver=Half())
+
+    class Thawed(Endless):
+        __hash__ = None
+
+    with pytest.raises(TypeError, match=r"^solver Thawed must be hashable: decorate its class with dataclasses"):
+        measure_two(boundary_images(), solver=Thawed())
 
 
 @pytest.mark.parametrize("num_lanes", [None, 2])

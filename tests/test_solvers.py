@@ -117,7 +117,7 @@ def test_margins_of_a_ball(name, is_inside):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("logit", [-1e9, -1e30])
+@pytest.mark.parametrize("logit", [-1e9, -1e30, -np.inf])
 def test_a_class_that_is_ruled_out_does_not_count(name, logit):
     """As one may restrict a network of many classes to some: the margin is that between the others."""
     (weights, biases), margins = linear_classifiers(2)
@@ -125,6 +125,29 @@ def test_a_class_that_is_ruled_out_does_not_count(name, logit):
     solution = solve(ALL[name], affine, (weights, biases), jnp.zeros(64))
     assert (np.asarray(solution.status) == Status.CONVERGED).all()
     # The last steps are 0.5 to 2% of the norm long.
+    np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_another_class_there_is_no_boundary(name):
+    (weights, biases), _ = linear_classifiers(3)
+    is_label = jnp.arange(3)[None] == jnp.argmax(biases, axis=1)[:, None]
+    solution = solve(ALL[name], affine, (weights, jnp.where(is_label, biases, -jnp.inf)), jnp.zeros(64))
+    assert (np.asarray(solution.status) == Status.ZERO_GRADIENT).all()
+    assert np.isinf(solution.margin).all()
+    np.testing.assert_array_equal(solution.label, np.argmax(biases, axis=1))
+
+
+# With two candidates DeepFool is asked to look at the label's twin alone.
+@pytest.mark.parametrize("name", [*FAMILY, "deepfool"])
+def test_classes_that_never_leave_the_label_do_not_count(name):
+    """Twins of every class, and one that stays just below the label's: the margin is that of the others."""
+    (weights, biases), margins = linear_classifiers(2)
+    below = jnp.argmax(biases, axis=1)[:, None]
+    weights = jnp.concatenate([weights, weights, jnp.take_along_axis(weights, below[:, :, None], 1)], axis=1)
+    biases = jnp.concatenate([biases, biases, jnp.take_along_axis(biases, below, 1) - 1e-3], axis=1)
+    solution = solve(ALL[name], affine, (weights, biases), jnp.zeros(64))
+    assert (np.asarray(solution.status) == Status.CONVERGED).all()
     np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
 
 
@@ -144,6 +167,16 @@ def test_margins_of_linear_classifiers_of_any_scale(solver, scale):
     np.testing.assert_allclose(solution.margin, margins * (1 + getattr(solver, "overshoot", 0)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("solver", [solvers.deepfool(), exact.linear()], ids=["DeepFool", "exact"])
+def test_margins_whose_squares_are_out_of_range_are_finite(solver):
+    (weights, biases), margins = linear_classifiers(4)
+    solution = solve(solver, affine, (1e-25 * weights, biases), jnp.zeros(64))
+    np.testing.assert_allclose(solution.margin, 1e25 * margins * (1 + getattr(solver, "overshoot", 0)), rtol=1e-4)
+    beyond = solve(solver, affine, (1e-36 * weights, 1e6 * biases), jnp.zeros(64))
+    assert (np.asarray(beyond.status) == Status.ZERO_GRADIENT).all()
+    assert np.isinf(beyond.margin).all()
+
+
 def two_layers(row, z):
     first, second = row
     return second @ jnp.tanh(first @ z + 0.3)
@@ -151,7 +184,9 @@ def two_layers(row, z):
 
 @pytest.mark.parametrize("name", FAMILY)
 # Squares of gradients of 1e-25 and of 1e25 have no place in float32.
-@pytest.mark.parametrize(("of_z", "of_logits"), [(1e3, 1), (1e-3, 1), (1, 1e3), (1, 1e-3), (1, 1e-25), (1, 1e25)])
+@pytest.mark.parametrize(
+    ("of_z", "of_logits"), [(1e3, 1), (1e-3, 1), (1e25, 1), (1, 1e3), (1, 1e-3), (1, 1e-25), (1, 1e25)]
+)
 def test_no_scale_is_absolute(name, of_z, of_logits):
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(16, 40, 10)), rng.normal(size=(16, 5, 40))
@@ -348,7 +383,7 @@ def test_tight_margins_of_the_reference_network_in_planes(reference, reference_l
 )
 @pytest.mark.parametrize("name", [*ALL, "scan"])
 def test_states_keep_their_types(name, dtype, x64):
-    """A loop that is compiled whole, as on accelerators, takes no others."""
+    """A loop that is compiled whole, as on accelerators, takes no others; nor does strict promotion of dtypes."""
     solver, dimension = (exact.scan(), 2) if name == "scan" else (ALL[name], 9)
     origin, weights = jnp.zeros(dimension, dtype), jnp.ones((3, dimension), dtype)
 
@@ -358,8 +393,10 @@ def test_states_keep_their_types(name, dtype, x64):
     def start():
         return solver.start(restriction, solvers.linearize(restriction, origin, solver.num_candidates))
 
-    before = jax.eval_shape(start)
-    after = jax.eval_shape(lambda state: solver.step(restriction, state), before)
+    with jax.numpy_dtype_promotion("strict"):
+        before = jax.eval_shape(start)
+        after = jax.eval_shape(lambda state: solver.step(restriction, state), before)
+        jax.eval_shape(lambda state: (solver.done(state), solver.result(state)), before)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), before)
 
 

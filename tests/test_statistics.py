@@ -46,7 +46,7 @@ def test_even_numbers_of_samples_interpolate():
     assert statistics.summarize(make_result([[4.0, 1.0, 2.0, 3.0]])).median == 2.5
 
 
-@pytest.mark.parametrize("status", [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT])
+@pytest.mark.parametrize("status", [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT, Status.UNCONFIRMED])
 def test_censored_margins_count_as_larger_than_all_others(status):
     # The distance reached by a failed search is small here, and must not pull the median down.
     result = make_result([[1.0, 2.0, 3.0, 0.1, 0.1]], [[Status.CONVERGED] * 3 + [status] * 2])

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _checks
 from hmt_jax._numbers import as_array
-from hmt_jax.solvers import Linearization, Restriction, Solution, Status, norms_of
+from hmt_jax.solvers import Linearization, Restriction, Solution, Status, has_label, norms_of
 from hmt_jax.subspaces import Subspace
 
 
@@ -27,15 +27,15 @@ class Linear:
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
         nearest = jnp.argmin(distances)
         margin = distances[nearest]
-        has_label = jnp.isfinite(logits).all()
-        is_finite = has_label & jnp.isfinite(norms).all()
+        is_labelled = has_label(logits)
+        is_finite = is_labelled & jnp.isfinite(norms).all()
         is_crossed = is_finite & jnp.isfinite(margin)
         unit_normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
         status = jnp.where(is_crossed, Status.CONVERGED, Status.ZERO_GRADIENT)
         return Solution(
             margin=jnp.where(is_finite, margin, jnp.nan),
-            label=jnp.where(has_label, label, -1),
-            adversarial_label=jnp.where(has_label, jnp.where(is_crossed, others[nearest], label), -1),
+            label=jnp.where(is_labelled, label, -1),
+            adversarial_label=jnp.where(is_labelled, jnp.where(is_crossed, others[nearest], label), -1),
             num_steps=jnp.ones((), jnp.int32),
             status=jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32),
             coordinates=jnp.where(is_crossed, margin, 0) * unit_normal,
@@ -98,15 +98,16 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     _checks.check_image(image)
     offset = image - center
     inside = subspace.coordinates(offset)  # -p
-    norm = jnp.linalg.norm(inside)
-    square = radius**2 - jnp.sum((offset - subspace.embed(inside)) ** 2)
-    distance = jnp.linalg.norm(offset)
+    norm = norms_of(inside)
+    outside = norms_of((offset - subspace.embed(inside)).reshape(-1))
+    distance = norms_of(offset.reshape(-1))
     label = (distance > radius).astype(jnp.int32)
-    # From inside always, whatever rounding leaves of the square.
-    is_crossed = (square >= 0) | ((label == 0) & jnp.isfinite(distance))
-    reach = jnp.sqrt(jnp.maximum(square, 0))
+    # From inside always, whatever rounding leaves of the difference.
+    is_crossed = (radius >= outside) | ((label == 0) & jnp.isfinite(distance))
+    # By factors, since squares may be out of range.
+    reach = jnp.sqrt(jnp.maximum(radius - outside, 0)) * jnp.sqrt(radius + outside)
     # The difference of reach and norm, without the cancellation of two squares.
-    outwards = (radius - distance) * (radius + distance) / jnp.where(reach + norm > 0, reach + norm, 1)
+    outwards = (radius - distance) * ((radius + distance) / jnp.where(reach + norm > 0, reach + norm, 1))
     direction = jnp.where(norm > 0, inside / jnp.where(norm > 0, norm, 1), jnp.eye(1, inside.size)[0])
     return Solution(
         margin=jnp.where(is_crossed, jnp.abs(outwards), jnp.inf),

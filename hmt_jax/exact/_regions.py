@@ -122,6 +122,7 @@ def _cut(region, winner) -> Cuts:
     gaps = region.bias[winners][:, None] - region.bias
     norms = np.linalg.norm(slopes, axis=2)
     is_rival = region.is_possible & (norms > SAME_SLOPE * np.linalg.norm(region.weight, axis=2).max())
+    is_rival &= region.bias > -np.inf  # a class that is ruled out is never above another
     offsets = gaps[is_rival] / norms[is_rival]
     order = np.argsort(offsets)
     normals = slopes[is_rival] / norms[is_rival][:, None]

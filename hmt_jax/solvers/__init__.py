@@ -9,9 +9,10 @@ A solver is an immutable value with four pure methods on a *restriction* g, a fu
   result(state) -> Solution                the answer, from a state that is done
 
 and with a number `num_candidates` of classes, the label included, that the linearization is to hold. States are pytrees
-of arrays that keep their shapes and dtypes. A solver owns no loop and knows nothing of images:
+of arrays, random keys included, that keep their shapes and dtypes. A solver owns no loop and knows nothing of images:
 `hmt_jax.measure_margins` linearizes the classifier once for each sample, shares that among all subspaces, and runs any
-solver from there in its lanes.
+solver from there in its lanes. A pair that is not done after `max_steps` calls of `step`, an attribute of the solver,
+or after 1000 if it has none, gets the status OUT_OF_STEPS.
 
 `deepfool` is that of the paper, whose margins are upper bounds, 1.5 to 2.5 times too large on a LeNet; `tight` comes
 within some percent of the least margins known. A new solver is such a value, here one that goes straight ahead along
@@ -21,31 +22,39 @@ the first-order direction and doubles the distance until the label changes:
 >>> from typing import NamedTuple
 >>> import jax, jax.numpy as jnp
 >>> import hmt_jax
->>> from hmt_jax.solvers import Solution, Status
+>>> from hmt_jax.solvers import Solution, Status, has_label, norms_of
 >>> class State(NamedTuple):
 ...     direction: jax.Array
 ...     distance: jax.Array
 ...     label: jax.Array
 ...     label_there: jax.Array
 ...     num_steps: jax.Array
+...     status: jax.Array
 >>> @dataclasses.dataclass(frozen=True)
 ... class StraightAhead:
 ...     num_candidates: int = 2
+...     max_steps: int = 20
 ...     def start(self, restriction, at_sample):
-...         normal, label = at_sample.normals[0], at_sample.candidates[0]
-...         gap = at_sample.logits[label] - at_sample.logits[at_sample.candidates[1]]
-...         length = jnp.linalg.norm(normal)
-...         return State(normal / length, gap / length, label, label, jnp.asarray(0))
+...         logits, (label, other), (normal,) = at_sample
+...         length = norms_of(normal)
+...         status = jnp.where(length > 0, Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
+...         status = jnp.where(has_label(logits) & jnp.isfinite(length), status, Status.NON_FINITE).astype(jnp.int32)
+...         label = jnp.where(has_label(logits), label, -1)
+...         distance = jnp.where(length > 0, (logits[label] - logits[other]) / length, jnp.inf)
+...         return State(normal / length, distance, label, label, jnp.asarray(0), status)
 ...     def step(self, restriction, state):
-...         label = jnp.argmax(restriction(2 * state.distance * state.direction)).astype(jnp.int32)
-...         return state._replace(distance=2 * state.distance, label_there=label, num_steps=state.num_steps + 1)
+...         distance = 2 * state.distance
+...         logits = restriction(distance * state.direction)
+...         label = jnp.where(has_label(logits), jnp.argmax(logits), state.label).astype(jnp.int32)
+...         status = jnp.where(label != state.label, Status.CONVERGED, state.status)
+...         status = jnp.where(has_label(logits), status, Status.NON_FINITE).astype(jnp.int32)
+...         return State(state.direction, distance, state.label, label, state.num_steps + 1, status)
 ...     def done(self, state):
-...         return (state.label_there != state.label) | (state.num_steps >= 20)
+...         return state.status != Status.OUT_OF_STEPS
 ...     def result(self, state):
-...         is_found = state.label_there != state.label
-...         status = jnp.where(is_found, Status.CONVERGED, Status.OUT_OF_STEPS).astype(jnp.int32)
-...         return Solution(state.distance, state.label, state.label_there, state.num_steps, status,
-...                         state.distance * state.direction)
+...         margin = jnp.where(state.status == Status.NON_FINITE, jnp.nan, state.distance)
+...         z = state.distance * state.direction
+...         return Solution(margin, state.label, state.label_there, state.num_steps, state.status, z)
 >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
 >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
 >>> stack = hmt_jax.subspaces.full((2, 2, 1))
@@ -64,6 +73,7 @@ from hmt_jax.solvers._solution import (
     Solution,
     Solver,
     Status,
+    has_label,
     linearize,
     normals_of,
     norms_of,
@@ -87,6 +97,7 @@ __all__ = [
     "ddn",
     "deepfool",
     "fmn",
+    "has_label",
     "linearize",
     "normals_of",
     "norms_of",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import InSteps, Search
-from hmt_jax.solvers._solution import Linearization, Restriction
+from hmt_jax.solvers._solution import Linearization, Restriction, norms_of
 
 _DAMPING = 0.3  # the part of the way that is gone at first
 _GROWTH, _SHRINKAGE = 1.3, 0.5
@@ -47,7 +47,7 @@ class ClosestPoint(InSteps):
         radius = jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST) * seen.norm)
         # A corrected point counts once the boundary has been met, that is within reach of the correction.
         is_met = jnp.abs(near.depth) < _TRUST * slope * seen.norm
-        is_nearer = is_met & (radius < jnp.linalg.norm(anchor))
+        is_nearer = is_met & (radius < norms_of(anchor))
         is_first = ~jnp.isfinite(anchor).all()
         new = _Memory(
             anchor=jnp.where(is_nearer, radius * seen.along, anchor),

@@ -21,10 +21,10 @@ class DDN(InSteps):
 
     num_steps: int = 50
     max_steps: int = 200
-    num_candidates: int = 2
+    num_candidates: int = 10
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distance, _ = _search.begin(at_sample)
+        search, distance, _ = _search.begin(at_sample, nearest_first=False)
         return search._replace(memory=distance)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
@@ -50,8 +50,8 @@ def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
 
     Takes one forward and one backward pass a step.
 
-    The first step is towards the runner-up, the only other candidate: if no direction in the subspace moves that and
-    the label apart, the status is ZERO_GRADIENT, though a third class may be reached there.
+    The first step is towards the runner-up, or the next of ten candidates if no direction in the subspace moves the
+    runner-up and the label apart; if none moves any of them, the status is ZERO_GRADIENT.
 
     Args:
       num_steps: steps over which the search closes in.

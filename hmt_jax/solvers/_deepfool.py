@@ -6,7 +6,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, normals_of, norms_of
+from hmt_jax.solvers._solution import (
+    Linearization,
+    Restriction,
+    Solution,
+    Status,
+    check_settings,
+    has_label,
+    normals_of,
+    norms_of,
+)
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -16,7 +25,7 @@ class DeepFoolState(NamedTuple):
     """An iterate of DeepFool; the overshot point (1 + overshoot) z is where the label is checked."""
 
     z: jax.Array  # (d,)
-    candidates: jax.Array  # (C,) classes by falling logit at z = 0, the label first; -1 if those logits are not finite
+    candidates: jax.Array  # (C,) classes by falling logit at z = 0, the label first; -1 if those logits name no label
     adversarial_label: jax.Array
     num_steps: jax.Array
     status: jax.Array  # OUT_OF_STEPS while the search goes on
@@ -35,10 +44,9 @@ class DeepFool:
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> DeepFoolState:
         unknown = jnp.asarray(-1, jnp.int32)
-        has_label = jnp.isfinite(at_sample.logits).all()
         state = DeepFoolState(
             z=jnp.zeros_like(at_sample.normals[0]),
-            candidates=jnp.where(has_label, at_sample.candidates, unknown),
+            candidates=jnp.where(has_label(at_sample.logits), at_sample.candidates, unknown),
             adversarial_label=unknown,
             num_steps=jnp.asarray(0, jnp.int32),
             status=jnp.asarray(Status.OUT_OF_STEPS, jnp.int32),
@@ -56,7 +64,7 @@ class DeepFool:
         gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
         distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
         nearest = jnp.argmin(distances)
-        has_direction = norms[nearest] > 0
+        has_direction = jnp.isfinite(distances[nearest])
 
         length = jnp.maximum(distances[nearest], _SHORTEST_STEP)
         unit_normal = normals[nearest] / jnp.where(has_direction, norms[nearest], 1)
@@ -64,7 +72,7 @@ class DeepFool:
         overshot_logits = restriction((1 + self.overshoot) * z)
         adversarial_label = jnp.argmax(overshot_logits).astype(jnp.int32)
 
-        is_finite = jnp.isfinite(logits).all() & jnp.isfinite(norms).all() & jnp.isfinite(overshot_logits).all()
+        is_finite = has_label(logits) & jnp.isfinite(norms).all() & has_label(overshot_logits)
         status = jnp.where(adversarial_label != label, Status.CONVERGED, Status.OUT_OF_STEPS)
         status = jnp.where(has_direction, status, Status.ZERO_GRADIENT)
         status = jnp.where(is_finite, status, Status.NON_FINITE).astype(jnp.int32)
@@ -75,17 +83,20 @@ class DeepFool:
 
     def result(self, state: DeepFoolState) -> Solution:
         z = (1 + self.overshoot) * state.z
-        margin = jnp.linalg.norm(z)
-        margin = jnp.where(state.status == Status.NON_FINITE, jnp.nan, margin)
-        margin = jnp.where(state.status == Status.ZERO_GRADIENT, jnp.inf, margin)
+        margin = norms_of(z)
+        # A point farther away than numbers reach is none.
+        is_beyond = (state.status == Status.CONVERGED) & ~jnp.isfinite(margin)
+        status = jnp.where(is_beyond, Status.ZERO_GRADIENT, state.status).astype(jnp.int32)
+        margin = jnp.where(status == Status.NON_FINITE, jnp.nan, margin)
+        margin = jnp.where(status == Status.ZERO_GRADIENT, jnp.inf, margin)
         label = state.candidates[0]
-        is_adversarial = state.status == Status.CONVERGED
+        is_adversarial = status == Status.CONVERGED
         return Solution(
             margin=margin,
             label=label,
             adversarial_label=jnp.where(is_adversarial, state.adversarial_label, label),
             num_steps=state.num_steps,
-            status=state.status,
+            status=status,
             coordinates=z,
         )
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._search import InSteps, Search
-from hmt_jax.solvers._solution import Linearization, Restriction
+from hmt_jax.solvers._solution import Linearization, Restriction, norms_of
 
 # Parts of the radius: the step, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.01
@@ -19,10 +19,10 @@ class FMN(InSteps):
 
     num_steps: int = 50
     max_steps: int = 200
-    num_candidates: int = 2
+    num_candidates: int = 10
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distance, _ = _search.begin(at_sample)
+        search, distance, _ = _search.begin(at_sample, nearest_first=False)
         return search._replace(memory=distance)
 
     def step(self, restriction: Restriction, search: Search) -> Search:
@@ -37,7 +37,7 @@ class FMN(InSteps):
         grown = jnp.where(is_found, (1 + change) * search.memory, reached)
         radius = jnp.minimum(jnp.where(seen.is_adversarial, shrunk, grown), search.best_norm)
         ahead = search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * radius * near.normal
-        length = jnp.minimum(jnp.linalg.norm(ahead), radius)
+        length = jnp.minimum(norms_of(ahead), radius)
         return search._replace(z=length * _search.unit(ahead), memory=radius)
 
 
@@ -50,8 +50,8 @@ def fmn(*, num_steps: int = 50, max_steps: int = 200) -> FMN:
 
     Takes one forward and one backward pass a step.
 
-    The first step is towards the runner-up, the only other candidate: if no direction in the subspace moves that and
-    the label apart, the status is ZERO_GRADIENT, though a third class may be reached there.
+    The first step is towards the runner-up, or the next of ten candidates if no direction in the subspace moves the
+    runner-up and the label apart; if none moves any of them, the status is ZERO_GRADIENT.
 
     Args:
       num_steps: steps over which the search closes in.

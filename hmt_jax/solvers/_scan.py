@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings
+from hmt_jax.solvers._solution import (
+    Linearization,
+    Restriction,
+    Solution,
+    Status,
+    check_settings,
+    has_label,
+    norms_of,
+)
 
 # What is not given, in units of the sample's first-order distance.
 _RESOLUTION, _REACH = 1 / 16, 64
@@ -55,6 +63,12 @@ class Scan:
         if self.num_angles < 3:
             raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
 
+    @property
+    def max_steps(self) -> int:
+        """To the end of the reach in the fewest rings a step, and to the last refinement."""
+        resolutions = _REACH / _RESOLUTION if self.reach is None else self.reach / (self.resolution or self.reach)
+        return math.ceil(resolutions / _LEAST_RINGS) + _MOST_REFINEMENTS + 2
+
     def start(self, restriction: Restriction, at_sample: Linearization) -> _State:
         origin = jnp.zeros_like(at_sample.normals[0])
         if origin.size > 2:
@@ -88,7 +102,7 @@ class Scan:
         logits = jax.vmap(jax.vmap(restriction))(radii[:, None, None] * directions[None])
         labels = jnp.argmax(logits, axis=2).astype(jnp.int32)
 
-        is_finite, is_within = jnp.isfinite(logits).all(axis=2), radii <= state.reach
+        is_finite, is_within = has_label(logits), radii <= state.reach
         is_other = (labels != state.label) & is_finite & is_within[:, None]
         is_found, was_found = is_other.any(), state.status == Status.CONVERGED
         ring = jnp.argmax(is_other.any(axis=1))
@@ -116,7 +130,7 @@ class Scan:
             label=state.label,
             adversarial_label=now(labels[ring, middle], state.adversarial_label),
             num_steps=state.num_steps + 1,
-            num_refinements=state.num_refinements + was_found,
+            num_refinements=state.num_refinements + was_found.astype(jnp.int32),
             status=jnp.where((is_finite | ~is_seen[:, None]).all(), status, Status.NON_FINITE).astype(jnp.int32),
         )
 
@@ -127,7 +141,7 @@ class Scan:
         return is_hopeless | jnp.where(is_found, is_narrow, state.low >= state.reach)
 
     def result(self, state: _State) -> Solution:
-        margin = jnp.where(state.status == Status.CONVERGED, jnp.linalg.norm(state.z), state.reach)
+        margin = jnp.where(state.status == Status.CONVERGED, norms_of(state.z), state.reach)
         margin = jnp.where(state.status == Status.ZERO_GRADIENT, jnp.inf, margin)
         return Solution(
             margin=jnp.where(state.status == Status.NON_FINITE, jnp.nan, margin),

@@ -7,9 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, Status, check_settings, norms_of
+from hmt_jax.solvers._solution import (
+    Linearization,
+    Restriction,
+    Solution,
+    Status,
+    check_settings,
+    has_label,
+    norms_of,
+)
 
 _COLDEST = 1e-6  # a softmax of the runner-up alone
+_SAME_GAP = 0.99  # a class whose gap to the label has not fallen below this part of it has not moved
 
 
 class Search(NamedTuple):
@@ -17,7 +26,8 @@ class Search(NamedTuple):
 
     z: jax.Array  # (d,)
     label: jax.Array
-    gap: jax.Array  # between the label and the runner-up at z = 0
+    gap: jax.Array  # at z = 0, between the label and the first candidate that can gain on it
+    unmoved: jax.Array  # (L,) gaps at z = 0 of candidates that can't gain on the label; infinite for other classes
     best_z: jax.Array  # (d,) the least adversarial point seen; the last point seen, before there is one
     best_norm: jax.Array  # infinite before there is one
     best_label: jax.Array
@@ -64,12 +74,12 @@ class InSteps:
         return solution(search)
 
 
-def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
-    """A search that is to look at the nearest linearised boundary first.
+def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Search, jax.Array, jax.Array]:
+    """A search that is to look at a linearised boundary first: the nearest, or that of the likeliest candidate.
 
     Returns:
       The search, whose memory is still to be set; the distance of that boundary, 0 where no class can gain on the
-      label; and the unit directions (C - 1, d) to all candidates' boundaries, nearest first, with the nearest one in
+      label; and the unit directions (C - 1, d) to all candidates' boundaries in their order, with the first one in
       place of those that can't gain on the label.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
@@ -81,22 +91,26 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
     greatest = jnp.maximum(jnp.maximum(sizes[label], sizes[others]).astype(norms.dtype), norms)
     hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
     distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
-    order = jnp.argsort(distances)
+    can_gain = jnp.isfinite(distances)
+    likeliest = jnp.argmax(can_gain)
+    order = jnp.argsort(distances if nearest_first else ~can_gain)
     distances, directions = distances[order], (at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None])[order]
     is_way = jnp.isfinite(distances)
     distance = jnp.where(is_way[0], distances[0], 0)
 
-    has_label = jnp.isfinite(at_sample.logits).all()
+    is_labelled = has_label(at_sample.logits)
     status = jnp.where(is_way[0], Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
-    status = jnp.where(has_label & jnp.isfinite(norms).all(), status, Status.NON_FINITE)
+    status = jnp.where(is_labelled & jnp.isfinite(norms).all(), status, Status.NON_FINITE)
     zero, origin = jnp.zeros((), jnp.int32), jnp.zeros_like(at_sample.normals[0])
+    nowhere = jnp.full(at_sample.logits.shape, jnp.inf, gaps.dtype)
     search = Search(
         z=distance * directions[0],
-        label=jnp.where(has_label, label, -1).astype(jnp.int32),
-        gap=jnp.maximum(gaps[0], hidden[0]),
+        label=jnp.where(is_labelled, label, -1).astype(jnp.int32),
+        gap=jnp.maximum(gaps, hidden)[likeliest],
+        unmoved=nowhere.at[others].set(jnp.where(can_gain, jnp.inf, gaps)),
         best_z=origin,
         best_norm=jnp.full((), jnp.inf, norms.dtype),
-        best_label=jnp.where(has_label, label, -1).astype(jnp.int32),
+        best_label=jnp.where(is_labelled, label, -1).astype(jnp.int32),
         num_found=zero,
         num_steps=zero,
         status=status.astype(jnp.int32),
@@ -108,9 +122,9 @@ def begin(at_sample: Linearization) -> tuple[Search, jax.Array, jax.Array]:
 def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
     """Looks at the search's point, and remembers it if it is the least adversarial one so far."""
     logits, pull_back = jax.vjp(restriction, search.z)
-    norm = jnp.linalg.norm(search.z)
+    norm = norms_of(search.z)
     label = jnp.argmax(logits).astype(jnp.int32)
-    is_finite = jnp.isfinite(logits).all()
+    is_finite = has_label(logits)
     is_adversarial = is_finite & (label != search.label)
     is_better = is_adversarial & (norm < search.best_norm)
     best_norm = jnp.where(is_better, norm, search.best_norm)
@@ -120,7 +134,7 @@ def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
         best_z=jnp.where(is_better | ~is_found, search.z, search.best_z),
         best_norm=best_norm,
         best_label=jnp.where(is_better, label, search.best_label),
-        num_found=search.num_found + is_found,
+        num_found=search.num_found + is_found.astype(jnp.int32),
         num_steps=search.num_steps + 1,
         status=status.astype(jnp.int32),
     )
@@ -131,9 +145,16 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     """The linearised boundary between the label and the others, weighed by a softmax of this temperature.
 
     The temperature is in units of the gap at the sample. At 0 the runner-up counts alone. If it is 1 in units of the
-    logits, the direction is that in which the cross-entropy grows.
+    logits, the direction is that in which the cross-entropy grows. Classes that could not gain on the label at the
+    sample, and have not since, count only where there are no others.
     """
-    others = jnp.where(jnp.arange(seen.logits.size) == search.label, -jnp.inf, seen.logits)
+    is_other = jnp.arange(seen.logits.size, dtype=search.label.dtype) != search.label
+    gaps = (seen.logits[search.label] - seen.logits).astype(search.unmoved.dtype)
+    has_moved = gaps < _SAME_GAP * search.unmoved
+    is_rival = is_other & (has_moved | ~(is_other & has_moved).any())
+    # Where all are ruled out there is still to be a greatest one, and infinity less infinity is no number.
+    lowest = jnp.asarray(jnp.finfo(seen.logits.dtype).min, seen.logits.dtype)
+    others = jnp.where(is_rival, jnp.maximum(seen.logits, lowest), -jnp.inf)
     runner_up = jnp.max(others)
     scale = jnp.maximum(temperature, _COLDEST) * search.gap
     # In half precision the product may be 0.
@@ -152,7 +173,7 @@ def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Arra
 
 
 def unit(vector: jax.Array) -> jax.Array:
-    norm = jnp.linalg.norm(vector)
+    norm = norms_of(vector)
     return vector / jnp.where(norm > 0, norm, 1)
 
 
@@ -165,7 +186,7 @@ def is_done(search: Search, is_enough: jax.Array, max_steps: int) -> jax.Array:
 
 def solution(search: Search) -> Solution:
     """The least adversarial point seen; the last point seen, if there is none."""
-    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, jnp.linalg.norm(search.best_z))
+    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, norms_of(search.best_z))
     return Solution(
         margin=jnp.where(search.status == Status.ZERO_GRADIENT, jnp.inf, margin),
         label=search.label,

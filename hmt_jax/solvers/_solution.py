@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hmt_jax._numbers import as_numbers
+from hmt_jax._numbers import as_numbers, promoted
 
 Restriction = Callable[[jax.Array], jax.Array]
 
@@ -18,8 +18,9 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0  #: the label changed; the margin is that of the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
-    NON_FINITE = 2  #: logits or gradients were NaN or infinite; the margin is NaN
+    NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite; the margin is NaN
     ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
+    UNCONFIRMED = 4  #: evaluated again, the point found keeps the label; the margin is the distance of that point
 
 
 class Solution(NamedTuple):
@@ -27,7 +28,7 @@ class Solution(NamedTuple):
 
     Attributes:
       margin: L2 norm of the perturbation found; `Status` says what it means where the search did not converge.
-      label: the predicted label of the unperturbed sample; -1 if its logits are not finite.
+      label: the predicted label of the unperturbed sample; -1 if its logits name none, as `has_label` says.
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps taken.
       status: a `Status`.
@@ -48,7 +49,7 @@ class Linearization(NamedTuple):
     Attributes:
       logits: (L,), g(0).
       candidates: (C,) classes by falling logit, the label first; C is L where there are no more classes.
-      normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k.
+      normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k; 0 for a class that is ruled out.
     """
 
     logits: jax.Array
@@ -71,11 +72,28 @@ def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_
     return Linearization(logits, candidates, normals_of(pull_back, logits, candidates))
 
 
+def has_label(logits: jax.Array) -> jax.Array:
+    """Whether logits (..., L) name a class: none is NaN or +infinite, and not all are -infinite.
+
+    A logit of -inf rules its class out, as in masked classifiers: that class is never the label.
+
+    >>> has_label(jnp.array([[1.0, -jnp.inf], [1.0, jnp.inf], [jnp.nan, 1.0], [-jnp.inf, -jnp.inf]])).tolist()
+    [True, False, False, False]
+    """
+    return (logits < jnp.inf).all(-1) & (logits > -jnp.inf).any(-1)
+
+
 def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Gradients (C - 1, ...) of g_k - g_y, y the first of the candidates and k the others, by g's pull-back."""
-    cotangents = jax.nn.one_hot(candidates[1:], logits.size, dtype=logits.dtype)
-    cotangents -= jax.nn.one_hot(candidates[0], logits.size, dtype=logits.dtype)[None]
-    return jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
+    """Gradients (C - 1, ...) of g_k - g_y, y the first of the candidates and k the others, by g's pull-back.
+
+    They are 0 where g_k - g_y is infinite, since no direction changes that.
+    """
+    label, others = candidates[0], candidates[1:]
+    cotangents = jax.nn.one_hot(others, logits.size, dtype=logits.dtype)
+    cotangents -= jax.nn.one_hot(label, logits.size, dtype=logits.dtype)[None]
+    normals = jax.vmap(lambda cotangent: pull_back(cotangent)[0])(cotangents)
+    is_ruled_out = (logits[others] == -jnp.inf) | (logits[label] == -jnp.inf)
+    return jnp.where(is_ruled_out.reshape(-1, *[1] * (normals.ndim - 1)), 0, normals)
 
 
 def norms_of(vectors: jax.Array) -> jax.Array:
@@ -84,7 +102,7 @@ def norms_of(vectors: jax.Array) -> jax.Array:
     >>> norms_of(jnp.array([[3e-30, 4e-30], [0.0, 0.0]])).tolist() == [jnp.float32(5e-30), 0]
     True
     """
-    wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    wide = vectors.astype(promoted(vectors.dtype, jnp.float32))
     exponent = jnp.frexp(jnp.max(jnp.abs(wide), axis=-1))[1]
     # A power of two, by which division is exact. Its reciprocal, by which XLA multiplies, must be a normal number, too.
     scale = jnp.ldexp(jnp.ones((), wide.dtype), jnp.minimum(exponent - 1, jnp.finfo(wide.dtype).maxexp - 2))

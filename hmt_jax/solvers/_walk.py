@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._scan import scan
 from hmt_jax.solvers._search import Boundary, Look, Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution
+from hmt_jax.solvers._solution import Linearization, Restriction, Solution, norms_of
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
 _TURN, _LAST_TURN = 2.5, 0.04
@@ -52,6 +52,10 @@ class Walk:
     def _num_walked(self):
         return self.num_steps * self.num_rounds
 
+    @property
+    def max_steps(self) -> int:
+        return max(_MAX_STEPS + self._num_walked + _NUM_POLISH + 2, _SCAN.max_steps)
+
     def start(self, restriction: Restriction, at_sample: Linearization) -> Any:
         if at_sample.normals.shape[1] <= _FEW_DIMENSIONS:
             return _SCAN.start(restriction, at_sample)
@@ -65,7 +69,7 @@ class Walk:
         before = search.best_norm
         search, seen = _search.look(restriction, search)
         clock = search.num_found - 1  # 0 at the first adversarial point, before it below
-        fraction = jnp.where(clock >= 0, clock % self.num_steps / max(self.num_steps - 1, 1), 0)
+        fraction = jnp.where(clock >= 0, clock % self.num_steps / max(self.num_steps - 1, 1), 0).astype(search.z.dtype)
         is_walked = clock >= self._num_walked - 1
         temperature = _TEMPERATURE * (_LAST_TEMPERATURE / _TEMPERATURE) ** fraction
         near = _search.boundary(search, seen, jnp.where(is_walked, 0, temperature))
@@ -81,8 +85,8 @@ class Walk:
         if not isinstance(search, Search):
             return _SCAN.done(search)
         # Of a linear classifier the first-order point is the margin, and a walk may have ended at another class.
-        is_nearer = jnp.linalg.norm(search.memory.first_order) * (1 + 10 * _OUTWARDS) < search.best_norm
-        num_looks = self._num_walked + _NUM_POLISH + is_nearer
+        is_nearer = norms_of(search.memory.first_order) * (1 + 10 * _OUTWARDS) < search.best_norm
+        num_looks = self._num_walked + _NUM_POLISH + is_nearer.astype(jnp.int32)
         return _search.is_done(search, search.num_found >= num_looks, _MAX_STEPS)
 
     def result(self, search: Any) -> Solution:
@@ -122,7 +126,7 @@ class Walk:
         In the end to that of the boundary linearised at the sample, which is looked at where it is nearer.
         """
         hidden = jnp.finfo(search.z.dtype).eps * jnp.abs(seen.logits[search.label]) / near.steepness
-        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * 3.0 ** jnp.clip(num_polished, 0, 1)
+        outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * jnp.where(num_polished > 0, 3.0, 1.0)
         is_close = (num_polished == 0) | (jnp.abs(near.depth) < _CLOSE * seen.norm)
         edge = search.memory.edge * _search.unit(search.best_z)
         closest = jnp.where(is_close, near.offset * near.normal, edge)
