@@ -12,8 +12,9 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _IMAGES_AT_A_TIME = 1024
-# The part of pairs from which on vanishing gradients are the classifier's and not those of a few samples.
-_LEAST_PART = 0.25
+# The parts of margins, and of images, beyond which vanishing gradients are the classifier's and not those of a few:
+# ordinary networks have no such margins, but may be flat at some images, where all units of a layer are off.
+_EARLY_PART, _FLAT_PART = 0.01, 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
@@ -178,15 +179,16 @@ def warn_of_saturation(result, evidence) -> None:
     is_labelled = result.label[0] >= 0
     # With one label there may be no boundary at all.
     is_flat = evidence.is_flat & is_labelled & (np.unique(result.label[0][is_labelled]).size > 1)
-    is_sign = evidence.is_early | is_flat
-    if not (evidence.is_distribution or (is_sign.any() and is_sign.sum() >= _LEAST_PART * (result.label >= 0).sum())):
+    num_early, num_flat = evidence.is_early.sum(), is_flat.sum()
+    is_sign = num_early > _EARLY_PART * result.is_converged.sum() or num_flat > _FLAT_PART * is_labelled.sum()
+    if not (evidence.is_distribution or is_sign):
         return
     signs = [
-        f"{evidence.is_early.sum()} of {result.is_converged.sum()} margins are longer than the diameter of the pixel "
+        f"{num_early} of {result.is_converged.sum()} margins are longer than the diameter of the pixel "
         "box, though the label changes within a tenth of the perturbation",
-        f"the outputs of the classifier have no gradient at {is_flat.sum()} of {is_labelled.sum()} images",
+        f"the outputs of the classifier have no gradient at {num_flat} of {is_labelled.sum()} images",
     ]
-    are_there = (evidence.is_early.any(), is_flat.any())
+    are_there = (num_early, num_flat)
     found = " and ".join(sign for sign, is_there in zip(signs, are_there, strict=True) if is_there)
     warnings.warn(
         f"{'the classifier seems to return probabilities' if evidence.is_distribution else found}: gradients vanish "

@@ -468,7 +468,9 @@ class _IsEarly:
     def __call__(self, data, item):
         solution = jax.tree.map(lambda leaf: leaf[item], data[3])
         with jax.default_matmul_precision(self.precision):
-            logits = restrict(*_pair(data, item))(_EARLY_PART * solution.coordinates)
+            # No farther than images reach: beyond, a saturated classifier may have the first label again.
+            part = jnp.minimum(_EARLY_PART, data[1][0].size ** 0.5 / solution.margin)
+            logits = restrict(*_pair(data, item))(part.astype(solution.margin.dtype) * solution.coordinates)
         return has_label(logits) & (jnp.argmax(logits) != solution.label)
 
 
