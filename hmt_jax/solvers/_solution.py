@@ -1,5 +1,6 @@
 """What every solver takes and gives."""
 
+import dataclasses
 import enum
 import math
 from collections.abc import Callable
@@ -139,8 +140,10 @@ def check_settings(settings: Any) -> None:
     overshoot: float = getattr(settings, "overshoot", 0)
     if not 0 <= overshoot < math.inf:  # so written that NaN fails, too
         raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
-    num_steps: int = getattr(settings, "num_steps", 1)
-    max_steps: int = getattr(settings, "max_steps", num_steps)
+    # Of its fields alone: others follow from settings that are yet to be checked.
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    num_steps: int = fields.get("num_steps", 1)
+    max_steps: int = fields.get("max_steps", num_steps)
     if num_steps < 1 or max_steps < 1:
         name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", max_steps)
         raise ValueError(f"{name} must be at least 1, got {value}")
