@@ -13,7 +13,7 @@ import jax
 import jaxlib
 
 from experiments import accuracy, audit, benchmark, config, run, scorecard, throughput, tradeoffs
-from hmt_jax import data
+from hmt_jax import _devices, data
 
 _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
@@ -31,11 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not _devices.is_out_of_memory(error):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(
-            f"error: the device is out of memory ({str(error).splitlines()[0]}): end what else uses it and go on with "
+            f"error: the device is out of memory ({reason}): end what else uses it and go on with "
             "the same command, or start over with a lower batch_size",
             file=sys.stderr,
         )

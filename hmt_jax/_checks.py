@@ -11,7 +11,7 @@ from hmt_jax.solvers import Status
 
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
-_IMAGES_AT_A_TIME = 1024
+_BYTES_AT_A_TIME = 2**24
 # What rounding leaves of the sum of a row of probabilities, in half precision, too.
 _SUM_TOLERANCE = 1e-2
 # What half precision leaves of a difference of logits at a boundary.
@@ -216,7 +216,7 @@ def check_were_finite(result, images: jax.Array | np.ndarray) -> None:
 
 def _warn_of_range(images, remedy):
     # In chunks of one size, since they may be more than a device holds.
-    size = min(len(images), _IMAGES_AT_A_TIME)
+    size = min(len(images), max(_BYTES_AT_A_TIME // images[0].nbytes, 1))
     is_unexplained = np.zeros(len(images), bool)
     for first in range(0, len(images), size):
         rows = slice(min(first, len(images) - size), min(first + size, len(images)))

@@ -15,6 +15,8 @@ import numpy as np
 from flax import errors, linen, nnx
 from jax.interpreters import partial_eval
 
+from hmt_jax import _programs
+from hmt_jax._programs import NewFunction
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
 
@@ -70,8 +72,11 @@ def as_pytree(classifier: Classifier) -> Classifier:
 
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
     any other callable pytree. A plain function, or another object that is no pytree, is compiled anew in every call,
-    for what it closes over is compiled in, and may have changed. `jax.tree_util.Partial(function, parameters)`, with
-    parameters as data, is compiled once, and so is a function of `jax.jit`, which goes on by what it closed over first.
+    because what it closes over is compiled in and may have changed; at the end of the call its programs are dropped.
+    `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
+    20 MB for a small network, are kept for all calls with the same function, whatever its parameters. So define that
+    function once, and not anew in a loop. A function of `jax.jit` is compiled once, too, and goes on by what it closed
+    over first.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
@@ -105,16 +110,9 @@ def as_pytree(classifier: Classifier) -> Classifier:
     return _Module(arrays, (treedef, others, numbers))
 
 
-def as_new_function(function: Callable) -> jax.tree_util.Partial:
+def as_new_function(function: Callable) -> Callable:
     """A callable pytree that JAX takes for another function in every call, but for what `jax.jit` has made."""
-    if isinstance(function, jax.stages.Wrapped):
-        return jax.tree_util.Partial(function)
-
-    def call(*arguments):
-        return function(*arguments)
-
-    call.__wrapped__ = function  # type: ignore[attr-defined]  # its signature is that of the function
-    return jax.tree_util.Partial(call)
+    return jax.tree_util.Partial(function) if isinstance(function, jax.stages.Wrapped) else NewFunction(function)
 
 
 def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Restriction:
@@ -169,6 +167,10 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise _LogitsError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
+
+
+# Traces are kept, for all networks of one architecture.
+shape_of_logits = _programs.jit(logits_of).eval_shape
 
 
 def _remedy(classifier, images, error) -> str:

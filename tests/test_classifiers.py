@@ -1,5 +1,7 @@
 """One network written in every way that a classifier can be written in."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import pytest
 from flax import linen, nnx
 
 import hmt_jax
-from hmt_jax import classifiers, models, subspaces, training
+from hmt_jax import attacks, classifiers, models, subspaces, training
 
 SHAPE = (4, 3, 2)
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
@@ -470,6 +472,52 @@ def test_functions_of_jit_are_compiled_once():
     num_traces = len(traces)
     hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE))
     assert len(traces) == num_traces > 0
+
+
+CALLS = {
+    "measure_margins": lambda function, images: hmt_jax.measure_margins(function, images, subspaces.full(SHAPE)),
+    "deepfool": lambda function, images: hmt_jax.deepfool(function, images[0], subspaces.full(SHAPE)),
+    "training.evaluate": lambda function, images: training.evaluate(function, images, np.zeros(len(images), int)),
+    "attacks.evaluate": lambda function, images: attacks.evaluate(
+        two_logits,
+        images,
+        np.zeros(len(images), int),
+        lambda classifier, images, labels, key: images + 0 * function(images)[:, :1, None, None],
+        jax.random.key(0),
+    ),
+    "pgd": lambda function, images: attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)(
+        function, images, np.zeros(len(images), int), jax.random.key(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_kept_of_a_function_after_the_call(call):
+    """Neither programs nor what the function closes over: a new one in every call would fill the memory."""
+    (client,) = {device.client for device in jax.devices()}
+
+    def measure_new_function():
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_PIXELS, 2)), jnp.float32)
+
+        def predict(images):
+            return jax.nn.relu(images.reshape(len(images), -1) @ weights)
+
+        CALLS[call](predict, random_images()[:2])
+        return weakref.ref(predict), weakref.ref(weights)
+
+    measure_new_function()
+    num_programs = len(client.live_executables())
+    references = measure_new_function()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert len(client.live_executables()) <= num_programs
+
+
+def test_a_function_keeps_one_identity_while_it_is_in_use():
+    classifier = classifiers.as_pytree(two_logits)
+    leaves, structure = jax.tree.flatten(classifier)
+    assert jax.tree.unflatten(structure, leaves) is classifier
+    assert structure == jax.tree.structure(classifier) != jax.tree.structure(classifiers.as_pytree(two_logits))
 
 
 def test_what_models_load_returns_is_no_classifier():
