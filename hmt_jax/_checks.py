@@ -60,6 +60,11 @@ def check_images(images: jax.Array | np.ndarray) -> None:
     _warn_of_range(images, "or silence hmt_jax.PixelRangeWarning if they are meant to be so")
 
 
+def check_callback(argument: str, function, arguments: str) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{argument} must be a function of {arguments}, or None, got {function!r}")
+
+
 def check_type(argument, images):
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hmt_jax import _devices, _programs
+from hmt_jax import _checks, _devices, _programs
 from hmt_jax._numbers import whole_number
 
 _AXIS = "lanes"
@@ -125,6 +125,7 @@ def solve(
     >>> halvings.tolist()
     [4, 0, 2]
     """
+    _checks.check_callback("progress", progress, "the numbers of items solved and of all items")
     items = np.asarray(items, np.int32)
     if items.ndim != 1 or not (items >= 0).any():
         raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")

@@ -180,6 +180,7 @@ def measure_margins(
     >>> result.margin.shape, bool(result.is_converged.all())
     ((3, 5), True)
     """
+    _checks.check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
     solver = _solver_of(solver, deepfool_settings)
     if whole_number("num_bisections", num_bisections) < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")

@@ -313,6 +313,7 @@ def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
 
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     """The epochs that are left. `run_epoch` takes a state and a number, and gives a state and sums."""
+    _checks.check_callback("on_epoch", on_epoch, "an epoch's number, the state and its metrics")
     if recipe.batch_size % mesh.size:
         raise ValueError(
             f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "

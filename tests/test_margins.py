@@ -1013,3 +1013,11 @@ def test_the_budget_takes_nothing_from_small_networks():
     assert limits.bytes_of_lanes / 2 < num_lanes * needs.kept <= limits.bytes_of_lanes == 2**20
     enough = max(6 * 2**20 // (needs.linearization + 21 * needs.state), -(-20 * num_lanes // 21))
     assert size == -(-10_000 // -(-10_000 // enough))
+
+
+def test_progress_must_be_a_function():
+    """It is checked before anything is compiled, since a call of it comes after that."""
+    message = "progress must be a function of the numbers of finished pairs and of all pairs, or None, got True"
+    classifier = tanh_classifier(dtype="float32")
+    with pytest.raises(TypeError, match=message):
+        hmt_jax.measure_margins(classifier, random_images(dtype="float32"), diagonal(), progress=True)
