@@ -190,7 +190,7 @@ def measure_margins(
     stack, num_subspaces = _checks.as_stack(subspaces, images)
     first = jax.tree.map(lambda leaf: leaf[0], stack)
     pytree = as_pytree(classifier)
-    known = _solution_of(known, (num_subspaces, len(images), *_shape_of_coordinates(first, images)))
+    known_solution = _solution_of(known, (num_subspaces, len(images), *_shape_of_coordinates(first, images)))
     with _programs.of_call(pytree):
         (solution, at_end), work = _pairs.solve(
             solver,
@@ -198,7 +198,7 @@ def measure_margins(
             images,
             stack,
             num_subspaces,
-            known=known,
+            known=known_solution,
             num_bisections=num_bisections,
             precision=precision,
             keep_coordinates=keep_coordinates,

@@ -475,7 +475,9 @@ def test_functions_of_jit_are_compiled_once():
 
 
 CALLS = {
-    "measure_margins": lambda function, images: hmt_jax.measure_margins(function, images, subspaces.full(SHAPE)),
+    "measure_margins": lambda function, images: hmt_jax.measure_margins(
+        function, images, subspaces.full(SHAPE), devices=jax.devices()[:1]
+    ),
     "deepfool": lambda function, images: hmt_jax.deepfool(function, images[0], subspaces.full(SHAPE)),
     "training.evaluate": lambda function, images: training.evaluate(function, images, np.zeros(len(images), int)),
     "attacks.evaluate": lambda function, images: attacks.evaluate(
