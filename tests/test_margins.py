@@ -416,7 +416,7 @@ def test_all_products_are_in_the_given_precision():
     classifier = as_pytree(models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10))
     window, image, solver = subspaces.dct_window((28, 28, 1), 0, 0, 2), jnp.zeros((28, 28, 1)), solvers.deepfool()
     stack = jax.tree.map(lambda leaf: leaf[None], window)
-    at_image, state = jax.eval_shape(_pairs._first_pair, solver, classifier, image, window)
+    at_image, state = _pairs._first_pair.eval_shape(solver, classifier, image, window)
 
     def zeros(tree):
         return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), tree)
