@@ -30,7 +30,7 @@ import jax
 import jaxlib
 
 from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
-from hmt_jax import data
+from hmt_jax import _devices, data
 
 _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
@@ -129,7 +129,7 @@ def _failed(error: BaseException) -> tuple[int, str]:
             f"error: the memory is full ({what}): close other programs and run the same command again, or use fewer or "
             "smaller images"
         )
-    if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in what or "Out of memory" in what):
+    if _devices.is_out_of_memory(error):
         return 2, (
             f"error: the device is out of memory ({what}): end what else uses it and go on with the same command, or "
             "start over with a lower batch_size"

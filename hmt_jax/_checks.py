@@ -11,7 +11,7 @@ from hmt_jax.solvers import Status
 
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
-_IMAGES_AT_A_TIME = 1024
+_BYTES_AT_A_TIME = 2**24
 # The parts of margins, and of images, beyond which vanishing gradients are the classifier's and not those of a few:
 # ordinary networks have no such margins, but may be flat at some images, where all units of a layer are off.
 _EARLY_PART, _FLAT_PART = 0.01, 0.25
@@ -59,6 +59,11 @@ def check_images(images: jax.Array | np.ndarray) -> None:
         raise ValueError(f"images is empty, with shape {images.shape}: give at least one image")
     check_floating("images", images)
     _warn_of_range(images, "or silence hmt_jax.PixelRangeWarning if they are meant to be so")
+
+
+def check_callback(argument: str, function, arguments: str) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{argument} must be a function of {arguments}, or None, got {function!r}")
 
 
 def check_type(argument, images):
@@ -232,7 +237,7 @@ def check_were_finite(result, images: jax.Array | np.ndarray) -> None:
 
 def _warn_of_range(images, remedy):
     # In chunks of one size, since they may be more than a device holds.
-    size = min(len(images), _IMAGES_AT_A_TIME)
+    size = min(len(images), max(_BYTES_AT_A_TIME // images[0].nbytes, 1))
     is_unexplained = np.zeros(len(images), bool)
     for first in range(0, len(images), size):
         rows = slice(min(first, len(images) - size), min(first + size, len(images)))

@@ -1,8 +1,15 @@
 """Where things run."""
 
+import re
 from collections.abc import Sequence
 
 import jax
+
+# XLA gives the same event several codes: RESOURCE_EXHAUSTED on accelerators, on CPU INTERNAL as well if a computation
+# fails that was started before its arguments were there; libraries of the vendors and of C++ have words of their own.
+_OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED|out[ _]?of[ _]?memory|failed to allocate|alloc_failed|bad_alloc", re.IGNORECASE
+)
 
 
 def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
@@ -21,3 +28,10 @@ def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
     """The devices in a row, along an axis of that name."""
     devices = as_list(devices)
     return jax.make_mesh((len(devices),), (axis,), (jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, of a device or of the machine."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)

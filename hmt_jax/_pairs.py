@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax import _checks, lanes
+from hmt_jax import _checks, _programs, lanes
 from hmt_jax._numbers import promoted
-from hmt_jax.classifiers import Classifier, logits_of, restrict
+from hmt_jax.classifiers import Classifier, logits_of, restrict, shape_of_logits
 from hmt_jax.solvers import Solution, Solver, Status, has_label, linearize, normals_of, norms_of
 from hmt_jax.subspaces import full
 
@@ -39,22 +39,27 @@ class _Limits(NamedTuple):
     """What suits a kind of device.
 
     Attributes:
-      bytes_of_lanes: that all lanes may keep for the backward pass.
-      bytes_of_chunk: that the linearizations and first steps of a chunk of images may take,
-      most_bytes_of_chunk: and where that would be too few pairs for the lanes.
+      budget: the most bytes on each device for all but the classifier, the images and the results. Half of them are for
+        the lanes, half for a chunk of images; one lane and one image are always taken, whatever they need.
+      bytes_of_lanes: that all lanes should keep for the backward pass.
+      bytes_of_chunk: that the linearizations and first steps of a chunk of images should take, unless these are too few
+        pairs for the lanes.
       pairs_per_lane: at the end lanes run empty one by one; with so many for each, that is a small part of the whole.
       more_at_end: lanes for bisections and the look at the end, for each one before.
     """
 
+    budget: float
     bytes_of_lanes: float
     bytes_of_chunk: float
-    most_bytes_of_chunk: float
     pairs_per_lane: int
     more_at_end: int
 
 
-# With more, lanes would leave the caches. Bisections take a gradient at most, not all candidates'.
-_ON_CPU = _Limits(2**20, 6 * 2**20, math.inf, pairs_per_lane=20, more_at_end=2)
+# With more bytes, lanes would leave the caches. Bisections take a gradient at most, not all candidates'.
+_ON_CPU = _Limits(2**31, 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
+# Of what an item leaves: in a table of the device, in the next one, which a step makes of it, in the arguments of the
+# phase after, and on the host. Of a lane's state: before, after, what it starts from, and the linearization.
+_NUM_COPIES = 4
 
 
 class AtEnd(NamedTuple):
@@ -81,7 +86,7 @@ class Evidence(NamedTuple):
 def linearize_at(solver: Solver, classifier: Classifier, image: jax.Array) -> Any:
     """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
     height, width, channels = image.shape
-    logits = jax.eval_shape(logits_of, classifier, image[None])
+    logits = shape_of_logits(classifier, image[None])
     origin = jnp.zeros(image.size, promoted(image.dtype, logits.dtype))
     restriction = restrict(classifier, image, full((height, width, channels)))
     at_image = linearize(restriction, origin, solver.num_candidates)
@@ -127,9 +132,10 @@ def solve(
 
     The stack holds R subspaces; the other arguments are those of `hmt_jax.measure_margins`.
     """
+    needs = _needs_of(solver, classifier, images, stack)
     if num_lanes is None:
-        num_lanes = _choose_num_lanes(classifier, images, num_subspaces, devices)
-    size = _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices)
+        num_lanes = _choose_num_lanes(needs, num_subspaces * len(images), devices)
+    size = _choose_chunk_size(needs, len(images), num_subspaces, num_lanes, devices)
     chunks, evidence, work = [], [], lanes.Work(num_lanes, 0, 0)
     items = np.arange(num_subspaces * size)
     lanes_at_end = items.size
@@ -479,7 +485,7 @@ def _pair(data, item):
     return classifier, images[item % len(images)], jax.tree.map(lambda leaf: leaf[item // len(images)], stack)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(_programs.jit, static_argnums=0)
 def _results(solver, states):
     return jax.vmap(lambda state: (solver.done(_wrapped(state)), solver.result(_wrapped(state))))(states)
 
@@ -497,53 +503,89 @@ def _join(leaves, num_new):
     return np.concatenate([leaf[:, leaf.shape[1] - count :] for leaf, count in zip(leaves, num_new, strict=True)], 1)
 
 
-def _choose_num_lanes(classifier, images, num_subspaces, devices) -> int:
-    """A power of two that suits the device and the size of the network, by what its backward pass keeps of an image."""
-    image = jnp.asarray(images[0])
+class _Needs(NamedTuple):
+    """Bytes.
 
-    def num_bytes(num_images):
-        shape = jax.ShapeDtypeStruct((num_images, *image.shape), image.dtype)
-        leaves = jax.tree.leaves(jax.eval_shape(_kept, classifier, shape))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    Attributes:
+      image: of an image.
+      linearization: of the logits at an image.
+      state: of what the solver keeps of a pair.
+      kept: that the backward pass of one image keeps.
+      num_candidates: how many backward passes a lane does at a time.
+    """
+
+    image: int
+    linearization: int
+    state: int
+    kept: int
+    num_candidates: int
+
+    @property
+    def of_lane(self) -> int:
+        """With gradients of all candidates, and as much in flight in each backward pass as is kept for all of them."""
+        passes = (1 + self.num_candidates) * self.kept + 2 * self.linearization
+        return passes + self.image + _NUM_COPIES * max(self.linearization, self.state)
+
+
+def _needs_of(solver, classifier, images, stack) -> _Needs:
+    image, subspace = jnp.asarray(images[0]), jax.tree.map(lambda leaf: leaf[0], stack)
+    at_image, state = _first_pair.eval_shape(solver, classifier, image, subspace)
+
+    def kept(num_images):
+        return _num_bytes(_kept.eval_shape(classifier, jax.ShapeDtypeStruct((num_images, *image.shape), image.dtype)))
 
     # Beside one image, parameters are kept, too, and what was made of them: once for all lanes.
-    num_kept = num_bytes(2) - num_bytes(1)
+    return _Needs(
+        image=image.nbytes,
+        linearization=_num_bytes(at_image),
+        state=_num_bytes(state),
+        kept=kept(2) - kept(1),
+        num_candidates=len(at_image.candidates),
+    )
+
+
+def _num_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _choose_num_lanes(needs, num_pairs, devices) -> int:
+    """A power of two that suits the device and the size of the network, unless there are few pairs or little memory."""
     limits = _limits(devices)
-    lanes_within = int(limits.bytes_of_lanes // max(num_kept, 1))
+    lanes_within = int(limits.bytes_of_lanes // max(needs.kept, 1))
     num_suitable = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
-    num_pairs = num_subspaces * len(images)
-    return min(num_suitable, max(num_pairs // (limits.pairs_per_lane * len(devices)), _LEAST_LANES), num_pairs)
+    num_lanes = min(num_suitable, max(num_pairs // (limits.pairs_per_lane * len(devices)), _LEAST_LANES), num_pairs)
+    return max(min(num_lanes, int(limits.budget / 2 // needs.of_lane)), 1)
 
 
-def _choose_chunk_size(solver, classifier, images, stack, num_subspaces, num_lanes, devices) -> int:
-    """Images in a chunk: as many as the memory allows, and enough to keep the lanes of all devices busy."""
-    subspace = jax.tree.map(lambda leaf: leaf[0], stack)
-    at_image, state = _first_pair.eval_shape(solver, classifier, jnp.asarray(images[0]), subspace)
-    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(at_image))
-    num_bytes += num_subspaces * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+def _choose_chunk_size(needs, num_images, num_subspaces, num_lanes, devices) -> int:
+    """Images in a chunk: enough to keep the lanes of all devices busy, and no more than the memory allows."""
     limits = _limits(devices)
     enough = -(-limits.pairs_per_lane * num_lanes * len(devices) // num_subspaces)
-    size = max(limits.bytes_of_chunk / num_bytes, min(enough, limits.most_bytes_of_chunk / num_bytes), 1)
-    num_chunks = -(-len(images) // int(size))
-    return -(-len(images) // num_chunks)
+    num_bytes = needs.linearization + num_subspaces * needs.state
+    most = limits.budget / 2 / (needs.image + _NUM_COPIES * num_bytes)
+    size = max(min(max(limits.bytes_of_chunk / num_bytes, enough), most), 1)
+    num_chunks = -(-num_images // int(size))
+    return -(-num_images // num_chunks)
 
 
-@functools.partial(jax.jit, static_argnums=0)  # whose traces are kept, for all networks of one architecture
+@functools.partial(_programs.jit, static_argnums=0)  # whose traces are kept, for all networks of one architecture
 def _first_pair(solver, classifier, image, subspace):
     at_image = linearize_at(solver, classifier, image)
     return at_image, _unwrapped(start(solver, classifier, image, subspace, at_image))
 
 
 def _limits(devices) -> _Limits:
-    if devices[0].platform == "cpu":
-        return _ON_CPU
+    if devices[0].platform == "cpu":  # where all devices share one memory
+        return _ON_CPU._replace(budget=_ON_CPU.budget / len(devices))
+    memory = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"]
     # Ten backward passes at a time have about as much in flight each, and half is to spare.
-    share = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"] / 24
+    share = memory / 24
     # More pairs for each of what may be hundreds of lanes, for half of the pairs can end with their first step; and no
     # more lanes at the end, for XLA tunes every shape of a convolution anew.
-    return _Limits(share, share, 4 * share, pairs_per_lane=50, more_at_end=1)
+    return _Limits(memory, share, share, pairs_per_lane=50, more_at_end=1)
 
 
+@_programs.jit
 def _kept(classifier, images):
     """What the backward pass keeps. No closure, so that networks of one architecture share a trace."""
     return jax.vjp(jax.vmap(lambda image: logits_of(classifier, image[None])), images)[1]

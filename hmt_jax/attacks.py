@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _checks, _pairs, solvers
+from hmt_jax import _batches, _checks, _pairs, _programs, solvers
 from hmt_jax._numbers import as_array, as_numbers, check_key, number, promoted, whole_number
-from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict
+from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of, restrict, shape_of_logits
 from hmt_jax.frequency import flip
 from hmt_jax.projections import (
     affine,
@@ -99,7 +99,8 @@ class _Bounded:
         if not isinstance(labels, jax.core.Tracer):
             values = np.asarray(labels)
             _checks.check_labels("labels", values)
-            _checks.check_are_classes(values, jax.eval_shape(logits_of, classifier, images).shape[1])
+            with _programs.of_call(classifier):
+                _checks.check_are_classes(values, shape_of_logits(classifier, images).shape[1])
         return classifier, images, jnp.asarray(labels)
 
     def _space(self, image) -> Subspace:
@@ -153,7 +154,9 @@ class PGD(_Bounded):
             )
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _ascend(self, *self._prepare(classifier, images, labels, key), key)
+        arguments = self._prepare(classifier, images, labels, key)
+        with _programs.of_call(*arguments):
+            return _ascend(self, *arguments, key)
 
     def _start(self, key, image):
         if not self.random_start:
@@ -188,7 +191,9 @@ class DeepFool(_Bounded):
     solver: solvers.DeepFool = dataclasses.field(metadata=_STATIC)
 
     def __call__(self, classifier: Classifier, images: ArrayLike, labels: ArrayLike, key: jax.Array) -> jax.Array:
-        return _cross_boundary(self, *self._prepare(classifier, images, labels, key))
+        arguments = self._prepare(classifier, images, labels, key)
+        with _programs.of_call(*arguments):
+            return _cross_boundary(self, *arguments)
 
     def _perturb(self, classifier, image, label):
         search = _Search(self, image)
@@ -523,19 +528,20 @@ def evaluate(
     pytree = as_pytree(classifier)
     batches = _batches.slices(pixels, targets, min(batch_size, len(pixels)))
     sums: list[Any] = []
-    for index, batch in enumerate(batches):
-        *found, num_classes = _evaluate_batch(
-            num_subspaces, pytree, attack_argument, stack, batch, jax.random.fold_in(key, index)
-        )
-        if not sums:
-            _checks.check_are_classes(targets, int(num_classes))
-        sums.append(found)
+    with _programs.of_call(pytree, attack_argument):
+        for index, batch in enumerate(batches):
+            *found, num_classes = _evaluate_batch(
+                num_subspaces, pytree, attack_argument, stack, batch, jax.random.fold_in(key, index)
+            )
+            if not sums:
+                _checks.check_are_classes(targets, int(num_classes))
+            sums.append(found)
     means = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64) / len(pixels), *jax.device_get(sums))
     accuracy, clean_accuracy, loss, clean_loss = map(float, means[:-1])
     return RobustMetrics(accuracy, clean_accuracy, loss, clean_loss, energy=means[-1])
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(_programs.jit, static_argnums=0)
 def _evaluate_batch(num_subspaces, classifier, attack, stack, batch, key):
     """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes."""
     images = _batches.as_floats(batch.images)
@@ -564,7 +570,7 @@ class _Best(NamedTuple):
         return _Best(images, jnp.where(is_better, log_odds, self.log_odds))
 
 
-@jax.jit
+@_programs.jit
 def _ascend(attack, classifier, images, labels, key):
     classifier, images = jax.lax.stop_gradient((classifier, images))
     log_odds = partial(_log_odds, classifier, labels)
@@ -584,7 +590,7 @@ def _ascend(attack, classifier, images, labels, key):
     return _loop(restart, _Best(images, log_odds(images)), starts).images
 
 
-@jax.jit
+@_programs.jit
 def _cross_boundary(attack, classifier, images, labels):
     classifier, images = jax.lax.stop_gradient((classifier, images))
     return jax.vmap(partial(attack._perturb, classifier))(images, labels)

@@ -5,7 +5,9 @@ travel as data: two networks of one architecture share every compiled function.
 """
 
 import dataclasses
+import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 from flax import errors, linen, nnx
 from jax.interpreters import partial_eval
 
+from hmt_jax import _programs
+from hmt_jax._programs import NewFunction
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
 
@@ -29,10 +33,14 @@ class _Module:
     arrays: list[jax.Array]
     structure: Any = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    @property
+    def module(self) -> Callable:
         treedef, others, _ = self.structure
         arrays = iter(self.arrays)
-        return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])(images)
+        return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.module(images)
 
 
 @jax.tree_util.register_dataclass
@@ -70,17 +78,20 @@ def as_pytree(classifier: Classifier) -> Classifier:
 
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
     any other callable pytree. A plain function, or another object that is no pytree, is compiled anew in every call,
-    for what it closes over is compiled in, and may have changed. `jax.tree_util.Partial(function, parameters)`, with
-    parameters as data, is compiled once, and so is a function of `jax.jit`, which goes on by what it closed over first.
+    because what it closes over is compiled in and may have changed; at the end of the call its programs are dropped.
+    `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
+    20 MB for a small network, are kept for all calls with the same function, whatever its parameters. So define that
+    function once, and not anew in a loop. A function of `jax.jit` is compiled once, too, and goes on by what it closed
+    over first.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
       ValueError: if a module is in training mode, where predictions depend on the batch or on chance.
     """
     if not callable(classifier):
-        remedy = "; give its first item" if isinstance(classifier, tuple) and callable(classifier[0]) else ""
         raise TypeError(
-            f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}{remedy}"
+            f"classifier must be callable on images (N, height, width, channels), got {type(classifier)}"
+            f"{_remedy_for_no_callable(classifier)}"
         )
     if any(base.__module__.startswith("torch.nn.") for base in type(classifier).__mro__):
         raise TypeError(
@@ -105,16 +116,9 @@ def as_pytree(classifier: Classifier) -> Classifier:
     return _Module(arrays, (treedef, others, numbers))
 
 
-def as_new_function(function: Callable) -> jax.tree_util.Partial:
+def as_new_function(function: Callable) -> Callable:
     """A callable pytree that JAX takes for another function in every call, but for what `jax.jit` has made."""
-    if isinstance(function, jax.stages.Wrapped):
-        return jax.tree_util.Partial(function)
-
-    def call(*arguments):
-        return function(*arguments)
-
-    call.__wrapped__ = function  # type: ignore[attr-defined]  # its signature is that of the function
-    return jax.tree_util.Partial(call)
+    return jax.tree_util.Partial(function) if isinstance(function, jax.stages.Wrapped) else NewFunction(function)
 
 
 def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Restriction:
@@ -141,12 +145,22 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
       ValueError: if it can't be applied to images of this shape, or gives anything but an array (N, L) in floating
         point with L at least 2.
     """
+    attributes = _attributes_of_modules_within(classifier)
     try:
         logits = classifier(images)
     except _LogitsError:
         raise
-    except (TypeError, ValueError) as error:  # of JAX, that of products and that of convolutions
-        reason = str(error).splitlines()[0].rstrip(".")
+    except errors.TraceContextError as error:
+        for module, values in attributes:  # Flax takes them from a module before it finds that it can't write them
+            vars(module).clear()
+            vars(module).update(values)
+        reason = str(error).partition(" (http")[0]
+        raise _LogitsError(
+            f"the classifier is a function that changes a Flax NNX module when it is called ({reason}): call "
+            "module.eval() first if the module is in training mode, or give the module itself as the classifier"
+        ) from error
+    except (TypeError, ValueError, NotImplementedError) as error:  # of JAX: of products, convolutions, missing rules
+        reason = _reason_of(error)
         raise _LogitsError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "
             f"{_remedy(classifier, images, error)}"
@@ -159,7 +173,7 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise _LogitsError(
             f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it gave "
-            f"{logits.shape}"
+            f"{logits.shape}{_remedy_for_shape(classifier, images, logits)}"
         )
     if logits.shape[1] < 2:
         raise _LogitsError(
@@ -171,6 +185,17 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     return jnp.asarray(logits)
 
 
+# Traces are kept, for all networks of one architecture.
+shape_of_logits = _programs.jit(logits_of).eval_shape
+
+
+def _reason_of(error) -> str:
+    """The first line of an error. Equinox raises some with several strings in place of one."""
+    is_in_parts = len(error.args) > 1 and all(isinstance(part, str) for part in error.args)
+    text = "".join(error.args) if is_in_parts else str(error)
+    return text.strip().partition("\n")[0].rstrip(".")
+
+
 def _remedy(classifier, images, error) -> str:
     """What helps where a classifier could not be applied."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
@@ -179,13 +204,138 @@ def _remedy(classifier, images, error) -> str:
         return "choose by jax.numpy.where, since values are not known when it is compiled"
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return "leave out float(), int() and item(), since values are not known when it is compiled"
+    if re.search("callback|JVP|[Dd]ifferentiation rule", str(error)):
+        return (
+            "it can't be differentiated: compute with jax.numpy, or define a derivative by jax.custom_vjp (a callback "
+            "needs a vmap_method, too)"
+        )
+    return _remedy_for_arguments(classifier) or _remedy_for_one_image(classifier, images) or _REMEDY_FOR_SHAPES
+
+
+_REMEDY_FOR_SHAPES = "give it images of the shape that it was made for"
+# What the calls of modules take beside images: what they are given where nothing is trained.
+_IN_EVALUATION = {
+    **dict.fromkeys(("train", "training", "is_training"), "False"),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference"), "True"),
+    **dict.fromkeys(("key", "rng", "rngs"), "None"),
+}
+
+
+def _remedy_for_arguments(classifier) -> str | None:
+    """What helps if the user's own callable takes more than images."""
+    own, kind = _own_callable(classifier)
     try:
-        inspect.signature(classifier).bind(images)
-    except TypeError:  # it takes something else, or more
-        return "give a function of images alone, jax.tree_util.Partial(function, parameters) for instance"
+        parameters = inspect.signature(own).parameters.values()
     except ValueError:  # it has no signature that Python knows
-        pass
-    return "give it images of the shape that it was made for"
+        return None
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in many]
+    first = next((each.name for each in parameters if each.kind != inspect.Parameter.KEYWORD_ONLY), None)
+    others = [name for name in needed if name != first]
+    if first in _IN_EVALUATION and others:
+        return f"it takes {first} before the images: give jax.tree_util.Partial(function, parameters, None)"
+    if first is not None and not others:
+        return None
+    if kind == "function" and not (others and all(name in _IN_EVALUATION for name in others)):
+        return "give a function of images alone, jax.tree_util.Partial(function, parameters) for instance"
+    settings = ", ".join(f"{name}={_IN_EVALUATION.get(name, name)}" for name in others)
+    data = [name for name in others if name not in _IN_EVALUATION]
+    data, call = {
+        "function": (data, "function(images, "),
+        "module": (["module", *data], "module(images, "),
+        "Linen": (["variables", *data], "module.apply(variables, images, "),
+    }[kind]
+    function = f"lambda {', '.join([*data, 'images'])}: {call}{settings}){'[0]' if 'state' in data else ''}"
+    remedy = f"jax.tree_util.Partial({', '.join([function, *data])})" if data else function
+    return f"it needs {' and '.join(others)}, too: give {remedy}"
+
+
+def _own_callable(classifier) -> tuple[Callable, str]:
+    """What the user gave, of which `as_pytree` made the classifier, and its kind: function, module or Linen."""
+    if isinstance(classifier, NewFunction):
+        return classifier.__wrapped__, "function"
+    if isinstance(classifier, _Linen):
+        return classifier.module.__call__, "Linen"
+    if isinstance(classifier, _Module):
+        return _own_callable(classifier.module)
+    if isinstance(classifier, jax.tree_util.Partial):
+        if classifier.func is _call_nnx:
+            return nnx.merge(*classifier.args, copy=True).__call__, "module"
+        module = getattr(classifier.func, "__self__", None)
+        if isinstance(module, linen.Module) and classifier.func.__name__ == "apply":
+            return module.__call__, "Linen"
+        return classifier, "function"
+    return classifier, "module"
+
+
+def _remedy_for_one_image(classifier, images) -> str | None:
+    """What helps if the classifier takes one image at a time, as modules of Equinox do."""
+    ways = {
+        "images": images,
+        "images.transpose(0, 3, 1, 2)": jnp.moveaxis(images, -1, 1),
+        "images.reshape(len(images), -1)": images.reshape(len(images), -1),
+    }
+    for argument, as_taken in ways.items():
+        try:
+            logits = jax.eval_shape(lambda image: classifier(image), as_taken[0])
+        except Exception:  # whatever it is that speaks against it
+            continue
+        if isinstance(logits, jax.ShapeDtypeStruct) and len(logits.shape) == 1 and logits.shape[0] > 1:
+            remedy = {
+                "function": f"lambda images: jax.vmap(function)({argument})",
+                "module": f"jax.tree_util.Partial(lambda module, images: jax.vmap(module)({argument}), module)",
+                "Linen": "jax.tree_util.Partial(lambda variables, images: jax.vmap(lambda image: "
+                f"module.apply(variables, image))({argument}), variables)",
+            }[_own_callable(classifier)[1]]
+            return f"it takes one image at a time: give {remedy}"
+    return None
+
+
+def _remedy_for_shape(classifier, images, logits) -> str:
+    if logits.shape == (len(images),):
+        return "; give a binary classifier two logits, jax.numpy.stack([0 * logit, logit], axis=-1)"
+    remedy = _remedy_for_one_image(classifier, images)
+    return f"; {remedy}" if remedy else ""
+
+
+def _remedy_for_no_callable(classifier) -> str:
+    if callable(getattr(classifier, "init", None)) and callable(getattr(classifier, "apply", None)):
+        if type(classifier).__name__ == "TransformedWithState":  # of Haiku, as the other one
+            return (
+                ": give jax.tree_util.Partial(lambda parameters, state, images: classifier.apply(parameters, state, "
+                "None, images)[0], parameters, state)"
+            )
+        return ": give jax.tree_util.Partial(classifier.apply, parameters, None), where None stands for its random key"
+    if not isinstance(classifier, tuple | list) or not any(map(callable, classifier)):
+        return ""
+    if callable(classifier[0]) and not any(map(callable, classifier[1:])):
+        return "; give its first item"
+    return ": give jax.tree_util.Partial(function, parameters), with the function in it that makes logits"
+
+
+def _attributes_of_modules_within(function) -> list[tuple[Any, dict[str, Any]]]:
+    """The attributes of all NNX modules that a function closes over, by itself or by functions that it closes over."""
+    modules: list[nnx.Module] = []
+    waiting, seen = [function], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nnx.Module):
+            modules.append(each)
+        elif isinstance(each, functools.partial):
+            waiting += [each.func, *each.args, *each.keywords.values()]
+        elif inspect.ismethod(each):
+            waiting += [each.__self__, each.__func__]
+        elif inspect.isfunction(each):
+            variables = inspect.getclosurevars(each)
+            waiting += variables.nonlocals.values()
+            waiting += [one for one in variables.globals.values() if isinstance(one, nnx.Module)]
+        if isinstance(each, NewFunction | jax.stages.Wrapped) or inspect.isfunction(each):
+            waiting.append(getattr(each, "__wrapped__", None))
+    parts = [part for module in modules for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Pytree)]
+    return [(part, dict(vars(part))) for part in parts]
 
 
 def _call_nnx(graphdef, state, images):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hmt_jax import _devices
+from hmt_jax import _checks, _devices, _programs
 from hmt_jax._numbers import whole_number
 
 _AXIS = "lanes"
@@ -125,6 +125,7 @@ def solve(
     >>> halvings.tolist()
     [4, 0, 2]
     """
+    _checks.check_callback("progress", progress, "the numbers of items solved and of all items")
     items = np.asarray(items, np.int32)
     if items.ndim != 1 or not (items >= 0).any():
         raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")
@@ -156,8 +157,8 @@ def solve(
                 work += Work(num_lanes, num_lanes * int(np.sum(lanes.num_steps)), int(np.sum(lanes.num_busy)))
                 if progress is not None:
                     progress(num_items - solved.num_missing + num_solved, num_items)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or num_lanes == 1:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not _devices.is_out_of_memory(error) or num_lanes == 1:
                 raise
             num_lanes //= 2
             warnings.warn(f"out of memory: going on with {num_lanes} lanes on each device", stacklevel=2)
@@ -192,7 +193,8 @@ class _Once:
     function: Callable[[Any, jax.Array], Any]
 
     def start(self, data, item):
-        answer = jax.eval_shape(self.function, data, item)
+        # Of a function that ends here: what JAX traces of one that lives on, it keeps.
+        answer = jax.eval_shape(lambda: self.function(data, item))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), answer), jnp.asarray(False)
 
     def step(self, data, item, state):
@@ -236,7 +238,7 @@ def _deal(positions, length, num_devices):
     return padded.reshape(length, num_devices).T.reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(_programs.jit, static_argnums=(0, 1, 2))
 def _init(method, mesh, num_lanes, data, queue):
     def on_device(data, queue):
         slots = jnp.arange(num_lanes, dtype=jnp.int32)
@@ -257,7 +259,7 @@ def _init(method, mesh, num_lanes, data, queue):
     return _shard(on_device, mesh, (PartitionSpec(), PartitionSpec(_AXIS)))(data, queue)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(_programs.jit, static_argnums=(0, 1, 2))
 def _advance(method, mesh, num_steps, data, queue, lanes):
     def on_device(data, queue, lanes):
         lanes = lanes._replace(num_steps=jnp.zeros_like(lanes.num_steps), num_busy=jnp.zeros_like(lanes.num_busy))

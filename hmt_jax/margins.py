@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, _devices, _pairs, lanes
+from hmt_jax import _checks, _devices, _pairs, _programs, lanes
 from hmt_jax._numbers import as_array, whole_number
 from hmt_jax.classifiers import Classifier, as_pytree, restrict
 from hmt_jax.solvers import DeepFool, Solution, Solver, Status
@@ -107,7 +107,9 @@ def deepfool(
     image = jnp.asarray(as_array("image", image))
     _checks.check_image(image)
     solver = DeepFool(num_candidates, overshoot, max_steps)
-    return _solve_one(solver, as_pytree(classifier), image, subspace)
+    pytree = as_pytree(classifier)
+    with _programs.of_call(pytree):
+        return _solve_one(solver, pytree, image, subspace)
 
 
 def measure_margins(
@@ -131,9 +133,14 @@ def measure_margins(
     of one architecture and stacks of one kind share it. Computation is in the precision of images and parameters; JAX
     rounds float64 ones to float32 unless its option `jax_enable_x64` is set.
 
+    Lanes, and the images that are worked on at a time, are chosen by the memory that they need. On CPU that is 2 GiB at
+    most beside the classifier, the images and the result, where a single image and lane need no more; on accelerators,
+    what JAX may use. If memory runs out nevertheless, the lanes are halved, with a warning.
+
     Args:
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
-        an Equinox module, a `jax.tree_util.Partial`, a plain function. Normalisation belongs to it.
+        an Equinox module, a `jax.tree_util.Partial`, a plain function. Normalisation belongs to it. A plain function
+        is compiled anew in every call; `jax.tree_util.Partial(function, parameters)` is compiled once.
       images: (N, height, width, channels), floating point in [0, 1], or such images flipped. A sample with a NaN or
         an infinite pixel gets status NON_FINITE and disturbs no other.
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
@@ -173,6 +180,7 @@ def measure_margins(
     >>> result.margin.shape, bool(result.is_converged.all())
     ((3, 5), True)
     """
+    _checks.check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
     solver = _solver_of(solver, deepfool_settings)
     if whole_number("num_bisections", num_bisections) < 0:
         raise ValueError(f"num_bisections must not be negative, got {num_bisections}")
@@ -181,20 +189,23 @@ def measure_margins(
     _checks.check_images(images)
     stack, num_subspaces = _checks.as_stack(subspaces, images)
     first = jax.tree.map(lambda leaf: leaf[0], stack)
-    (solution, at_end), evidence, work = _pairs.solve(
-        solver,
-        as_pytree(classifier),
-        images,
-        stack,
-        num_subspaces,
-        known=_solution_of(known, (num_subspaces, len(images), *_shape_of_coordinates(first, images))),
-        num_bisections=num_bisections,
-        precision=precision,
-        keep_coordinates=keep_coordinates,
-        num_lanes=num_lanes,
-        devices=_devices.as_list(devices),
-        progress=progress,
-    )
+    pytree = as_pytree(classifier)
+    known_solution = _solution_of(known, (num_subspaces, len(images), *_shape_of_coordinates(first, images)))
+    with _programs.of_call(pytree):
+        (solution, at_end), evidence, work = _pairs.solve(
+            solver,
+            pytree,
+            images,
+            stack,
+            num_subspaces,
+            known=known_solution,
+            num_bisections=num_bisections,
+            precision=precision,
+            keep_coordinates=keep_coordinates,
+            num_lanes=num_lanes,
+            devices=_devices.as_list(devices),
+            progress=progress,
+        )
     result = MarginResult(
         **solution._asdict(),
         **at_end._asdict(),
@@ -208,7 +219,7 @@ def measure_margins(
     return result
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(_programs.jit, static_argnums=0)
 def _solve_one(solver, classifier, image, subspace):
     with jax.default_matmul_precision("highest"):
         restriction = restrict(classifier, image, subspace)

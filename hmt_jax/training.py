@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _checks, _devices
+from hmt_jax import _batches, _checks, _devices, _programs
 from hmt_jax._numbers import as_numbers, check_key
 from hmt_jax.attacks import Attack, as_argument, perturb
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
@@ -176,15 +176,18 @@ def train(
     mesh = _devices.mesh(devices, _AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
-    return _train(
-        classifier,
-        len(pixels),
-        recipe,
-        lambda state, epoch: run_epoch(recipe, mesh, attack_argument, state, samples, jax.random.fold_in(key, epoch)),
-        mesh,
-        state,
-        on_epoch,
-    )
+    with _programs.of_call(attack_argument):
+        return _train(
+            classifier,
+            len(pixels),
+            recipe,
+            lambda state, epoch: run_epoch(
+                recipe, mesh, attack_argument, state, samples, jax.random.fold_in(key, epoch)
+            ),
+            mesh,
+            state,
+            on_epoch,
+        )
 
 
 def train_on_stream(
@@ -238,7 +241,8 @@ def train_on_stream(
             _let_finish(sums, mesh)
         return state, sums
 
-    return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
+    with _programs.of_call(attack_argument):
+        return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
 
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
@@ -287,12 +291,13 @@ def evaluate(
     _batches.check_batch_size(batch_size)
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
     sums: list[Any] = []
-    for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
-        *found, num_classes = _evaluate_batch(pytree, batch)
-        if not sums:
-            _checks.check_are_classes(targets, int(num_classes))
-        sums.append(found)
-        _let_finish(found, mesh)
+    with _programs.of_call(pytree):
+        for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
+            *found, num_classes = _evaluate_batch(pytree, batch)
+            if not sums:
+                _checks.check_are_classes(targets, int(num_classes))
+            sums.append(found)
+            _let_finish(found, mesh)
     loss = sum(float(loss) for loss, _ in sums)
     return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
 
@@ -325,8 +330,7 @@ def _check_kinds(classifier, recipe, key, on_epoch):
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
     check_key(key)
-    if not (on_epoch is None or callable(on_epoch)):
-        raise TypeError(f"on_epoch must be a function of (epoch, state, metrics), got {on_epoch!r}")
+    _checks.check_callback("on_epoch", on_epoch, "an epoch's number, the state and its metrics")
 
 
 def _check_is_module(classifier):
@@ -438,7 +442,7 @@ def _host_epoch(recipe, mesh, attack, state, samples, key):
     return state, sums
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(_programs.jit, static_argnums=(0, 1), donate_argnums=3)
 def _device_epoch(recipe, mesh, attack, state, samples, key):
     """As `_host_epoch`, as one compiled loop."""
     order_key, step_key = jax.random.split(key)
@@ -467,7 +471,7 @@ def _step_at(recipe, attack, state, sums, samples, indices, is_counted, key):
     return _step(recipe, len(images), attack, state, sums, batch, key)
 
 
-_train_step_at = jax.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
+_train_step_at = _programs.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
 
 
 def _step(recipe, num_samples, attack, state, sums, batch, key):
@@ -503,7 +507,7 @@ def _step(recipe, num_samples, attack, state, sums, batch, key):
     return state, sums
 
 
-_train_step = jax.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
+_train_step = _programs.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -626,7 +630,7 @@ def _as_they_are(arrays, **_):
     return arrays
 
 
-@jax.jit
+@_programs.jit
 def _evaluate_batch(classifier, batch):
     logits = logits_of(classifier, _batches.as_floats(batch.images))
     return *_batches.sum_over(logits, batch), logits.shape[-1]

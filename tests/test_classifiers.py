@@ -1,5 +1,7 @@
 """One network written in every way that a classifier can be written in."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import pytest
 from flax import linen, nnx
 
 import hmt_jax
-from hmt_jax import classifiers, models, subspaces, training
+from hmt_jax import attacks, classifiers, models, subspaces, training
 
 SHAPE = (4, 3, 2)
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
@@ -472,6 +474,54 @@ def test_functions_of_jit_are_compiled_once():
     assert len(traces) == num_traces > 0
 
 
+CALLS = {
+    "measure_margins": lambda function, images: hmt_jax.measure_margins(
+        function, images, subspaces.full(SHAPE), devices=jax.devices()[:1]
+    ),
+    "deepfool": lambda function, images: hmt_jax.deepfool(function, images[0], subspaces.full(SHAPE)),
+    "training.evaluate": lambda function, images: training.evaluate(function, images, np.zeros(len(images), int)),
+    "attacks.evaluate": lambda function, images: attacks.evaluate(
+        two_logits,
+        images,
+        np.zeros(len(images), int),
+        lambda classifier, images, labels, key: images + 0 * function(images)[:, :1, None, None],
+        jax.random.key(0),
+    ),
+    "pgd": lambda function, images: attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)(
+        function, images, np.zeros(len(images), int), jax.random.key(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_kept_of_a_function_after_the_call(call):
+    """Neither programs nor what the function closes over: a new one in every call would fill the memory."""
+    (client,) = {device.client for device in jax.devices()}
+
+    def measure_new_function():
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_PIXELS, 2)), jnp.float32)
+
+        def predict(images):
+            return jax.nn.relu(images.reshape(len(images), -1) @ weights)
+
+        CALLS[call](predict, random_images()[:2])
+        return weakref.ref(predict), weakref.ref(weights)
+
+    measure_new_function()
+    num_programs = len(client.live_executables())
+    references = measure_new_function()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert len(client.live_executables()) <= num_programs
+
+
+def test_a_function_keeps_one_identity_while_it_is_in_use():
+    classifier = classifiers.as_pytree(two_logits)
+    leaves, structure = jax.tree.flatten(classifier)
+    assert jax.tree.unflatten(structure, leaves) is classifier
+    assert structure == jax.tree.structure(classifier) != jax.tree.structure(classifiers.as_pytree(two_logits))
+
+
 def test_what_models_load_returns_is_no_classifier():
     with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; give its first item"):
         classifiers.as_pytree((two_logits, {}))
@@ -504,6 +554,234 @@ def test_the_remedy_fits_the_error(classifier, remedy):
         ValueError, match=rf"classifier can't be applied to images of shape \(N, 4, 3, 2\): .*; {remedy}"
     ):
         hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE))
+
+
+def flat(images):
+    return images.reshape(*images.shape[:-3], -1)
+
+
+LINEAR = np.random.default_rng(11).normal(size=(NUM_PIXELS, NUM_CLASSES)).astype(np.float32)
+
+
+class TakesMore(nnx.Module):
+    """Linear logits, by calls that take what training needs, too."""
+
+    def __init__(self):
+        self.weights = nnx.Param(jnp.asarray(LINEAR))
+
+
+class TakesTrain(TakesMore):
+    def __call__(self, images, train):
+        assert train is False
+        return flat(images) @ self.weights[...]
+
+
+class TakesRngs(TakesMore):
+    def __call__(self, images, *, rngs):
+        assert rngs is None
+        return flat(images) @ self.weights[...]
+
+
+class TakesOneImage(TakesMore):
+    def __call__(self, image):
+        return image.reshape(-1) @ self.weights[...]
+
+
+class LinenTakesTrain(linen.Module):
+    @linen.compact
+    def __call__(self, images, train):
+        assert train is False
+        return linen.Dense(NUM_CLASSES, use_bias=False, name="head")(flat(images))
+
+
+LINEN_VARIABLES = {"params": {"head": {"kernel": jnp.asarray(LINEAR)}}}
+
+
+class LinenTakesOneImage(linen.Module):
+    @linen.compact
+    def __call__(self, image):
+        return linen.Dense(NUM_CLASSES, use_bias=False, name="head")(image.reshape(-1))
+
+
+class EquinoxTakesState(equinox.Module):
+    weights: jax.Array
+    activation: Callable = jnp.asarray
+
+    def __call__(self, images, state):
+        return self.activation(flat(images) @ self.weights + state[None]), state
+
+
+class EquinoxTakesKey(equinox.Module):
+    weights: jax.Array
+
+    def __call__(self, images, *, key):
+        assert key is None
+        return flat(images) @ self.weights
+
+
+class EquinoxTakesOneImage(equinox.Module):
+    """With channels first, as layers of Equinox."""
+
+    weights: jax.Array
+
+    def __call__(self, image):
+        channels, height, width = image.shape
+        assert (height, width, channels) == SHAPE
+        return jnp.moveaxis(image, 0, -1).reshape(-1) @ self.weights
+
+
+class EquinoxTakesVector(equinox.Module):
+    layer: equinox.nn.Linear
+
+    def __call__(self, vector):
+        return self.layer(vector)
+
+
+def equinox_takes_vector():
+    layer = equinox.nn.Linear(NUM_PIXELS, NUM_CLASSES, use_bias=False, key=jax.random.key(0))
+    return EquinoxTakesVector(equinox.tree_at(lambda layer: layer.weight, layer, jnp.asarray(LINEAR.T)))
+
+
+def takes_train(images, train):
+    assert train is False
+    return flat(images) @ LINEAR
+
+
+def takes_one_image(image):
+    return image.reshape(-1) @ LINEAR
+
+
+class Transformed(NamedTuple):
+    """As Haiku's, whose parameters come first and whose random key is second."""
+
+    init: Callable = lambda key, images: LINEAR
+    apply: Callable = lambda parameters, rng, images: flat(images) @ parameters
+
+
+class TransformedWithState(NamedTuple):
+    init: Callable = lambda key, images: (LINEAR, {})
+    apply: Callable = lambda parameters, state, rng, images: (flat(images) @ parameters, state)
+
+
+NEED_MORE = {
+    "nnx train": (TakesTrain, "it needs train, too"),
+    "nnx rngs": (TakesRngs, "it needs rngs, too"),
+    "bound method": (lambda: TakesTrain().__call__, "it needs train, too"),
+    "Linen train": (lambda: LinenTakesTrain().bind(LINEN_VARIABLES), "it needs train, too"),
+    "Linen apply": (
+        lambda: jax.tree_util.Partial(LinenTakesTrain().apply, LINEN_VARIABLES),
+        "it needs train, too",
+    ),
+    "Linen, one image": (lambda: LinenTakesOneImage().bind(LINEN_VARIABLES), "it takes one image at a time"),
+    "Equinox state": (lambda: EquinoxTakesState(jnp.asarray(LINEAR)), "it needs state, too"),
+    "Equinox key": (lambda: EquinoxTakesKey(jnp.asarray(LINEAR)), "it needs key, too"),
+    "Equinox, one image": (lambda: EquinoxTakesOneImage(jnp.asarray(LINEAR)), "it takes one image at a time"),
+    "Equinox, a vector": (equinox_takes_vector, "it takes one image at a time"),
+    "nnx, one image": (TakesOneImage, "it takes one image at a time"),
+    "function with train": (lambda: takes_train, "it needs train, too"),
+    "function of one image": (lambda: takes_one_image, "it takes one image at a time"),
+    "Haiku": (Transformed, "must be callable"),
+    "Haiku with state": (TransformedWithState, "must be callable"),
+    "Haiku without key": (
+        lambda: jax.tree_util.Partial(Transformed().apply, LINEAR),
+        "it takes rng before the images",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NEED_MORE)
+def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
+    make, reason = NEED_MORE[kind]
+    classifier = make()
+    with pytest.raises((ValueError, TypeError), match=reason) as raised:
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+    remedy = str(raised.value).rpartition("give ")[2].partition(", where")[0]
+    names = {"classifier": classifier, "module": classifier, "function": classifier, "jax": jax, "parameters": LINEAR}
+    names |= {"state": jnp.zeros(NUM_CLASSES), "variables": LINEN_VARIABLES}
+    if kind.startswith("Linen"):
+        names["module"] = LinenTakesOneImage() if kind == "Linen, one image" else LinenTakesTrain()
+    if kind == "Haiku without key":
+        names["function"] = Transformed().apply
+    helped = classifiers.as_pytree(eval(remedy, names))
+    logits = classifiers.logits_of(helped, jnp.asarray(random_images()))
+    # Sums of 24 numbers of the order of 1, in float32.
+    np.testing.assert_allclose(logits, flat(random_images()) @ LINEAR, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "remedy"),
+    [
+        (
+            lambda images: flat(images)[:, 0] - 0.5,
+            r"give a binary classifier two logits, jax\.numpy\.stack\(\[0 \* logit, logit\], axis=-1\)",
+        ),
+        (
+            lambda images: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((len(images), 2), jnp.float32), images),
+            r"it can't be differentiated: compute with jax\.numpy, or define a derivative by jax\.custom_vjp",
+        ),
+        (
+            EquinoxLayers([equinox.nn.Conv2d(3, 2, 1, key=jax.random.key(0))]),
+            "Input to `Conv` needs to have rank 3, but input has shape",
+        ),
+    ],
+    ids=["one logit", "callback", "a reason in parts"],
+)
+def test_the_remedy_fits_what_the_classifier_gives(classifier, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("classifier", "remedy"),
+    [
+        ((two_logits, {}), "; give its first item$"),
+        (({}, two_logits), r": give jax\.tree_util\.Partial\(function, parameters\), with the function"),
+        ((two_logits, two_logits), r": give jax\.tree_util\.Partial\(function, parameters\), with the function"),
+        ((), "got <class 'tuple'>$"),
+        ({"apply": two_logits}, "got <class 'dict'>$"),
+    ],
+    ids=["function first", "parameters first", "functions", "empty", "dict"],
+)
+def test_what_cannot_be_called_has_the_remedy_for_its_kind(classifier, remedy):
+    with pytest.raises(TypeError, match=remedy):
+        classifiers.as_pytree(classifier)
+
+
+class CompiledByFlax(Regularised):
+    @nnx.jit
+    def __call__(self, images):
+        return super().__call__(images)
+
+
+def values_of(module):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module, nnx.Not(nnx.RngState)))]
+
+
+@pytest.mark.parametrize("kind", [Regularised, CompiledByFlax])
+@pytest.mark.parametrize("layer", [dropout, batch_norm])
+@pytest.mark.parametrize(
+    "function_of",
+    [
+        lambda module: lambda images: module(images),
+        lambda module: jax.tree_util.Partial(lambda images: module(images)),
+        lambda module: jax.jit(lambda images: module(images)),
+        lambda module: module.__call__,
+    ],
+    ids=["lambda", "Partial", "jit", "method"],
+)
+def test_functions_that_would_train_a_module_are_refused_and_leave_it_whole(function_of, layer, kind):
+    module, images = kind([layer()]), random_images()
+    values = values_of(module)
+    with pytest.raises(
+        ValueError,
+        match=r"the classifier is a function that changes a Flax NNX module when it is called \(Cannot mutate .*\): "
+        r"call module\.eval\(\) first .* or give the module itself as the classifier",
+    ):
+        hmt_jax.measure_margins(function_of(module), images, subspaces.full(SHAPE))
+    for before, after in zip(values, values_of(module), strict=True):
+        np.testing.assert_array_equal(before, after)
+    module.eval()
+    classifiers.logits_of(classifiers.as_pytree(module), jnp.asarray(images))
 
 
 def test_images_with_channels_first_are_told_how_to_turn():

@@ -467,15 +467,29 @@ def test_the_best_epoch_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypa
         assert header["training"]["epoch"] == epoch
 
 
-def test_a_full_device_is_told(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nallocator statistics"),
+            "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 99 bytes."),
+            "INTERNAL: Error dispatching computation: Out of memory allocating 99 bytes.",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["accelerator", "CPU", "host"],
+)
+def test_a_full_device_is_told(error, reason, tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nallocator statistics")
+        raise error
 
     monkeypatch.setattr(hmt_jax.training, "train", fail)
     assert command_line.main(["run", "digits", "--quick", "--folder", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    expected = "error: the device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.): end"
-    assert message.startswith(expected)
+    assert message.startswith(f"error: the device is out of memory ({reason}): end")
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):

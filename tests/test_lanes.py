@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmt_jax import lanes
+from hmt_jax import _devices, lanes
 
 # How often the body of `Collatz.step` was traced.
 TRACES = []
@@ -232,6 +232,16 @@ class FailingDevice:
 
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 81604378624 bytes."
+# What JAX says on CPU and on accelerators, and the libraries of the vendors below it.
+MESSAGES_OF_FULL_DEVICES = [
+    OUT_OF_MEMORY,
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",
+    "INTERNAL: Error dispatching computation: Out of memory allocating 1083801600 bytes.",
+    "INTERNAL: Failed to allocate 68719476736 bytes for new constant",
+    "INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+    "INTERNAL: cublas error: CUBLAS_STATUS_ALLOC_FAILED",
+    "UNKNOWN: std::bad_alloc",
+]
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -310,6 +320,30 @@ def test_running_out_of_memory_with_one_lane_is_an_error(monkeypatch):
         pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"),
     ):
         solve(np.arange(NUM_ITEMS), num_lanes=2, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("message", MESSAGES_OF_FULL_DEVICES)
+def test_running_out_of_memory_is_recognised_whatever_the_device_calls_it(message):
+    assert _devices.is_out_of_memory(jax.errors.JaxRuntimeError(message))
+
+
+def test_lanes_are_halved_on_cpu_too(monkeypatch):
+    FailingDevice(monkeypatch, MESSAGES_OF_FULL_DEVICES[2], {8: 1})
+    with pytest.warns(UserWarning, match="^out of memory: going on with 4 lanes on each device$"):
+        results, _ = solve(np.arange(NUM_ITEMS), num_lanes=8, devices=jax.devices()[:1])
+    assert_solved(results, np.arange(NUM_ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_out_of_memory"),
+    [
+        (MemoryError(), True),  # of NumPy and of Python
+        (jax.errors.JaxRuntimeError("INTERNAL: the device has left the bus"), False),
+        (ValueError("a model that is out of memory"), False),
+    ],
+)
+def test_other_errors_are_told_apart_from_running_out_of_memory(error, is_out_of_memory):
+    assert _devices.is_out_of_memory(error) == is_out_of_memory
 
 
 def test_other_errors_of_the_device_pass_through(monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 import warnings
 from collections.abc import Callable
@@ -81,9 +82,8 @@ def test_a_chunk_leaves_most_of_an_accelerators_memory_free():
     device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": num_bytes})
     window, images = subspaces.dct_diagonal(SHAPE, size=2, step=8), np.zeros((1000, *SHAPE), "float32")
     for num_lanes in (1, 100):  # with the latter, all the images would be too few pairs
-        size = _pairs._choose_chunk_size(
-            solvers.deepfool(), tanh_classifier(dtype="float32"), images, window, 1, num_lanes, [device] * 8
-        )
+        needs = _pairs._needs_of(solvers.deepfool(), tanh_classifier(dtype="float32"), images, window)
+        size = _pairs._choose_chunk_size(needs, len(images), 1, num_lanes, [device] * 8)
         # Gradients of five classes at each image, less one; and the same in the window's coordinates, and the point.
         assert 1 <= size <= num_bytes / 6 / (4 * 4 * (NUM_PIXELS + 8))
 
@@ -417,7 +417,7 @@ def test_all_products_are_in_the_given_precision():
     classifier = as_pytree(models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10))
     window, image, solver = subspaces.dct_window((28, 28, 1), 0, 0, 2), jnp.zeros((28, 28, 1)), solvers.deepfool()
     stack = jax.tree.map(lambda leaf: leaf[None], window)
-    at_image, state = jax.eval_shape(_pairs._first_pair, solver, classifier, image, window)
+    at_image, state = _pairs._first_pair.eval_shape(solver, classifier, image, window)
 
     def zeros(tree):
         return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), tree)
@@ -1138,3 +1138,55 @@ def test_every_image_counts_for_the_range():
     images[-1] = 3
     with pytest.warns(hmt_jax.PixelRangeWarning, match="pixels of 1 of 1030"):
         _checks.check_images(images)
+
+
+def linear_head(image_shape, num_classes):
+    weights = np.zeros((math.prod(image_shape), num_classes), "float32")
+    return jax.tree_util.Partial(lambda weights, images: images.reshape(len(images), -1) @ weights, weights)
+
+
+@pytest.mark.parametrize("num_images", [50, 500, 50_000])
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_memory_on_cpu_stays_within_a_budget(num_images, num_devices):
+    image_shape, num_classes, devices = (224, 224, 3), 10, jax.devices()[:num_devices]
+    windows = subspaces.dct_diagonal(image_shape, size=8, step=24)
+    images = np.broadcast_to(np.float32(0), (num_images, *image_shape))
+    needs = _pairs._needs_of(solvers.deepfool(), linear_head(image_shape, num_classes), images, windows)
+    num_lanes = _pairs._choose_num_lanes(needs, windows.num_stacked * num_images, devices)
+    size = _pairs._choose_chunk_size(needs, num_images, windows.num_stacked, num_lanes, devices)
+    # Gradients of nine classes: of each image of a chunk on the host, as an argument, as a result and as the next one;
+    # of each lane before and after a step, where it starts, and in the backward pass.
+    gradients = 4 * (num_classes - 1) * math.prod(image_shape)
+    assert num_devices * 4 * gradients * (size + num_lanes) <= 2**31
+    assert 1 <= num_lanes <= num_images
+    assert num_devices * 4 * gradients * (2 * size + 2 * num_lanes) > 2**30  # and makes use of it
+
+
+def test_one_image_and_one_lane_are_taken_whatever_they_need():
+    image_shape, devices = (3000, 3000, 3), jax.devices()[:1]
+    window, images = subspaces.dct_diagonal(image_shape, size=2, step=2998), np.zeros((1, *image_shape), "float32")
+    needs = _pairs._needs_of(solvers.deepfool(), linear_head(image_shape, 10), images, window)
+    assert _pairs._choose_num_lanes(needs, 200, devices) == 1
+    assert _pairs._choose_chunk_size(needs, 100, 2, 1, devices) == 1
+
+
+def test_the_budget_takes_nothing_from_small_networks():
+    image_shape, devices = (28, 28, 1), jax.devices()[:1]
+    lenet = models.create("lenet", jax.random.key(0), image_shape=image_shape, num_classes=10)
+    windows, images = subspaces.dct_diagonal(image_shape, size=8, step=1), np.zeros((1, *image_shape), "float32")
+    needs = _pairs._needs_of(solvers.deepfool(), as_pytree(lenet), images, windows)
+    limits = _pairs._limits(devices)
+    num_lanes = _pairs._choose_num_lanes(needs, 21 * 10_000, devices)
+    size = _pairs._choose_chunk_size(needs, 10_000, 21, num_lanes, devices)
+    # A mebibyte of what backward passes keep, in a power of two; six of linearizations and states, or 20 pairs a lane.
+    assert limits.bytes_of_lanes / 2 < num_lanes * needs.kept <= limits.bytes_of_lanes == 2**20
+    enough = max(6 * 2**20 // (needs.linearization + 21 * needs.state), -(-20 * num_lanes // 21))
+    assert size == -(-10_000 // -(-10_000 // enough))
+
+
+def test_progress_must_be_a_function():
+    """It is checked before anything is compiled, since a call of it comes after that."""
+    message = "progress must be a function of the numbers of finished pairs and of all pairs, or None, got True"
+    classifier = tanh_classifier(dtype="float32")
+    with pytest.raises(TypeError, match=message):
+        hmt_jax.measure_margins(classifier, random_images(dtype="float32"), diagonal(), progress=True)

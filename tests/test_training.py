@@ -874,3 +874,12 @@ def test_the_recipe_of_the_paper_is_the_default():
     expected = {"num_epochs": 30, "batch_size": 128, "max_learning_rate": 0.21, "momentum": 0.9, "weight_decay": 5e-4}
     recipe = training.Recipe()
     assert {name: getattr(recipe, name) for name in expected} == expected
+
+
+def test_on_epoch_must_be_a_function():
+    """It is checked before anything is compiled, since a call of it comes after that."""
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    with pytest.raises(TypeError, match=r"on_epoch must be a function of an epoch's number, .*, or None, got True"):
+        training.train(
+            classifier, np.zeros((2, 2, 2, 1), np.float32), [0, 1], training.Recipe(), jax.random.key(1), on_epoch=True
+        )
