@@ -26,7 +26,7 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
     """Images and int32 labels as arrays, where they are.
 
     Raises:
-      ValueError: for images and labels of unequal number or the wrong type, or none, and as `as_array`.
+      ValueError: if images and labels differ in number, have the wrong type, or are none; and as `as_array`.
     """
     pixels, targets = as_array("images", images), as_array("labels", labels)
     _checks.check_labels("labels", targets)

@@ -12,8 +12,8 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
-# The parts of margins, and of images, beyond which vanishing gradients are the classifier's and not those of a few:
-# ordinary networks have no such margins, but may be flat at some images, where all units of a layer are off.
+# The shares of margins and of images with vanishing gradients above which we warn. Ordinary networks have no such
+# margins, but may be flat at some images, where all units of a layer are off.
 _EARLY_PART, _FLAT_PART = 0.01, 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
@@ -76,7 +76,7 @@ def check_type(argument, images):
 
 def check_labels(argument, labels):
     if labels.ndim != 1:
-        remedy = "give one whole number for each image"
+        remedy = "pass one whole number for each image"
         if labels.ndim == 2:
             is_column = labels.shape[1] == 1
             remedy = f"take {argument}[:, 0]" if is_column else f"convert one-hot labels with {argument}.argmax(-1)"
@@ -175,12 +175,12 @@ def check_are_classes(labels: jax.Array | np.ndarray, num_classes: int) -> None:
     if (greatest := labels.max()) >= num_classes:
         raise ValueError(
             f"labels must be whole numbers from 0 to {num_classes - 1}, since the classifier has {num_classes} logits, "
-            f"but the greatest one is {greatest}: number the classes from 0, by labels - 1 if they count from 1"
+            f"but the greatest one is {greatest}: number the classes from 0, with labels - 1 if they count from 1"
         )
 
 
 def warn_of_saturation(result, evidence) -> None:
-    """Of outputs whose gradients vanish where the classifier is confident: those of a softmax or a sigmoid."""
+    """Warns of gradients that vanish where the classifier is confident, as those of a softmax or a sigmoid do."""
     is_labelled = result.label[0] >= 0
     # With one label there may be no boundary at all.
     is_flat = evidence.is_flat & is_labelled & (np.unique(result.label[0][is_labelled]).size > 1)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-# XLA gives the same event several codes: RESOURCE_EXHAUSTED on accelerators, on CPU INTERNAL as well if a computation
-# fails that was started before its arguments were there; libraries of the vendors and of C++ have words of their own.
+# XLA reports lack of memory under several codes: RESOURCE_EXHAUSTED on accelerators; on CPU also INTERNAL, if the
+# computation was started before its arguments were computed. Libraries of vendors and of C++ have their own words.
 _OUT_OF_MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|out[ _]?of[ _]?memory|failed to allocate|alloc_failed|bad_alloc", re.IGNORECASE
 )
@@ -31,7 +31,7 @@ def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, of a device or of the machine."""
+    """Whether an error means that a device or the machine ran out of memory."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return _OUT_OF_MEMORY.search(str(error)) is not None
     return isinstance(error, MemoryError)

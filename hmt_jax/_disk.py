@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the checksums that tell whether they are still the same."""
+"""Files that are written whole or not at all, and the checksums that show whether they have changed."""
 
 import contextlib
 import hashlib
@@ -6,17 +6,17 @@ import os
 import pathlib
 import secrets
 
-PREFIX = ".hmt_jax-part-"  # of temporary files: a process that is killed leaves the one that it was writing
+PREFIX = ".hmt_jax-part-"  # of temporary files; a killed process leaves one behind
 
 
 def write(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file, which appears under its name when all of it is on the disk.
+    """Writes a file, which appears under its name only once all of it is on the disk.
 
-    The temporary file beside it has a name that nobody can foresee, and must be new: writers of one file do not meet in
-    it, and no symbolic link leads it elsewhere.
+    It is written to a new file beside it, with a random name, so two writers never share that file and no symbolic link
+    can redirect it.
 
     Raises:
-      OSError: with the path in it, if there is no space or no permission. What was there before stays.
+      OSError: that names the path, if there is no space or no permission. A former file of that name stays.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(PREFIX + secrets.token_hex(8))
@@ -27,7 +27,7 @@ def write(path: str | os.PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:  # which names no file where writing fails, and the temporary one otherwise
+    except OSError as error:  # it names no file, or the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
@@ -35,7 +35,7 @@ def write(path: str | os.PathLike, content: bytes) -> None:
 
 
 def _sync(folder) -> None:
-    """Brings the names in a folder to the disk, where a system can do that."""
+    """Flushes the names in a folder to the disk, if the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -45,12 +45,12 @@ def _sync(folder) -> None:
 
 
 def checksum_line(name: str, content: bytes) -> str:
-    """A line as `sha256sum` prints it, and checks it with `-c`."""
+    """The line that `sha256sum` prints for the content, and that `sha256sum -c` checks."""
     return f"{hashlib.sha256(content).hexdigest()}  {name}"
 
 
 def checksums(folder: pathlib.Path, *, without: str) -> str:
-    """The lines of all files in a folder and those inside it, but for one name."""
+    """The lines of all files in a folder and its subfolders, except the file of the name `without`."""
     lines = []
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         if (name := file.relative_to(folder).as_posix()) != without:

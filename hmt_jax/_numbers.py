@@ -1,4 +1,4 @@
-"""Numbers, arrays and random keys, as users give them."""
+"""Numbers, arrays and random keys, as users pass them."""
 
 import dataclasses
 import operator
@@ -27,10 +27,10 @@ def as_numbers(settings) -> None:
 
 
 def number(argument: str, value) -> int | float:
-    """A single number, of Python or in an array.
+    """The Python number that a value, or a scalar array, holds.
 
     Raises:
-      ValueError: for anything else, and what is not known when compiling.
+      ValueError: for anything else, and for a traced value, which is not known when compiling.
     """
     if not isinstance(value, jax.core.Tracer | list | tuple | dict | set | str | None) and not np.ndim(value):
         item = np.asarray(value).item()
@@ -40,19 +40,19 @@ def number(argument: str, value) -> int | float:
 
 
 def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | np.ndarray:
-    """An array that JAX computes with as NumPy does: those of JAX as they are, all others of NumPy, where they lie.
+    """The values as an array that JAX can take: a JAX array as it is, anything else as a NumPy array.
 
-    Numbers in another byte order, and those longer than float64, are converted; all others are not copied.
+    Numbers in another byte order, and those wider than float64, are converted; other arrays are not copied.
 
     Raises:
-      ValueError: for masked entries, rows of unequal length, and what are no numbers.
+      ValueError: for masked entries, rows of unequal length, and values that are not numbers.
     """
     if isinstance(values, jax.Array):
         return values
     if np.ma.is_masked(values):
         raise ValueError(
             f"{argument} has {np.ma.count_masked(values)} masked entries, which have no value: leave those samples "
-            f"out, or set them by {argument}.filled(value)"
+            f"out, or set them with {argument}.filled(value)"
         )
     try:
         array = np.asarray(values)
@@ -60,8 +60,8 @@ def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | 
         raise ValueError(f"{argument} must be one array of numbers: {error}") from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
         raise ValueError(
-            f"{argument} must be an array of numbers, got {array.dtype}: make it of items of one shape and type, by "
-            f"np.stack(list({argument})) for instance"
+            f"{argument} must be an array of numbers, got {array.dtype}: make it of items of one shape and type, "
+            f"such as np.stack(list({argument}))"
         )
     if array.dtype == np.longdouble:
         return array.astype(np.float64, copy=False)
@@ -69,7 +69,7 @@ def as_array(argument: str, values: ArrayLike | Sequence[float]) -> jax.Array | 
 
 
 def check_key(key) -> None:
-    """Raises a TypeError for what is no random key, and a ValueError for several."""
+    """Raises TypeError if this is no random key, and ValueError if it is an array of several."""
     is_array = isinstance(key, jax.Array | np.ndarray)
     is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_typed and not (is_array and key.dtype == np.uint32 and key.ndim):
@@ -80,7 +80,7 @@ def check_key(key) -> None:
 
 
 def promoted(first, second) -> np.dtype:
-    """The dtype that holds both, also where `jax_numpy_dtype_promotion` refuses what is not asked for."""
+    """The dtype that holds both, even if `jax_numpy_dtype_promotion` is strict."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)
 

@@ -23,15 +23,15 @@ from hmt_jax.subspaces import full
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
 _ROUNDING = 4
-# Steps after which a solver is stopped that has no `max_steps` of its own.
+# Steps after which a solver without `max_steps` is stopped.
 _MOST_STEPS = 1000
-# A point counts as one with another label if no more than this part of the sample's gap in logits is left: exact
-# margins end at the boundary, where rounding decides, and half precision leaves as much.
+# A point counts as having another label if at most this share of the sample's gap in logits is left: exact margins end
+# at the boundary, where rounding decides, and half precision leaves that much.
 _GAP_LEFT = 2e-2
-# Solvers overshoot by a factor of 4 at most on ordinary networks. Of a margin beyond the diameter of the pixel box, a
-# label that has changed within this part of the perturbation tells that the step was taken by a vanishing gradient.
+# On ordinary networks, solvers overshoot by a factor of 4 at most. If a margin exceeds the diameter of the pixel box
+# and the label changes within this share of the perturbation, a vanishing gradient made the step too long.
 _EARLY_PART = 0.1
-# What rounding leaves of the sum of a row of probabilities, in half precision, too.
+# How far rounding, in half precision too, takes the sum of a row of probabilities from 1.
 _SUM_TOLERANCE = 1e-2
 
 
@@ -39,11 +39,11 @@ class _Limits(NamedTuple):
     """What suits a kind of device.
 
     Attributes:
-      budget: the most bytes on each device for all but the classifier, the images and the results. Half of them are for
-        the lanes, half for a chunk of images; one lane and one image are always taken, whatever they need.
-      bytes_of_lanes: that all lanes should keep for the backward pass.
-      bytes_of_chunk: that the linearizations and first steps of a chunk of images should take, unless these are too few
-        pairs for the lanes.
+      budget: the most bytes on each device for everything but the classifier, the images and the results. Half of them
+        are for the lanes, half for a chunk of images. At least one lane and one image are taken, whatever they need.
+      bytes_of_lanes: how much all lanes together should keep for the backward pass.
+      bytes_of_chunk: how much the linearizations and first steps of a chunk of images should take; more if that is too
+        few pairs for the lanes.
       pairs_per_lane: at the end lanes run empty one by one; with so many for each, that is a small part of the whole.
       more_at_end: lanes for bisections and the look at the end, for each one before.
     """
@@ -55,10 +55,10 @@ class _Limits(NamedTuple):
     more_at_end: int
 
 
-# With more bytes, lanes would leave the caches. Bisections take a gradient at most, not all candidates'.
+# With more bytes, lanes would not fit the caches. A bisection takes one gradient at most, not one a candidate.
 _ON_CPU = _Limits(2**31, 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
-# Of what an item leaves: in a table of the device, in the next one, which a step makes of it, in the arguments of the
-# phase after, and on the host. Of a lane's state: before, after, what it starts from, and the linearization.
+# Copies of an item's result: in a table on the device, in the next table, which a step makes from it, in the arguments
+# of the next phase, and on the host. Copies of a lane's state: before, after, its start, and the linearization.
 _NUM_COPIES = 4
 
 
@@ -73,9 +73,10 @@ class Evidence(NamedTuple):
     """Signs that gradients vanish where the classifier is confident.
 
     Attributes:
-      is_early: (R, N) whether the label changes long before the point found, at a margin beyond all images.
+      is_early: (R, N) whether the margin exceeds the diameter of the pixel box, but the label changes long before the
+        point found.
       is_flat: (N,) whether the gradients of all candidates are exactly 0 at the image.
-      is_distribution: whether the outputs of all images are like those of a softmax.
+      is_distribution: whether the outputs at all images look like those of a softmax.
     """
 
     is_early: np.ndarray
@@ -211,10 +212,9 @@ def _nearer(known: Solution, found: Solution) -> Solution:
 
 
 def _confirmed(solution: Any, at_end: AtEnd, gaps: np.ndarray) -> Solution:
-    """The solutions of pairs (P,), of which those whose label has not changed at the end, either, have not converged.
+    """The solutions of pairs (P,), with status UNCONFIRMED where the point found, evaluated again, keeps the label.
 
-    A classifier with a state of its own, one that draws at random, or logits that agree to rounding are what makes the
-    end differ from the search.
+    That happens if the classifier has a state of its own or draws at random, or if two logits are equal to rounding.
     """
     is_confirmed = at_end.gap >= -_GAP_LEFT * gaps  # never for NaN
     is_lost = (solution.status == Status.CONVERGED) & ~is_confirmed
@@ -225,20 +225,20 @@ def _confirmed(solution: Any, at_end: AtEnd, gaps: np.ndarray) -> Solution:
 
 
 def _gaps(logits: np.ndarray) -> np.ndarray:
-    """How far the greatest of logits (N, L) is above the next, in float32 at least."""
+    """The greatest of logits (N, L) less the next, in float32 at least."""
     second, first = np.partition(logits.astype(promoted(logits.dtype, np.float32)), -2, axis=1)[:, -2:].T
-    with np.errstate(invalid="ignore"):  # those of no label
+    with np.errstate(invalid="ignore"):  # of logits that name no label
         return first - second
 
 
 def _is_flat(at_images) -> np.ndarray:
-    """At which images no direction moves the label and another class apart that is not ruled out."""
+    """Whether, at each image, no direction moves the label and another class apart, leaving out ruled-out classes."""
     normals = at_images.normals.reshape(len(at_images.logits), -1)
     return ~normals.any(axis=1) & np.isfinite(_gaps(at_images.logits))
 
 
 def _are_distributions(logits: np.ndarray) -> bool:
-    """Whether all logits (N, L) that name a label are not negative and sum to 1, as those that a softmax returns."""
+    """Whether all logits (N, L) that name a label are at least 0 and sum to 1, as the outputs of a softmax do."""
     rows = logits[np.asarray(has_label(jnp.asarray(logits)))].astype(float)
     return bool(rows.size and (rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
 
@@ -382,7 +382,7 @@ class _LookAtEnd:
             towards = jnp.stack([solution.label, jnp.argmax(others)])
             (normal,) = normals_of(pull_back, logits, towards)
             vectors = jnp.stack([normal, solution.coordinates.astype(normal.dtype)])
-            # Of unit vectors, since the product of a long perturbation and a steep gradient may be out of range.
+            # Normalised first: the product of a long perturbation and a steep gradient may overflow.
             alignment = jnp.vdot(*(vectors / norms_of(vectors)[:, None]))
         is_point = jnp.isfinite(solution.margin) & has_label(logits)
         gap = logits[towards[1]] - logits[towards[0]]
@@ -391,7 +391,7 @@ class _LookAtEnd:
 
 @dataclasses.dataclass(frozen=True)
 class _GoOn:
-    """A `lanes.Method`, from the states after the first steps. It stops a solver that is never done."""
+    """A `lanes.Method` that goes on from the states after the first steps, and stops a solver that is never done."""
 
     solver: Solver
     precision: str
@@ -422,14 +422,14 @@ class _GoOn:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Key:
-    """A random key as an array of numbers, which NumPy can hold."""
+    """A random key as an array of numbers, because NumPy can't hold keys."""
 
     data: jax.Array
     kind: str = dataclasses.field(metadata={"static": True})
 
 
 def _unwrapped(state):
-    """A solver's state with numbers in place of its random keys."""
+    """A solver's state with its random keys turned into arrays of numbers."""
 
     def numbers(leaf):
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -440,7 +440,7 @@ def _unwrapped(state):
 
 
 def _wrapped(state):
-    """The state as the solver knows it."""
+    """The state with its random keys, as the solver takes it: the inverse of `_unwrapped`."""
     return jax.tree.map(
         lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, _Key) else leaf,
         state,
@@ -467,14 +467,14 @@ def _check_same_types(solver, before, after):
 
 @dataclasses.dataclass(frozen=True)
 class _IsEarly:
-    """Item r N + n is whether image n has another label long before the perturbation that was found in subspace r."""
+    """Item r N + n is whether image n changes its label long before the end of the perturbation found in subspace r."""
 
     precision: str
 
     def __call__(self, data, item):
         solution = jax.tree.map(lambda leaf: leaf[item], data[3])
         with jax.default_matmul_precision(self.precision):
-            # No farther than images reach: beyond, a saturated classifier may have the first label again.
+            # At most the diameter of the pixel box: beyond it, a saturated classifier may have the first label again.
             part = jnp.minimum(_EARLY_PART, data[1][0].size ** 0.5 / solution.margin)
             logits = restrict(*_pair(data, item))(part.astype(solution.margin.dtype) * solution.coordinates)
         return has_label(logits) & (jnp.argmax(logits) != solution.label)
@@ -504,14 +504,14 @@ def _join(leaves, num_new):
 
 
 class _Needs(NamedTuple):
-    """Bytes.
+    """The memory that parts of the work need, in bytes.
 
     Attributes:
-      image: of an image.
-      linearization: of the logits at an image.
-      state: of what the solver keeps of a pair.
-      kept: that the backward pass of one image keeps.
-      num_candidates: how many backward passes a lane does at a time.
+      image: an image.
+      linearization: the linearization of the logits at an image.
+      state: the state of the solver for one pair.
+      kept: what the forward pass of one image keeps for the backward pass.
+      num_candidates: not bytes, but the number of backward passes that a lane does at a time.
     """
 
     image: int
@@ -522,7 +522,7 @@ class _Needs(NamedTuple):
 
     @property
     def of_lane(self) -> int:
-        """With gradients of all candidates, and as much in flight in each backward pass as is kept for all of them."""
+        """Bytes of one lane, with gradients of all candidates; each backward pass needs about as much as is kept."""
         passes = (1 + self.num_candidates) * self.kept + 2 * self.linearization
         return passes + self.image + _NUM_COPIES * max(self.linearization, self.state)
 
@@ -534,7 +534,7 @@ def _needs_of(solver, classifier, images, stack) -> _Needs:
     def kept(num_images):
         return _num_bytes(_kept.eval_shape(classifier, jax.ShapeDtypeStruct((num_images, *image.shape), image.dtype)))
 
-    # Beside one image, parameters are kept, too, and what was made of them: once for all lanes.
+    # The difference leaves out the parameters, and what is computed from them alone: these are kept once for all lanes.
     return _Needs(
         image=image.nbytes,
         linearization=_num_bytes(at_image),
@@ -549,7 +549,7 @@ def _num_bytes(tree) -> int:
 
 
 def _choose_num_lanes(needs, num_pairs, devices) -> int:
-    """A power of two that suits the device and the size of the network, unless there are few pairs or little memory."""
+    """The number of lanes: a power of two that suits device and network, or less for few pairs or little memory."""
     limits = _limits(devices)
     lanes_within = int(limits.bytes_of_lanes // max(needs.kept, 1))
     num_suitable = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
@@ -558,7 +558,7 @@ def _choose_num_lanes(needs, num_pairs, devices) -> int:
 
 
 def _choose_chunk_size(needs, num_images, num_subspaces, num_lanes, devices) -> int:
-    """Images in a chunk: enough to keep the lanes of all devices busy, and no more than the memory allows."""
+    """The number of images in a chunk: enough to keep all lanes busy, and no more than the memory allows."""
     limits = _limits(devices)
     enough = -(-limits.pairs_per_lane * num_lanes * len(devices) // num_subspaces)
     num_bytes = needs.linearization + num_subspaces * needs.state
@@ -568,7 +568,7 @@ def _choose_chunk_size(needs, num_images, num_subspaces, num_lanes, devices) -> 
     return -(-num_images // num_chunks)
 
 
-@functools.partial(_programs.jit, static_argnums=0)  # whose traces are kept, for all networks of one architecture
+@functools.partial(_programs.jit, static_argnums=0)  # traces are kept: all networks of one architecture share one
 def _first_pair(solver, classifier, image, subspace):
     at_image = linearize_at(solver, classifier, image)
     return at_image, _unwrapped(start(solver, classifier, image, subspace, at_image))

@@ -1,4 +1,4 @@
-"""Files and folders that users name."""
+"""Paths that users pass."""
 
 import os
 
@@ -9,7 +9,7 @@ def expand(argument: str, path: PathLike) -> str:
     """The path as a string, with the home directory in place of `~` or `~user`, as in a shell.
 
     Raises:
-      ValueError: if it is not a path; or if that home directory is not known, because a folder named `~` would be made.
+      ValueError: if it is not a path, or if that home directory is not known: it would become a folder named `~`.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise ValueError(f"{argument} must be a path, a string or a pathlib.Path, got {type(path).__name__}")
@@ -23,12 +23,12 @@ def expand(argument: str, path: PathLike) -> str:
 
 
 def shown(path: PathLike) -> str:
-    """The path for a message: quoted if it is empty, escaped if it has line breaks or bytes that are not UTF-8."""
+    """The path as text for a message: quoted if empty, escaped if it has line breaks or bytes that are not UTF-8."""
     text = os.fsdecode(path)
     return text if text and text.isprintable() else ascii(text)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, printable; the name of its class if the message is empty."""
+    """The first line of an error's message, printable; the name of the error's class if there is no message."""
     lines = str(error).strip().splitlines()
     return shown(lines[0]) if lines else type(error).__name__

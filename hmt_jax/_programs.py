@@ -1,7 +1,7 @@
-"""Compiled programs. All calls share them, but those of plain functions end with the call that made them.
+"""Compiled programs: shared by all calls, except those of plain functions, which are dropped when their call ends.
 
-JAX keeps every program that it has compiled, and what the program closes over. A plain function is a new one in every
-call, because what it closes over may have changed, so that its programs are of no use to later calls.
+JAX keeps every program that it has compiled, and what the program closes over. A plain function counts as new in every
+call, because what it closes over may have changed, so later calls can't use its programs.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ _OF_THIS_CALL: contextvars.ContextVar[dict | None] = contextvars.ContextVar("_OF
 
 @jax.tree_util.register_pytree_node_class
 class NewFunction:
-    """A function as a pytree without leaves that JAX takes for another one than all before.
+    """A function as a pytree without leaves, which JAX takes for a new one each time it is wrapped.
 
-    JAX keeps the structures of all trees that it has met: those of this one refer to it weakly.
+    JAX keeps the structure of every tree that it has met; this one's structure holds only a weak reference.
     """
 
     def __init__(self, function: Callable):
@@ -38,7 +38,7 @@ class NewFunction:
 
 
 class jit:  # noqa: N801 - used as `jax.jit` is
-    """`jax.jit`, with programs that end with the call within `of_call`."""
+    """`jax.jit`, with programs that are dropped at the end of `of_call`, if it is given a `NewFunction`."""
 
     def __init__(self, function: Callable, **options: Any):
         functools.update_wrapper(self, function)
@@ -56,7 +56,7 @@ class jit:  # noqa: N801 - used as `jax.jit` is
         if programs is None:
             return self._shared
         if self not in programs:
-            # A function of its own: JAX keeps programs by the function that they are of.
+            # A new function object, because JAX keeps programs by the function that they were compiled from.
             own = functools.wraps(self._function)(lambda *arguments: self._function(*arguments))
             programs[self] = jax.jit(own, **self._options)
         return programs[self]
@@ -64,7 +64,7 @@ class jit:  # noqa: N801 - used as `jax.jit` is
 
 @contextlib.contextmanager
 def of_call(*arguments: Any) -> Iterator[None]:
-    """Within it, functions of `jit` share no programs if any of the arguments is a `NewFunction`."""
+    """A context in which functions of `jit` share no programs with other calls if an argument is a `NewFunction`."""
     programs: dict[jit, Any] | None = {} if any(isinstance(each, NewFunction) for each in arguments) else None
     token = _OF_THIS_CALL.set(programs)
     try:

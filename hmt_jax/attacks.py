@@ -43,7 +43,7 @@ from hmt_jax.subspaces import Subspace, full
 _NUM_PROJECTIONS = 10
 # What flipping there and back leaves in float32: pixels that are black stay so to within this.
 _ROUNDING = 1e-6
-# Shortest step of DeepFool, in pixels, as in `hmt_jax.solvers.deepfool`; and what rounding may leave of a step.
+# Shortest step of DeepFool, in pixels, as in `hmt_jax.solvers.deepfool`; and the share of a step lost to rounding.
 _SHORTEST_STEP, _UNREACHED = 1e-4, 1e-4
 
 _NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -83,7 +83,7 @@ class _Bounded:
             raise ValueError(f"epsilon must be positive and finite, in pixels in [0, 1], got {self.epsilon}")
 
     def _prepare(self, classifier, images, labels, key):
-        """What an attack is called with, checked, as its compiled function takes it."""
+        """The classifier, images and labels, checked, as the compiled attack takes them."""
         check_key(key)
         classifier, images = as_pytree(classifier), jnp.asarray(as_array("images", images))
         # Checked before they are JAX's, which wraps those beyond int32 around.
@@ -214,16 +214,16 @@ class _Walk(NamedTuple):
     """Where a search of DeepFool is."""
 
     z: jax.Array  # (d,) the change so far, before the overshoot
-    pull: jax.Array  # (d,) the sum of the steps' normals, each times its multiple: z itself where no bound was met
+    pull: jax.Array  # (d,) the sum of the steps before the box cuts them; z itself if the box cut none
     candidates: jax.Array  # (C,) classes by falling logit, the label first; -1 if those logits are not finite
     status: jax.Array  # OUT_OF_STEPS while the search goes on
 
 
 class _Search:
-    """DeepFool around one image, as `hmt_jax.solvers.deepfool`, but that every point is in the box.
+    """A search by DeepFool around one image, as `hmt_jax.solvers.deepfool`, but with every point in the box.
 
-    A step goes to the nearest point of the linearised boundary that is in the box. Without a subspace, z are the
-    changes of pixels, flipped back if the domain is, and that point is exact.
+    A step goes to the nearest point of the linearised boundary within the box. Without a subspace, z is the change of
+    the pixels (of the image flipped back, if the domain is "flipped"), and that point is found exactly.
     """
 
     def __init__(self, attack, image):
@@ -254,7 +254,7 @@ class _Search:
         distances = jnp.maximum(distances, _SHORTEST_STEP)
         units = normals / jnp.where(has_direction, norms, 1)[:, None]
         points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
-        # First those that are reached, by their distance; else the one of which the least is left.
+        # The nearest boundary that the box lets us reach; if there is none, the one that we come closest to.
         steps = (points - walk.z[None]).astype(promoted(points.dtype, jnp.float32))
         left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
         is_reached = left <= _UNREACHED * distances
@@ -271,7 +271,7 @@ class _Search:
         return walk._replace(z=z, pull=walk.pull + pulls[nearest], status=status)
 
     def _toward(self, z, unit, distance):
-        """The nearest point of the box at this distance along a unit normal; and the multiple of the normal."""
+        """The nearest point of the box at this distance along a unit normal, and the step there before the box cuts it."""
         if self.attack.domain == "unbounded":
             return z + distance * unit, distance * unit
         if self.attack.subspace is None:
@@ -294,7 +294,7 @@ class _Search:
         return walk.status != solvers.Status.OUT_OF_STEPS
 
     def result(self, walk):
-        """The image at the end of a walk, or as far towards it as the bounds allow."""
+        """The image at the end of a walk, or the point on the way there that the bounds still allow."""
         z, epsilon = self._overshot(walk.z), self.attack.epsilon
         if self.attack.subspace is not None:
             return self.attack._project(self.image + self.space.embed(z), self.image)
@@ -305,7 +305,7 @@ class _Search:
 
 @dataclasses.dataclass(frozen=True)
 class _Flipped:
-    """The space of all images, by the pixels of the flipped ones."""
+    """The space of all images, whose coordinates are the pixels of the flipped image."""
 
     image_shape: tuple[int, int, int]
 
@@ -388,14 +388,15 @@ def deepfool(
 ) -> DeepFool:
     """Each image moved over its nearest decision boundary by DeepFool, or towards it as far as the bounds allow.
 
-    The steps are those of `hmt_jax.solvers.deepfool`, but that each goes to the nearest point of the linearised
-    boundary within the box, or, if there is none, as near to it as the box allows. Where the last point is outside the
-    L2 ball, its steps are shortened by one factor, to where they leave the ball or the box. For two classes with linear
-    logits this is exact: the label changes if any image in the box has the other one within epsilon / (1 + overshoot).
-    In a subspace, points are near the box in the search, and go to the bounds at the end as those of `pgd`.
+    The steps are those of `hmt_jax.solvers.deepfool`, except that each goes to the nearest point of the linearised
+    boundary within the box, or as near to the boundary as the box allows. If the last point is outside the L2 ball,
+    the sum of the steps is scaled down and cut to the box again, so that it ends on the ball. For two classes with
+    linear logits this is exact: the label changes if any image in the box within epsilon / (1 + overshoot) has the
+    other label. In a subspace, points of the search may be slightly outside the box; the last one is brought within
+    all bounds as in `pgd`.
 
-    Images whose label the classifier gets wrong stay as they are, and so do those for which DeepFool gives up, with
-    status ZERO_GRADIENT or NON_FINITE. The attack draws nothing: its key may be any.
+    Images that the classifier gets wrong are returned unchanged, and so are those where DeepFool fails with the status
+    ZERO_GRADIENT or NON_FINITE. The attack is not random: any key will do.
 
     Args:
       epsilon: L2 norm, over all channels, that the perturbation does not exceed, in pixels in [0, 1].
@@ -422,7 +423,7 @@ def as_argument(attack: Attack | None) -> Any:
     """The attack as an argument of compiled functions: a plain function is compiled anew, as a classifier is.
 
     Raises:
-      TypeError: for what can't be called on (classifier, images, labels, key), such as `pgd` itself.
+      TypeError: if it can't be called on (classifier, images, labels, key): `pgd` itself, for instance.
     """
     if attack is None or _can_attack(attack):
         return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
@@ -439,16 +440,16 @@ def _can_attack(attack) -> bool:
         inspect.signature(attack).bind("classifier", "images", "labels", "key")
     except TypeError:
         return False
-    except ValueError:  # it has no signature that Python knows
+    except ValueError:  # Python knows no signature of it
         pass
     return True
 
 
 def perturb(attack: Attack, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
-    """What an attack returns, which must be images of the same shape; in the type of the images.
+    """The perturbed images that an attack returns, converted to the dtype of the images.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if it returns anything but floating-point images of the same shape.
     """
     perturbed = attack(classifier, images, labels, key)
     is_array = isinstance(perturbed, jax.Array | np.ndarray)
@@ -456,7 +457,7 @@ def perturb(attack: Attack, classifier: Classifier, images: jax.Array, labels: j
         found = f"{perturbed.dtype} {perturbed.shape}" if is_array else f"a {type(perturbed).__name__}"
         raise ValueError(
             f"attack must return the perturbed images, floating point of shape {images.shape}, got {found}: return one "
-            "image for each that it is given, and nothing else"
+            "image for each that is passed to it, and nothing else"
         )
     return jnp.asarray(perturbed, images.dtype)
 
@@ -502,9 +503,9 @@ def evaluate(
         `hmt_jax.subspaces.dct_diagonal`.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1, and
-        subspaces for other images, and an attack that does not return images of the same shape.
-      TypeError: for subspaces, an attack or a key that are none.
+      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1,
+        subspaces for other images, or an attack that does not return images of the same shape.
+      TypeError: if the subspaces, the attack or the key are of another kind.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -518,7 +519,7 @@ def evaluate(
     (1.0, 0.5)
     """
     if attack is None:
-        raise TypeError("attack must not be None: hmt_jax.training.evaluate measures images as they are")
+        raise TypeError("attack must not be None: to measure unperturbed images, use hmt_jax.training.evaluate")
     attack_argument = as_argument(attack)
     check_key(key)
     pixels, targets = _batches.check_samples(images, labels)

@@ -137,7 +137,7 @@ def _largest_radius(network, size, label):
         return low, jnp.where(high < jnp.inf, high, farthest), num_steps + 1
 
     radius = jax.lax.while_loop(is_wide, narrow, (jnp.zeros_like(farthest), jnp.full_like(farthest, jnp.inf), 0))[0]
-    return jnp.where(jnp.sum(network.bias > -jnp.inf) > 1, radius, jnp.inf)  # without another class, no end
+    return jnp.where(jnp.sum(network.bias > -jnp.inf) > 1, radius, jnp.inf)  # infinite if there is no other class
 
 
 def _certified_distance(network, size, label, radius):

@@ -1,4 +1,4 @@
-"""States of training in a folder: the last ones, to go on from, and the best one."""
+"""Checkpoints of training in a folder: the last two, from which training can resume, and the best one."""
 
 import contextlib
 import itertools
@@ -20,14 +20,14 @@ _CHECKSUMS = "files.sha256"
 class Checkpoints:
     """A folder that keeps the last two states of a training and the best one, through Orbax.
 
-    A checkpoint appears under its name when all of it is written, and only then are older ones removed, so that a
-    process killed at any moment, or a full disk, leaves the one before. A checkpoint holds the arrays of the state by
-    their dotted names (`parameters.network.conv1.kernel.value`), and whatever JSON can hold beside them. Its files'
-    checksums are in `files.sha256` beside them; where they differ when the folder is opened, the checkpoint is damaged:
-    it is renamed, and training can go on from the one before it.
+    A checkpoint appears under its name once all of it is written, and only then are older ones removed. So if the
+    process is killed or the disk is full, the checkpoint before is still there. A checkpoint holds the arrays of the
+    state by their dotted names (`parameters.network.conv1.kernel.value`), a history that JSON can hold, and the
+    checksums of its files, in `files.sha256`. When the folder is opened, a checkpoint whose files do not match their
+    checksums is renamed as damaged, and training can resume from the one before it.
 
     Attributes:
-      damaged: the epochs of checkpoints that were found damaged, with the folders that they now lie in.
+      damaged: the new folders of checkpoints that were found damaged when the folder was opened, keyed by epoch.
 
     Args:
       path: the folder; made if it is not there.
@@ -66,10 +66,10 @@ class Checkpoints:
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
             )
             self._manager.best_step()
-        except (ValueError, LookupError, TypeError) as error:  # of damaged scores, where no checksums told
+        except (ValueError, LookupError, TypeError) as error:  # damaged scores, in a checkpoint without checksums
             raise ValueError(
                 f"the scores of the checkpoints in {directory} can't be read ({reason(error)}): move away the one "
-                "that is damaged, by its metrics/metrics"
+                "whose file metrics/metrics is damaged"
             ) from error
 
     def __enter__(self) -> "Checkpoints":
@@ -95,7 +95,7 @@ class Checkpoints:
 
         Raises:
           ValueError: if the epoch is not after the last one saved, or the score is NaN.
-          OSError: if it can't be written, on a full disk for instance.
+          OSError: if it can't be written, for instance because the disk is full.
         """
         if self.last_epoch is not None and epoch <= self.last_epoch:
             raise ValueError(
@@ -111,7 +111,7 @@ class Checkpoints:
         try:
             self._manager.save(epoch, args=items, metrics={"score": score})
             self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:  # of the libraries below
+        except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
             raise OSError(
                 f"the checkpoint of epoch {epoch} can't be written into {directory} ({reason(error)}): make sure "
                 "that there is space and that the folder can be written, and go on from the checkpoint before"
@@ -134,7 +134,7 @@ class Checkpoints:
             there = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {there}")
         expected = _arrays(like)
-        # Asked first, because a restoration that fails leaves threads behind.
+        # Shapes are compared first, because a failed restoration leaves threads behind.
         with self._readable(epoch):
             shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
         here = {name: _shape_there(array) for name, array in expected.items()}
@@ -162,7 +162,7 @@ class Checkpoints:
     def _readable(self, epoch):
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of a device without memory: the checkpoint is sound
+        except jax.errors.JaxRuntimeError:  # such as a device out of memory: the checkpoint is sound
             raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise ValueError(
@@ -172,9 +172,9 @@ class Checkpoints:
 
 
 def _set_damaged_aside(directory) -> dict[int, pathlib.Path]:
-    """Renames the checkpoints whose files are not those that were written, and returns where they are by epoch.
+    """The new folders of damaged checkpoints, keyed by epoch, after renaming those that do not match their checksums.
 
-    Those without checksums, of a process that was killed before it wrote them, stay.
+    A checkpoint without checksums stays: its process was killed before it wrote them.
     """
     damaged = {}
     for step in sorted(directory.glob("[0-9]*")):

@@ -737,13 +737,13 @@ def test_what_attacks_take_and_return_is_checked():
             lambda classifier, images, labels, key: images[:1],
             r"of shape \(6, 6, 6, 2\), got float32 \(1, 6, 6, 2\): return",
         ),
-        (lambda classifier, images, labels, key: None, "got a NoneType: return one image for each that it is given"),
+        (lambda classifier, images, labels, key: None, "got a NoneType: return one image for each that is passed"),
         (
             attacks.pgd,
             "pgd.* returns, with its parentheses, or a function of .classifier, images, labels, key., got <func",
         ),
         (attacks.PGD, "with its parentheses, or a function of .classifier, images, labels, key., got <class"),
-        (None, "attack must not be None: hmt_jax.training.evaluate measures images as they are"),
+        (None, "attack must not be None: to measure unperturbed images, use hmt_jax.training.evaluate"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             attacks.evaluate(tanh_classifier(), images, LABELS, attack, KEY)

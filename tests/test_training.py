@@ -663,7 +663,7 @@ def test_bad_samples(samples, logistic):
             r"labels must have shape \(N,\), got \(18, 3\); convert one-hot labels with labels",
         ),
         ((images, labels[:, None]), r"labels must have shape \(N,\), got \(18, 1\); take labels\[:, 0\]$"),
-        ((images, labels[0]), r"labels must have shape \(N,\), got \(\); give one whole number for each image$"),
+        ((images, labels[0]), r"labels must have shape \(N,\), got \(\); pass one whole number for each image$"),
         ((images, labels - 1), "labels must be whole numbers from 0, but the lowest one is -1"),
         (
             (images, labels / 2),
@@ -680,7 +680,7 @@ def test_labels_that_are_no_class_are_told(samples, logistic):
         ValueError, match="labels must be whole numbers from 0 to 2, since the classifier has 3 logits, but"
     ):
         training.evaluate(logistic, images, labels + 1)
-    message = "but the greatest one is 3: number the classes from 0, by labels - 1 if they count from 1$"
+    message = "but the greatest one is 3: number the classes from 0, with labels - 1 if they count from 1$"
     arguments = RECIPE, jax.random.key(0)
     with pytest.raises(ValueError, match=message):
         training.train(logistic, images, labels + 1, *arguments, devices=ONE)
@@ -786,7 +786,7 @@ def test_attacks_in_training_return_an_image_for_each(samples, logistic):
             r"attack must return .* of shape \(4, 2, 3, 1\), got float32 \(1, 2, 3, 1\):",
         ),
         (lambda f, x, y, key: x > 0.5, r"of shape \(4, 2, 3, 1\), got bool \(4, 2, 3, 1\): return one image for each"),
-        (lambda f, x, y, key: (x, y), "got a tuple: return one image for each that it is given, and nothing else"),
+        (lambda f, x, y, key: (x, y), "got a tuple: return one image for each that is passed to it, and nothing else"),
     ):
         with pytest.raises(ValueError, match=message):
             training.train(logistic, *samples, RECIPE, jax.random.key(0), attack=attack, devices=ONE)
