@@ -271,7 +271,7 @@ class _Search:
         return walk._replace(z=z, pull=walk.pull + pulls[nearest], status=status)
 
     def _toward(self, z, unit, distance):
-        """The nearest point of the box at this distance along a unit normal, and the step there before the box cuts it."""
+        """The nearest point of the box at this distance along a unit normal, and the step before the box cuts it."""
         if self.attack.domain == "unbounded":
             return z + distance * unit, distance * unit
         if self.attack.subspace is None:

@@ -77,12 +77,12 @@ def as_pytree(classifier: Classifier) -> Classifier:
     """The classifier as a callable pytree with nothing but arrays for leaves, fit to be an argument of `jax.jit`.
 
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
-    any other callable pytree. A plain function, or another object that is no pytree, is compiled anew in every call,
-    because what it closes over is compiled in and may have changed; at the end of the call its programs are dropped.
-    `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
-    20 MB for a small network, are kept for all calls with the same function, whatever its parameters. So define that
-    function once, and not anew in a loop. A function of `jax.jit` is compiled once, too, and goes on by what it closed
-    over first.
+    any other callable pytree. A plain function, or any other object that is not a pytree, is compiled anew in every
+    call, because what it closes over is compiled in and may have changed; its programs are dropped at the end of the
+    call. `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
+    20 MB for a small network, serve all calls with the same function, whatever the parameters. So define that function
+    once, outside any loop. A function made by `jax.jit` is compiled once, too, and keeps the values that it closed
+    over the first time.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
@@ -117,7 +117,7 @@ def as_pytree(classifier: Classifier) -> Classifier:
 
 
 def as_new_function(function: Callable) -> Callable:
-    """A callable pytree that JAX takes for another function in every call, but for what `jax.jit` has made."""
+    """A callable pytree that JAX takes for a new function in every call, unless `jax.jit` made the function."""
     return jax.tree_util.Partial(function) if isinstance(function, jax.stages.Wrapped) else NewFunction(function)
 
 
@@ -151,15 +151,19 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     except _LogitsError:
         raise
     except errors.TraceContextError as error:
-        for module, values in attributes:  # Flax takes them from a module before it finds that it can't write them
+        for module, values in attributes:  # Flax removes attributes before it finds that it can't write them
             vars(module).clear()
             vars(module).update(values)
         reason = str(error).partition(" (http")[0]
         raise _LogitsError(
             f"the classifier is a function that changes a Flax NNX module when it is called ({reason}): call "
-            "module.eval() first if the module is in training mode, or give the module itself as the classifier"
+            "module.eval() first if the module is in training mode, or pass the module itself as the classifier"
         ) from error
-    except (TypeError, ValueError, NotImplementedError) as error:  # of JAX: of products, convolutions, missing rules
+    except (
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # raised by JAX for products, convolutions and missing rules
         reason = _reason_of(error)
         raise _LogitsError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "
@@ -172,25 +176,25 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
         )
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise _LogitsError(
-            f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it gave "
-            f"{logits.shape}{_remedy_for_shape(classifier, images, logits)}"
+            f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it "
+            f"returned {logits.shape}{_remedy_for_shape(classifier, images, logits)}"
         )
     if logits.shape[1] < 2:
         raise _LogitsError(
-            "classifier has one class only, so that no label can change; give a binary classifier two logits, such as "
-            "(0, logit)"
+            "classifier has one class only, so that no label can change; return two logits for a binary classifier, "
+            "such as (0, logit)"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise _LogitsError(f"classifier must give logits in floating point, before any argmax, got {logits.dtype}")
+        raise _LogitsError(f"classifier must return logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
 
 
-# Traces are kept, for all networks of one architecture.
+# Traces are kept: all networks of one architecture share one.
 shape_of_logits = _programs.jit(logits_of).eval_shape
 
 
 def _reason_of(error) -> str:
-    """The first line of an error. Equinox raises some with several strings in place of one."""
+    """The first line of an error's message, which Equinox splits into several strings in some errors."""
     is_in_parts = len(error.args) > 1 and all(isinstance(part, str) for part in error.args)
     text = "".join(error.args) if is_in_parts else str(error)
     return text.strip().partition("\n")[0].rstrip(".")
@@ -206,14 +210,14 @@ def _remedy(classifier, images, error) -> str:
         return "leave out float(), int() and item(), since values are not known when it is compiled"
     if re.search("callback|JVP|[Dd]ifferentiation rule", str(error)):
         return (
-            "it can't be differentiated: compute with jax.numpy, or define a derivative by jax.custom_vjp (a callback "
-            "needs a vmap_method, too)"
+            "it can't be differentiated: compute with jax.numpy, or define a derivative with jax.custom_vjp (a "
+            "callback needs a vmap_method, too)"
         )
     return _remedy_for_arguments(classifier) or _remedy_for_one_image(classifier, images) or _REMEDY_FOR_SHAPES
 
 
-_REMEDY_FOR_SHAPES = "give it images of the shape that it was made for"
-# What the calls of modules take beside images: what they are given where nothing is trained.
+_REMEDY_FOR_SHAPES = "pass it images of the shape that it was made for"
+# Arguments that modules take beside images, with their values for evaluation.
 _IN_EVALUATION = {
     **dict.fromkeys(("train", "training", "is_training"), "False"),
     **dict.fromkeys(("deterministic", "use_running_average", "inference"), "True"),
@@ -222,22 +226,22 @@ _IN_EVALUATION = {
 
 
 def _remedy_for_arguments(classifier) -> str | None:
-    """What helps if the user's own callable takes more than images."""
+    """The remedy if the user's own callable takes more than images; None if it does not."""
     own, kind = _own_callable(classifier)
     try:
         parameters = inspect.signature(own).parameters.values()
-    except ValueError:  # it has no signature that Python knows
+    except ValueError:  # Python knows no signature of it
         return None
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [each.name for each in parameters if each.default is each.empty and each.kind not in many]
     first = next((each.name for each in parameters if each.kind != inspect.Parameter.KEYWORD_ONLY), None)
     others = [name for name in needed if name != first]
     if first in _IN_EVALUATION and others:
-        return f"it takes {first} before the images: give jax.tree_util.Partial(function, parameters, None)"
+        return f"it takes {first} before the images: pass jax.tree_util.Partial(function, parameters, None)"
     if first is not None and not others:
         return None
     if kind == "function" and not (others and all(name in _IN_EVALUATION for name in others)):
-        return "give a function of images alone, jax.tree_util.Partial(function, parameters) for instance"
+        return "pass a function of images alone, jax.tree_util.Partial(function, parameters) for instance"
     settings = ", ".join(f"{name}={_IN_EVALUATION.get(name, name)}" for name in others)
     data = [name for name in others if name not in _IN_EVALUATION]
     data, call = {
@@ -247,11 +251,11 @@ def _remedy_for_arguments(classifier) -> str | None:
     }[kind]
     function = f"lambda {', '.join([*data, 'images'])}: {call}{settings}){'[0]' if 'state' in data else ''}"
     remedy = f"jax.tree_util.Partial({', '.join([function, *data])})" if data else function
-    return f"it needs {' and '.join(others)}, too: give {remedy}"
+    return f"it needs {' and '.join(others)}, too: pass {remedy}"
 
 
 def _own_callable(classifier) -> tuple[Callable, str]:
-    """What the user gave, of which `as_pytree` made the classifier, and its kind: function, module or Linen."""
+    """The callable that the user passed, before `as_pytree`, and its kind: function, module or Linen."""
     if isinstance(classifier, NewFunction):
         return classifier.__wrapped__, "function"
     if isinstance(classifier, _Linen):
@@ -269,7 +273,7 @@ def _own_callable(classifier) -> tuple[Callable, str]:
 
 
 def _remedy_for_one_image(classifier, images) -> str | None:
-    """What helps if the classifier takes one image at a time, as modules of Equinox do."""
+    """The remedy if the classifier takes one image at a time, as Equinox modules do; None if it does not."""
     ways = {
         "images": images,
         "images.transpose(0, 3, 1, 2)": jnp.moveaxis(images, -1, 1),
@@ -278,7 +282,7 @@ def _remedy_for_one_image(classifier, images) -> str | None:
     for argument, as_taken in ways.items():
         try:
             logits = jax.eval_shape(lambda image: classifier(image), as_taken[0])
-        except Exception:  # whatever it is that speaks against it
+        except Exception:  # this is not the way: whatever it raises
             continue
         if isinstance(logits, jax.ShapeDtypeStruct) and len(logits.shape) == 1 and logits.shape[0] > 1:
             remedy = {
@@ -287,34 +291,34 @@ def _remedy_for_one_image(classifier, images) -> str | None:
                 "Linen": "jax.tree_util.Partial(lambda variables, images: jax.vmap(lambda image: "
                 f"module.apply(variables, image))({argument}), variables)",
             }[_own_callable(classifier)[1]]
-            return f"it takes one image at a time: give {remedy}"
+            return f"it takes one image at a time: pass {remedy}"
     return None
 
 
 def _remedy_for_shape(classifier, images, logits) -> str:
     if logits.shape == (len(images),):
-        return "; give a binary classifier two logits, jax.numpy.stack([0 * logit, logit], axis=-1)"
+        return "; return two logits for a binary classifier, jax.numpy.stack([0 * logit, logit], axis=-1)"
     remedy = _remedy_for_one_image(classifier, images)
     return f"; {remedy}" if remedy else ""
 
 
 def _remedy_for_no_callable(classifier) -> str:
     if callable(getattr(classifier, "init", None)) and callable(getattr(classifier, "apply", None)):
-        if type(classifier).__name__ == "TransformedWithState":  # of Haiku, as the other one
+        if type(classifier).__name__ == "TransformedWithState":  # Haiku's, as the one below
             return (
-                ": give jax.tree_util.Partial(lambda parameters, state, images: classifier.apply(parameters, state, "
+                ": pass jax.tree_util.Partial(lambda parameters, state, images: classifier.apply(parameters, state, "
                 "None, images)[0], parameters, state)"
             )
-        return ": give jax.tree_util.Partial(classifier.apply, parameters, None), where None stands for its random key"
+        return ": pass jax.tree_util.Partial(classifier.apply, parameters, None), with None in place of its random key"
     if not isinstance(classifier, tuple | list) or not any(map(callable, classifier)):
         return ""
     if callable(classifier[0]) and not any(map(callable, classifier[1:])):
-        return "; give its first item"
-    return ": give jax.tree_util.Partial(function, parameters), with the function in it that makes logits"
+        return "; pass its first item"
+    return ": pass jax.tree_util.Partial(function, parameters), with the function that computes the logits"
 
 
 def _attributes_of_modules_within(function) -> list[tuple[Any, dict[str, Any]]]:
-    """The attributes of all NNX modules that a function closes over, by itself or by functions that it closes over."""
+    """The attributes of all NNX modules that a function closes over, directly or through other functions."""
     modules: list[nnx.Module] = []
     waiting, seen = [function], set()
     while waiting:

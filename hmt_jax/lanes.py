@@ -193,7 +193,7 @@ class _Once:
     function: Callable[[Any, jax.Array], Any]
 
     def start(self, data, item):
-        # Of a function that ends here: what JAX traces of one that lives on, it keeps.
+        # A new function, because JAX keeps traces as long as the function lives.
         answer = jax.eval_shape(lambda: self.function(data, item))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), answer), jnp.asarray(False)
 

@@ -26,7 +26,8 @@ class MarginResult:
     Attributes:
       margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. Where `status` is
         not converged it is no margin: the distance reached, NaN, or infinity, as `hmt_jax.Status` says.
-      label: the predicted label of the sample, right or wrong; -1 if its logits name none, being NaN or +infinite.
+      label: the predicted label of the sample, right or wrong; -1 if its logits name none, because one is NaN or
+        +infinite, or all are -infinite.
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps that the solver took.
       status: a `hmt_jax.Status` for each pair.
@@ -133,9 +134,9 @@ def measure_margins(
     of one architecture and stacks of one kind share it. Computation is in the precision of images and parameters; JAX
     rounds float64 ones to float32 unless its option `jax_enable_x64` is set.
 
-    Lanes, and the images that are worked on at a time, are chosen by the memory that they need. On CPU that is 2 GiB at
-    most beside the classifier, the images and the result, where a single image and lane need no more; on accelerators,
-    what JAX may use. If memory runs out nevertheless, the lanes are halved, with a warning.
+    The numbers of lanes, and of images worked on at a time, are chosen to fit a memory budget: on CPU 2 GiB beside the
+    classifier, the images and the result, or more if a single image and lane need more; on accelerators, all that JAX
+    may use. If memory runs out nevertheless, the number of lanes is halved, with a warning.
 
     Args:
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
@@ -146,8 +147,8 @@ def measure_margins(
       subspaces: one subspace, or a stack such as `hmt_jax.subspaces.dct_diagonal` gives.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
       known: margins of the same pairs and the same classifier that were measured before with `keep_coordinates=True`,
-        by another solver say. Where the solver finds no smaller perturbation from the same label, theirs stands: no
-        margin becomes larger. Each is tried first, at two forward passes.
+        such as by another solver. The smaller of the two perturbations is kept, so no margin grows. Each known one
+        is checked first, at two forward passes.
       num_bisections: how often to halve, at the end, the way from the sample to the point that the solver found, at one
         forward pass each. The margin is that of the end with another label, and not above the solver's.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -170,8 +171,8 @@ def measure_margins(
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
-      UserWarning: if gradients vanish where the classifier is confident, as those of probabilities do, or no search
-        has met finite numbers alone.
+      UserWarning: if gradients vanish where the classifier is confident, as those of probabilities do; or if every
+        search met NaN or infinite numbers.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))

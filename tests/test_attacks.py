@@ -700,9 +700,9 @@ def test_bad_arguments_of_evaluate():
     with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
         evaluate(grey_images(), LABELS, subspaces=[window()])
     for wrong, message in (
-        (lambda images: images.reshape(len(images), -1)[:1], r"for N = 6 it gave \(1, 72\)"),
+        (lambda images: images.reshape(len(images), -1)[:1], r"for N = 6 it returned \(1, 72\)"),
         (lambda images: images.reshape(len(images), -1)[:, :1], "classifier has one class only"),
-        (lambda images: images.reshape(len(images), -1).argmax(1), r"for N = 6 it gave \(6,\)"),
+        (lambda images: images.reshape(len(images), -1).argmax(1), r"for N = 6 it returned \(6,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             attacks.evaluate(wrong, grey_images(), LABELS, attacks.deepfool(epsilon=1.0), KEY)

@@ -523,14 +523,14 @@ def test_a_function_keeps_one_identity_while_it_is_in_use():
 
 
 def test_what_models_load_returns_is_no_classifier():
-    with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; give its first item"):
+    with pytest.raises(TypeError, match=r"must be callable .* got <class 'tuple'>; pass its first item"):
         classifiers.as_pytree((two_logits, {}))
 
 
 @pytest.mark.parametrize(
     ("classifier", "remedy"),
     [
-        (lambda parameters, images: images @ parameters, r"give a function of images alone, jax\.tree_util\.Partial"),
+        (lambda parameters, images: images @ parameters, r"pass a function of images alone, jax\.tree_util\.Partial"),
         (lambda images: jnp.asarray(np.tanh(np.asarray(images))), r"compute with jax\.numpy, since NumPy"),
         (
             lambda images: images[:, :2, 0, 0] if images.sum() > 0 else images[:, 2:4, 0, 0],
@@ -540,10 +540,10 @@ def test_what_models_load_returns_is_no_classifier():
             lambda images: images[:, :2, 0, 0] - float(images.mean()),
             r"leave out float\(\), int\(\) and item\(\), since values are not known",
         ),
-        (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "give it images of the shape that it was"),
+        (lambda images: images.reshape(len(images), -1) @ jnp.ones((7, 2)), "pass it images of the shape that it was"),
         (
             models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=2),
-            "give it images of the shape that it was",
+            "pass it images of the shape that it was",
         ),
     ],
     ids=["parameters", "NumPy", "choice", "number", "shape", "channels"],
@@ -695,7 +695,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
     classifier = make()
     with pytest.raises((ValueError, TypeError), match=reason) as raised:
         hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
-    remedy = str(raised.value).rpartition("give ")[2].partition(", where")[0]
+    remedy = str(raised.value).rpartition("pass ")[2].partition(", with None")[0]
     names = {"classifier": classifier, "module": classifier, "function": classifier, "jax": jax, "parameters": LINEAR}
     names |= {"state": jnp.zeros(NUM_CLASSES), "variables": LINEN_VARIABLES}
     if kind.startswith("Linen"):
@@ -713,7 +713,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
     [
         (
             lambda images: flat(images)[:, 0] - 0.5,
-            r"give a binary classifier two logits, jax\.numpy\.stack\(\[0 \* logit, logit\], axis=-1\)",
+            r"return two logits for a binary classifier, jax\.numpy\.stack\(\[0 \* logit, logit\], axis=-1\)",
         ),
         (
             lambda images: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((len(images), 2), jnp.float32), images),
@@ -734,9 +734,9 @@ def test_the_remedy_fits_what_the_classifier_gives(classifier, remedy):
 @pytest.mark.parametrize(
     ("classifier", "remedy"),
     [
-        ((two_logits, {}), "; give its first item$"),
-        (({}, two_logits), r": give jax\.tree_util\.Partial\(function, parameters\), with the function"),
-        ((two_logits, two_logits), r": give jax\.tree_util\.Partial\(function, parameters\), with the function"),
+        ((two_logits, {}), "; pass its first item$"),
+        (({}, two_logits), r": pass jax\.tree_util\.Partial\(function, parameters\), with the function"),
+        ((two_logits, two_logits), r": pass jax\.tree_util\.Partial\(function, parameters\), with the function"),
         ((), "got <class 'tuple'>$"),
         ({"apply": two_logits}, "got <class 'dict'>$"),
     ],
@@ -775,7 +775,7 @@ def test_functions_that_would_train_a_module_are_refused_and_leave_it_whole(func
     with pytest.raises(
         ValueError,
         match=r"the classifier is a function that changes a Flax NNX module when it is called \(Cannot mutate .*\): "
-        r"call module\.eval\(\) first .* or give the module itself as the classifier",
+        r"call module\.eval\(\) first .* or pass the module itself as the classifier",
     ):
         hmt_jax.measure_margins(function_of(module), images, subspaces.full(SHAPE))
     for before, after in zip(values, values_of(module), strict=True):

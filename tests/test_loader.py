@@ -275,7 +275,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(make, folder):
     os.symlink("../b/1.png", folder / "a" / "link.png")
     assert len(data.image_folder(folder)) == 7
     make(folder / "a" / "it.png")
-    match = r"a/it\.png is named as an image, but is neither a file nor a link to one: rename it, or take it away"
+    match = r"a/it\.png has the name of an image, but is neither a file nor a link to one: rename it, or take it away"
     with pytest.raises(ValueError, match=match):
         data.image_folder(folder)
 

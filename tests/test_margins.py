@@ -1026,17 +1026,17 @@ def test_what_is_no_subspace_is_refused(make):
     [
         (
             lambda images: two_logits(images)[0],
-            r"classifier must map images \(N, height, width, channels\) to logits \(N, L\); for N = 1 it gave \(2,\)",
+            r"must map images \(N, height, width, channels\) to logits \(N, L\); for N = 1 it returned \(2,\)",
         ),
-        (lambda images: two_logits(images).T, r"for N = 1 it gave \(2, 1\)"),
+        (lambda images: two_logits(images).T, r"for N = 1 it returned \(2, 1\)"),
         (
             lambda images: two_logits(images)[:, :1],
-            r"classifier has one class only, so that no label can change; give a binary classifier two logits, such as "
-            r"\(0, logit\)",
+            r"classifier has one class only, so that no label can change; return two logits for a binary classifier, "
+            r"such as \(0, logit\)",
         ),
         (
             lambda images: two_logits(images).round().astype(jnp.int32),
-            "classifier must give logits in floating point, before any argmax, got int32",
+            "classifier must return logits in floating point, before any argmax, got int32",
         ),
     ],
     ids=["no batch axis", "transposed", "one class", "integers"],

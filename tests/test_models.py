@@ -428,7 +428,7 @@ def test_averaged_weights_beside_the_others_are_not_chosen_among_in_silence(keys
     first, second = keys
     checkpoint = {"epoch": 3, first: SMALL, second: behind("module.", AVERAGED)}
     message = (
-        rf"^the state dict holds weights twice, and their linear\.(weight|bias) differ: give one of the two by itself, "
+        rf"^the state dict holds weights twice, and their linear\.(weight|bias) differ: pass one of the two by itself, "
         rf"checkpoint\['{first}'\] or checkpoint\['{second}'\]$"
     )
     with pytest.raises(ValueError, match=message):
@@ -516,14 +516,14 @@ def test_a_normalisation_among_the_weights_must_be_the_one_that_is_given():
     check_small(small_from_torch(weights, mean=(0.25,), std=(0.5,)))
     check_small(small_from_torch(weights, mean=np.full((2, 2, 1), 0.25), std=(0.5,)))
     for statistics, message in [
-        ({"mean": (0.5,)}, r"^0\.mean of the state dict is \(0\.25,\), but mean is \(0\.5,\): give the normalisation"),
+        ({"mean": (0.5,)}, r"^0\.mean of the state dict is \(0\.25,\), but mean is \(0\.5,\): pass the normalisation"),
         (
             {"std": (1.0,)},
             r"^0\.std of the state dict is \(0\.5,\), but std is \(1\.0,\): .* std=\(0\.5,\), or leave that",
         ),
         (
             {"mean": np.eye(2)[..., None]},
-            r"but mean is an image with a mean of 0\.5: give .*, mean=\(0\.25,\), or leave",
+            r"but mean is an image with a mean of 0\.5: pass .*, mean=\(0\.25,\), or leave",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -546,7 +546,7 @@ def test_hidden_widths_are_those_of_the_weights():
 @pytest.mark.parametrize("given", ["lenet", "mlp"])
 def test_weights_of_another_architecture_say_which_it_is(given):
     with pytest.raises(
-        ValueError, match=rf"does not fit {given}: missing: .*; unexpected: .*\. It fits logistic: give that"
+        ValueError, match=rf"does not fit {given}: missing: .*; unexpected: .*; it fits logistic: pass that"
     ):
         small_from_torch(
             {"linear.weight": np.ones((2, 144)), "linear.bias": np.ones(2)}, given, image_shape=(12, 12, 1)
@@ -589,7 +589,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
     for file, kind in ((tmp_path / "pipe.pth", "no regular file"), (tmp_path, "a folder")):
         for read in (small_from_torch, models.load):
-            with pytest.raises(ValueError, match=f" is {kind}: give the file of the weights$"):
+            with pytest.raises(ValueError, match=f" is {kind}: pass the file of the weights$"):
                 read(file)
 
 

@@ -1,21 +1,21 @@
-"""Encoded images, decoded and cut to one size."""
+"""Decoding of images, and cropping to one size."""
 
 from typing import IO, Any
 
 from hmt_jax._numbers import whole_number
 
-# Pillow opens other formats, too, and some of them start programs: EPS starts Ghostscript.
+# Pillow opens other formats too, but some of them start programs: EPS starts Ghostscript.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _MOST_RESIZED_PIXELS = 2**25  # 134 MB in memory; a photograph resized for a network has less than a hundredth of that
 
 
 def decode(file: str | IO[bytes], mode: str) -> Any:
-    """The image in a file as a Pillow image of that mode, which drops transparency if the mode has no channel for it.
+    """A Pillow image in the given mode, decoded from a file; transparency is dropped if the mode has no channel for it.
 
     Raises:
       Exception: of many classes, because Pillow passes on what its decoders raise: OSError, SyntaxError, ValueError,
-        struct.error and more. Callers name the file.
+        struct.error and more. It does not name the file: callers do.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -52,8 +52,8 @@ def resize_and_crop(image: Any, resize: int, crop: int) -> Any:
     right, bottom = left + crop, top + crop
     if width * height <= _MOST_RESIZED_PIXELS:
         return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, right, bottom))
-    # The whole would fill the memory, so only the middle is resized. Ordinary images are resized whole, because Pillow
-    # keeps the box in float32, and some pixels come out one level higher or lower.
+    # The whole image would fill the memory, so only the middle is resized. Ordinary images are resized whole, because
+    # Pillow rounds the box to float32, which changes some pixels by one level.
     box = (
         left * image.width / width,
         top * image.height / height,

@@ -77,8 +77,8 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
 
     Raises:
-      ValueError: for a folder that does not exist or holds no classes, a class without images, a pipe or a folder
-        that is named as an image, or sizes that do not fit each other.
+      ValueError: for a folder that does not exist or holds no classes, a class without images, a pipe or a folder with
+        the name of an image, or a crop that is larger than the resized image.
       ModuleNotFoundError: if Pillow is missing.
 
     >>> import tempfile
@@ -121,13 +121,13 @@ def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    """Whether a file is named as an image. A pipe of such a name is refused: opening it could block forever."""
+    """Whether an entry has the name of an image. A pipe of such a name is refused: opening it could block forever."""
     if not entry.name.lower().endswith(_SUFFIXES):
         return False
     if not entry.is_file():
         raise ValueError(
-            f"{shown(entry.path)} is named as an image, but is neither a file nor a link to one: rename it, or take it "
-            "away"
+            f"{shown(entry.path)} has the name of an image, but is neither a file nor a link to one: rename it, or take "
+            "it away"
         )
     return True
 

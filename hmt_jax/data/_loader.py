@@ -109,7 +109,7 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
         raise ValueError(f"shuffle must be True or False, got {shuffle!r}")
     if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise ValueError(
-            f"source must give samples (image, label) by number, as a list of them does, got {type(source).__name__}: "
+            f"source must return samples (image, label) by number, as a list does, got {type(source).__name__}: "
             "pass list(zip(images, labels)), or an object with __len__ and __getitem__"
         )
     process_count = jax.process_count()
@@ -136,9 +136,9 @@ def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = No
       size: batches that are on the device or on their way, with the one that was asked for last.
 
     Raises:
-      ValueError: for a size below 1, or if batches is not iterable or sharding not a sharding; and, when its batch is
-        due, if an array can't be divided as the sharding says, as the last batch of an epoch, which is smaller, often
-        can't: pad it, or leave it out.
+      ValueError: for a size below 1, batches that are not iterable, or a sharding that is not one; and, when its batch
+        is due, for an array that the sharding can't divide. The last batch of an epoch is smaller and often can't be
+        divided: pad it, or leave it out.
 
     >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
     [[0, 1], [2, 3], [4, 5]]

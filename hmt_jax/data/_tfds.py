@@ -15,7 +15,7 @@ from hmt_jax._paths import PathLike, expand, reason, shown
 from hmt_jax.data._dataset import Dataset
 from hmt_jax.data._decoding import decode
 
-# Samples of each split: what is there is compared with it, for TFDS itself takes any number.
+# Samples of each split. Data sets are checked against these numbers, because TFDS itself takes any number.
 SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "mnist": {"train": 60_000, "test": 10_000}}
 
 FILE_FORMAT = "array_record"  # the one that needs no TensorFlow; TFDS 4.9.10 loses records of parquet
@@ -55,11 +55,11 @@ def find(name: str, data_dir: PathLike | None) -> Any:
 
 
 def find_prepared(name: str, data_dir: PathLike | None) -> Any:
-    """TFDS's builder of a data set that is there, in array_record format.
+    """TFDS's builder of a data set that is prepared in array_record format.
 
     Raises:
-      Those of `find`.
-      ValueError: if the data set is not prepared, or in another format.
+      ValueError: as `find`, and if the data set is not prepared, or is in another format.
+      ModuleNotFoundError: as `find`.
     """
     builder = find(name, data_dir)
     if not builder.is_prepared():
@@ -78,9 +78,9 @@ def find_prepared(name: str, data_dir: PathLike | None) -> Any:
 
 @contextlib.contextmanager
 def readable(builder: Any, name: str, data_dir: PathLike | None) -> Iterator[None]:
-    """Turns whatever is raised while samples are read into a ValueError that names their folder and the remedy.
+    """Turns any error raised while samples are read into a ValueError that names their folder and the remedy.
 
-    The errors of array_record, protobuf and the decoders of images have no class in common, and TFDS passes them on.
+    TFDS passes on the errors of array_record, protobuf and the image decoders, which share no class.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def check_features(builder: Any, name: str) -> None:
 
 
 def remedy(name: str, data_dir: PathLike | None = None) -> str:
-    """How to prepare a data set in the folder that was given, or in the one that is taken otherwise."""
+    """The command that prepares a data set in the given folder, or in the default one."""
     path = None if data_dir is None else expand("data_dir", data_dir)
     if name in SIZES:
         argument, option = ("", "") if path is None else (f", {path!r}", f" --data-dir {shown(shlex.quote(path))}")

@@ -18,10 +18,10 @@ class TfdsImages:
     may do so at once. A sample that can't be read raises a ValueError that names the folder and the remedy.
 
     Attributes:
-      name: of the data set, as TFDS has it.
+      name: TFDS's name of the data set.
       data_dir: the folder of prepared data sets; None for the default of `tfds_images`.
       builder: TFDS's builder of the data set.
-      records: TFDS's source of records with `image`, encoded, and `label`.
+      records: TFDS's source of records: an encoded `image` and its `label`.
       resize: length of an image's shorter side before the crop, in pixels.
       crop: side of the square cut out of its middle, in pixels.
     """
@@ -57,7 +57,7 @@ def tfds_images(
     """The images of a split as a source for `loader`, of any data set of TFDS that has images and labels.
 
     The data set must be prepared already, in array_record format; nothing is downloaded. Images are opened, resized and
-    cropped as `image_folder` does, with as many channels as the data set says.
+    cropped as `image_folder` does, with as many channels as the data set declares.
 
     Args:
       name: as TFDS has it: `imagenet2012`, say.
@@ -68,8 +68,8 @@ def tfds_images(
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
 
     Raises:
-      ValueError: for an unknown name or split, a data set that is damaged, not prepared, or has no 8-bit images or no
-        labels, or sizes that do not fit each other.
+      ValueError: for an unknown name or split, a data set that is damaged, not prepared, or without 8-bit images or
+        labels, or a crop that is larger than the resized image.
       ModuleNotFoundError: if a package to read it with is missing.
     """
     check_crop(resize, crop)

@@ -102,9 +102,9 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     outside = norms_of((offset - subspace.embed(inside)).reshape(-1))
     distance = norms_of(offset.reshape(-1))
     label = (distance > radius).astype(jnp.int32)
-    # From inside always, whatever rounding leaves of the difference.
+    # From inside, the sphere is always crossed, whatever rounding does to the difference.
     is_crossed = (radius >= outside) | ((label == 0) & jnp.isfinite(distance))
-    # By factors, since squares may be out of range.
+    # As a product of roots, because squares may overflow.
     reach = jnp.sqrt(jnp.maximum(radius - outside, 0)) * jnp.sqrt(radius + outside)
     # The difference of reach and norm, without the cancellation of two squares.
     outwards = (radius - distance) * ((radius + distance) / jnp.where(reach + norm > 0, reach + norm, 1))

@@ -43,7 +43,7 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
 def to_bytes(classifier: Normalized, *, architecture: Mapping[str, Any], **header: Any) -> bytes:
     """The content of the file that `save` writes."""
     require("files of classifiers", "experiments", "safetensors")
-    # Not by safetensors' own function for files, whose files none but their owner can read.
+    # Not with safetensors' own `save_file`, whose files only their owner can read.
     from safetensors.numpy import save as serialize
 
     if missing := {"name", "image_shape", "num_classes"} - set(architecture):

@@ -1,4 +1,4 @@
-"""Networks beside state dicts: which array is which, what does not fit, and which architecture would."""
+"""Comparison of networks with state dicts: which array is which, what does not fit, and which architecture would."""
 
 import functools
 import re
@@ -41,7 +41,7 @@ _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
 }
 
 _MOST_NAMED = 4  # of each kind of fault, in an error
-_LEAST_NAMED = 0.125  # of names that a network has in common with deeper ones of its form
+_LEAST_NAMED = 0.125  # the share of its names that the shallowest network of a form has in common with any other
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # Where networks with `num_hidden` have their linear layers.
 _HIDDEN: dict[Any, str] = {MLP: "layers", CifarVGG: "classifier"}
@@ -60,13 +60,13 @@ def torch_name(path, dialect: _Dialect) -> str:
 
 
 class Match(NamedTuple):
-    """A network beside a state dict.
+    """The match of a network with a state dict.
 
     Attributes:
       found: where the state dict holds the network's arrays.
-      entries: those of each variable, none if it is missing.
-      shapes: what PyTorch's arrays must have.
-      names: by which each variable is there, or would be, as most others are.
+      entries: the entries of each variable; an empty list if it is missing.
+      shapes: the shape that PyTorch's array of each variable must have.
+      names: the name of each variable in the dialect that most names of the state dict follow.
       num_classes: number of logits.
     """
 
@@ -78,7 +78,7 @@ class Match(NamedTuple):
 
     @classmethod
     def of(cls, network: nnx.Module, state_dict: Mapping[str, Any], *, has_any_head: bool) -> "Match":
-        """With the number of classes of the state dict, if the network's own does not count."""
+        """The match of a network, whose number of classes is taken from the state dict if `has_any_head`."""
         variables = dict(nnx.to_flat_state(nnx.state(network)))
         named = [{path: torch_name(path, dialect) for path in variables} for dialect in dialects(network)]
         found = _state_dicts.find(state_dict, {name: path for names in named for path, name in names.items()})
@@ -101,7 +101,7 @@ class Match(NamedTuple):
         return cls(found, entries, shapes, usual, num_classes)
 
     def faults(self) -> str:
-        """The names of what is missing, what is not of the network, and what has another shape; empty if nothing."""
+        """The names of missing, unexpected and wrongly shaped arrays, for a message; empty if there are none."""
         missing = [
             f"{self.found.prefix}{self.names[path]} {self.shapes[path]}"
             for path in self.shapes
@@ -119,12 +119,12 @@ class Match(NamedTuple):
 
     @property
     def num_named(self) -> int:
-        """How many of the network's arrays are there."""
+        """The number of the network's arrays that the state dict holds."""
         return sum(map(bool, self.entries.values()))
 
     @property
     def num_fitting(self) -> int:
-        """How many of them have the right shape."""
+        """The number of those arrays that have the right shape."""
         return sum(
             all(_state_dicts.shape(entry.value) == self.shapes[path] for entry in entries)
             for path, entries in self.entries.items()
@@ -133,12 +133,12 @@ class Match(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the arrays that fit, among all that the network or the state dict has."""
+        """The share of arrays that fit, among all that the network or the state dict has."""
         return self.num_fitting / (len(self.shapes) + len(self.found.others))
 
 
 def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The option `num_hidden` that weights have, if the architecture takes it and it is not among the options."""
+    """The option `num_hidden` as the weights have it; empty if it is given, or if the architecture does not take it."""
     build: Any = _create.architecture(name)
     layers = _HIDDEN.get(getattr(build, "func", build))
     if layers is None or "num_hidden" in options:
@@ -157,17 +157,17 @@ def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ..
     num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
     own = name.removesuffix("_mnist")
     matches: dict[str, Match] = {}
-    # Outlines of deep networks take a while: those of the same form come first, and one that fits ends the search.
+    # Outlines of deep networks are slow: those of the same form are tried first, and the first that fits is returned.
     for family in sorted(_families(), key=lambda family: own not in family):
-        # Every layer has two arrays at least, its weights and a bias or a norm.
+        # Every layer has at least two arrays: its weights and a bias, or its weights and a norm.
         greatest_depth = num_arrays / 2
         for other in family:
             if _depth(other) > greatest_depth:
                 break
             match = matches[other] = _match_outline(other, state_dict, image_shape)
             if match.share == 1:
-                return "" if other == own else f". It fits {other}: give that name"
-            # The shallowest has names and numbers of arrays that say enough of the others.
+                return "" if other == own else f"; it fits {other}: pass that name"
+            # The shallowest one shows whether the names are of this form, and how many arrays a layer has.
             if other == family[0]:
                 is_of_family = match.num_named >= _LEAST_NAMED * len(match.shapes)
                 greatest_depth = 2 * num_arrays * _depth(other) / len(match.shapes) if is_of_family else 0
@@ -175,13 +175,13 @@ def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ..
     if best == own or matches[best].share < 0.5:
         return ""
     return (
-        f". The nearest architecture is {best}: {matches[best].num_fitting} of its {len(matches[best].shapes)} arrays "
-        "are there"
+        f"; the nearest architecture is {best}, {matches[best].num_fitting} of whose {len(matches[best].shapes)} "
+        "arrays are there"
     )
 
 
 def _families() -> list[list[str]]:
-    """Known names of networks by their form, shallow ones first; the forms for MNIST are those of ImageNet."""
+    """The known networks of each form, shallow ones first, without those for MNIST: their form is that for ImageNet."""
     families: dict[str, list[str]] = {}
     for name in sorted(_create.names(), key=_depth):
         if not name.endswith("_mnist"):
@@ -202,7 +202,7 @@ def _match_outline(name, state_dict, image_shape):
 def _outline(name, image_shape, **widths):
     try:
         return _create.outline(name, image_shape, 2, **widths)
-    except ValueError:  # the form for CIFAR takes few sizes, which make no difference to its weights
+    except ValueError:  # networks for CIFAR take few image sizes, but the size does not change their weights
         return _create.outline(name, (32, 32, image_shape[2]), 2, **widths)
 
 

@@ -19,7 +19,7 @@ class Normalized(nnx.Module):
       std: divided by: a number a channel.
 
     Raises:
-      ValueError: if the statistics are not finite, or a deviation is not positive.
+      ValueError: if the statistics are not finite, or `std` is not positive.
     """
 
     def __init__(self, network: nnx.Module, mean: jax.Array, std: jax.Array):
@@ -35,7 +35,7 @@ class Normalized(nnx.Module):
 
 
 def check_numbers(mean, std) -> None:
-    """Raises ValueError if images can't be normalised by these numbers; those that are traced are not known."""
+    """Raises ValueError if images can't be normalised with these numbers; traced values are not checked."""
     for argument, value in (("mean", mean), ("std", std)):
         if isinstance(value, jax.core.Tracer):
             continue

@@ -1,4 +1,4 @@
-"""The weights of a network within the state dicts that people have: nested, behind prefixes, more than once."""
+"""The weights of a network in a state dict, where they may be nested, behind prefixes, or present more than once."""
 
 import itertools
 import math
@@ -11,10 +11,10 @@ import numpy as np
 
 # Parts that PyTorch's own wrappers put into names, at any depth: DataParallel, compile, FSDP, checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Whole numbers that PyTorch keeps beside weights: of batch norm, and of weights averaged over training.
+# Counters that PyTorch keeps beside the weights, for batch norm and for averages over training.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
-# The last parts of the names that public code gives to the normalisation within a network.
+# Last parts of the names that public code uses for a normalisation within the network.
 _STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "sigma")}
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
@@ -22,14 +22,14 @@ _STATISTICS_TOLERANCE = 1e-3
 
 
 class Entry(NamedTuple):
-    """One array of a state dict under the key that it has there."""
+    """One array of a state dict, with its key."""
 
     key: str
     value: Any
 
 
 class Place(NamedTuple):
-    """A mapping within a state dict, by the keys that lead to it, and a prefix of names in it."""
+    """A place in a state dict: the keys that lead to a mapping in it, and a prefix of names in that mapping."""
 
     path: tuple
     prefix: str
@@ -40,10 +40,10 @@ class Found(NamedTuple):
 
     Attributes:
       place: where they are.
-      entries: by the network's names; more than one where names differ by wrappers alone.
-      copies: the same of other places that hold most of the arrays.
-      statistics: a normalisation beside them.
-      others: what else is at the place, but for counters.
+      entries: their entries, keyed by the network's names; more than one if names differ only by wrappers.
+      copies: the entries of every other place that holds at least half of the arrays.
+      statistics: the entries of a normalisation beside the weights.
+      others: all other entries in the same mapping, without counters.
     """
 
     place: Place
@@ -54,12 +54,12 @@ class Found(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """What comes before the network's names in the keys, wrappers and all."""
+        """The part of the keys before the network's names, with wrappers."""
         return _raw_prefix(self.place, self.entries)
 
 
 def mappings(state_dict: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
-    """All mappings within a mapping, itself first: the keys that lead there, and what it holds by plain names."""
+    """All mappings within a mapping, itself first: the keys that lead there, and the entries by plain names."""
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for key, value in state_dict.items():
         if isinstance(key, str) and not isinstance(value, Mapping):
@@ -78,7 +78,7 @@ def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
 
     Args:
       state_dict: arrays or tensors by name, or mappings that hold them.
-      names: all names by which a state dict may call the arrays of the network; the value says which array it is.
+      names: every name that an array of the network may have in a state dict, and which array that is.
     """
     every = dict(mappings(state_dict))
     places: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
@@ -102,30 +102,30 @@ def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
 
 
 def check_copies(found: Found, *, is_file: bool) -> None:
-    """Raises ValueError if copies of the weights differ: there is no saying which are meant."""
+    """Raises ValueError if copies of the weights differ, because either could be meant."""
     for copy, held in found.copies.items():
         for short in found.entries.keys() & held.keys():
             first, second = found.entries[short][0], held[short][0]
             if shape(first.value) != shape(second.value) or not _are_equal(_as_array(first), _as_array(second)):
                 names = _told_apart((found.place, found.entries), (copy, held))
-                remedy = "save one of the two to a file by itself" if is_file else "give one of the two by itself"
+                remedy = "save one of the two to a file by itself" if is_file else "pass one of the two by itself"
                 raise ValueError(
                     f"the state dict holds weights twice, and their {short} differ: {remedy}, {' or '.join(names)}"
                 )
 
 
 def refuse_quantized(found: Found) -> None:
-    """Raises ValueError for tensors of PyTorch's quantization, which leaves few of the names as they were."""
+    """Raises ValueError if PyTorch quantized the tensors; checked first, because that changes most names."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
-                f"{entry.key} is quantized, and weights must be floating point: give the state dict of the network "
+                f"{entry.key} is quantized, and weights must be floating point: pass the state dict of the network "
                 "before quantization, or call dequantize() on each quantized tensor"
             )
 
 
 def take(entries: list[Entry]) -> np.ndarray:
-    """The array of entries that all are the same one.
+    """The one array that all these entries hold.
 
     Raises:
       ValueError: if they differ, or can't be weights.
@@ -141,7 +141,7 @@ def take(entries: list[Entry]) -> np.ndarray:
 
 
 def shape(value: Any) -> tuple[int, ...]:
-    """The shape of a tensor, an array, or anything that NumPy makes one of; () for the rest."""
+    """The shape of a tensor, an array, or anything that NumPy can convert to one; () for anything else."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     try:
@@ -151,7 +151,7 @@ def shape(value: Any) -> tuple[int, ...]:
 
 
 def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channels: int) -> None:
-    """Raises ValueError if the network has a normalisation of its own that is not the one that is given."""
+    """Raises ValueError if the state dict holds a normalisation other than the given one."""
     for entry in found.statistics:
         argument = _statistic(entry)
         given = mean if argument == "mean" else std
@@ -159,13 +159,13 @@ def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channe
         if len(own) not in (1, num_channels) or not np.allclose(own, given, rtol=0, atol=_STATISTICS_TOLERANCE):
             numbers = tuple(round(number, 4) for number in own.tolist())
             raise ValueError(
-                f"{entry.key} of the state dict is {numbers}, but {argument} is {_shortened(given)}: give the "
+                f"{entry.key} of the state dict is {numbers}, but {argument} is {_shortened(given)}: pass the "
                 f"normalisation that the network was trained with, {argument}={numbers}, or leave that entry out"
             )
 
 
 def _statistic(entry):
-    """Which statistic of images an entry is, judged by its name and its size; None for another array."""
+    """The statistic of images that an entry is by its name and size, "mean" or "std"; None for any other array."""
     last = entry.key.split(".")[-1]
     is_small = math.prod(shape(entry.value)) <= _MOST_CHANNELS
     return next((argument for argument, names in _STATISTICS.items() if last in names and is_small), None)
@@ -185,7 +185,7 @@ def _raw_prefix(place, entries):
 
 
 def _told_apart(*places):
-    """Places by their mappings, or, if they share one, by their prefixes."""
+    """Names of places, for a message: their mappings, or their prefixes if all are in one mapping."""
     mappings = [f"checkpoint{''.join(f'[{key!r}]' for key in place.path)}" for place, _ in places]
     if len(set(mappings)) > 1:
         return mappings
@@ -215,7 +215,7 @@ def _as_array(entry: Entry) -> np.ndarray:
         raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
     if is_tensor:
         tensor = value.detach().cpu()
-        # NumPy has no bfloat16 of its own, and PyTorch gives it none. Through float32 every number stays what it is.
+        # NumPy has no bfloat16, and PyTorch does not convert it. The detour through float32 is exact.
         return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

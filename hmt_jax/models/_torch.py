@@ -30,16 +30,17 @@ def from_torch(
     """A classifier with weights in PyTorch's layout, in evaluation mode.
 
     Tensors may have the names of torchvision (also of its old DenseNet checkpoints), of kuangliu/pytorch-cifar or of
-    the paper's code, behind any prefix that they share, such as `module.`, `_orig_mod.`, `net.` or `backbone.`, and the
-    state dict may lie within other mappings, as in checkpoints of training. Copies must be equal: of a checkpoint with
-    averaged weights beside the others, give one of the two. The widths of hidden layers are those of the weights. A
-    normalisation among the weights must be the one that is given. PyTorch itself is needed only for its own kinds of
+    the paper's code, behind any prefix that they share, such as `module.`, `_orig_mod.`, `net.` or `backbone.`. The
+    state dict may be nested in other mappings, as in training checkpoints. If it holds copies of the weights, they must
+    be equal: if averaged weights are beside the others, pass one of the two. The widths of hidden layers are taken from
+    the weights. A normalisation among the weights must equal `mean` and `std`. PyTorch is needed only to read its own
     files.
 
     Args:
       name: one of `names()`.
       state_dict: arrays or tensors by PyTorch's names: convolutions (out, in, height, width), linear layers (out, in).
-        Or a file with them, of safetensors, NumPy's .npz, or PyTorch, whatever its name; no code of it is run.
+        Or the path of a file that holds them, in safetensors, NumPy's .npz or PyTorch's format, whatever its name. No
+        code in the file is run.
       image_shape: (height, width, channels) of the images.
       mean: subtracted from images in [0, 1]: a number a channel, or an image.
       std: what images are divided by after that, a number a channel.
@@ -51,8 +52,8 @@ def from_torch(
 
     Raises:
       ValueError: for an unknown name; a file that can't be read or holds more than tensors; weights that are not
-        floating point, or copies that differ; or an error that lists missing, unexpected and wrongly shaped arrays, and
-        the nearest architecture.
+        floating point; copies that differ; another normalisation; or weights that do not fit, with a list of missing,
+        unexpected and wrongly shaped arrays, and the nearest architecture.
       ImportError: for a file of PyTorch's if that is not installed.
       TypeError: for anything else than a mapping or the name of a file, such as a module.
     """

@@ -1,4 +1,4 @@
-"""Files of weights, by what they are and not by what they are called."""
+"""Files of weights, recognised by their content, not by their name."""
 
 import argparse
 import collections
@@ -18,13 +18,13 @@ from hmt_jax._paths import expand
 
 # The entry of the metadata of files that `save` writes.
 HEADER = "hmt_jax"
-# How much more than the weights of its network an archive may hold unpacked: a checkpoint of training keeps averages
-# and moments, in double precision and twice, in the public robust ones. Below some size, and where little was packed,
-# nobody comes to harm.
+# An archive may take this much unpacked: _MOST_UNPACKED times the weights of its network plus _ROOM, or _MOST_EXPANSION
+# times the size of the file, whichever is more. Training checkpoints hold averages and moments beside the weights, the
+# public robust ones in double precision and twice.
 _MOST_UNPACKED, _ROOM, _MOST_EXPANSION = 16, 2**26, 4
 
 SAFETENSORS, _NPZ, _PYTORCH, _ZIP = "a file of safetensors", "an .npz file", "a file of PyTorch's", "a zip archive"
-# What the first bytes of files say, in this order.
+# The first bytes of each kind of file, tried in this order.
 _KINDS = (
     (rb".{5}\0{3}\{", SAFETENSORS),
     (rb"PK\x03\x04|PK\x05\x06", _ZIP),
@@ -47,19 +47,19 @@ REMEDIES = {
 
 
 def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mapping[str, Any]:
-    """What a file of safetensors, of NumPy's .npz or of PyTorch holds: arrays or tensors by name.
+    """The arrays or tensors, by name, of a file of safetensors, of NumPy's .npz or of PyTorch.
 
-    What kind of file it is, its first bytes say, and not its name. No code of the file is run: PyTorch unpickles
+    The kind of file is recognised by its first bytes, not by its name. No code in the file is run: PyTorch unpickles
     nothing but tensors, numbers, strings and containers of them.
 
     Args:
       file: its path.
-      name: the architecture that it is read for.
-      num_bytes: what the weights of that take.
+      name: the architecture that the weights are for.
+      num_bytes: the size of that architecture's weights.
 
     Raises:
-      ValueError: for another kind of file, one that can't be read or is much too large unpacked, or one that needs
-        more than that.
+      ValueError: for another kind of file, one that can't be read, one that is much too large unpacked, or one that
+        holds other objects than these.
       ImportError: for a file of PyTorch's if that is not installed.
     """
     path = pathlib.Path(expand("file", file))
@@ -84,7 +84,7 @@ def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mappi
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """What kind of file it is by its first bytes; "of no known kind" if they are none of these.
+    """The kind of a file, by its first bytes; "of no known kind" if they match none.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -92,22 +92,22 @@ def kind_of(path: pathlib.Path) -> str:
     """
     if path.exists() and not path.is_file():
         raise ValueError(
-            f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the file of the weights"
+            f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: pass the file of the weights"
         )
     with path.open("rb") as opened:
         first = opened.read(512)
     if not first:
         return "empty"
-    # A damaged file may be known by its name alone.
+    # A damaged file may be recognised only by its name.
     default = SAFETENSORS if path.suffix == ".safetensors" else "of no known kind"
     return next((kind for pattern, kind in _KINDS if re.match(pattern, first, re.DOTALL)), default)
 
 
 def _kind_of_archive(file, path, name, num_bytes):
-    """What a zip archive is, by the names and the sizes of what is in it.
+    """The kind of a zip archive, by the names of its members.
 
     Raises:
-      ValueError: if it would be much larger unpacked than packed, and than weights can be; or holds a name twice.
+      ValueError: if it would be much larger unpacked than it is packed and than the weights are, or has a name twice.
     """
     with readable(file), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -140,12 +140,12 @@ def read_tensors(file, tensors) -> dict[str, np.ndarray]:
 
 
 class RefusedError(ValueError):
-    """Says already what is wrong with a file."""
+    """An error whose message already names the file and says what is wrong with it."""
 
 
 @contextlib.contextmanager
 def readable(file):
-    """Names the file in whatever its reader raises: readers of damaged files raise errors of many types."""
+    """Turns what a reader raises for a damaged file, which may be of many types, into a ValueError that names it."""
     try:
         yield
     except RefusedError as refused:
@@ -163,7 +163,7 @@ def _read_torch_file(file, path):
         raise ImportError(
             f"reading {file} needs PyTorch: install torch, or convert the file to .safetensors or .npz"
         ) from error
-    # Many checkpoints keep the arguments of the command line, which are inert.
+    # Many checkpoints hold the parsed arguments of the command line; unpickling these runs no code.
     with readable(file), torch.serialization.safe_globals([argparse.Namespace]):
         try:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)

@@ -433,7 +433,7 @@ def test_the_layout_of_the_public_robust_checkpoints():
     model["module.attacker.normalize.new_std"] = 2 * model["module.attacker.normalize.new_std"]
     message = (
         r"^module\.attacker\.normalize\.new_std of the state dict is \(0\.4, 0\.6, 0\.5\), but std is "
-        r"\(0\.2, 0\.3, 0\.25\): give the normalisation that the network was trained with, std=\(0\.4, 0\.6, 0\.5\), "
+        r"\(0\.2, 0\.3, 0\.25\): pass the normalisation that the network was trained with, std=\(0\.4, 0\.6, 0\.5\), "
         r"or leave that entry out$"
     )
     with pytest.raises(ValueError, match=message):
@@ -441,7 +441,7 @@ def test_the_layout_of_the_public_robust_checkpoints():
     del model["module.attacker.normalize.new_std"]
     model["module.attacker.model.fc.bias"] = model["module.model.fc.bias"] + 1
     message = (
-        r"holds weights twice, and their fc\.bias differ: give one of the two by itself, the names of "
+        r"holds weights twice, and their fc\.bias differ: pass one of the two by itself, the names of "
         r"checkpoint\['model'\] that begin with 'module\.model\.' or the names of checkpoint\['model'\] that begin "
         r"with 'module\.attacker\.model\.'$"
     )
@@ -460,14 +460,14 @@ def test_the_layout_of_the_public_robust_checkpoints():
 def test_weights_of_another_architecture_say_which_it_is(given, fitting, size, fault):
     weights = renamed(twin_of(fitting).state_dict(), (r"^", "model."))
     fault = fault.replace(r": conv1", r": model\.conv1").replace(": layer1", r": model\.layer1")
-    with pytest.raises(ValueError, match=rf"does not fit {given}: {fault}.*\. It fits {fitting}: give that name$"):
+    with pytest.raises(ValueError, match=rf"does not fit {given}: {fault}.*; it fits {fitting}: pass that name$"):
         imported(given, weights, (size, size, 3))
 
 
 def test_weights_of_no_known_architecture_say_which_is_nearest():
     weights = dict(twin_of("resnet18_cifar").state_dict())
     del weights["bn1.bias"]
-    message = r"\. The nearest architecture is resnet18_cifar: 101 of its 102 arrays are there$"
+    message = r"; the nearest architecture is resnet18_cifar, 101 of whose 102 arrays are there$"
     with pytest.raises(ValueError, match=message):
         imported("resnet34_cifar", weights, (32, 32, 3))
 
@@ -495,7 +495,7 @@ def test_weights_of_no_known_architecture_say_which_is_nearest():
         ),
         (
             lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
-            r"^fc1\.weight is quantized, .*: give the state dict of the network before .* or call dequantize\(\)",
+            r"^fc1\.weight is quantized, .*: pass the state dict of the network before .* or call dequantize\(\)",
         ),
     ],
 )
