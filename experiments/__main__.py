@@ -18,11 +18,11 @@ import warnings
 from collections.abc import Callable, Iterator
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Imports take seconds, in which nothing is begun: Ctrl-C ends the process without a traceback.
+    # Imports take seconds, before any work has begun: until then, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     pathlib.Path.home()
-except RuntimeError:  # a user without a home directory, as in some containers, where matplotlib cannot be imported
+except RuntimeError:  # no home directory, as in some containers: matplotlib could not be imported
     _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
     os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
@@ -37,14 +37,14 @@ _ONEDNN_FLAGS = (
 )
 _STOPPING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _NUM_IMAGES = 50
-_CLOSED_OUTPUT = 141  # of a process that SIGPIPE ends
+_CLOSED_OUTPUT = 141  # the exit status of a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command that the arguments name; returns the exit status.
 
-    An error, or a signal that stops the command, is reported in one line. Where an error was not expected, the line
-    names a file with the traceback.
+    An error, or a signal that stops the command, is reported in one line. If the error was not expected, the line names
+    a file with its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 options = _parser().parse_args(arguments)
                 _use_fast_convolutions()
-                # TFDS warns, by absl, of a decoder that is not installed, and of a folder without data, of which we
-                # say more.
+                # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say
+                # more.
                 logging.getLogger("absl").setLevel(logging.ERROR)
                 options.command(options)
             finally:
@@ -66,10 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
                     sys.stdout.flush()
         return 0
     except BaseException as error:
-        if received or isinstance(error, KeyboardInterrupt):  # JAX turns what a callback raises into its own error
+        if received or isinstance(
+            error, KeyboardInterrupt
+        ):  # checked first: JAX turns an interrupt in a callback into its own error
             number = received[0] if received else signal.SIGINT
             status, text = 128 + number, _interrupted(_STOPPING[signal.Signals(number)], options, arguments)
-        elif isinstance(error, SystemExit):  # of argparse, which has printed its own text
+        elif isinstance(error, SystemExit):  # raised by argparse, which has printed its own text
             raise
         elif isinstance(error, BrokenPipeError):  # whoever read the output has closed it, as in `list | head`
             status, text = _CLOSED_OUTPUT, ""
@@ -96,7 +98,7 @@ def _recorded_signals(received: list[int]) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads
             for number in _STOPPING:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not a handler of Python's
                     former[number] = signal.signal(number, stop)
         yield
     finally:
@@ -105,14 +107,14 @@ def _recorded_signals(received: list[int]) -> Iterator[None]:
 
 
 def _interrupted(cause: str, options: argparse.Namespace | None, arguments: list[str]) -> str:
-    """What to say of a command that was stopped: where its results are, and how to go on."""
+    """The message for a command that was stopped: where its results are, and how to continue."""
     if options is None or options.command is not _run:
-        return f"interrupted by {cause}: the same command starts again: {_command(arguments)}"
+        return f"interrupted by {cause}: start again with: {_command(arguments)}"
     path = _folder_of(options)
     if not path.exists():
         before = "before anything was written"
-        return f"interrupted by {cause} {before}: the same command starts again: {_command(arguments)}"
-    if options.fresh and not run.is_finished(path):  # what is there now is new
+        return f"interrupted by {cause} {before}: start again with: {_command(arguments)}"
+    if options.fresh and not run.is_finished(path):  # the results there are already fresh ones
         arguments = [argument for argument in arguments if not argument.startswith("--fr")]
     return f"interrupted by {cause}: the results so far are in {path}; continue with: {_command(arguments)}"
 
@@ -122,7 +124,7 @@ def _command(arguments: list[str]) -> str:
 
 
 def _failed(error: BaseException) -> tuple[int, str]:
-    """The exit status, and what to say, for an error: unexpected ones are written to a file, with their traceback."""
+    """The exit status and the message for an error. The traceback of an unexpected one is written to a file."""
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, MemoryError):
         return 2, (
@@ -131,8 +133,8 @@ def _failed(error: BaseException) -> tuple[int, str]:
         )
     if _devices.is_out_of_memory(error):
         return 2, (
-            f"error: the device is out of memory ({what}): end what else uses it and go on with the same command, or "
-            "start over with a lower batch_size"
+            f"error: the device is out of memory ({what}): end other programs that use it and run the same command "
+            "again, or start over with a lower batch_size"
         )
     if isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)):
         return 2, f"error: {str(error).strip() or type(error).__name__}"
@@ -148,7 +150,7 @@ def _failed(error: BaseException) -> tuple[int, str]:
 
 
 def _discard_unwritable_output() -> None:
-    """Sends output that cannot be written nowhere, because Python tries again at its end and fails with a traceback."""
+    """Discards output that cannot be written: Python would try again when it exits, and fail with a traceback."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -219,7 +221,7 @@ def _accuracy(options) -> None:
 
 
 def _num_images_of_run(options) -> int:
-    """How many images of a finished run to measure again: a number that is given must not exceed the run's own."""
+    """The number of images of a finished run to measure again; ValueError if more are asked for than the run has."""
     run.check_finished(options.folder)
     num_there = folder.read_config(options.folder).get("num_images", math.inf)
     if options.num_images is None:
@@ -227,7 +229,7 @@ def _num_images_of_run(options) -> int:
     if options.num_images > num_there:
         raise ValueError(
             f"--num-images {options.num_images} is more than the {num_there} images of the run in {options.folder}: "
-            f"give at most {num_there}"
+            f"lower it to at most {num_there}"
         )
     return options.num_images
 
@@ -271,20 +273,20 @@ def _cache_compilations(path: pathlib.Path | None) -> None:
             return
         try:
             path = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt_jax" / "xla"
-        except RuntimeError:  # the user has no home directory, and so no cache
+        except RuntimeError:  # no home directory, so nothing is cached
             return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _path(text: str) -> pathlib.Path:
-    """A path on the command line, with `~` expanded: shells leave it as it is behind `=` and in variables."""
+    """A path from the command line, with `~` expanded: shells do not expand it after `=` or in variables."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
     try:
         path = pathlib.Path(text).expanduser()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write it out") from None
+        raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write the full path") from None
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone
@@ -378,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     for subparser in (runner, auditor, comparer, preparer, timer):
         subparser.add_argument(
             "--data-dir",
-            type=lambda text: text and str(_path(text)),  # an empty one is as if not given
+            type=lambda text: text and str(_path(text)),  # an empty one counts as not given
             help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)",
         )
     return parser
@@ -386,6 +388,8 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     exit_status = main()
-    if exit_status > 128:  # stopped midway: threads that still write, such as Orbax's, fail noisily as Python ends
+    if (
+        exit_status > 128
+    ):  # stopped midway: threads that still write, such as Orbax's, would print errors as Python exits
         os._exit(exit_status)
     sys.exit(exit_status)

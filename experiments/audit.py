@@ -38,8 +38,8 @@ def audit(
       and whether the order of the windows, and the run's ratios to the one it is compared with, stand.
 
     Raises:
-      ValueError: if the folder is that of no such run, another run or audit is at work in it, its files are not those
-        that the run wrote, the data set is not prepared, or the network has no such bounds.
+      ValueError: if the folder does not hold such a run, another run or audit is at work in it, its files have changed
+        since the run wrote them, the data set is not prepared, or the network has no such bounds.
     """
     run.check_finished(path)
     with folder.held(path):

@@ -109,7 +109,7 @@ def title(name: str) -> str:
     """The first line of what the experiment's file says about it."""
     text = (_module(name).__doc__ or "").strip()
     if not text:
-        raise ValueError(f"{_file(name)} has no docstring: begin it with one, whose first line `list` shows")
+        raise ValueError(f"{_file(name)} has no docstring: begin it with one, because `list` shows its first line")
     return text.splitlines()[0]
 
 
@@ -155,12 +155,12 @@ def _module(name):
         raise ValueError(f"unknown experiment {name!r}; the known ones are {', '.join(names())}")
     try:
         return importlib.import_module(f"{configs.__name__}.{name}")
-    except Exception as error:  # a file that a user writes may raise anything
+    except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{_file(name)} cannot be imported ({type(error).__name__}: {error})") from error
 
 
 def _constant(name, constant, kind):
-    """What the file of an experiment defines under a name in capitals."""
+    """The value of a constant that the file of an experiment defines."""
     module = _module(name)
     if not hasattr(module, constant):
         raise ValueError(f"{_file(name)} defines no {constant}: an experiment has CONFIG, QUICK and CHECKS")

@@ -1,8 +1,8 @@
-"""The folder of a run: which configuration it belongs to, and its files, which are written whole and read as written.
+"""The folder of a run: its configuration, and its files, which are written whole and read only if unchanged.
 
-The SHA-256 of every file stands in a record, `files.sha256`, which `sha256sum -c` reads as well. A file that differs
-from the record, damaged or of another run, is refused wherever it is read. Checkpoints of training have records of
-their own. A folder of an earlier version has no record, and is read as it is.
+A record, `files.sha256`, holds the SHA-256 of every file, in the format of `sha256sum -c`. A file that differs from the
+record is refused wherever it is read: it is damaged, or belongs to another run. Training checkpoints have records of
+their own. A folder of an earlier version has no record, and its files are not checked until its run resumes.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
     if differing and any(found.is_file() for found in path.rglob("*") if found.name not in incidental):
         text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
-            f"{path} belongs to another configuration ({text}), and stays as it is: give another folder with --folder"
+            f"{path} belongs to another configuration ({text}), and stays as it is: choose another folder with --folder"
         )
 
 
@@ -69,8 +69,8 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
 def held(path: pathlib.Path) -> Iterator[None]:
     """Keeps the folder of a run, which is made if it is not there, from other processes; an empty one is removed.
 
-    What processes that were killed have left half written is removed. Where files cannot be locked, as on Windows and
-    on some network drives, nothing is kept from anybody.
+    Half-written files of killed processes are removed. Where files cannot be locked, as on Windows and on some network
+    drives, other processes are not kept out.
 
     Raises:
       ValueError: if another run or audit is at work in it, or it is a file.
@@ -86,7 +86,7 @@ def held(path: pathlib.Path) -> Iterator[None]:
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"another run or audit is at work in {path}: wait for it, or give another folder"
+                    f"another run or audit is at work in {path}: wait for it, or choose another folder"
                 ) from None
             except OSError:  # a drive without locks
                 pass
@@ -103,7 +103,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     """Makes the folder of a run, or takes up one that `check` found right.
 
     `fresh` removes the results in it, but for a run inside it that another one beside it refers to.
-    Where there is no record, as in a folder of an earlier version, files count as they are now.
+    If there is no record, as in a folder of an earlier version, one is made from the files as they are now.
     """
     path.mkdir(parents=True, exist_ok=True)
     if fresh:
@@ -119,7 +119,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
         patterns = (*_COMMON, *config.results, f"{_MONITORED}/*")
         found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
         if found:
-            print(f"{path} has no {_RECORD}: its files count as they are now")
+            print(f"{path} has no {_RECORD}: it is made from the files as they are now")
         (path / _RECORD).touch()
         for file in found:
             _enter(file, file.read_bytes(), keep_former=False)
@@ -142,7 +142,7 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
 
     def record():
         seconds = before["seconds"] + time.perf_counter() - started
-        with contextlib.suppress(OSError):  # of a full disk, or a folder that is gone: other writers say so
+        with contextlib.suppress(OSError):  # a full disk, or a deleted folder: other writers report it
             write_json(path / _ENVIRONMENT, {**before, "seconds": round(seconds, 2)})
 
     def keep_recording():
@@ -211,13 +211,13 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, tu
 
 @contextlib.contextmanager
 def reserved(path: pathlib.Path, num_bytes: int = 0) -> Iterator[None]:
-    """Keeps space free in a folder during the block, for what is to be written right after it.
+    """Reserves space in a folder during the block, for the file that is written right after it.
 
-    A full disk is so met before long work, and does not cost its results.
+    So a full disk is noticed before a long computation, and not after it, when the results would be lost.
 
     Args:
       path: the folder.
-      num_bytes: of what is to be written, beyond a mebibyte.
+      num_bytes: the size of that file, beyond a mebibyte.
 
     Raises:
       OSError: if there is no such space.
@@ -232,14 +232,14 @@ def reserved(path: pathlib.Path, num_bytes: int = 0) -> Iterator[None]:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole, into a folder that is made if it is not there, and enters it into the record of its run.
+    """Writes a file whole, in a folder that is made if needed, and enters it into the record of its run.
 
     Raises:
       OSError: if it can't be written.
     """
     with _told_if_full(path):
         path.parent.mkdir(exist_ok=True)
-        # Entered before it is there, and what it replaces left out only then: it is right whenever a process is killed.
+        # Entered before it is written; the former entry stays until after. So the record fits whenever we are killed.
         _enter(path, content, keep_former=True)
         _disk.write(path, content)
         _enter(path, content, keep_former=False)
@@ -298,10 +298,10 @@ def read_classifier(path: pathlib.Path) -> models.Normalized:
 
 
 def verify(path: pathlib.Path) -> None:
-    """Makes sure that the files of the run in a folder are those that it wrote. Those that are gone are passed by.
+    """Checks that the files in a run's folder are as the run wrote them. Missing files are not checked.
 
     Raises:
-      ValueError: that names the first which is not.
+      ValueError: that names the first file that has changed.
     """
     for name in dict.fromkeys(line.partition("  ")[2] for line in _record(path)):
         if (path / name).is_file():
@@ -309,8 +309,8 @@ def verify(path: pathlib.Path) -> None:
 
 
 def _content(path) -> bytes:
-    """The content of a file, which must be that of its run's record."""
-    for _ in range(2):  # it may be written between the look at it and that at the record
+    """The content of a file, checked against the record of its run."""
+    for _ in range(2):  # again if it was replaced between reading it and reading the record
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
@@ -327,7 +327,7 @@ def _read(path, parse):
     content = _content(path)
     try:
         return parse(content)
-    except Exception as error:  # whatever a damaged file makes a parser raise, MemoryError and RecursionError among it
+    except Exception as error:  # parsers of damaged files may raise anything, even MemoryError or RecursionError
         raise ValueError(f"{path} is damaged, though a run writes its files whole: {_remedy(path)}") from error
 
 
@@ -345,13 +345,13 @@ def _arrays(content) -> dict[str, np.ndarray]:
 
 
 def _root(path) -> pathlib.Path | None:
-    """The folder of the run that a file is of; None if it is of none, or of one without a record."""
+    """The folder of the run that a file belongs to; None if it has no record."""
     root = path.parent.parent if path.parent.name == _MONITORED else path.parent
     return root if (root / _RECORD).exists() else None
 
 
 def _record(root) -> list[str]:
-    """Lines of SHA-256 and name. A file that is being replaced has two."""
+    """The lines of the record, SHA-256 and name. A file that is being replaced has two lines."""
     try:
         return (root / _RECORD).read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -365,7 +365,7 @@ def _line(root, path, content) -> str:
 def _enter(path, content, *, keep_former) -> None:
     if (root := _root(path)) is None:
         return
-    with _recording:  # the seconds are written by a thread of their own
+    with _recording:  # the run's time is written by another thread
         line, before = _line(root, path, content), _record(root)
         name = line.partition("  ")[2]
         others = [each for each in before if each != line and (keep_former or each.partition("  ")[2] != name)]
@@ -382,7 +382,7 @@ def _told_if_full(path):
             raise
         raise OSError(
             error.errno,
-            "no space is left: free some and give the same command again, which goes on from what is finished",
+            "no space is left: free some and run the same command again, which resumes where this one stopped",
             str(path),
         ) from error
 

@@ -68,7 +68,7 @@ class GivenWeights(config.Config):
     max_steps: int = 100
 
     def __post_init__(self):
-        for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ behind `=`
+        for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
             object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
         for field, known in (
             ("network", models.names()),

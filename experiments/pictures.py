@@ -59,7 +59,7 @@ def percentiles(margins: np.ndarray) -> np.ndarray:
 def spectrum(
     epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
 ) -> Figure:
-    """Where adversarial perturbations have their energy while a network trains: a line for each epoch.
+    """A figure of the energy of adversarial perturbations over subspaces, with a line for each epoch of training.
 
     Args:
       epochs: what `experiments.evaluation.monitor` found after each epoch, by its number.

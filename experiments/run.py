@@ -32,8 +32,8 @@ def run(
       fresh: whether to start over, though results are there.
 
     Raises:
-      ValueError: if the folder belongs to another configuration, another run is at work in it, its files are not those
-        that the run wrote, the data set is not prepared, or the seed is out of range.
+      ValueError: if the folder belongs to another configuration, another run is at work in it, its files have changed
+        since the run wrote them, the data set is not prepared, or the seed is out of range.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
@@ -70,7 +70,7 @@ def verdicts(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_finished(path: pathlib.Path) -> None:
-    """Raises ValueError unless a folder is that of a finished run, whose files are those that it wrote."""
+    """Raises ValueError unless a folder holds a finished run whose files have not changed since it wrote them."""
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give that of a finished run, such as results/NAME")
     if not folder.is_of_run(path):

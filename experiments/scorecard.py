@@ -28,8 +28,8 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
       root: where `scorecard.md` is written.
 
     Raises:
-      ValueError: if a folder is not that of a finished run, a run's files are not those that it wrote, or there is no
-        run but quick ones.
+      ValueError: if a folder does not hold a finished run, the files of a run have changed since it wrote them, or
+        there are none but quick runs.
     """
     for path in folders:
         runner.check_finished(path)

@@ -38,7 +38,7 @@ def check(config, data_dir: str | None) -> None:
 
 
 def _check_numbers(config, whole, used) -> None:
-    """Raises ValueError if a configuration asks for more images than there are. Older runs used fewer in silence."""
+    """Raises ValueError if a configuration asks for more images than there are. Older versions silently used fewer."""
     test_images = f"test images that num_test={config.num_test} leaves" if config.num_test else "test images"
     numbers = {
         "num_train": (len(whole.train_images), "training images"),
@@ -152,26 +152,27 @@ def _train(config, dataset, mean, std, windows, path) -> None:
 
 
 def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
-    """The state to go on from, which is the given one where no checkpoint is left, and the history before it."""
+    """The state from which training resumes, and its history: those of the last checkpoint, or else the given state."""
     for epoch, damaged in kept.damaged.items():
         last = kept.last_epoch
         further = "training starts over" if last is None else f"training goes on from the checkpoint of epoch {last}"
-        print(f"the checkpoint of epoch {epoch} is damaged, and lies in {damaged} now: {further}")
+        print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
     if kept.last_epoch is None:
         return state, []
     state, found = kept.restore(state)
-    there = found["run"] if isinstance(found, dict) else {}  # a list, of an earlier version
+    there = found["run"] if isinstance(found, dict) else {}  # earlier versions wrote a list
     differing = folder.differences(there, folder.read_config(path))
     if differing:
         text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
-            f"{path / 'checkpoints'} is of another run ({text}): put that of this run back, or start over with --fresh"
+            f"{path / 'checkpoints'} belongs to another run ({text}): put that of this run back, or start over "
+            "with --fresh"
         )
     return state, found["epochs"]
 
 
 def _keep_epochs(config, dataset, windows, attack, kept, history, bar, path):
-    """What to do after an epoch: it is measured, and kept with the history that grows by it."""
+    """The callback after an epoch, which measures it, appends it to the history, and saves a checkpoint with both."""
     described = folder.read_config(path)
     seconds_before = history[-1]["seconds"] if history else 0
     started = time.perf_counter()

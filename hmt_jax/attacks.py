@@ -211,7 +211,7 @@ class DeepFool(_Bounded):
 
 
 class _Walk(NamedTuple):
-    """Where a search of DeepFool is."""
+    """The state of a search by DeepFool."""
 
     z: jax.Array  # (d,) the change so far, before the overshoot
     pull: jax.Array  # (d,) the sum of the steps before the box cuts them; z itself if the box cut none

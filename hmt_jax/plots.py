@@ -26,9 +26,9 @@ _MEDIAN_COLOR = "#0b3c5d"
 _CENSORED_COLOR = "#d55e00"
 _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
-_FULL_BIN = 6  # samples that spread over the whole width, at least
-_MOST_SAMPLES = 1000  # of a subspace that are drawn: more fill its shape, and say nothing new
-# Seven colours by Okabe and Ito, without their yellow, and three by Tol: told apart by colour-blind people, too.
+_FULL_BIN = 6  # fewer samples than this in a bin do not spread over the whole width
+_MOST_SAMPLES = 1000  # drawn for a subspace: more would fill its shape, but show nothing new
+# Seven colours of Okabe and Ito, without their yellow, and three of Tol: colour-blind people can tell them apart, too.
 _CURVE_COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"),
     *("#e69f00", "#56b4e9", "#882255", "#999933", "#7f7f7f"),
@@ -43,7 +43,7 @@ _LEGEND_WIDTH = 8.5  # inches that five entries take
 _PANELS_IN_A_ROW = 6
 _MAPS_IN_A_ROW = 4
 _MOST_TICKS = 12
-_MOST_COLUMNS = 25  # whose names have room below a heat map
+_MOST_COLUMNS = 25  # the names of so many columns fit below a heat map
 
 
 def margin_distribution(
@@ -57,8 +57,8 @@ def margin_distribution(
     """The margins of every sample in every subspace: median line, 5 to 95% band, and the samples as a swarm.
 
     Samples with a censored margin are drawn as a count of triangles on the upper edge; percentiles that fall among
-    them are left open. Of more than a thousand samples a subspace, a thousand are drawn, evenly over their ranks, and
-    the legend says so.
+    them are left open. If a subspace has more than a thousand samples, a thousand of them are drawn, evenly over their
+    ranks, and the legend says so.
 
     Args:
       result: margins with axes (R, N), in the order in which subspaces are to stand from left to right.
@@ -80,7 +80,7 @@ def margin_distribution(
     num_samples = result.margin.shape[1]
     num_drawn = min(num_samples, _MOST_SAMPLES)
     x, y = _swarm(statistics.censored_margins(result))
-    # Behind all else, and the fewer samples there are the larger: 16 square points for 20, 3 for a thousand.
+    # Points lie behind all else and are larger if they are few: 16 square points for 20 samples, 3 for a thousand.
     size = float(np.clip(70 / np.sqrt(num_drawn), 3, 16))
     drawn = "samples" if num_drawn == num_samples else f"{num_drawn:,} of {num_samples:,} samples"
     axes.scatter(x, y, s=size, color=_SAMPLE_COLOR, alpha=0.6, linewidths=0, label=drawn, rasterized=True, zorder=1)
@@ -341,12 +341,12 @@ def cross_sections(
 
 
 def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """Adds a title above all axes of a figure, and a legend below, none of which is cut off.
+    """Adds a title above all axes of a figure and a legend below them, neither of them cut off.
 
     Args:
-      figure: with a constrained layout. It grows in height by the lines that the texts need.
+      figure: a figure with a constrained layout. Its height grows by the lines that the texts need.
       title: broken into lines that are no wider than the figure.
-      handles: what the legend explains, as `Figure.legend` takes it; nothing for no legend.
+      handles: the artists that the legend explains, as `Figure.legend` takes them; without any there is no legend.
       labels: a text for each of them.
     """
     width = figure.get_figwidth() - 2 * _PADDING
@@ -377,7 +377,7 @@ def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Seque
 
 
 def _styles(names) -> list[dict[str, Any]]:
-    """A colour, a marker and a line style for each of some curves, so that no two differ by colour alone."""
+    """A colour, a marker and a line style for each curve, so that no two curves differ by colour alone."""
     if len(names) > len(_CURVE_COLORS):
         raise ValueError(
             f"{len(names)} curves can't be told apart, {len(_CURVE_COLORS)} can: draw some in a figure of their own"
@@ -395,10 +395,10 @@ def _parts(numbers, num_columns) -> list[list[float]]:
 
 
 def _wrapped(text: str, width: float, size: str = "medium") -> str:
-    """A text in lines of similar length, at most so many inches wide. Only words that are wider are broken."""
+    """The text, broken into lines of similar length, at most `width` inches wide. Only wider words are broken."""
     lines = []
     for line in text.split("\n"):
-        # Not far above the number that fits on average, for every look measures all lines.
+        # Starts just above the number that fits on average, because every try measures all lines.
         num_characters = max(1, min(len(line), int(1.5 * len(line) * width / max(_width_of(line, size), width))))
         while num_characters > 1 and any(_width_of(part, size) > width for part in textwrap.wrap(line, num_characters)):
             num_characters -= 1
@@ -416,7 +416,7 @@ def _width_of(text: str, size: str = "medium") -> float:
 
 
 class _LogTicks(Locator):
-    """Ticks of a logarithmic axis, at least four and about ten at most, at numbers of few digits."""
+    """A locator of ticks on a logarithmic axis: at least four, at most about ten, at numbers of few digits."""
 
     def __call__(self):
         low, high = self.axis.get_view_interval() if self.axis is not None else (1, 10)
@@ -437,7 +437,7 @@ class _LogTicks(Locator):
 
 
 def _label_plainly(axis) -> None:
-    """Numbers in full, such as 20 in place of a multiple of a power of ten, on a logarithmic axis."""
+    """Labels a logarithmic axis with numbers in full, such as 20 and not 2 x 10^1."""
     axis.set_major_locator(_LogTicks())
     axis.set_major_formatter("{x:.6g}")
     axis.set_minor_formatter(NullFormatter())
@@ -465,13 +465,13 @@ def _edges(number) -> np.ndarray:
 
 
 def _label_margins(bar) -> None:
-    """Names what a logarithmic colour bar shows."""
+    """Labels a logarithmic colour bar of margins."""
     bar.set_label("median margin (L2, pixels in [0, 1])")
     _label_plainly(bar.ax.yaxis)
 
 
 def _few_ticks(labels, most=_MOST_TICKS) -> tuple[np.ndarray, list[str]]:
-    """Places and names of ticks along an axis of a heat map, at most about so many."""
+    """Places and names of at most `most` ticks along an axis of a heat map."""
     places = np.arange(0, len(labels), -(-len(labels) // most))
     return places, [str(labels[place]) for place in places]
 
@@ -484,9 +484,9 @@ def _limits(percentiles) -> tuple[float, float]:
 
 
 def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of finite margins (R, N): spread sideways as far as samples lie close together.
+    """Positions of the points for finite margins (R, N), spread sideways where samples lie close together.
 
-    Of many, the least, the greatest, and some evenly between them by rank.
+    If there are too many, the least and the greatest are drawn, with others at even ranks between them.
     """
     xs, ys = [], []
     for position, row in enumerate(margins):

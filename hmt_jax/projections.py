@@ -14,7 +14,7 @@ from hmt_jax._numbers import as_array, promoted
 from hmt_jax.frequency import flip
 from hmt_jax.subspaces import Subspace
 
-# Entries of a normal that are left out: with the rounding of the others, they are no part of it.
+# Entries of a normal below this share of the greatest one are ignored: they are lost in its rounding.
 _NEGLIGIBLE = 1e-6
 
 Projection = Callable[[jax.Array], jax.Array]
@@ -72,8 +72,8 @@ def multiple_to_half_space(
 
     Args:
       point: in the box.
-      normal: of the half-space, of any length; entries below 1e-6 of the greatest one are passed over.
-      gap: from the point to the half-space, times the length of the normal.
+      normal: of the half-space, of any length; entries below 1e-6 times the greatest one are ignored.
+      gap: distance from the point to the half-space, times the length of the normal.
       low, high: bounds of the box; they may be infinite.
 
     >>> point, normal = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
@@ -97,7 +97,7 @@ def multiple_to_sphere(
 ) -> jax.Array:
     """The t >= 0 for which box(point + t direction) has L2 distance `radius` from the point, which is in the box.
 
-    If the box ends before that, t is so large that every entry with room for it is at the border.
+    If the box ends before that distance, t is so large that every entry that moves is at its border.
 
     >>> point, direction = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
     >>> t = multiple_to_sphere(point, direction, 0.5)
@@ -116,7 +116,7 @@ def multiple_to_sphere(
 
 
 def _sizes_and_room(point, direction, low, high):
-    """Of the direction's entries, how far the box reaches along them, and the multiple that takes all to the border."""
+    """The sizes of the direction's entries, the room in the box along each, and the multiple that uses up all room."""
     size = jnp.abs(direction)
     size = jnp.where(size > _NEGLIGIBLE * jnp.max(size), size, 0)
     room = jnp.maximum(jnp.where(direction > 0, high - point, point - low), 0)
@@ -124,15 +124,15 @@ def _sizes_and_room(point, direction, low, high):
 
 
 def _sum(entries):
-    """In float32 at least."""
+    """The sum of entries, computed in float32 at least."""
     return jnp.sum(entries, dtype=promoted(entries.dtype, jnp.float32)).astype(entries.dtype)
 
 
 def _grow(next_multiple, like):
-    """What t from 0 on grows to.
+    """The fixed point that t reaches from 0 under `next_multiple`.
 
-    Each t is exact for the entries that the one before leaves free. Those that leave the box besides make it too small,
-    so that t grows until there are none.
+    Each t is exact for the entries that the t before left free. If it takes more entries to the border, it is too
+    small, so it grows until no further entry gets there.
     """
     start = jnp.full_like(like, -1), jnp.zeros_like(like)
     return jax.lax.while_loop(lambda two: two[1] > two[0], lambda two: (two[1], next_multiple(two[1])), start)[1]

@@ -2,8 +2,8 @@
 
 A sample whose search ended without a boundary (out of steps, zero gradient, unconfirmed) has a *censored* margin: it
 enters order statistics as larger than every margin that was found, so that a median is finite only if more than half of
-the samples have one. That holds for unconfirmed ones, too: they have a label, and leaving them out would favour samples
-whose margins are easy to find. Samples with non-finite logits have no margin at all and are left out. Both are counted.
+the samples have a margin. Unconfirmed samples are not left out, because that would favour samples whose margins are
+easy to find. Samples with the status NON_FINITE have no margin at all and are left out. Both kinds are counted.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 _AXIS = "data"
 _NEVER = np.iinfo(np.int32).max
-# Random streams are new in every step, and what a module sows is for those who look on.
+# Random streams are new in every step, and the values that a module sows are for observers only.
 _NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
@@ -87,7 +87,7 @@ class TrainState(NamedTuple):
 
     structure: nnx.GraphDef
     parameters: nnx.State
-    variables: nnx.State  # all others of the classifier, such as batch-norm statistics
+    variables: nnx.State  # all other variables of the classifier, such as batch-norm statistics
     optimizer: optax.OptState
     num_steps: jax.Array  # steps taken
 
@@ -135,14 +135,15 @@ def train(
     Args:
       classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
         and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Its
-        random streams get new keys from `key` in every step, and other variables that a call of it changes keep what
-        they were changed to; those it sows with `nnx.Intermediate` are dropped.
+        random streams get new keys from `key` in every step. Other variables that a call changes keep their new values
+        for the next step, except those sown as `nnx.Intermediate`, which are dropped.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
       key: random key of the order of the samples, and of all else that is random.
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
-        such as `hmt_jax.attacks.pgd`. It sees the classifier in evaluation mode, and training sees its images only.
+        such as `hmt_jax.attacks.pgd(...)` returns. It sees the classifier in evaluation mode, and training sees its
+        images only.
       state: to go on from, after any epoch of a training with the same arguments; its end will be the same, too. The
         steps may take over its buffers: give a copy of what is to be kept.
       devices: where to train; all local devices if not given.
@@ -150,12 +151,12 @@ def train(
         batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, an attack that does not
-        return images of the same shape, a batch size that the devices can't share, a state of another network, or that
-        is not at the end of an epoch of such a training, or a classifier that, when it is called, makes variables,
-        changes their shape or type, or changes its parameters.
+      ValueError: for images and labels of unequal number, or none; labels that are no class; an attack that does not
+        return images of the same shape; a batch size that the devices can't share; a state of another network, or one
+        that is not at the end of an epoch of such a training; or a classifier whose call makes variables, changes their
+        shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
 
     Warns:
       PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
@@ -213,7 +214,7 @@ def train_on_stream(
         processes, for images, labels and states as in `train`, and for an epoch that does not give `num_samples`
         samples in batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: for a classifier that is no Flax NNX module, and a recipe, a key or an attack that is none.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
 
     Warns:
       As `train`, of the pixels of an epoch's first batch.
@@ -267,7 +268,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 def classifier_of(state: TrainState) -> Any:
     """The classifier as it is at a state, in evaluation mode."""
-    # A copy, because modules update variables in place.
+    # A copy, because modules update their variables in place.
     return nnx.merge(state.structure, state.parameters, state.variables, copy=True)
 
 
@@ -325,7 +326,7 @@ def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _check_kinds(classifier, recipe, key, on_epoch):
-    """What is wrong with arguments whatever the samples are."""
+    """Raises TypeError for arguments of the wrong kind, before any sample is looked at."""
     _check_is_module(classifier)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
@@ -336,13 +337,13 @@ def _check_kinds(classifier, recipe, key, on_epoch):
 def _check_is_module(classifier):
     if not isinstance(classifier, nnx.Module):
         raise TypeError(
-            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create gives, got "
+            f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create returns, got "
             f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
         )
 
 
 def _num_classes(classifier, images) -> int:
-    """L of the logits (N, L) that the classifier gives these images in training mode; nothing is computed."""
+    """The number L of logits (N, L) that the classifier returns for such images in training mode, found by tracing."""
     structure, state = nnx.split(classifier)
     shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
     return _logits_in_training.eval_shape(structure, state, shape).shape[1]
@@ -408,7 +409,7 @@ def _check_state(state, classifier, recipe, num_samples):
 
 
 def _checked(stream, epoch, attack, num_classes_for):
-    """The batches of an epoch, of which `train` would take each."""
+    """The batches of an epoch, each checked as `train` checks its samples."""
     num_samples = 0
     for images, labels in stream.epoch(epoch):
         images, labels = _batches.check_samples(images, labels)
@@ -525,11 +526,11 @@ class _ComputeIn:
 
 
 def _apply(recipe, state, images, dropout_key, stream_key):
-    """The logits in training mode, and the variables as the call leaves them."""
+    """The logits in training mode, and all variables after the call."""
     written: frozenset[Any] = frozenset()
     flat = nnx.to_flat_state(state.variables)
     if recipe.compute_dtype != "float32" and any(_may_be_cast(variable) for _, variable in flat):
-        # Sums and counts would stand still in lower precision, and only a call shows which variables are such.
+        # In lower precision, sums and counts would stop growing. Only a call shows which variables those are.
         exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
         jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
         written = frozenset(called[0])
@@ -558,13 +559,13 @@ def _variables_of(classifier):
 
 
 def _are_same(leaves, variable) -> bool:
-    """Whether a variable holds the very arrays that it held before."""
+    """Whether a variable still holds the same array objects as before."""
     found = jax.tree.leaves(variable)
     return leaves is not None and len(leaves) == len(found) and all(map(operator.is_, leaves, found))
 
 
 def _renew_random_streams(classifier, dropout_key, stream_key):
-    """Gives every random stream a key of its own. Dropout that was made without one is given a stream."""
+    """Sets a new key for every random stream, and adds a stream to dropout layers that were made without one."""
     streams = [part for _, part in nnx.iter_graph(classifier) if isinstance(part, nnx.RngStream)]
     for number, stream in enumerate(streams):
         key, shape = jax.random.fold_in(stream_key, number), stream.key.shape
@@ -578,10 +579,10 @@ def _renew_random_streams(classifier, dropout_key, stream_key):
 
 
 def _carried(variables, changed):
-    """Variables with what a call has changed, in the shapes and types that they had.
+    """The variables with the values that a call has changed, in their former shapes and types.
 
     Raises:
-      ValueError: for parameters, which the optimizer alone changes, and variables that are new, or of another shape.
+      ValueError: if the call changed parameters, which only the optimizer may, made new variables, or changed a shape.
     """
     flat = dict(nnx.to_flat_state(variables))
     for path, variable in changed.items():
@@ -591,7 +592,7 @@ def _carried(variables, changed):
         elif path not in flat:
             reason = "is made by a call of the classifier: make it in __init__"
         elif _kinds_of(variable) != _kinds_of(flat[path]):
-            reason = "has another shape or type after a call of the classifier: give it the same ones"
+            reason = "has another shape or type after a call of the classifier: keep the ones it has in __init__"
         if reason is not None:
             raise ValueError(f"training can't carry {name} ({type(variable).__name__}) from step to step: it {reason}")
         flat[path] = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), flat[path], variable)
@@ -599,7 +600,7 @@ def _carried(variables, changed):
 
 
 def _kinds_of(variable):
-    """What a variable must keep: its structure, and shapes and types; floating point may be of any precision."""
+    """The structure, shapes and types that a variable must keep; floating-point types count as one."""
     return jax.tree.structure(variable.get_value()), [
         (jnp.shape(leaf), "floating" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.result_type(leaf))
         for leaf in jax.tree.leaves(variable)
@@ -607,7 +608,7 @@ def _kinds_of(variable):
 
 
 def _classifier_to_compute_with(recipe, state, written=frozenset()):
-    """The classifier at a state, in the recipe's dtype but for batch-norm statistics and what a call writes."""
+    """The classifier at a state, in the recipe's dtype, except batch-norm statistics and the `written` variables."""
     if recipe.compute_dtype == "float32":
         return classifier_of(state)
 

@@ -153,7 +153,7 @@ def test_folders_of_other_kinds(tmp_path, capsys):
 def test_an_audit_is_alone_at_work_in_a_folder(finished, capsys):
     with folder.held(finished):
         assert command_line.main(["audit", str(finished)]) == 2
-    assert f"another run or audit is at work in {finished}: wait for it, or give another" in capsys.readouterr().err
+    assert f"another run or audit is at work in {finished}: wait for it, or choose another" in capsys.readouterr().err
 
 
 def test_an_audit_keeps_others_out(finished, monkeypatch, capsys):

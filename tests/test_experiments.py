@@ -138,7 +138,7 @@ def test_the_folder_of_another_configuration_is_refused(finished, capsys):
     for flags in ([], ["--fresh"]):
         message = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", finished, *flags)
         assert "belongs to another configuration (seed is 0 there, 7 here)" in message
-        assert "give another folder with --folder" in message
+        assert "choose another folder with --folder" in message
     assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
 
 
@@ -206,7 +206,7 @@ def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
     path = tmp_path / "digits"
     with folder.held(path):
         told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
-    assert f"another run or audit is at work in {path}: wait for it, or give another folder" in told
+    assert f"another run or audit is at work in {path}: wait for it, or choose another folder" in told
     assert not path.exists()
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
 
@@ -670,7 +670,7 @@ def test_a_folder_without_a_record_gets_one_when_its_run_goes_on(tmp_path, capsy
     for name, value in (("config.json", described), ("history.json", []), ("notes.json", "mine")):
         (tmp_path / name).write_text(json.dumps(value))
     folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
-    assert f"{tmp_path} has no files.sha256: its files count as they are now" in capsys.readouterr().out
+    assert f"{tmp_path} has no files.sha256: it is made from the files as they are now" in capsys.readouterr().out
     (tmp_path / "notes.json").write_text("mine, again")
     folder.verify(tmp_path)
     (tmp_path / "history.json").write_text("[1]")
@@ -690,7 +690,7 @@ def test_training_goes_on_before_a_damaged_checkpoint(finished, tmp_path, capsys
     path = unfinished(finished, tmp_path / "run")
     flip_last_bit(path / "checkpoints" / "1" / "state" / "_METADATA")
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
-    told = f"the checkpoint of epoch 1 is damaged, and lies in {path / 'checkpoints' / 'damaged-1'} now: training goes"
+    told = f"the checkpoint of epoch 1 is damaged and was moved to {path / 'checkpoints' / 'damaged-1'}: training goes"
     assert f"{told} on from the checkpoint of epoch 0" in capsys.readouterr().out
     expected, found = (models.to_torch(models.load(each / "checkpoint.safetensors")[0]) for each in (finished, path))
     jax.tree.map(np.testing.assert_array_equal, expected, found)
@@ -717,7 +717,9 @@ def test_the_checkpoints_of_another_run_are_refused(finished, tmp_path, capsys):
         tmp_path / "run", "digits", config.override(config.load("digits"), [*QUICK[1:], "seed=7"]), fresh=False
     )
     told = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", tmp_path / "run")
-    assert f"{tmp_path / 'run' / 'checkpoints'} is of another run (seed is 0 there, 7 here): put that of this" in told
+    assert (
+        f"{tmp_path / 'run' / 'checkpoints'} belongs to another run (seed is 0 there, 7 here): put that of this" in told
+    )
 
 
 @pytest.fixture
@@ -733,7 +735,7 @@ def full_disk(monkeypatch):
     return tried
 
 
-FULL = "no space is left: free some and give the same command again, which goes on from what is finished"
+FULL = "no space is left: free some and run the same command again, which resumes where this one stopped"
 
 
 @pytest.mark.usefixtures("full_disk")

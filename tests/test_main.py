@@ -78,7 +78,7 @@ def test_without_a_place_for_it_the_traceback_is_printed(monkeypatch, capsys):
         (MemoryError(), "the memory is full (MemoryError): close other programs and run the same command again"),
         (
             jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 9 bytes.\nmore"),
-            "the device is out of memory (INTERNAL: Out of memory allocating 9 bytes.): end what else uses it",
+            "the device is out of memory (INTERNAL: Out of memory allocating 9 bytes.): end other programs that use it",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_an_interruption_before_anything_is_written_says_so(tmp_path, monkeypatc
     path = tmp_path / "run"
     assert command_line.main(["run", "digits", "--fresh", "--folder", str(path)]) == 130
     assert capsys.readouterr().err == (
-        "interrupted by Ctrl-C before anything was written: the same command starts again: python -m experiments run "
+        "interrupted by Ctrl-C before anything was written: start again with: python -m experiments run "
         f"digits --fresh --folder {path}\n"
     )
     assert not path.exists()
@@ -176,7 +176,7 @@ def test_commands_that_keep_nothing_start_again(arguments, monkeypatch, capsys):
     for function in (f"experiments.{name}" for name in ("config.names", "run.check_finished")):
         monkeypatch.setattr(function, lambda *_: signal.raise_signal(signal.SIGTERM))
     assert command_line.main(arguments) == 143
-    expected = "interrupted by SIGTERM: the same command starts again: python -m experiments " + " ".join(arguments)
+    expected = "interrupted by SIGTERM: start again with: python -m experiments " + " ".join(arguments)
     assert capsys.readouterr().err == expected + "\n"
 
 
@@ -193,7 +193,7 @@ def test_an_interruption_that_jax_reports_as_its_own_error_is_one(monkeypatch, c
 
     monkeypatch.setattr(config, "names", compute)
     assert command_line.main(["list"]) == 130
-    assert capsys.readouterr().err.startswith("interrupted by Ctrl-C: the same command starts again")
+    assert capsys.readouterr().err.startswith("interrupted by Ctrl-C: start again with: ")
 
 
 def test_a_second_interruption_while_the_first_is_handled_is_still_one_line(monkeypatch, capsys):
@@ -286,7 +286,7 @@ def test_a_home_directory_is_expanded_in_every_path(arguments, parsed, monkeypat
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("~nobody-of-this-name/x", "~nobody-of-this-name/x begins with an unknown home directory: write it out"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x begins with an unknown home directory: write the full path"),
         ("\udcff", r"'\udcff' cannot be read in the encoding of file names, utf-8: set PYTHONUTF8=1"),
         ("", "expected a path, got an empty text"),
     ],
@@ -369,7 +369,7 @@ def test_a_bad_experiment_is_named_when_it_is_to_run(name, experiments_of_ones_o
         (
             "audit",
             ["--num-images", "31"],
-            "--num-images 31 is more than the 30 images of the run in {}: give at most",
+            "--num-images 31 is more than the 30 images of the run in {}: lower it to at most",
         ),
         ("accuracy", ["--num-images", "31"], "--num-images 31 is more than the 30 images of the run in {}: give at"),
         ("audit", ["--certify", "31"], "--certify 31 is more than the 30 images that are measured: raise --num-images"),

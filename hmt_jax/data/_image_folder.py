@@ -126,8 +126,8 @@ def _is_image(entry: os.DirEntry) -> bool:
         return False
     if not entry.is_file():
         raise ValueError(
-            f"{shown(entry.path)} has the name of an image, but is neither a file nor a link to one: rename it, or take "
-            "it away"
+            f"{shown(entry.path)} has the name of an image, but is neither a file nor a link to one: rename it, or "
+            "take it away"
         )
     return True
 
@@ -146,6 +146,6 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
 
 
 def _holds_classes(folder: str) -> bool:
-    """Whether a folder holds no images itself, but its folders do."""
+    """Whether a folder holds no images itself, but its subfolders do."""
     folders = (os.path.join(folder, name) for name in _list(folder, os.DirEntry.is_dir))
     return not _list(folder, _is_image) and any(_list(inner, _is_image) for inner in folders)

@@ -32,7 +32,7 @@ _DENSENET_TORCHVISION: _Dialect = (
 # The checkpoints of torchvision are older than PyTorch's rule against dots in names.
 _DENSENET_OLD: _Dialect = (*_DENSENET_TORCHVISION, (r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2"))
 
-# What `from_torch` understands. `to_torch` writes the first.
+# The dialects that `from_torch` reads. `to_torch` writes the first.
 _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
     ResNet: (_RESNET_TORCHVISION, _RESNET_KUANGLIU),
     CifarResNet: (_RESNET_KUANGLIU, _RESNET_TORCHVISION),

@@ -36,10 +36,10 @@ class Place(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a state dict holds the arrays of a network.
+    """The place of a network's arrays in a state dict, and what else the state dict holds.
 
     Attributes:
-      place: where they are.
+      place: their place.
       entries: their entries, keyed by the network's names; more than one if names differ only by wrappers.
       copies: the entries of every other place that holds at least half of the arrays.
       statistics: the entries of a normalisation beside the weights.

@@ -11,8 +11,8 @@ A solver is an immutable value with four pure methods on a *restriction* g, a fu
 and with a number `num_candidates` of classes, the label included, that the linearization is to hold. States are pytrees
 of arrays, random keys included, that keep their shapes and dtypes. A solver owns no loop and knows nothing of images:
 `hmt_jax.measure_margins` linearizes the classifier once for each sample, shares that among all subspaces, and runs any
-solver from there in its lanes. A pair that is not done after `max_steps` calls of `step`, an attribute of the solver,
-or after 1000 if it has none, gets the status OUT_OF_STEPS.
+solver from there in its lanes. A pair that is not done after `max_steps` calls of `step` gets the status OUT_OF_STEPS;
+`max_steps` is an attribute of the solver, or 1000 if it has none.
 
 `deepfool` is that of the paper, whose margins are upper bounds, 1.5 to 2.5 times too large on a LeNet; `tight` comes
 within some percent of the least margins known. A new solver is such a value, here one that goes straight ahead along

@@ -84,7 +84,7 @@ class DeepFool:
     def result(self, state: DeepFoolState) -> Solution:
         z = (1 + self.overshoot) * state.z
         margin = norms_of(z)
-        # A point farther away than numbers reach is none.
+        # A point whose distance overflows is not a margin.
         is_beyond = (state.status == Status.CONVERGED) & ~jnp.isfinite(margin)
         status = jnp.where(is_beyond, Status.ZERO_GRADIENT, state.status).astype(jnp.int32)
         margin = jnp.where(status == Status.NON_FINITE, jnp.nan, margin)

@@ -50,8 +50,9 @@ def fmn(*, num_steps: int = 50, max_steps: int = 200) -> FMN:
 
     Takes one forward and one backward pass a step.
 
-    The first step is towards the runner-up, or the next of ten candidates if no direction in the subspace moves the
-    runner-up and the label apart; if none moves any of them, the status is ZERO_GRADIENT.
+    The first step is towards the runner-up. If no direction in the subspace changes the gap between the runner-up and
+    the label, it is towards the next of the ten candidates for which one does; if there is none, the status is
+    ZERO_GRADIENT.
 
     Args:
       num_steps: steps over which the search closes in.

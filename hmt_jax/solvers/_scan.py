@@ -65,7 +65,7 @@ class Scan:
 
     @property
     def max_steps(self) -> int:
-        """To the end of the reach in the fewest rings a step, and to the last refinement."""
+        """The steps to the end of the reach, with the fewest rings a step, and to the last refinement."""
         resolutions = _REACH / _RESOLUTION if self.reach is None else self.reach / (self.resolution or self.reach)
         return math.ceil(resolutions / _LEAST_RINGS) + _MOST_REFINEMENTS + 2
 

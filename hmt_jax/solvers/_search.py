@@ -18,7 +18,7 @@ from hmt_jax.solvers._solution import (
 )
 
 _COLDEST = 1e-6  # a softmax of the runner-up alone
-_SAME_GAP = 0.99  # a class whose gap to the label has not fallen below this part of it has not moved
+_SAME_GAP = 0.99  # a class has not moved if its gap to the label is still at least this share of the first gap
 
 
 class Search(NamedTuple):
@@ -75,12 +75,12 @@ class InSteps:
 
 
 def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Search, jax.Array, jax.Array]:
-    """A search that is to look at a linearised boundary first: the nearest, or that of the likeliest candidate.
+    """A search that starts at a linearised boundary: the nearest, or that of the likeliest candidate.
 
     Returns:
-      The search, whose memory is still to be set; the distance of that boundary, 0 where no class can gain on the
-      label; and the unit directions (C - 1, d) to all candidates' boundaries in their order, with the first one in
-      place of those that can't gain on the label.
+      The search, with its memory still to be set; the distance to that boundary, or 0 if no class can gain on the
+      label; and the unit directions (C - 1, d) to all candidates' boundaries in the order of the search. The first one
+      stands in for candidates that can't gain on the label.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
     norms = norms_of(at_sample.normals)
@@ -144,15 +144,15 @@ def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
 def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boundary:
     """The linearised boundary between the label and the others, weighed by a softmax of this temperature.
 
-    The temperature is in units of the gap at the sample. At 0 the runner-up counts alone. If it is 1 in units of the
+    The temperature is in units of the gap at the sample. At 0, only the runner-up counts. If it is 1 in units of the
     logits, the direction is that in which the cross-entropy grows. Classes that could not gain on the label at the
-    sample, and have not since, count only where there are no others.
+    sample, and have not gained since, count only if there are no others.
     """
     is_other = jnp.arange(seen.logits.size, dtype=search.label.dtype) != search.label
     gaps = (seen.logits[search.label] - seen.logits).astype(search.unmoved.dtype)
     has_moved = gaps < _SAME_GAP * search.unmoved
     is_rival = is_other & (has_moved | ~(is_other & has_moved).any())
-    # Where all are ruled out there is still to be a greatest one, and infinity less infinity is no number.
+    # Finite even if all are ruled out: there must be a greatest one, and infinity less infinity is NaN.
     lowest = jnp.asarray(jnp.finfo(seen.logits.dtype).min, seen.logits.dtype)
     others = jnp.where(is_rival, jnp.maximum(seen.logits, lowest), -jnp.inf)
     runner_up = jnp.max(others)

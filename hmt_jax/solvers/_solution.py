@@ -21,7 +21,7 @@ class Status(enum.IntEnum):
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
     NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite; the margin is NaN
     ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
-    UNCONFIRMED = 4  #: evaluated again, the point found keeps the label; the margin is the distance of that point
+    UNCONFIRMED = 4  #: evaluated again, the point found has the first label; the margin is the distance of that point
 
 
 class Solution(NamedTuple):
@@ -87,7 +87,7 @@ def has_label(logits: jax.Array) -> jax.Array:
 def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) -> jax.Array:
     """Gradients (C - 1, ...) of g_k - g_y, y the first of the candidates and k the others, by g's pull-back.
 
-    They are 0 where g_k - g_y is infinite, since no direction changes that.
+    They are 0 where g_k or g_y is -infinite, because no direction changes that.
     """
     label, others = candidates[0], candidates[1:]
     cotangents = jax.nn.one_hot(others, logits.size, dtype=logits.dtype)
@@ -140,7 +140,7 @@ def check_settings(settings: Any) -> None:
     overshoot: float = getattr(settings, "overshoot", 0)
     if not 0 <= overshoot < math.inf:  # so written that NaN fails, too
         raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
-    # Of its fields alone: others follow from settings that are yet to be checked.
+    # Fields only: properties are computed from settings that are not checked yet.
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     num_steps: int = fields.get("num_steps", 1)
     max_steps: int = fields.get("max_steps", num_steps)
