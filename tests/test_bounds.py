@@ -189,7 +189,7 @@ def test_what_rounding_may_decide_is_not_certified():
 
 @pytest.mark.parametrize("name", ["logistic", "mlp"])
 def test_a_class_that_is_ruled_out_does_not_count(name):
-    """Neither for bounds nor for exact margins, which are those of the network without it; alone it has no boundary."""
+    """Bounds and exact margins are those of the network without that class; a single class has no boundary."""
     classifier, images = network(name), images_of()
     line = subspaces.random(jax.random.key(0), SHAPE, 2)
     last = classifier.network.linear if name == "logistic" else classifier.network.layers[-1]

@@ -495,7 +495,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_nothing_is_kept_of_a_function_after_the_call(call):
-    """Neither programs nor what the function closes over: a new one in every call would fill the memory."""
+    """No programs, and nothing that the function closes over: a new function in every call would fill the memory."""
     (client,) = {device.client for device in jax.devices()}
 
     def measure_new_function():
@@ -652,7 +652,7 @@ def takes_one_image(image):
 
 
 class Transformed(NamedTuple):
-    """As Haiku's, whose parameters come first and whose random key is second."""
+    """Takes parameters first and a random key second, as Haiku's functions do."""
 
     init: Callable = lambda key, images: LINEAR
     apply: Callable = lambda parameters, rng, images: flat(images) @ parameters
@@ -726,7 +726,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
     ],
     ids=["one logit", "callback", "a reason in parts"],
 )
-def test_the_remedy_fits_what_the_classifier_gives(classifier, remedy):
+def test_the_remedy_fits_what_the_classifier_returns(classifier, remedy):
     with pytest.raises(ValueError, match=remedy):
         hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
 

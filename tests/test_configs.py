@@ -189,7 +189,7 @@ PLAIN = list(dict.fromkeys(plain(name, quick) for name in (*NAMES, "digits") for
 
 @pytest.mark.parametrize("experiment", PLAIN)
 def test_every_experiment_asks_for_images_that_there_are(experiment, monkeypatch):
-    """As many as MNIST, CIFAR-10 and the digits have."""
+    """At most as many as MNIST, CIFAR-10 and the digits have."""
     sizes = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "digits": (1437, 360)}
 
     def blank(name, data_dir):

@@ -257,7 +257,7 @@ def test_data_dir_is_that_of_the_environment_if_not_given(tmp_path, monkeypatch)
 
 
 def test_paths_may_begin_with_the_home_directory(tmp_path, monkeypatch):
-    """As users write them in Python and in variables, where no shell expands them."""
+    """Users write `~` in Python and in variables, where no shell expands it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for file in (data.load, data.prepare):

@@ -482,7 +482,7 @@ def test_the_best_epoch_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypa
     ],
     ids=["accelerator", "CPU", "host"],
 )
-def test_a_full_device_is_told(error, reason, tmp_path, capsys, monkeypatch):
+def test_a_full_device_is_reported(error, reason, tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise error
 
@@ -589,7 +589,7 @@ def test_the_record_has_the_checksums_of_all_files(robust):
 
 
 def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, monkeypatch):
-    """Before and after each step by which a file appears under its name: that of the record, its own, the record's."""
+    """Killed before and after each of three steps: the entry in the record, the file itself, and the record again."""
     folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
     file = tmp_path / "summary.json"
     found = []
@@ -623,7 +623,7 @@ def test_a_file_that_is_gone_is_named(finished, tmp_path, capsys, name):
 
 
 def archive(*, header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", **changes):
-    """An .npz file with the given header of its array, and attributes of its entry in the directory changed."""
+    """An .npz file whose array has the given header, and whose entry in the directory has other attributes."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as opened:
         opened.writestr("margin.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8))
@@ -651,8 +651,8 @@ HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999, 9999999), }
         ("a.npz", archive(header=b"{'descr': 'O', 'fortran_order': False, 'shape': (2,), }")),
     ],
 )
-def test_damage_is_told_whatever_a_parser_makes_of_it(tmp_path, name, content):
-    """Also where no record tells."""
+def test_damage_is_reported_whatever_a_parser_raises(tmp_path, name, content):
+    """Also without a record of checksums."""
     (tmp_path / name).write_bytes(content)
     read = {"json": folder.read_json, "npz": folder.read_arrays}
     expected = f"{tmp_path / name} is damaged, though a run writes its files whole: start that run over with --fresh"
@@ -739,7 +739,7 @@ FULL = "no space is left: free some and run the same command again, which resume
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
     with pytest.raises(OSError, match=f"{FULL}: '{tmp_path / 'summary.json'}'"):
         folder.write_json(tmp_path / "summary.json", {})
     assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ class FailingDevice:
 
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 81604378624 bytes."
-# What JAX says on CPU and on accelerators, and the libraries of the vendors below it.
+# Messages of JAX on CPU and on accelerators, and of the vendors' libraries below it.
 MESSAGES_OF_FULL_DEVICES = [
     OUT_OF_MEMORY,
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",

@@ -286,7 +286,7 @@ def test_folders_that_cannot_be_listed_are_named(folder):
         data.image_folder(folder)
 
 
-def test_a_root_of_splits_is_told_from_one_of_classes(tmp_path):
+def test_a_folder_of_splits_is_not_taken_for_one_of_classes(tmp_path):
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
         save(tmp_path / part / "cat" / "0.png", random_image(0, 8, 8))

@@ -263,7 +263,7 @@ OPTIONS = [
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """What the commands get for arguments."""
+    """The parsed arguments that the commands receive."""
 
     def parse(arguments):
         options = command_line._parser().parse_args(arguments)

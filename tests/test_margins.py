@@ -759,7 +759,7 @@ def test_probabilities_for_logits_give_a_warning():
 
 
 def test_margins_of_vanishing_gradients_give_a_warning():
-    """Of sigmoids: the boundary is that of their arguments, less than a pixel away."""
+    """The outputs are sigmoids: the boundary is that of their arguments, less than a pixel away."""
     with pytest.warns(
         UserWarning,
         match="^4 of 4 margins are longer than the diameter of the pixel box, though the label changes within a tenth "
@@ -800,7 +800,7 @@ def test_long_margins_of_classifiers_that_are_not_saturated_give_no_warning():
 
 
 def test_a_label_change_that_is_not_found_again_is_no_margin():
-    """Of a classifier that is another one in every trace: the boundary has moved away when the end is looked at."""
+    """The classifier differs in every trace: the boundary has moved away when the point found is evaluated again."""
     traces = []
 
     def with_a_state(images):
@@ -817,7 +817,7 @@ def test_a_label_change_that_is_not_found_again_is_no_margin():
 
 
 def test_a_class_that_is_ruled_out_changes_no_margin():
-    """Through all passes, as though it were not there; and alone it has no boundary."""
+    """In all passes it is as if the class were not there; a single class has no boundary."""
 
     def with_a_third(images):
         return jnp.insert(two_logits(images), 1, -jnp.inf, axis=1)

@@ -573,7 +573,7 @@ REMEDIES = {
 
 
 @pytest.mark.parametrize("name", NO_WEIGHTS)
-def test_files_that_hold_no_weights_are_told_for_what_they_are(name, tmp_path):
+def test_files_without_weights_are_named_by_their_kind(name, tmp_path):
     contents, kind = NO_WEIGHTS[name]
     (tmp_path / name).write_bytes(contents)
     remedy = f": {REMEDIES[name]}" if name in REMEDIES else "$"

@@ -1,4 +1,4 @@
-"""Numbers, arrays and keys as users give them, in the functions that take them."""
+"""Numbers, arrays and keys as users pass them, in the functions that take them."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ TAKE_KEYS = {
 
 
 @pytest.mark.parametrize("name", TAKE_KEYS)
-def test_whatever_takes_a_key_tells_how_to_make_one(name):
+def test_functions_that_take_a_key_say_how_to_make_one(name):
     with pytest.raises(TypeError, match=r"^key must be a random key, got 7: make one with jax\.random\.key\(7\)$"):
         TAKE_KEYS[name](7)
     with pytest.raises(

@@ -213,7 +213,7 @@ def test_long_texts_are_not_cut_off(name, title):
     for legend in figure.legends:
         found = [" ".join(text.get_text().split()) for text in legend.get_texts()]
         assert found == list(RUNS) or found[0] == "samples"
-    # What the texts take is added to the figure, and not taken from what is drawn.
+    # The space for the texts is added to the figure, and not taken from the axes.
     assert min(axes.get_window_extent().height for axes in panels) > figure.dpi
 
 

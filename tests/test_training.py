@@ -423,7 +423,7 @@ def test_attention_drops_others_in_every_step(samples):
 
 
 def test_variables_of_a_modules_own_are_carried_from_step_to_step(samples):
-    """Also where the network computes in bfloat16, in which 256 + 1 is 256."""
+    """Also if the network computes in bfloat16, where 256 + 1 is 256."""
     images, labels = samples
     recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
     stream = Stream(images, labels)
@@ -747,7 +747,7 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
         ({"attack": "pgd"}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*got 'pgd'"),
     ],
 )
-def test_arguments_of_the_wrong_kind_are_told_before_anything_is_computed(samples, logistic, settings, message):
+def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_computed(samples, logistic, settings, message):
     arguments = {"recipe": RECIPE, "key": jax.random.key(0), "devices": ONE, **settings}
     with pytest.raises((TypeError, ValueError), match=message):
         training.train(logistic, *samples, **arguments)
