@@ -26,13 +26,13 @@ class MarginResult:
     Attributes:
       margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. Where `status` is
         not converged it is no margin: the distance reached, NaN, or infinity, as `hmt_jax.Status` says.
-      label: the predicted label of the sample, right or wrong; -1 if its logits name none, because one is NaN or
-        +infinite, or all are -infinite.
+      label: the predicted label of the sample, right or wrong; -1 if its logits name none: one is NaN or +infinite, or
+        all are -infinite.
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
       num_steps: steps that the solver took.
       status: a `hmt_jax.Status` for each pair.
-      gap: how far the greatest other logit is above that of the label at the perturbed sample: what is left of the
-        way to the boundary if negative, how far behind it the sample is if positive. NaN where there is no point.
+      gap: max over k != label of g_k - g_label at the perturbed sample, in logits: negative before the boundary,
+        positive beyond it. NaN where there is no point.
       alignment: cosine of the angle between the perturbation and the gradient of that gap in the subspace, which is
         the boundary's normal if the gap is small. 1 at a minimal perturbation; any less, and a smaller one is near.
       coordinates: (R, N, d) perturbations in the coordinates of their subspaces, if they were asked for.

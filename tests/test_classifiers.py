@@ -717,7 +717,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
         ),
         (
             lambda images: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((len(images), 2), jnp.float32), images),
-            r"it can't be differentiated: compute with jax\.numpy, or define a derivative by jax\.custom_vjp",
+            r"it can't be differentiated: compute with jax\.numpy, or define a derivative with jax\.custom_vjp",
         ),
         (
             EquinoxLayers([equinox.nn.Conv2d(3, 2, 1, key=jax.random.key(0))]),

@@ -433,7 +433,7 @@ def test_loader_refuses(monkeypatch):
             lambda: data.loader(iter(numbered(3)), batch_size=1),
             r"got list_iterator: pass list\(zip\(images, labels\)\)",
         ),
-        (lambda: data.loader({0: numbered(1)[0]}, batch_size=1), r"by number, as a list of them does, got dict: pass"),
+        (lambda: data.loader({0: numbered(1)[0]}, batch_size=1), r"by number, as a list does, got dict: pass"),
         (lambda: data.loader(numbered(3), batch_size=1, shuffle="no"), "shuffle must be True or False, got 'no'"),
         (lambda: data.loader(numbered(3), batch_size=1).epoch(0.5), "number must be a whole number, got 0.5"),
         (

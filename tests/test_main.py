@@ -332,7 +332,10 @@ BAD = {
     "other_config": (GOOD + "CONFIG = {}", "must be a configuration, such as DiagonalMargins(...), got dict"),
     "one_check": (GOOD + "CHECKS = CHECKS[0]", "CHECKS in experiments/configs/one_check.py must be a tuple of Check"),
     "checks_of_text": (GOOD + "CHECKS = ('grows',)", "must be a tuple of Check, got tuple"),
-    "no_docstring": (GOOD.partition("\n")[2], "has no docstring: begin it with one, whose first line `list` shows"),
+    "no_docstring": (
+        GOOD.partition("\n")[2],
+        "has no docstring: begin it with one, because `list` shows its first line",
+    ),
 }
 
 

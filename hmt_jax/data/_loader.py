@@ -55,8 +55,8 @@ class Loader:
         that it had reached.
 
         Raises:
-          ValueError: for a negative number; and, when its batch is due, what the source raises, or for images of
-            different shapes, or labels that are not whole numbers.
+          ValueError: for a negative number; and, when its batch is due, for images of different shapes, or labels that
+            are not whole numbers. Errors of the source are passed on.
         """
         import grain
 
