@@ -66,9 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
                     sys.stdout.flush()
         return 0
     except BaseException as error:
-        if received or isinstance(
-            error, KeyboardInterrupt
-        ):  # checked first: JAX turns an interrupt in a callback into its own error
+        if received or isinstance(error, KeyboardInterrupt):  # JAX turns interrupts of callbacks into its own errors
             number = received[0] if received else signal.SIGINT
             status, text = 128 + number, _interrupted(_STOPPING[signal.Signals(number)], options, arguments)
         elif isinstance(error, SystemExit):  # raised by argparse, which has printed its own text
@@ -388,8 +386,6 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     exit_status = main()
-    if (
-        exit_status > 128
-    ):  # stopped midway: threads that still write, such as Orbax's, would print errors as Python exits
+    if exit_status > 128:  # stopped: threads that still write, such as Orbax's, would print errors as Python exits
         os._exit(exit_status)
     sys.exit(exit_status)

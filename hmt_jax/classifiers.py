@@ -159,11 +159,7 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
             f"the classifier is a function that changes a Flax NNX module when it is called ({reason}): call "
             "module.eval() first if the module is in training mode, or pass the module itself as the classifier"
         ) from error
-    except (
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:  # raised by JAX for products, convolutions and missing rules
+    except (TypeError, ValueError, NotImplementedError) as error:  # JAX's, for products, convolutions, missing rules
         reason = _reason_of(error)
         raise _LogitsError(
             f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "

@@ -41,7 +41,7 @@ _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
 }
 
 _MOST_NAMED = 4  # of each kind of fault, in an error
-_LEAST_NAMED = 0.125  # the share of its names that the shallowest network of a form has in common with any other
+_LEAST_NAMED = 0.125  # of its names, the shallowest network of a form shares at least so many with deeper ones
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # Where networks with `num_hidden` have their linear layers.
 _HIDDEN: dict[Any, str] = {MLP: "layers", CifarVGG: "classifier"}

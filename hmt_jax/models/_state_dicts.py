@@ -115,7 +115,7 @@ def check_copies(found: Found, *, is_file: bool) -> None:
 
 
 def refuse_quantized(found: Found) -> None:
-    """Raises ValueError if PyTorch quantized the tensors; checked first, because that changes most names."""
+    """Raises ValueError if PyTorch quantized the tensors, which changes most of their names."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
