@@ -38,7 +38,7 @@ class NewFunction:
 
 
 class jit:  # noqa: N801 - used as `jax.jit` is
-    """`jax.jit`, with programs that are dropped at the end of `of_call`, if it is given a `NewFunction`."""
+    """`jax.jit`, with programs that are dropped at the end of an `of_call` that was given a `NewFunction`."""
 
     def __init__(self, function: Callable, **options: Any):
         functools.update_wrapper(self, function)
