@@ -374,7 +374,7 @@ def test_a_bad_experiment_is_named_when_it_is_to_run(name, experiments_of_ones_o
             ["--num-images", "31"],
             "--num-images 31 is more than the 30 images of the run in {}: lower it to at most",
         ),
-        ("accuracy", ["--num-images", "31"], "--num-images 31 is more than the 30 images of the run in {}: give at"),
+        ("accuracy", ["--num-images", "31"], "--num-images 31 is more than the 30 images of the run in {}: lower it"),
         ("audit", ["--certify", "31"], "--certify 31 is more than the 30 images that are measured: raise --num-images"),
         ("audit", ["--num-images", "5", "--certify", "6"], "--certify 6 is more than the 5 images that are measured"),
     ],
