@@ -14,7 +14,7 @@ _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
 # The shares of margins and of images with vanishing gradients above which we warn. Ordinary networks have no such
 # margins, but may be flat at some images, where all units of a layer are off.
-_EARLY_PART, _FLAT_PART = 0.01, 0.25
+_EARLY_PART, _FLAT_PART = 0.05, 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.

@@ -408,11 +408,11 @@ class _GoOn:
 
     def done(self, state):
         state, num_steps = state
-        return self.solver.done(_wrapped(state)) | (num_steps >= getattr(self.solver, "max_steps", _MOST_STEPS))
+        is_done, _ = _answer(self.solver, state)
+        return is_done | (num_steps >= getattr(self.solver, "max_steps", _MOST_STEPS))
 
     def result(self, state):
-        state = _wrapped(state[0])
-        solution, is_done = self.solver.result(state), self.solver.done(state)
+        is_done, solution = _answer(self.solver, state[0])
         return solution._replace(
             status=jnp.where(is_done, solution.status, Status.OUT_OF_STEPS).astype(jnp.int32),
             adversarial_label=jnp.where(is_done, solution.adversarial_label, solution.label),
@@ -446,6 +446,25 @@ def _wrapped(state):
         state,
         is_leaf=lambda leaf: isinstance(leaf, _Key),
     )
+
+
+def _answer(solver, state) -> tuple[jax.Array, Solution]:
+    """Whether a solver is done with a state, and its solution there, of the types that the driver expects."""
+    state, name = _wrapped(state), type(solver).__name__
+    is_done, solution = jnp.asarray(solver.done(state)), solver.result(state)
+    if is_done.shape or is_done.dtype != bool:
+        raise TypeError(f"done of {name} must return a single bool, got {is_done.dtype}{list(is_done.shape)}")
+    if not isinstance(solution, Solution):
+        raise TypeError(f"result of {name} must return a hmt_jax.Solution, got {type(solution).__name__}")
+    kinds = {"margin": jnp.floating, "label": jnp.integer, "adversarial_label": jnp.integer, "status": jnp.integer}
+    for field, kind in kinds.items():
+        value = jnp.asarray(getattr(solution, field))
+        if value.shape or not jnp.issubdtype(value.dtype, kind):
+            raise TypeError(
+                f"result of {name} must have a single {'number' if kind is jnp.floating else 'whole number'} as "
+                f"{field}, got {value.dtype}{list(value.shape)}"
+            )
+    return is_done, solution
 
 
 def _check_same_types(solver, before, after):
@@ -487,7 +506,7 @@ def _pair(data, item):
 
 @functools.partial(_programs.jit, static_argnums=0)
 def _results(solver, states):
-    return jax.vmap(lambda state: (solver.done(_wrapped(state)), solver.result(_wrapped(state))))(states)
+    return jax.vmap(functools.partial(_answer, solver))(states)
 
 
 def _progress_of_all(progress, number, num_pairs_of_chunk, num_pairs):

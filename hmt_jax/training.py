@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from hmt_jax import _batches, _checks, _devices, _programs
 from hmt_jax._numbers import as_numbers, check_key
 from hmt_jax.attacks import Attack, as_argument, perturb
-from hmt_jax.classifiers import Classifier, as_pytree, logits_of
+from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of
 from hmt_jax.data import prefetch
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -169,22 +169,20 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
-    attack_argument = as_argument(attack)
     _check_kinds(classifier, recipe, key, on_epoch)
+    recipe, functions = _functions_of(recipe, attack)
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_are_classes(targets, _num_classes(classifier, pixels))
     _checks.check_range(pixels, attack)
     mesh = _devices.mesh(devices, _AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
-    with _programs.of_call(attack_argument):
+    with _programs.of_call(*functions):
         return _train(
             classifier,
             len(pixels),
             recipe,
-            lambda state, epoch: run_epoch(
-                recipe, mesh, attack_argument, state, samples, jax.random.fold_in(key, epoch)
-            ),
+            lambda state, epoch: run_epoch(recipe, mesh, functions, state, samples, jax.random.fold_in(key, epoch)),
             mesh,
             state,
             on_epoch,
@@ -219,8 +217,8 @@ def train_on_stream(
     Warns:
       As `train`, of the pixels of an epoch's first batch.
     """
-    attack_argument = as_argument(attack)
     _check_kinds(classifier, recipe, key, on_epoch)
+    recipe, functions = _functions_of(recipe, attack)
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
@@ -238,11 +236,11 @@ def train_on_stream(
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
         for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
-            state, sums = _train_step(recipe, stream.num_samples, attack_argument, state, sums, batch, step_key)
+            state, sums = _train_step(recipe, stream.num_samples, functions, state, sums, batch, step_key)
             _let_finish(sums, mesh)
         return state, sums
 
-    with _programs.of_call(attack_argument):
+    with _programs.of_call(*functions):
         return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
 
 
@@ -358,6 +356,22 @@ def _logits_in_training(structure, state, images):
     return logits_of(classifier, _batches.as_floats(images))
 
 
+class _Functions(NamedTuple):
+    """What a step calls besides the classifier, as arguments of compiled functions, or None."""
+
+    attack: Any
+    augment: Any
+
+
+def _functions_of(recipe, attack) -> tuple[Recipe, _Functions]:
+    """The recipe without its augmentation, which no compiled program is to keep, and the functions of a step."""
+    augment = recipe.augment
+    if augment is not None:
+        # A user's function is compiled anew in every call, because what it closes over may have changed.
+        augment = jax.tree_util.Partial(augment) if augment is crop_and_mirror else as_new_function(augment)
+    return dataclasses.replace(recipe, augment=None), _Functions(as_argument(attack), augment)
+
+
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     """The epochs that are left. `run_epoch` takes a state and a number, and gives a state and sums."""
     if recipe.batch_size % mesh.size:
@@ -431,20 +445,20 @@ def _checked(stream, epoch, attack, num_classes_for):
         )
 
 
-def _host_epoch(recipe, mesh, attack, state, samples, key):
+def _host_epoch(recipe, mesh, functions, state, samples, key):
     """One pass through the samples, in the order that the key draws."""
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
     order_key, step_key = jax.random.split(key)
     num_samples, sums = len(samples[0]), _zero_sums(mesh)
     for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
         indices, is_counted = jax.device_put(rows, sharding)
-        state, sums = _train_step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key)
+        state, sums = _train_step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key)
         _let_finish(sums, mesh)
     return state, sums
 
 
 @functools.partial(_programs.jit, static_argnums=(0, 1), donate_argnums=3)
-def _device_epoch(recipe, mesh, attack, state, samples, key):
+def _device_epoch(recipe, mesh, functions, state, samples, key):
     """As `_host_epoch`, as one compiled loop."""
     order_key, step_key = jax.random.split(key)
     rows = _order(recipe, len(samples[0]), order_key)
@@ -453,12 +467,12 @@ def _device_epoch(recipe, mesh, attack, state, samples, key):
     def step(carry, row):
         state, sums = carry
         indices, is_counted = row
-        return _step_at(recipe, attack, state, sums, samples, indices, is_counted, step_key), None
+        return _step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key), None
 
     return jax.lax.scan(step, (state, _zero_sums(mesh)), rows)[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(_programs.jit, static_argnums=(0, 1))
 def _order(recipe, num_samples, key):
     """Indices of the samples in a random order, (steps, B), and which of them count: the last row is filled up."""
     shape = (_steps_per_epoch(recipe, num_samples), recipe.batch_size)
@@ -466,25 +480,25 @@ def _order(recipe, num_samples, key):
     return order, jnp.arange(order.size).reshape(shape) < num_samples
 
 
-def _step_at(recipe, attack, state, sums, samples, indices, is_counted, key):
+def _step_at(recipe, functions, state, sums, samples, indices, is_counted, key):
     images, labels = samples
     batch = _batches.Batch(images[indices], labels[indices], is_counted)
-    return _step(recipe, len(images), attack, state, sums, batch, key)
+    return _step(recipe, len(images), functions, state, sums, batch, key)
 
 
 _train_step_at = _programs.jit(_step_at, static_argnums=0, donate_argnums=(2, 3))
 
 
-def _step(recipe, num_samples, attack, state, sums, batch, key):
+def _step(recipe, num_samples, functions, state, sums, batch, key):
     """One step of SGD on a batch."""
     attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
     images = _batches.as_floats(batch.images)
-    if recipe.augment is not None:
-        images = recipe.augment(augment_key, images)
-    if attack is not None:
+    if functions.augment is not None:
+        images = functions.augment(augment_key, images)
+    if functions.attack is not None:
         frozen = as_pytree(_classifier_to_compute_with(recipe, state))
         computing = jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen)
-        images = perturb(attack, computing, images, batch.labels, attack_key)
+        images = perturb(functions.attack, computing, images, batch.labels, attack_key)
 
     def loss_fn(parameters):
         logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)

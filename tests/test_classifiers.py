@@ -490,6 +490,14 @@ CALLS = {
     "pgd": lambda function, images: attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)(
         function, images, np.zeros(len(images), int), jax.random.key(0)
     ),
+    "augment": lambda function, images: training.train(
+        models.create("logistic", jax.random.key(0), image_shape=SHAPE, num_classes=2),
+        images,
+        np.zeros(len(images), int),
+        training.Recipe(num_epochs=2, augment=lambda key, batch: batch + 0 * function(batch)[:, :1, None, None]),
+        jax.random.key(0),
+        devices=jax.devices()[:1],
+    ),
 }
 
 

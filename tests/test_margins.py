@@ -910,6 +910,27 @@ def test_a_state_keeps_its_types(change, message):
         measure_two(boundary_images(), solver=NeverDone(change=change))
 
 
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("done", lambda found: jnp.zeros(1, bool), r"done of NeverDone must return a single bool, got bool\[1\]"),
+        ("done", lambda found: 0.5, r"done of NeverDone must return a single bool, got float32\[\]"),
+        ("result", lambda found: tuple(found), "result of NeverDone must return a hmt_jax.Solution, got tuple"),
+        ("result", lambda found: found._replace(margin=1), "must have a single number as margin, got int32"),
+        ("result", lambda found: found._replace(status=0.0), "must have a single whole number as status, got float32"),
+    ],
+)
+def test_answers_of_a_solver_have_the_types_that_are_expected(method, answer, message):
+    class Wrong(NeverDone):
+        pass
+
+    Wrong.__name__ = "NeverDone"
+    right = getattr(NeverDone, method)
+    setattr(Wrong, method, lambda self, state: answer(right(self, state)))
+    with pytest.raises(TypeError, match=message):
+        measure_two(boundary_images(), solver=Wrong())
+
+
 def test_what_a_solver_lacks_is_named():
     class Half:
         num_candidates = 2

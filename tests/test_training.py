@@ -107,7 +107,7 @@ def test_device_loop_is_the_host_loop(samples):
     key, mesh = jax.random.key(2), _devices.mesh(ONE, training._AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     by_host, by_device = (
-        run_epoch(RECIPE, mesh, None, training.start(Drawing(), RECIPE, 18), placed, key)
+        run_epoch(RECIPE, mesh, training._Functions(None, None), training.start(Drawing(), RECIPE, 18), placed, key)
         for run_epoch in (training._host_epoch, training._device_epoch)
     )
     assert by_host[0].variables["drawn"][...] > 0
@@ -546,6 +546,21 @@ def test_augmentation_is_part_of_the_step(samples, logistic):
     np.testing.assert_allclose(weights_of(found)[0], weights_of(expected)[0], rtol=1e-5, atol=1e-6)  # float32
 
 
+def test_an_augmentation_is_called_as_it_is_now(samples, logistic):
+    images, labels = samples
+    scale = 1.0
+
+    def scaled(key, batch):
+        return scale * batch
+
+    recipe = dataclasses.replace(RECIPE, num_epochs=1, augment=scaled)
+    for scale in (1.0, 0.5):
+        found = training.train(logistic, images, labels, recipe, jax.random.key(0), devices=ONE)
+        plain = dataclasses.replace(recipe, augment=None)
+        expected = training.train(logistic, scale * images, labels, plain, jax.random.key(0), devices=ONE)
+        np.testing.assert_allclose(weights_of(found)[0], weights_of(expected)[0], rtol=1e-5, atol=1e-6)  # float32
+
+
 def test_8_bit_images_are_divided_by_255(logistic):
     images = np.random.default_rng(3).integers(0, 256, (8, 2, 3, 1), dtype=np.uint8)
     labels = np.arange(8) % 3
@@ -738,7 +753,7 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
             r"key must be one random key, got an array of them, \(2,\): choose",
         ),
         ({"recipe": 0.1}, r"recipe must be a hmt_jax\.training\.Recipe, got 0\.1"),
-        ({"on_epoch": True}, r"on_epoch must be a function of \(epoch, state, metrics\), got True"),
+        ({"on_epoch": True}, r"on_epoch must be a function of an epoch's number, .*, or None, got True"),
         (
             {"attack": attacks.pgd},
             r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*<function pgd at",
@@ -874,12 +889,3 @@ def test_the_recipe_of_the_paper_is_the_default():
     expected = {"num_epochs": 30, "batch_size": 128, "max_learning_rate": 0.21, "momentum": 0.9, "weight_decay": 5e-4}
     recipe = training.Recipe()
     assert {name: getattr(recipe, name) for name in expected} == expected
-
-
-def test_on_epoch_must_be_a_function():
-    """It is checked before anything is compiled, since a call of it comes after that."""
-    classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
-    with pytest.raises(TypeError, match=r"on_epoch must be a function of an epoch's number, .*, or None, got True"):
-        training.train(
-            classifier, np.zeros((2, 2, 2, 1), np.float32), [0, 1], training.Recipe(), jax.random.key(1), on_epoch=True
-        )
