@@ -209,6 +209,8 @@ def _remedy(classifier, images, error) -> str:
             "it can't be differentiated: compute with jax.numpy, or define a derivative with jax.custom_vjp (a "
             "callback needs a vmap_method, too)"
         )
+    if "implicit dtype promotion" in str(error):
+        return "convert the images to the type that it computes in, since jax_numpy_dtype_promotion is 'strict'"
     return _remedy_for_arguments(classifier) or _remedy_for_one_image(classifier, images) or _REMEDY_FOR_SHAPES
 
 
@@ -308,8 +310,13 @@ def _remedy_for_no_callable(classifier) -> str:
         return ": pass jax.tree_util.Partial(classifier.apply, parameters, None), with None in place of its random key"
     if not isinstance(classifier, tuple | list) or not any(map(callable, classifier)):
         return ""
-    if callable(classifier[0]) and not any(map(callable, classifier[1:])):
-        return "; pass its first item"
+    function, *others = classifier
+    if callable(function) and not any(map(callable, others)):
+        try:
+            inspect.signature(function).bind(*others, "images")
+        except (TypeError, ValueError):  # or Python knows no signature of it
+            return "; pass its first item"
+        return ": pass jax.tree_util.Partial(*classifier)" if others else "; pass its first item"
     return ": pass jax.tree_util.Partial(function, parameters), with the function that computes the logits"
 
 

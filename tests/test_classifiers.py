@@ -743,12 +743,13 @@ def test_the_remedy_fits_what_the_classifier_returns(classifier, remedy):
     ("classifier", "remedy"),
     [
         ((two_logits, {}), "; pass its first item$"),
+        ((lambda parameters, images: images @ parameters, 1.0), r": pass jax\.tree_util\.Partial\(\*classifier\)$"),
         (({}, two_logits), r": pass jax\.tree_util\.Partial\(function, parameters\), with the function"),
         ((two_logits, two_logits), r": pass jax\.tree_util\.Partial\(function, parameters\), with the function"),
         ((), "got <class 'tuple'>$"),
         ({"apply": two_logits}, "got <class 'dict'>$"),
     ],
-    ids=["function first", "parameters first", "functions", "empty", "dict"],
+    ids=["function first", "function with its parameters", "parameters first", "functions", "empty", "dict"],
 )
 def test_what_cannot_be_called_has_the_remedy_for_its_kind(classifier, remedy):
     with pytest.raises(TypeError, match=remedy):
