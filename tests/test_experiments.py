@@ -711,15 +711,43 @@ def test_training_starts_over_where_all_checkpoints_are_damaged(finished, tmp_pa
     assert {file.name for file in (path / "checkpoints").iterdir()} == {"damaged-0", "damaged-1"}
 
 
-def test_the_checkpoints_of_another_run_are_refused(finished, tmp_path, capsys):
+def test_the_last_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
     folder.start(
         tmp_path / "run", "digits", config.override(config.load("digits"), [*QUICK[1:], "seed=7"]), fresh=False
     )
     told = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", tmp_path / "run")
-    assert (
-        f"{tmp_path / 'run' / 'checkpoints'} belongs to another run (seed is 0 there, 7 here): put that of this" in told
-    )
+    last = tmp_path / "run" / "checkpoints" / "1"
+    assert f"error: {last} belongs to another run (seed is 0 there, 7 here): put that of this run back, or" in told
+
+
+def rewrite_checkpoint(checkpoint, *, score, **changes):
+    """A checkpoint with another score and history, and with checksums that fit them, as another run leaves it."""
+    (history,) = (checkpoint / "history").glob("metadata")
+    content = json.loads(history.read_text())
+    history.write_text(json.dumps({"history": {**content["history"], **changes}}))
+    (checkpoint / "metrics" / "metrics").write_text(json.dumps({"score": score}))
+    files = (line.split("  ")[1] for line in (checkpoint / "files.sha256").read_text().splitlines())
+    lines = (f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
+    (checkpoint / "files.sha256").write_text("".join(lines))
+
+
+def test_the_best_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys, monkeypatch):
+    path = unfinished(finished, tmp_path / "run")
+    described = folder.read_config(path)
+    rewrite_checkpoint(path / "checkpoints" / "0", score=2.0, run={**described, "seed": 7})
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trains before it looks"))
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
+    best = path / "checkpoints" / "0"
+    assert f"error: {best} belongs to another run (seed is 7 there, 0 here): put that of this run back, or" in told
+    assert not (path / "best.safetensors").exists()
+
+
+def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(finished, tmp_path, capsys):
+    path = unfinished(finished, tmp_path / "run")
+    (path / "checkpoints" / "1").rename(path / "checkpoints" / "5")
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
+    assert f"{path / 'checkpoints' / '5'} is the checkpoint of epoch 1 under another name: rename it to 1, or" in told
 
 
 @pytest.fixture
