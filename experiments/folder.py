@@ -65,6 +65,20 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
         )
 
 
+def make(path: pathlib.Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+      OSError: if it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the folder {path} can't be made ({error.strerror}): name one in a folder that can be written"
+        ) from error
+
+
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[None]:
     """Keeps the folder of a run, which is made if it is not there, from other processes; an empty one is removed.
@@ -74,10 +88,11 @@ def held(path: pathlib.Path) -> Iterator[None]:
 
     Raises:
       ValueError: if another run or audit is at work in it, or it is a file.
+      OSError: if it can't be made.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder with --folder")
-    path.mkdir(parents=True, exist_ok=True)
+    make(path)
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
             directory = os.open(path, os.O_RDONLY)
@@ -105,7 +120,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     `fresh` removes the results in it, but for a run inside it that another one beside it refers to.
     If there is no record, as in a folder of an earlier version, one is made from the files as they are now.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    make(path)
     if fresh:
         needed = _referred_beside(path)
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):

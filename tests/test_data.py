@@ -388,6 +388,15 @@ def test_prepare_from_files_put_there_by_hand(tmp_path, publish, monkeypatch):
     assert not attempts
 
 
+@pytest.mark.parametrize("name", ["/proc", "/proc/new"])
+def test_prepare_where_no_folder_can_be_made(name):
+    match = (
+        rf"^no folder can be made in {name} \(No such file or directory\): name as data_dir one that can be written$"
+    )
+    with pytest.raises(OSError, match=match):
+        data.prepare("mnist", name)
+
+
 def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (

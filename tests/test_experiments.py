@@ -492,11 +492,15 @@ def test_a_full_device_is_reported(error, reason, tmp_path, capsys, monkeypatch)
     assert message.startswith(f"error: the device is out of memory ({reason}): end")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["run digits --folder", "scorecard RUN --root", "benchmark --training --output"])
+def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    told = fails(capsys, "run", "digits", *QUICK, "--folder", tmp_path / "file" / "run")
-    assert told.startswith("error: ")
-    assert "Traceback" not in told
+    path = tmp_path / "file" / "new"
+    full = path / "it.json" if "benchmark" in command else path
+    told = fails(capsys, *command.replace("RUN", str(finished)).split(), full)
+    assert (
+        told == f"error: the folder {path} can't be made (Not a directory): name one in a folder that can be written\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist_lenet", "mnist_lenet_flipped"])
