@@ -664,6 +664,20 @@ def test_damage_is_reported_whatever_a_parser_raises(tmp_path, name, content):
         read[name.partition(".")[2]](tmp_path / name)
 
 
+@pytest.mark.parametrize(("key", "parent"), [("test_accuracy", ()), ("median", ("windows", -1))])
+def test_a_key_that_a_file_lacks_is_named_with_the_file(finished, tmp_path, key, parent):
+    """Where no record of checksums tells that the file has changed."""
+    found = part = json.loads((finished / "summary.json").read_text())
+    for step in parent:
+        part = part[step]
+    del part[key]
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps(found))
+    told = f"{file} has no {key!r}, so it is damaged or of another version: start that run over with --fresh"
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        summary.report(tmp_path)
+
+
 def test_a_sound_file_is_read(tmp_path):
     (tmp_path / "a.npz").write_bytes(archive())
     np.testing.assert_array_equal(folder.read_arrays(tmp_path / "a.npz")["margin"], [0, 0])
