@@ -285,12 +285,15 @@ def _path(text: str) -> pathlib.Path:
         path = pathlib.Path(text).expanduser()
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write the full path") from None
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be read in the encoding of file names, {sys.getfilesystemencoding()}: set PYTHONUTF8=1"
-        ) from None
+    parts = {"": path} if path.is_absolute() else {"": path, "the working directory ": pathlib.Path.cwd()}
+    for what, part in parts.items():
+        try:
+            str(part).encode()
+        except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone
+            raise argparse.ArgumentTypeError(
+                f"{what}{str(part)!r} cannot be read in the encoding of file names, {sys.getfilesystemencoding()}: set "
+                "PYTHONUTF8=1"
+            ) from None
     return path
 
 

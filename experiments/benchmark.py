@@ -53,7 +53,7 @@ def benchmark(
     rate = matrix_rate()
     print(f"matrix products: {rate / 1e9:.0f} GFLOP/s on {jax.local_devices()[0].device_kind}", flush=True)
     rows: list[dict[str, Any]] = []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.make(path.parent)
     for name in names:
         plan = PLANS[name]
         num_images = (plan.num_images_cpu or 2) if is_cpu else plan.num_images
@@ -70,6 +70,7 @@ def benchmark(
 
 def scaling(path: pathlib.Path, *, data_dir: str | None = None) -> None:
     """Time and memory of LeNet's margins over numbers of pairs and of simulated devices, each in its own process."""
+    folder.make(path.parent)
     rows = [_in_process(num_pairs, 1, data_dir) for num_pairs in _SCALING_PAIRS]
     rows += [_in_process(_SCALING_PAIRS[0], num_devices, data_dir) for num_devices in _SCALING_DEVICES]
     print("pairs    devices  seconds  utilization  peak memory")
@@ -78,7 +79,6 @@ def scaling(path: pathlib.Path, *, data_dir: str | None = None) -> None:
             f"{row['num_pairs']:<8} {row['num_devices']:<8} {row['seconds']:<8.2f} {row['utilization']:<12.1%} "
             f"{row['peak_memory'] / 2**20:.0f} MiB"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     folder.write_json(path, {"environment": folder.environment(), "scaling": rows})
     print(f"\nresults: {path}")
 

@@ -8,6 +8,7 @@ their own. A folder of an earlier version has no record, and its files are not c
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.metadata
 import io
 import json
@@ -65,6 +66,20 @@ def check(path: pathlib.Path, name: str, config: Config) -> None:
         )
 
 
+def make(path: pathlib.Path) -> None:
+    """Makes a folder, and those above it, unless it is there.
+
+    Raises:
+      OSError: if it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the folder {path} can't be made ({error.strerror}): name one in a folder that can be written"
+        ) from error
+
+
 @contextlib.contextmanager
 def held(path: pathlib.Path) -> Iterator[None]:
     """Keeps the folder of a run, which is made if it is not there, from other processes; an empty one is removed.
@@ -74,10 +89,11 @@ def held(path: pathlib.Path) -> Iterator[None]:
 
     Raises:
       ValueError: if another run or audit is at work in it, or it is a file.
+      OSError: if it can't be made.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give a folder with --folder")
-    path.mkdir(parents=True, exist_ok=True)
+    make(path)
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
             directory = os.open(path, os.O_RDONLY)
@@ -105,7 +121,7 @@ def start(path: pathlib.Path, name: str, config: Config, *, fresh: bool) -> None
     `fresh` removes the results in it, but for a run inside it that another one beside it refers to.
     If there is no record, as in a folder of an earlier version, one is made from the files as they are now.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    make(path)
     if fresh:
         needed = _referred_beside(path)
         for result in (found for pattern in (*_COMMON, *config.results) for found in path.glob(pattern)):
@@ -191,7 +207,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: if it is damaged, or not there.
     """
-    return _read(path / _CONFIG, json.loads)
+    return read_json(path / _CONFIG)
 
 
 def read_environment(path: pathlib.Path) -> dict[str, Any]:
@@ -279,12 +295,23 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file.
+    """The value in a JSON file. Its objects raise ValueError, which names the file, for keys that they lack.
 
     Raises:
       ValueError: if it is damaged, not there, or not what its run wrote.
     """
-    return _read(path, json.loads)
+    return _read(path, lambda content: json.loads(content, object_pairs_hook=functools.partial(_Object, path)))
+
+
+class _Object(dict):
+    """An object in a JSON file."""
+
+    def __init__(self, path: pathlib.Path, items: list[tuple[str, Any]]):
+        super().__init__(items)
+        self._path = path
+
+    def __missing__(self, key):
+        raise ValueError(f"{self._path} has no {key!r}, so it is damaged or of another version: {_remedy(self._path)}")
 
 
 def read_classifier(path: pathlib.Path) -> models.Normalized:

@@ -50,7 +50,7 @@ def scorecard(folders: Sequence[pathlib.Path], root: pathlib.Path) -> str:
     total = f"{counts[checks.HOLDS]} of {num_decided} claims hold{undecided}; runs: {len(found)}"
     over_seeds = _rows_over_seeds(found)
     tables = [[_HEADER, *rows], *([[_SEEDS_HEADER, *over_seeds]] if over_seeds else [])]
-    root.mkdir(parents=True, exist_ok=True)
+    folder.make(root)
     folder.write(root / "scorecard.md", "\n\n".join([*map(_markdown, tables), f"{total}.\n"]).encode())
     return "\n\n".join([*map(checks.align, tables), total])
 

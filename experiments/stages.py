@@ -141,13 +141,14 @@ def _train(config, dataset, mean, std, windows, path) -> None:
                 raise FloatingPointError(f"{error}; the last good state is {last}, in {path / 'checkpoints'}") from None
         folder.write_json(path / "history.json", history)
         for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
+            chosen, until_then = _restored(kept, state, epoch, path)
             folder.write_classifier(
                 path / f"{file}.safetensors",
-                training.classifier_of(kept.restore(state, epoch)[0]),
+                training.classifier_of(chosen),
                 architecture=architecture,
                 data=config.data,
                 manipulation=config.manipulation,
-                training=next(entry for entry in history if entry["epoch"] == epoch),
+                training=until_then[-1],
             )
 
 
@@ -159,13 +160,30 @@ def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, A
         print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
     if kept.last_epoch is None:
         return state, []
-    state, found = kept.restore(state)
+    if kept.best_epoch != kept.last_epoch:  # told before training: a score of another run hides the best of this one
+        _restored(kept, state, kept.best_epoch, path)
+    return _restored(kept, state, kept.last_epoch, path)
+
+
+def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
+    """The state after an epoch, and the history until then.
+
+    Raises:
+      ValueError: if the checkpoint of this epoch is of another run, or of another epoch.
+    """
+    state, found = kept.restore(like, epoch)
+    checkpoint = path / "checkpoints" / str(epoch)
     there = found["run"] if isinstance(found, dict) else {}  # earlier versions wrote a list
     differing = folder.differences(there, folder.read_config(path))
     if differing:
         text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
-            f"{path / 'checkpoints'} belongs to another run ({text}): put that of this run back, or start over "
+            f"{checkpoint} belongs to another run ({text}): put that of this run back, or start over with --fresh"
+        )
+    last = found["epochs"][-1]["epoch"]
+    if last != epoch:
+        raise ValueError(
+            f"{checkpoint} is the checkpoint of epoch {last} under another name: rename it to {last}, or start over "
             "with --fresh"
         )
     return state, found["epochs"]

@@ -39,7 +39,7 @@ def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None
     if unknown := [name for name in names if name not in _MEASUREMENTS]:
         raise ValueError(f"unknown training workload {unknown[0]!r}; the known ones are {', '.join(_MEASUREMENTS)}")
     rows: dict[str, Any] = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.make(path.parent)
     for name in names or _MEASUREMENTS:
         rows |= _MEASUREMENTS[name](data_dir)
         folder.write_json(path, {"environment": folder.environment(), "training": rows})

@@ -22,6 +22,7 @@ def tradeoffs(path: pathlib.Path, *, data_dir: str | None = None) -> None:
 
     The standard settings are 10 candidates and the highest precision. Precisions are compared on accelerators only.
     """
+    folder.make(path.parent)
     workload = PLANS["lenet_mnist"].build(1000, data_dir)
     settings: list[dict[str, Any]] = [{"num_candidates": number} for number in _NUM_CANDIDATES]
     if jax.default_backend() != "cpu":
@@ -34,7 +35,6 @@ def tradeoffs(path: pathlib.Path, *, data_dir: str | None = None) -> None:
         margins, seconds = _margins(workload, **setting)
         rows.append({**setting, "seconds_per_pair": seconds / margins.size, **_compare(margins, standard)})
         print(_line(setting, rows[-1]), flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     folder.write_json(path, {"environment": folder.environment(), "tradeoffs": rows})
     print(f"\nresults: {path}")
 

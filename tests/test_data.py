@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import socket
 import struct
 import subprocess
@@ -387,6 +388,15 @@ def test_prepare_from_files_put_there_by_hand(tmp_path, publish, monkeypatch):
     assert not attempts
 
 
+@pytest.mark.parametrize("name", ["/proc", "/proc/new"])
+def test_prepare_where_no_folder_can_be_made(name):
+    match = (
+        rf"^no folder can be made in {name} \(No such file or directory\): name as data_dir one that can be written$"
+    )
+    with pytest.raises(OSError, match=match):
+        data.prepare("mnist", name)
+
+
 def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (
@@ -686,3 +696,86 @@ def test_tfds_images_are_checked(prepared, monkeypatch):
     monkeypatch.setattr(_tfds, "find", lambda *_: builder)
     with pytest.raises(ValueError, match="mnist has no label: take a data set of labelled images"):
         data.tfds_images("mnist", "train", data_dir=prepared)
+
+
+def save_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (9, 9)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        (
+            {"resize": 10**6, "crop": 10**6},
+            "crop must be at most 5792, so that an image fits in memory, got 1000000: low",
+        ),
+        ({"resize": 5793, "crop": 5793}, "crop must be at most 5792, so that an image fits in memory, got 5793: lower"),
+        ({"resize": True, "crop": True}, "resize must be a number of pixels, such as 224, got True"),
+        ({"resize": 8, "crop": True}, "crop must be a number of pixels, such as 224, got True"),
+    ],
+)
+def test_crops_that_would_fill_the_memory_or_are_no_numbers_are_refused(size, match, tmp_path):
+    save_image(tmp_path / "a" / "x.png")
+    with pytest.raises(ValueError, match=match):
+        data.image_folder(tmp_path, **size)
+    with pytest.raises(ValueError, match=match):
+        data.tfds_images("mnist", "train", data_dir=tmp_path, **size)
+
+
+def test_a_small_crop_of_a_huge_resized_image_is_read(tmp_path):
+    save_image(tmp_path / "a" / "x.png")
+    image, _ = data.image_folder(tmp_path, resize=10**6, crop=5)[0]
+    np.testing.assert_array_equal(image, np.zeros((5, 5, 3), np.uint8))
+
+
+CLASSES_HOLD_IMAGES = "they must lie in the classes' folders themselves"
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "expected"),
+    [
+        (
+            ["images/train/a/x.png", "images/train/b/x.png"],
+            "",
+            "the images are two levels deeper, in images/train of {0}: pass image_folder('{0}/images/train'), whose "
+            "classes would be a, b; or, if images/train is a class itself, move its images up: " + CLASSES_HOLD_IMAGES,
+        ),
+        (
+            ["train/a/images/x.png", "val/a/images/x.png"],
+            "",
+            "the images are two levels deeper, in train/a, val/a of {0}: pass one of them, such as image_folder("
+            "'{0}/train/a'), whose only class would be images; or, if train/a is a class itself, move its images up: "
+            + CLASSES_HOLD_IMAGES,
+        ),
+        (
+            ["train/a/images/x.png"],
+            "train",
+            "the images are one level deeper, in a of {0}/train: pass image_folder('{0}/train/a'), whose only class "
+            "would be images; or, if a is a class itself, move its images up: " + CLASSES_HOLD_IMAGES,
+        ),
+        (
+            [f"{name}/images/x.png" for name in "abcd"],
+            "",
+            "the images are one level deeper, in a, b, c, ... of {0}: pass one of them, such as image_folder('{0}/a'), "
+            "whose only class would be images; or, if a is a class itself, move its images up: " + CLASSES_HOLD_IMAGES,
+        ),
+        (
+            ["a/x.png", "b/images/x.png"],
+            "",
+            "{0}/b holds images only deeper, in images: move them up, for " + CLASSES_HOLD_IMAGES,
+        ),
+    ],
+    ids=["splits in a folder", "images below classes of splits", "images below a class", "many", "one class of two"],
+)
+def test_images_deeper_than_the_folders_of_classes_are_found(images, given, expected, tmp_path):
+    for image in images:
+        save_image(tmp_path / image)
+    with pytest.raises(ValueError, match=f"^{re.escape(expected.format(tmp_path))}$"):
+        data.image_folder(tmp_path / given)
+
+
+def test_images_far_below_are_not_looked_for(tmp_path):
+    save_image(tmp_path / "a" / "b" / "c" / "d" / "e" / "x.png")
+    with pytest.raises(ValueError, match="/a holds no images "):
+        data.image_folder(tmp_path)

@@ -491,11 +491,15 @@ def test_a_full_device_is_reported(error, reason, tmp_path, capsys, monkeypatch)
     assert message.startswith(f"error: the device is out of memory ({reason}): end")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["run digits --folder", "scorecard RUN --root", "benchmark --training --output"])
+def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    told = fails(capsys, "run", "digits", *QUICK, "--folder", tmp_path / "file" / "run")
-    assert told.startswith("error: ")
-    assert "Traceback" not in told
+    path = tmp_path / "file" / "new"
+    full = path / "it.json" if "benchmark" in command else path
+    told = fails(capsys, *command.replace("RUN", str(finished)).split(), full)
+    assert (
+        told == f"error: the folder {path} can't be made (Not a directory): name one in a folder that can be written\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist_lenet", "mnist_lenet_flipped"])
@@ -659,6 +663,20 @@ def test_damage_is_reported_whatever_a_parser_raises(tmp_path, name, content):
         read[name.partition(".")[2]](tmp_path / name)
 
 
+@pytest.mark.parametrize(("key", "parent"), [("test_accuracy", ()), ("median", ("windows", -1))])
+def test_a_key_that_a_file_lacks_is_named_with_the_file(finished, tmp_path, key, parent):
+    """Where no record of checksums tells that the file has changed."""
+    found = part = json.loads((finished / "summary.json").read_text())
+    for step in parent:
+        part = part[step]
+    del part[key]
+    file = tmp_path / "summary.json"
+    file.write_text(json.dumps(found))
+    told = f"{file} has no {key!r}, so it is damaged or of another version: start that run over with --fresh"
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        summary.report(tmp_path)
+
+
 def test_a_sound_file_is_read(tmp_path):
     (tmp_path / "a.npz").write_bytes(archive())
     np.testing.assert_array_equal(folder.read_arrays(tmp_path / "a.npz")["margin"], [0, 0])
@@ -710,15 +728,43 @@ def test_training_starts_over_where_all_checkpoints_are_damaged(finished, tmp_pa
     assert {file.name for file in (path / "checkpoints").iterdir()} == {"damaged-0", "damaged-1"}
 
 
-def test_the_checkpoints_of_another_run_are_refused(finished, tmp_path, capsys):
+def test_the_last_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
     folder.start(
         tmp_path / "run", "digits", config.override(config.load("digits"), [*QUICK[1:], "seed=7"]), fresh=False
     )
     told = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", tmp_path / "run")
-    assert (
-        f"{tmp_path / 'run' / 'checkpoints'} belongs to another run (seed is 0 there, 7 here): put that of this" in told
-    )
+    last = tmp_path / "run" / "checkpoints" / "1"
+    assert f"error: {last} belongs to another run (seed is 0 there, 7 here): put that of this run back, or" in told
+
+
+def rewrite_checkpoint(checkpoint, *, score, **changes):
+    """A checkpoint with another score and history, and with checksums that fit them, as another run leaves it."""
+    (history,) = (checkpoint / "history").glob("metadata")
+    content = json.loads(history.read_text())
+    history.write_text(json.dumps({"history": {**content["history"], **changes}}))
+    (checkpoint / "metrics" / "metrics").write_text(json.dumps({"score": score}))
+    files = (line.split("  ")[1] for line in (checkpoint / "files.sha256").read_text().splitlines())
+    lines = (f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
+    (checkpoint / "files.sha256").write_text("".join(lines))
+
+
+def test_the_best_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys, monkeypatch):
+    path = unfinished(finished, tmp_path / "run")
+    described = folder.read_config(path)
+    rewrite_checkpoint(path / "checkpoints" / "0", score=2.0, run={**described, "seed": 7})
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trains before it looks"))
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
+    best = path / "checkpoints" / "0"
+    assert f"error: {best} belongs to another run (seed is 7 there, 0 here): put that of this run back, or" in told
+    assert not (path / "best.safetensors").exists()
+
+
+def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(finished, tmp_path, capsys):
+    path = unfinished(finished, tmp_path / "run")
+    (path / "checkpoints" / "1").rename(path / "checkpoints" / "5")
+    told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
+    assert f"{path / 'checkpoints' / '5'} is the checkpoint of epoch 1 under another name: rename it to 1, or" in told
 
 
 @pytest.fixture

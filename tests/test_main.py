@@ -299,6 +299,26 @@ def test_a_path_that_cannot_be_one_is_refused(arguments, path, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", OPTIONS)
+def test_a_working_directory_that_cannot_be_read_is_named(arguments, tmp_path, monkeypatch, capsys):
+    """Not the path inside it, which can be read."""
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    command, *option = arguments
+    with pytest.raises(SystemExit) as error:
+        command_line.main([command, f"{option[0]}=inside" if option else "inside"])
+    assert error.value.code == 2
+    told = f"the working directory {str(folder)!r} cannot be read in the encoding of file names, utf-8: set PYTHONUTF8"
+    assert told in capsys.readouterr().err
+
+
+def test_an_absolute_path_is_taken_in_any_working_directory(parsed, tmp_path, monkeypatch):
+    (tmp_path / "\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "\udcff")
+    assert parsed(["audit", "/a"])["folder"] == pathlib.Path("/a")
+
+
 @pytest.fixture
 def experiments_of_ones_own(tmp_path, monkeypatch):
     """Writes files of experiments beside those of the project."""

@@ -1,5 +1,6 @@
 """Decoding of images, and cropping to one size."""
 
+import math
 from typing import IO, Any
 
 from hmt_jax._numbers import whole_number
@@ -38,8 +39,14 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
 
 
 def check_crop(resize: int, crop: int) -> None:
+    for argument, value in (("resize", resize), ("crop", crop)):
+        if isinstance(value, bool):
+            raise ValueError(f"{argument} must be a number of pixels, such as 224, got {value}")
     if not 1 <= whole_number("crop", crop) <= whole_number("resize", resize):
         raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
+    most = math.isqrt(_MOST_RESIZED_PIXELS)
+    if crop > most:
+        raise ValueError(f"crop must be at most {most}, so that an image fits in memory, got {crop}: lower crop")
 
 
 def resize_and_crop(image: Any, resize: int, crop: int) -> Any:

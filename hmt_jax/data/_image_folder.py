@@ -74,7 +74,7 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     Args:
       path: a folder that holds one folder of images a class.
       resize: length to which an image's shorter side is resized, in pixels.
-      crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
+      crop: side of the square that is cut out of its middle, in pixels; at most `resize`, and at most 5792.
 
     Raises:
       ValueError: for a folder that does not exist or holds no classes, a class without images, a pipe or a folder with
@@ -133,19 +133,38 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) -> None:
-    splits = [split for split in class_names if _holds_classes(os.path.join(root, split))]
-    if splits:
+    folder = os.path.join(root, name)
+    parents = sorted({os.path.dirname(path) for path in _nearest_with_images(root)})
+    if any(parents):  # no class has images. Whether the folders there are splits or classes is for the user to know.
+        first = os.path.join(root, parents[0])
+        inside = _list(first, os.DirEntry.is_dir)
         raise ValueError(
-            f"the folders of the classes are one level deeper, in {', '.join(map(shown, splits))} of {shown(root)}: "
-            f"pass one of them, such as image_folder({os.path.join(root, splits[0])!r})"
+            f"the images are {'two levels' if os.sep in parents[0] else 'one level'} deeper, in {_few(parents)} of "
+            f"{shown(root)}: pass {'one of them, such as ' * (len(parents) > 1)}image_folder({first!r}), whose "
+            f"{'classes' if len(inside) > 1 else 'only class'} would be {_few(inside)}; or, if {shown(parents[0])} is "
+            "a class itself, move its images up: they must lie in the classes' folders themselves"
+        )
+    if inside := _nearest_with_images(folder):
+        raise ValueError(
+            f"{shown(folder)} holds images only deeper, in {_few(inside)}: move them up, for they must lie in the "
+            "classes' folders themselves"
         )
     raise ValueError(
-        f"{shown(os.path.join(root, name))} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or "
-        "take the folder away"
+        f"{shown(folder)} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or take the folder "
+        "away"
     )
 
 
-def _holds_classes(folder: str) -> bool:
-    """Whether a folder holds no images itself, but its subfolders do."""
-    folders = (os.path.join(folder, name) for name in _list(folder, os.DirEntry.is_dir))
-    return not _list(folder, _is_image) and any(_list(inner, _is_image) for inner in folders)
+def _nearest_with_images(root: str) -> list[str]:
+    """Paths from a folder to those below that hold images: all of the first level that has such, of three at most."""
+    level = [""]
+    for _ in range(3):
+        folders = {path: _list(os.path.join(root, path), os.DirEntry.is_dir) for path in level}
+        level = [os.path.join(path, name) for path, names in folders.items() for name in names]
+        if found := [path for path in level if _list(os.path.join(root, path), _is_image)]:
+            return found
+    return []
+
+
+def _few(paths: list[str]) -> str:
+    return ", ".join(map(shown, paths[:3])) + ", ..." * (len(paths) > 3)

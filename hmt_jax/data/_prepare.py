@@ -1,5 +1,6 @@
 """Download of data sets, and their preparation in TFDS's format without TensorFlow."""
 
+import os
 from typing import Any
 
 from hmt_jax._paths import PathLike, shown
@@ -29,6 +30,7 @@ def prepare(name: str, data_dir: PathLike | None = None) -> str:
         lost samples on the way.
       ModuleNotFoundError: if a package is missing.
       ConnectionError: if a file can't be downloaded.
+      OSError: if the folder can't be made or written.
     """
     check_name(name)
     if name == "digits":
@@ -41,6 +43,13 @@ def prepare(name: str, data_dir: PathLike | None = None) -> str:
         raise ValueError(f"{shown(stock.data_dir)} is no complete data set: {_tfds.remake(stock)}")
     import tensorflow_datasets as tfds
 
+    try:
+        os.makedirs(os.path.join(stock.data_dir_root, "downloads"), exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"no folder can be made in {shown(stock.data_dir_root)} ({error.strerror}): name as data_dir one that can "
+            "be written"
+        ) from error
     builder = _builder_class(type(stock), data_dir)(data_dir=stock.data_dir_root)
     builder.download_and_prepare(
         file_format=_tfds.FILE_FORMAT,

@@ -65,7 +65,7 @@ def tfds_images(
       data_dir: the folder of prepared data sets; that of the environment variable TFDS_DATA_DIR, or else TFDS's own, if
         not given.
       resize: length to which an image's shorter side is resized, in pixels.
-      crop: side of the square that is cut out of its middle, in pixels; at most `resize`.
+      crop: side of the square that is cut out of its middle, in pixels; at most `resize`, and at most 5792.
 
     Raises:
       ValueError: for an unknown name or split, a data set that is damaged, not prepared, or without 8-bit images or
