@@ -19,6 +19,8 @@ _STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "si
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
 _STATISTICS_TOLERANCE = 1e-3
+# A tensor may take more bytes than it has in memory or in its file, by strides of 0, up to this size.
+_MOST_REPEATED = 2**16
 
 
 class Entry(NamedTuple):
@@ -114,9 +116,14 @@ def check_copies(found: Found, *, is_file: bool) -> None:
                 )
 
 
-def refuse_quantized(found: Found) -> None:
-    """Raises ValueError if PyTorch quantized the tensors, which changes most of their names."""
+def refuse_packed(found: Found) -> None:
+    """Raises ValueError for what is no single array: nested tensors, and quantized ones, most of whose names differ."""
     for entry in itertools.chain(found.others, *found.entries.values()):
+        if getattr(entry.value, "is_nested", False):
+            raise ValueError(
+                f"{entry.key} is a nested tensor, and weights must be single arrays: save the tensors of its unbind() "
+                "by names of their own"
+            )
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
                 f"{entry.key} is quantized, and weights must be floating point: pass the state dict of the network "
@@ -142,6 +149,9 @@ def take(entries: list[Entry]) -> np.ndarray:
 
 def shape(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, an array, or anything that NumPy can convert to one; () for anything else."""
+    # A nested tensor raises an error, or has sizes that are no numbers.
+    if getattr(value, "is_nested", False):
+        return ()
     if hasattr(value, "shape"):
         return tuple(value.shape)
     try:
@@ -198,8 +208,10 @@ def _told_apart(*places):
 def _as_array(entry: Entry) -> np.ndarray:
     key, value = entry
     is_tensor = hasattr(value, "detach")
-    if "sparse" in str(getattr(value, "layout", "")):
-        raise ValueError(f"{key} is a sparse tensor, and weights must be dense: call to_dense() on it")
+    for layout in ("sparse", "mkldnn"):
+        if is_tensor and layout in str(value.layout):
+            article = "an" if layout == "mkldnn" else "a"
+            raise ValueError(f"{key} is {article} {layout} tensor, and weights must be dense: call to_dense() on it")
     if getattr(value, "is_meta", False):
         raise ValueError(f"{key} is a tensor on the device meta, which holds no numbers: load the weights first")
     array = value if is_tensor else np.asarray(value)
@@ -214,7 +226,12 @@ def _as_array(entry: Entry) -> np.ndarray:
         *most, last = _FLOATING
         raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
     if is_tensor:
-        tensor = value.detach().cpu()
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size() > _MOST_REPEATED:
+            raise ValueError(
+                f"{key} {shape(value)} repeats few numbers: call .contiguous() on it before saving, if it is meant so"
+            )
+        # What PyTorch only marks as negated, NumPy can't hold.
+        tensor = value.detach().cpu().resolve_neg()
         # NumPy has no bfloat16, and PyTorch does not convert it. The detour through float32 is exact.
         return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
     return array.astype(array.dtype.newbyteorder("="), copy=False)

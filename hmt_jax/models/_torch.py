@@ -69,7 +69,7 @@ def from_torch(
         options = {**options, **inferred}
         network = _create.outline(name, image_shape, num_classes or 2, **options)
     match = Match.of(network, given, has_any_head=num_classes is None)
-    _state_dicts.refuse_quantized(match.found)
+    _state_dicts.refuse_packed(match.found)
     if faults := match.faults():
         raise ValueError(f"the state dict does not fit {name}: {faults}{nearest(name, given, tuple(image_shape))}")
     _state_dicts.check_copies(match.found, is_file=given is not state_dict)
