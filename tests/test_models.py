@@ -440,6 +440,46 @@ def test_averaged_weights_beside_the_others_are_not_chosen_among_in_silence(keys
     check_small(small_from_torch({"epoch": 3, second: {"weights": SMALL}, "optimizer": {"lr": 0.1, "state": {0: {}}}}))
 
 
+@pytest.mark.parametrize(
+    ("average", "key"),
+    [((AVERAGED, 0.99), "ema"), ([AVERAGED], "emas"), ([0.99, [{"weights": AVERAGED}]], "others")],
+)
+def test_averaged_weights_in_lists_are_not_chosen_among_in_silence(average, key):
+    with pytest.raises(
+        ValueError, match=rf"differ: pass one of the two by itself, checkpoint\['model'\] or checkpoint\['{key}'\]\["
+    ):
+        small_from_torch({"model": SMALL, key: average})
+
+
+def test_weights_in_lists_are_found():
+    check_small(small_from_torch({"models": [SMALL], "losses": [0.5, 0.25], "ema": [0.9, 0.99]}))
+    check_small(small_from_torch({"epochs": (3, {"ema": [SMALL]}), "optimizer": [{"params": [0, 1]}]}))
+
+
+ROW = list(AVERAGED.values())
+
+
+@pytest.mark.parametrize(
+    ("beside", "place"),
+    [
+        ({"ema": {"decay": 0.9, "shadow_params": ROW}}, r"checkpoint\['ema'\]\['shadow_params'\]"),
+        ({"optimizer_states": [{"ema": tuple(ROW)}]}, r"checkpoint\['optimizer_states'\]\[0\]\['ema'\]"),
+        ({"Averages": [ROW[:1], ROW[1:]]}, r"checkpoint\['Averages'\]"),
+        ({"shadow": dict(enumerate(ROW))}, r"checkpoint\['shadow'\]"),
+    ],
+)
+def test_averaged_weights_without_names_are_not_passed_over_in_silence(beside, place):
+    checkpoint = {"model": behind("net.", SMALL), **beside}
+    message = (
+        rf"^{place} holds arrays without the network's names, which seem to be averages of the weights in "
+        r"checkpoint\['model'\]: to take them, put them into the model and save its state_dict\(\), otherwise pass the "
+        "other weights alone$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(checkpoint)
+    check_small(small_from_torch(checkpoint["model"]))
+
+
 def test_averaged_weights_in_the_same_file_are_not_chosen_among_in_silence(tmp_path):
     np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema.", AVERAGED))
     message = (

@@ -417,6 +417,18 @@ def test_wrapped_state_dicts(key, tmp_path):
     np.testing.assert_array_equal(models.to_torch(classifier)["conv1.weight"], network.conv1.weight.detach().numpy())
 
 
+def test_averaged_weights_in_lists_of_pytorchs_are_not_passed_over_in_silence(tmp_path):
+    weights = twin_of("lenet", channels=1).state_dict()
+    statistics = {"image_shape": (28, 28, 1), "mean": (0.1,), "std": (0.3,)}
+    average = torch.nn.ParameterList(value + 1 for value in weights.values())
+    message = r"^checkpoint\['ema'\] holds arrays without the network's names, .* pass the other weights alone$"
+    with pytest.raises(ValueError, match=message):
+        models.from_torch("lenet", {"model": weights, "ema": average}, **statistics)
+    torch.save({"model": weights, "ema": average.state_dict()}, tmp_path / "it.pt")
+    with pytest.raises(ValueError, match=r"otherwise save the other weights to a file by themselves$"):
+        models.from_torch("lenet", tmp_path / "it.pt", **statistics)
+
+
 def test_the_layout_of_the_public_robust_checkpoints():
     """MadryLab's: the network twice, its normalisation within, and the state of an optimizer beside it."""
     network = twin_of("resnet18")
