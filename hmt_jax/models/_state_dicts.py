@@ -200,6 +200,10 @@ def shape(value: Any) -> tuple[int, ...]:
         return ()
     if hasattr(value, "shape"):
         return tuple(value.shape)
+    # NumPy would write out all that tensors in lists repeat.
+    if isinstance(value, list | tuple):
+        parts = {shape(part) for part in value} or {()}
+        return (len(value), *parts.pop()) if len(parts) == 1 else ()
     try:
         return np.shape(value)
     except (ValueError, TypeError, RuntimeError):

@@ -545,6 +545,10 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     for given in (weights, tmp_path / "it.pt"):
         with pytest.raises(ValueError, match=r"^linear\.weight \(100000, 3\) repeats few numbers: call \.contiguous"):
             models.from_torch("logistic", given, **small)
+    # A hundred terabytes, were the list converted.
+    listed = {**weights, "more": [torch.zeros(1).expand(10**7, 10**7)]}
+    with pytest.raises(ValueError, match=r"unexpected: more \(1, 10000000, 10000000\)$"):
+        models.from_torch("logistic", listed, **small)
     # What is small is read as it is meant.
     weights = {"linear.weight": torch.zeros(1).expand(2, 3), "linear.bias": torch.ones(()).expand(2)}
     found = models.to_torch(models.from_torch("logistic", weights, **small))
