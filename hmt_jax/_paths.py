@@ -9,10 +9,13 @@ def expand(argument: str, path: PathLike) -> str:
     """The path as a string, with the home directory in place of `~` or `~user`, as in a shell.
 
     Raises:
-      ValueError: if it is not a path, or if that home directory is not known: it would become a folder named `~`.
+      ValueError: if it is not a path, if it holds a NUL character, or if that home directory is not known: it would
+        become a folder named `~`.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise ValueError(f"{argument} must be a path, a string or a pathlib.Path, got {type(path).__name__}")
+    if "\0" in os.fsdecode(path):
+        raise ValueError(f"{argument} is {shown(path)}, and no path may hold the character \\0: leave it out")
     expanded = os.path.expanduser(os.fsdecode(path))
     if expanded.startswith("~"):
         raise ValueError(

@@ -440,6 +440,46 @@ def test_averaged_weights_beside_the_others_are_not_chosen_among_in_silence(keys
     check_small(small_from_torch({"epoch": 3, second: {"weights": SMALL}, "optimizer": {"lr": 0.1, "state": {0: {}}}}))
 
 
+@pytest.mark.parametrize(
+    ("average", "key"),
+    [((AVERAGED, 0.99), "ema"), ([AVERAGED], "emas"), ([0.99, [{"weights": AVERAGED}]], "others")],
+)
+def test_averaged_weights_in_lists_are_not_chosen_among_in_silence(average, key):
+    with pytest.raises(
+        ValueError, match=rf"differ: pass one of the two by itself, checkpoint\['model'\] or checkpoint\['{key}'\]\["
+    ):
+        small_from_torch({"model": SMALL, key: average})
+
+
+def test_weights_in_lists_are_found():
+    check_small(small_from_torch({"models": [SMALL], "losses": [0.5, 0.25], "ema": [0.9, 0.99]}))
+    check_small(small_from_torch({"epochs": (3, {"ema": [SMALL]}), "optimizer": [{"params": [0, 1]}]}))
+
+
+ROW = list(AVERAGED.values())
+
+
+@pytest.mark.parametrize(
+    ("beside", "place"),
+    [
+        ({"ema": {"decay": 0.9, "shadow_params": ROW}}, r"checkpoint\['ema'\]\['shadow_params'\]"),
+        ({"optimizer_states": [{"ema": tuple(ROW)}]}, r"checkpoint\['optimizer_states'\]\[0\]\['ema'\]"),
+        ({"Averages": [ROW[:1], ROW[1:]]}, r"checkpoint\['Averages'\]"),
+        ({"shadow": dict(enumerate(ROW))}, r"checkpoint\['shadow'\]"),
+    ],
+)
+def test_averaged_weights_without_names_are_not_passed_over_in_silence(beside, place):
+    checkpoint = {"model": behind("net.", SMALL), **beside}
+    message = (
+        rf"^{place} holds arrays without the network's names, which seem to be averages of the weights in "
+        r"checkpoint\['model'\]: to take them, put them into the model and save its state_dict\(\), otherwise pass the "
+        "other weights alone$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(checkpoint)
+    check_small(small_from_torch(checkpoint["model"]))
+
+
 def test_averaged_weights_in_the_same_file_are_not_chosen_among_in_silence(tmp_path):
     np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema.", AVERAGED))
     message = (
@@ -556,19 +596,26 @@ def test_weights_of_another_architecture_say_which_it_is(given):
 NO_WEIGHTS = {
     "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
     "page.safetensors": (b"\n<!DOCTYPE html><html><head></head></html>", "a web page"),
+    "marked.pth": (b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"),
     "empty.npz": (b"", "empty"),
     "weights.pth.gz": (b"\x1f\x8b\x08\x00", "compressed"),
     "keras.h5": (b"\x89HDF\r\n\x1a\n", "a file of HDF5"),
     "array.npy": (b"\x93NUMPY\x01\x00", "a single array of NumPy's"),
     "model.safetensors.index.json": (b'{"metadata": {}}', "text in JSON"),
+    "marked.json": (b"\xef\xbb\xbf{}", "text in JSON"),
     "notes.bin": (b"hello, world", "of no known kind"),
 }
 REMEDIES = {
     "pointer.pth": "fetch the file itself with `git lfs pull`$",
     "page.safetensors": "the download failed, download it again$",
+    "marked.pth": "the download failed, download it again$",
     "empty.npz": "the download or the copy failed, repeat it$",
     "weights.pth.gz": "unpack it first$",
+    "keras.h5": r"save its arrays, by PyTorch's names and in its layout, with np\.savez$",
     "array.npy": r"save all arrays by name with np\.savez$",
+    "model.safetensors.index.json": "pass the file of the tensors themselves$",
+    "marked.json": "pass the file of the tensors themselves$",
+    "notes.bin": "check that it is the file of the weights, and download it again if so$",
 }
 
 
@@ -576,13 +623,25 @@ REMEDIES = {
 def test_files_without_weights_are_named_by_their_kind(name, tmp_path):
     contents, kind = NO_WEIGHTS[name]
     (tmp_path / name).write_bytes(contents)
-    remedy = f": {REMEDIES[name]}" if name in REMEDIES else "$"
-    message = rf"{name} is {kind}, and weights must be in a file of safetensors, \.npz or PyTorch{remedy}"
+    remedy = REMEDIES[name]
+    message = rf"{name} is {kind}, and weights must be in a file of safetensors, \.npz or PyTorch: {remedy}"
     with pytest.raises(ValueError, match=message):
         small_from_torch(tmp_path / name)
-    remedy = REMEDIES.get(name, r"read PyTorch's weights with hmt_jax\.models\.from_torch\(name, file, \.\.\.\)$")
     with pytest.raises(ValueError, match=rf"{name} is {kind}, and was not written by hmt_jax\.models\.save: {remedy}"):
         models.load(tmp_path / name)
+
+
+def test_archives_of_other_files_are_told_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("README", b"")
+    with pytest.raises(ValueError, match=r"all\.zip is a zip archive of other files, .*: unpack it, and pass the"):
+        small_from_torch(tmp_path / "all.zip")
+
+
+def test_paths_with_a_nul_character_are_refused():
+    for read in (small_from_torch, models.load):
+        with pytest.raises(ValueError, match=r"^file is 'it\\x00\.npz', and no path may hold .*: leave it out$"):
+            read("it\0.npz")
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,12 +14,16 @@ import numpy as np
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Counters that PyTorch keeps beside the weights, for batch norm and for averages over training.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
+# In the keys of averages over training.
+_AVERAGES = re.compile("ema|swa|shadow|averag", re.IGNORECASE)
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 # Last parts of the names that public code uses for a normalisation within the network.
 _STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "sigma")}
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
 _STATISTICS_TOLERANCE = 1e-3
+# A tensor may take more bytes than it has in memory or in its file, by strides of 0, up to this size.
+_MOST_REPEATED = 2**16
 
 
 class Entry(NamedTuple):
@@ -58,16 +63,27 @@ class Found(NamedTuple):
         return _raw_prefix(self.place, self.entries)
 
 
-def mappings(state_dict: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
+def mappings(state_dict: Mapping) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
     """All mappings within a mapping, itself first: the keys that lead there, and the entries by plain names."""
-    entries: defaultdict[str, list[Entry]] = defaultdict(list)
-    for key, value in state_dict.items():
-        if isinstance(key, str) and not isinstance(value, Mapping):
-            entries[_without_wrappers(key)].append(Entry(key, value))
-    yield path, entries
-    for key, value in state_dict.items():
-        if isinstance(value, Mapping):
-            yield from mappings(value, (*path, key))
+    for path, container in _containers(state_dict):
+        if isinstance(container, Mapping):
+            entries: defaultdict[str, list[Entry]] = defaultdict(list)
+            for key, value in container.items():
+                if isinstance(key, str) and not isinstance(value, Mapping):
+                    entries[_without_wrappers(key)].append(Entry(key, value))
+            yield path, entries
+
+
+def _containers(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """All mappings, lists and tuples within a value, itself first, with the keys and positions that lead there."""
+    if isinstance(value, Mapping | list | tuple):
+        yield path, value
+        for key, part in _items(value):
+            yield from _containers(part, (*path, key))
+
+
+def _items(container):
+    return container.items() if isinstance(container, Mapping) else enumerate(container)
 
 
 def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
@@ -114,9 +130,46 @@ def check_copies(found: Found, *, is_file: bool) -> None:
                 )
 
 
-def refuse_quantized(found: Found) -> None:
-    """Raises ValueError if PyTorch quantized the tensors, which changes most of their names."""
+def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int, *, is_file: bool) -> None:
+    """Raises ValueError if averages of the weights stand beside them in a row, without names, as some libraries do.
+
+    Args:
+      state_dict: what was searched.
+      found: what was found there.
+      num_arrays: number of arrays of the network; half as many are taken for averages of it.
+      is_file: whether the state dict is from a file.
+    """
+    for path, container in _containers(state_dict):
+        for key, part in _items(container):
+            is_averaged = any(isinstance(step, str) and _AVERAGES.search(step) for step in (*path, key))
+            if is_averaged and 2 * sum(hasattr(value, "dtype") for value in _nameless(part)) >= num_arrays:
+                remedy = "save the other weights to a file by themselves" if is_file else "pass the other weights alone"
+                raise ValueError(
+                    f"{_shown((*path, key))} holds arrays without the network's names, which seem to be averages of "
+                    f"the weights in {_shown(found.place.path)}: to take them, put them into the model and save its "
+                    f"state_dict(), otherwise {remedy}"
+                )
+
+
+def _nameless(value) -> list:
+    """The values of a list or tuple, also in rows within it, of a mapping by numbers, or of a module; else none."""
+    if isinstance(value, Mapping):
+        return [part for key, part in value.items() if str(key).isdecimal()]
+    if callable(parameters := getattr(value, "parameters", None)):
+        return list(parameters())
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _nameless(part) or [part]]
+    return []
+
+
+def refuse_packed(found: Found) -> None:
+    """Raises ValueError for what is no single array: nested tensors, and quantized ones, most of whose names differ."""
     for entry in itertools.chain(found.others, *found.entries.values()):
+        if getattr(entry.value, "is_nested", False):
+            raise ValueError(
+                f"{entry.key} is a nested tensor, and weights must be single arrays: save the tensors of its unbind() "
+                "by names of their own"
+            )
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
                 f"{entry.key} is quantized, and weights must be floating point: pass the state dict of the network "
@@ -142,8 +195,15 @@ def take(entries: list[Entry]) -> np.ndarray:
 
 def shape(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, an array, or anything that NumPy can convert to one; () for anything else."""
+    # A nested tensor raises an error, or has sizes that are no numbers.
+    if getattr(value, "is_nested", False):
+        return ()
     if hasattr(value, "shape"):
         return tuple(value.shape)
+    # NumPy would write out all that tensors in lists repeat.
+    if isinstance(value, list | tuple):
+        parts = {shape(part) for part in value} or {()}
+        return (len(value), *parts.pop()) if len(parts) == 1 else ()
     try:
         return np.shape(value)
     except (ValueError, TypeError, RuntimeError):
@@ -186,7 +246,7 @@ def _raw_prefix(place, entries):
 
 def _told_apart(*places):
     """Names of places, for a message: their mappings, or their prefixes if all are in one mapping."""
-    mappings = [f"checkpoint{''.join(f'[{key!r}]' for key in place.path)}" for place, _ in places]
+    mappings = [_shown(place.path) for place, _ in places]
     if len(set(mappings)) > 1:
         return mappings
     prefixes = [_raw_prefix(place, entries) for place, entries in places]
@@ -195,11 +255,17 @@ def _told_apart(*places):
     ]
 
 
+def _shown(path):
+    return f"checkpoint{''.join(f'[{key!r}]' for key in path)}"
+
+
 def _as_array(entry: Entry) -> np.ndarray:
     key, value = entry
     is_tensor = hasattr(value, "detach")
-    if "sparse" in str(getattr(value, "layout", "")):
-        raise ValueError(f"{key} is a sparse tensor, and weights must be dense: call to_dense() on it")
+    for layout in ("sparse", "mkldnn"):
+        if is_tensor and layout in str(value.layout):
+            article = "an" if layout == "mkldnn" else "a"
+            raise ValueError(f"{key} is {article} {layout} tensor, and weights must be dense: call to_dense() on it")
     if getattr(value, "is_meta", False):
         raise ValueError(f"{key} is a tensor on the device meta, which holds no numbers: load the weights first")
     array = value if is_tensor else np.asarray(value)
@@ -214,7 +280,12 @@ def _as_array(entry: Entry) -> np.ndarray:
         *most, last = _FLOATING
         raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
     if is_tensor:
-        tensor = value.detach().cpu()
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size() > _MOST_REPEATED:
+            raise ValueError(
+                f"{key} {shape(value)} repeats few numbers: call .contiguous() on it before saving, if it is meant so"
+            )
+        # What PyTorch only marks as negated, NumPy can't hold.
+        tensor = value.detach().cpu().resolve_neg()
         # NumPy has no bfloat16, and PyTorch does not convert it. The detour through float32 is exact.
         return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
     return array.astype(array.dtype.newbyteorder("="), copy=False)

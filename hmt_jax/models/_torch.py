@@ -31,10 +31,10 @@ def from_torch(
 
     Tensors may have the names of torchvision (also of its old DenseNet checkpoints), of kuangliu/pytorch-cifar or of
     the paper's code, behind any prefix that they share, such as `module.`, `_orig_mod.`, `net.` or `backbone.`. The
-    state dict may be nested in other mappings, as in training checkpoints. If it holds copies of the weights, they must
-    be equal: if averaged weights are beside the others, pass one of the two. The widths of hidden layers are taken from
-    the weights. A normalisation among the weights must equal `mean` and `std`. PyTorch is needed only to read its own
-    files.
+    state dict may be nested in mappings, lists and tuples, as in training checkpoints. If it holds copies of the
+    weights, they must be equal: if averaged weights are beside the others, pass one of the two. The widths of hidden
+    layers are taken from the weights. A normalisation among the weights must equal `mean` and `std`. PyTorch is needed
+    only to read its own files.
 
     Args:
       name: one of `names()`.
@@ -52,8 +52,9 @@ def from_torch(
 
     Raises:
       ValueError: for an unknown name; a file that can't be read or holds more than tensors; weights that are not
-        floating point; copies that differ; another normalisation; or weights that do not fit, with a list of missing,
-        unexpected and wrongly shaped arrays, and the nearest architecture.
+        floating point; copies that differ; averages without names beside the weights; another normalisation; or
+        weights that do not fit, with a list of missing, unexpected and wrongly shaped arrays, and the nearest
+        architecture.
       ImportError: for a file of PyTorch's if that is not installed.
       TypeError: for anything else than a mapping or the name of a file, such as a module.
     """
@@ -69,10 +70,12 @@ def from_torch(
         options = {**options, **inferred}
         network = _create.outline(name, image_shape, num_classes or 2, **options)
     match = Match.of(network, given, has_any_head=num_classes is None)
-    _state_dicts.refuse_quantized(match.found)
+    _state_dicts.refuse_packed(match.found)
     if faults := match.faults():
         raise ValueError(f"the state dict does not fit {name}: {faults}{nearest(name, given, tuple(image_shape))}")
-    _state_dicts.check_copies(match.found, is_file=given is not state_dict)
+    is_file = given is not state_dict
+    _state_dicts.check_copies(match.found, is_file=is_file)
+    _state_dicts.refuse_nameless_averages(given, match.found, len(match.shapes), is_file=is_file)
     _state_dicts.check_statistics(match.found, np.asarray(mean), np.asarray(std), image_shape[2])
     if num_classes is None:
         network = _create.outline(name, image_shape, match.num_classes, **options)

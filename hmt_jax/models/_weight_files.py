@@ -30,11 +30,11 @@ _KINDS = (
     (rb"PK\x03\x04|PK\x05\x06", _ZIP),
     (rb"\x80[\x02-\x05]|.{257}ustar", _PYTORCH),
     (rb"version https://git-lfs", "a Git LFS pointer"),
-    (rb"\s*<", "a web page"),
+    (rb"(\xef\xbb\xbf)?\s*<", "a web page"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed"),
     (rb"\x89HDF", "a file of HDF5"),
     (rb"\x93NUMPY", "a single array of NumPy's"),
-    (rb"\s*[{\[]", "text in JSON"),
+    (rb"(\xef\xbb\xbf)?\s*[{\[]", "text in JSON"),
 )
 REMEDIES = {
     "a Git LFS pointer": "fetch the file itself with `git lfs pull`",
@@ -42,6 +42,10 @@ REMEDIES = {
     "empty": "the download or the copy failed, repeat it",
     "compressed": "unpack it first",
     "a single array of NumPy's": "save all arrays by name with np.savez",
+    "a file of HDF5": "save its arrays, by PyTorch's names and in its layout, with np.savez",
+    "text in JSON": "pass the file of the tensors themselves",
+    "of no known kind": "check that it is the file of the weights, and download it again if so",
+    "a zip archive of other files": "unpack it, and pass the file of the weights in it",
     "a TorchScript archive": "save torch.jit.load(file).state_dict() with torch.save",
 }
 
@@ -79,8 +83,9 @@ def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mappi
             return dict(arrays)
     if kind == _PYTORCH:
         return _read_torch_file(file, path)
-    remedy = f": {REMEDIES[kind]}" if kind in REMEDIES else ""
-    raise ValueError(f"{file} is {kind}, and weights must be in a file of safetensors, .npz or PyTorch{remedy}")
+    raise ValueError(
+        f"{file} is {kind}, and weights must be in a file of safetensors, .npz or PyTorch: {REMEDIES[kind]}"
+    )
 
 
 def kind_of(path: pathlib.Path) -> str:

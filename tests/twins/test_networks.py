@@ -417,6 +417,18 @@ def test_wrapped_state_dicts(key, tmp_path):
     np.testing.assert_array_equal(models.to_torch(classifier)["conv1.weight"], network.conv1.weight.detach().numpy())
 
 
+def test_averaged_weights_in_lists_of_pytorchs_are_not_passed_over_in_silence(tmp_path):
+    weights = twin_of("lenet", channels=1).state_dict()
+    statistics = {"image_shape": (28, 28, 1), "mean": (0.1,), "std": (0.3,)}
+    average = torch.nn.ParameterList(value + 1 for value in weights.values())
+    message = r"^checkpoint\['ema'\] holds arrays without the network's names, .* pass the other weights alone$"
+    with pytest.raises(ValueError, match=message):
+        models.from_torch("lenet", {"model": weights, "ema": average}, **statistics)
+    torch.save({"model": weights, "ema": average.state_dict()}, tmp_path / "it.pt")
+    with pytest.raises(ValueError, match=r"otherwise save the other weights to a file by themselves$"):
+        models.from_torch("lenet", tmp_path / "it.pt", **statistics)
+
+
 def test_the_layout_of_the_public_robust_checkpoints():
     """MadryLab's: the network twice, its normalisation within, and the state of an optimizer beside it."""
     network = twin_of("resnet18")
@@ -497,13 +509,50 @@ def test_weights_of_no_known_architecture_say_which_is_nearest():
             lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
             r"^fc1\.weight is quantized, .*: pass the state dict of the network before .* or call dequantize\(\)",
         ),
+        (lambda w: w.to_mkldnn(), r"^fc1\.weight is an mkldnn tensor, .*: call to_dense\(\) on it$"),
+        (
+            lambda w: torch.nested.nested_tensor([w, w[:1]]),
+            r"^fc1\.weight is a nested tensor, and weights must be single arrays: save the tensors of its unbind\(\)",
+        ),
+        (
+            lambda w: torch.nested.nested_tensor([w, w[:1]], layout=torch.jagged),
+            r"^fc1\.weight is a nested tensor, and weights must be single arrays: save the tensors of its unbind\(\)",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
 def test_tensors_that_are_no_plain_numbers_are_named(change, message):
     weights = dict(twin_of("lenet", channels=1).state_dict())
     with pytest.raises(ValueError, match=message):
         imported("lenet", {**weights, "fc1.weight": change(weights["fc1.weight"])}, (28, 28, 1))
+
+
+def test_tensors_that_pytorch_has_only_marked_as_negated_are_read():
+    weights = twin_of("lenet", channels=1).state_dict()
+    numbers = weights["fc3.bias"].numpy()
+    negated = torch.complex(torch.zeros(7), -weights["fc3.bias"]).conj().imag
+    assert negated.is_neg()
+    found = models.to_torch(imported("lenet", {**weights, "fc3.bias": negated}, (28, 28, 1)))
+    np.testing.assert_array_equal(found["fc3.bias"], numbers)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    # One number in the file, and 1.2 MB written out: a larger one would take all memory.
+    weights = {"linear.weight": torch.zeros(1).expand(100_000, 3), "linear.bias": torch.zeros(100_000)}
+    torch.save(weights, tmp_path / "it.pt")
+    small = {"image_shape": (1, 1, 3), "mean": (0,), "std": (1,)}
+    for given in (weights, tmp_path / "it.pt"):
+        with pytest.raises(ValueError, match=r"^linear\.weight \(100000, 3\) repeats few numbers: call \.contiguous"):
+            models.from_torch("logistic", given, **small)
+    # A hundred terabytes, were the list converted.
+    listed = {**weights, "more": [torch.zeros(1).expand(10**7, 10**7)]}
+    with pytest.raises(ValueError, match=r"unexpected: more \(1, 10000000, 10000000\)$"):
+        models.from_torch("logistic", listed, **small)
+    # What is small is read as it is meant.
+    weights = {"linear.weight": torch.zeros(1).expand(2, 3), "linear.bias": torch.ones(()).expand(2)}
+    found = models.to_torch(models.from_torch("logistic", weights, **small))
+    np.testing.assert_array_equal(found["linear.bias"], [1, 1])
 
 
 def test_packed_layers_of_dynamic_quantization_are_named():
