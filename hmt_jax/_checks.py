@@ -12,9 +12,9 @@ from hmt_jax.solvers import Status
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
-# The shares of margins and of images with vanishing gradients above which we warn. Ordinary networks have no such
-# margins, but may be flat at some images, where all units of a layer are off.
-_EARLY_PART, _FLAT_PART = 0.05, 0.25
+# The shares of margins and of images with vanishing gradients above which we warn. Ordinary networks have few such
+# margins, where units saturate or DeepFool leaps, and may be flat at images where all units of a layer are off.
+_EARLY_PART, _FLAT_PART = 0.15, 0.25
 # What half precision leaves of a difference of logits at a boundary.
 _GAP_TOLERANCE = 2e-2
 # What sums in half precision leave of a length, and of a coordinate that is 1 or -1.

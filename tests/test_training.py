@@ -786,7 +786,7 @@ def test_arrays_are_taken_in_any_byte_order_and_length(samples, logistic):
         ),
         (
             objects,
-            r"images must be an array of numbers, got object: make it of .* np\.stack\(list\(images\)\) for instance$",
+            r"images must be an array of numbers, got object: make it of .* such as np\.stack\(list\(images\)\)$",
         ),
         ([images[0], images[1, :1]], "images must be one array of numbers: "),
     ):
