@@ -81,8 +81,8 @@ def as_pytree(classifier: Classifier) -> Classifier:
     call, because what it closes over is compiled in and may have changed; its programs are dropped at the end of the
     call. `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
     20 MB for a small network, serve all calls with the same function, whatever the parameters. So define that function
-    once, outside any loop. A function made by `jax.jit` is compiled once, too, and keeps the values that it closed
-    over the first time.
+    once, outside any loop. The function of a Partial, functions that a module holds as attributes, and functions made
+    by `jax.jit` keep the values that they read when they were compiled: pass what may change as parameters.
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
