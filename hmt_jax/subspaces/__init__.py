@@ -1,0 +1,33 @@
+"""Linear subspaces of image space, with orthonormal coordinates.
+
+A subspace is a pytree with two methods for one image of shape (height, width, channels), each the transpose of the
+other: `coordinates(image) -> z` of shape (dimension,) projects orthogonally, and `embed(z) -> image` goes back.
+`coordinates(embed(z))` is z, and the L2 norm of z is the L2 norm of `embed(z)`, in pixels over all channels.
+
+Many subspaces are a Python list, of any kinds and dimensions. Those of one class and dimension differ only in arrays,
+so `hmt_jax.measure_margins` stacks them and runs one compiled program for all.
+"""
+
+from hmt_jax.subspaces._base import Subspace, as_list, check_fits, check_orthonormal
+from hmt_jax.subspaces._complement import orthogonal_complement
+from hmt_jax.subspaces._dct import DCTWindow, DCTWindowComplement, dct_diagonal, dct_grid, dct_window
+from hmt_jax.subspaces._span import Span, SpanComplement, WholeSpace, from_basis, full, random
+
+__all__ = [
+    "DCTWindow",
+    "DCTWindowComplement",
+    "Span",
+    "SpanComplement",
+    "Subspace",
+    "WholeSpace",
+    "as_list",
+    "check_fits",
+    "check_orthonormal",
+    "dct_diagonal",
+    "dct_grid",
+    "dct_window",
+    "from_basis",
+    "full",
+    "orthogonal_complement",
+    "random",
+]

@@ -1,0 +1,225 @@
+"""The interface of a subspace, and checks of subspaces."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax._checks import ImageShape, as_array, check_floating
+
+# What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
+_LENGTH_TOLERANCE, _COORDINATE_TOLERANCE = 1e-2, 5e-2
+STATIC = {"static": True}
+
+
+class Subspace(abc.ABC):
+    """Base class of the library's subspaces, and of your own.
+
+    A subclass is a pytree (a frozen dataclass under `jax.tree_util.register_dataclass`, for example) with a static
+    `image_shape` and two methods, each the transpose of the other. What tells subspaces of one class apart should be
+    arrays, so that they share compiled code. Here the subspaces are the colours of an image:
+
+    >>> @jax.tree_util.register_dataclass
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Channel(Subspace):
+    ...     channel: jax.Array  # a whole number, ()
+    ...     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+    ...     def coordinates(self, image):
+    ...         return image[:, :, self.channel].reshape(-1)
+    ...     def embed(self, z):
+    ...         blank = jnp.zeros(self.image_shape, z.dtype)
+    ...         return blank.at[:, :, self.channel].set(z.reshape(self.image_shape[:2]))
+    >>> colours = [Channel(jnp.asarray(channel), (32, 32, 3)) for channel in range(3)]
+    >>> for colour in colours:
+    ...     check_orthonormal(colour)
+    >>> colours[0].dimension, colours[0].embed(jnp.ones(1024)).shape
+    (1024, (32, 32, 3))
+    """
+
+    image_shape: ImageShape
+    #: Whether coordinates are orthonormal by construction. Those of other classes are checked when they are used.
+    is_orthonormal: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def coordinates(self, image: jax.Array) -> jax.Array:
+        """Coordinates (dimension,) of the orthogonal projection of an image (height, width, channels)."""
+
+    @abc.abstractmethod
+    def embed(self, z: jax.Array) -> jax.Array:
+        """The image (height, width, channels) with coordinates z (dimension,)."""
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the subspace: the number of its coordinates."""
+        return dimension_of(self, self.image_shape)
+
+
+class Checked(Subspace):
+    """A subspace of the library, which checks its arguments and is orthonormal by construction."""
+
+    is_orthonormal: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def _project(self, image: jax.Array) -> jax.Array:
+        """Coordinates of an image whose shape has been checked."""
+
+    @abc.abstractmethod
+    def _lift(self, z: jax.Array) -> jax.Array:
+        """Image of coordinates whose shape has been checked."""
+
+    @property
+    @final
+    def dimension(self) -> int:
+        return jax.eval_shape(self._project, jax.ShapeDtypeStruct(self.image_shape, jnp.float32)).shape[0]
+
+    @final
+    def coordinates(self, image: jax.Array) -> jax.Array:
+        image = jnp.asarray(as_array("image", image))
+        if image.shape != self.image_shape:
+            raise ValueError(f"image must have the subspace's image_shape {self.image_shape}, got {image.shape}")
+        check_floating("image", image)
+        return self._project(image)
+
+    @final
+    def embed(self, z: jax.Array) -> jax.Array:
+        z = jnp.asarray(as_array("z", z))
+        z = z.astype(jnp.result_type(z, 1.0))  # whole numbers, too
+        if z.shape != (self.dimension,):
+            raise ValueError(f"z must have shape ({self.dimension},), got {z.shape}")
+        return self._lift(z)
+
+
+def pytree(cls: type) -> type:
+    """Registers a dataclass as a pytree with the structure of no other class.
+
+    Those of `jax.tree_util.register_dataclass` are equal for all classes with the same fields. Jitted functions then
+    tell a span from its complement by hash alone, and mistake one for the other where hashes collide.
+    """
+    is_static = {field.name: field.metadata.get("static", False) for field in dataclasses.fields(cls)}
+    leaf_names = [name for name in is_static if not is_static[name]]
+    static_names = [name for name in is_static if is_static[name]]
+
+    def flatten_with_keys(subspace):
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(subspace, name)) for name in leaf_names]
+        return leaves, tuple(getattr(subspace, name) for name in static_names)
+
+    def unflatten(static, leaves):
+        return cls(**dict(zip(leaf_names, leaves, strict=True)), **dict(zip(static_names, static, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+def dimension_of(subspace: Any, image_shape: ImageShape) -> int:
+    """The number of coordinates of an image of this shape, for any object with `coordinates`."""
+    return jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape[0]
+
+
+def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
+    """The subspaces as a list, one of them as a list of one, checked for images of this shape.
+
+    Raises:
+      TypeError: for anything else, and for classes that are not registered as pytrees.
+      ValueError: for an empty list, subspaces of other images, or coordinates that are not orthonormal.
+    """
+    is_one = hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")
+    if not is_one and (isinstance(subspaces, str | dict) or not hasattr(subspaces, "__iter__")):
+        raise TypeError(
+            f"subspaces must be one subspace of hmt_jax.subspaces or a list of them, got {type(subspaces).__name__}"
+        )
+    members = [subspaces] if is_one else list(subspaces)
+    if not members:
+        raise ValueError("subspaces is empty: pass at least one subspace")
+    for member in members:
+        if not (hasattr(member, "coordinates") and hasattr(member, "embed")) or isinstance(member, type):
+            raise TypeError(
+                f"every one of the subspaces must have methods coordinates and embed, got {type(member).__name__}"
+            )
+        check_fits(member, image_shape)
+    # Those of one structure share the programs of the check.
+    for member in members:
+        if not getattr(type(member), "is_orthonormal", False):
+            check_orthonormal(member, image_shape)
+    return members
+
+
+def check_fits(subspace: Any, image_shape: ImageShape) -> None:
+    """Raises unless this is a subspace of images of that shape, registered as a pytree."""
+    _check_is_pytree(subspace)
+    own = tuple(getattr(subspace, "image_shape", image_shape))
+    if own != tuple(image_shape):
+        is_channels_first = (*image_shape[1:], image_shape[0]) == own
+        remedy = "pass images.transpose(0, 2, 3, 1)" if is_channels_first else "make the subspaces for that shape"
+        raise ValueError(
+            f"the subspaces are for images of shape {own}, but images have shape {tuple(image_shape)} after the batch "
+            f"axis; {remedy}"
+        )
+
+
+def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> None:
+    """None if the coordinates of a subspace are orthonormal, as far as one vector of coordinates shows.
+
+    A z of random signs is embedded, and both embed's transpose and `coordinates` must bring it back.
+
+    Args:
+      subspace: a subspace, or any pytree with `coordinates` and `embed`.
+      image_shape: (height, width, channels); that of the subspace if not given.
+
+    Raises:
+      ValueError: if embed and then its transpose, or `coordinates`, differ from the identity, or shapes do not fit.
+      TypeError: if its class is not registered as a pytree.
+
+    >>> from hmt_jax import subspaces
+    >>> check_orthonormal(subspaces.dct_window((8, 8, 3), row=2, column=0, size=4))
+    """
+    _check_is_pytree(subspace)
+    name = type(subspace).__name__
+    shape = getattr(subspace, "image_shape", None) if image_shape is None else image_shape
+    if shape is None:
+        raise ValueError(f"{name} has no image_shape: pass image_shape=(height, width, channels)")
+    coordinates = jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+    if len(coordinates.shape) != 1:
+        raise ValueError(
+            f"coordinates of {name} must return one vector (dimension,), got shape {coordinates.shape}: flatten it "
+            "with reshape(-1)"
+        )
+    z = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), coordinates.shape)
+    image = jax.eval_shape(subspace.embed, z)
+    if image.shape != tuple(shape):
+        raise ValueError(f"embed of {name} must return an image of shape {tuple(shape)}, got {image.shape}")
+    for back, (length, greatest) in _deviations(subspace, z).items():
+        # So written that NaN fails, too.
+        if length <= _LENGTH_TOLERANCE * z.size**0.5 and greatest <= _COORDINATE_TOLERANCE:
+            continue
+        raise ValueError(
+            f"coordinates of {name} are not orthonormal: for z of 1s and -1s, embed followed by {back} returns "
+            f"coordinates that differ from z by up to {greatest:.2g}; embed must keep lengths and angles, and "
+            "coordinates must be its transpose"
+        )
+
+
+@jax.jit
+def _deviations(subspace, z):
+    """For two ways back from the image of z: the length of the difference from z, and its greatest entry."""
+    image, pull_back = jax.vjp(subspace.embed, z)
+    ways = {"its transpose": pull_back(image)[0], "coordinates": subspace.coordinates(image)}
+    return {back: (jnp.sqrt(jnp.sum((x - z) ** 2)), jnp.max(jnp.abs(x - z))) for back, x in ways.items()}
+
+
+def _check_is_pytree(subspace) -> None:
+    """Classes of the user's own may have been left unregistered: JAX then takes their instances for single leaves."""
+    name = type(subspace).__name__
+    if jax.tree_util.all_leaves([subspace]):
+        raise TypeError(
+            f"a subspace must be a pytree, but {name} is not registered as one: decorate the class with "
+            "jax.tree_util.register_dataclass on top of dataclasses.dataclass(frozen=True), image_shape static"
+        )
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(subspace)]
+    if any(path and path[0] == jax.tree_util.GetAttrKey("image_shape") for path in paths):
+        raise TypeError(
+            f"image_shape of {name} must be static, and not an array: declare it as image_shape: "
+            'tuple[int, int, int] = dataclasses.field(metadata={"static": True})'
+        )

@@ -1,0 +1,41 @@
+"""Orthogonal complements of subspaces of every kind."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax.subspaces._base import Subspace
+from hmt_jax.subspaces._dct import DCTWindow, DCTWindowComplement
+from hmt_jax.subspaces._span import Span, SpanComplement, basis_of_reflected, reflector_of
+
+
+def orthogonal_complement(subspace: Subspace) -> Subspace:
+    """All directions orthogonal to a subspace, with orthonormal coordinates of their own.
+
+    Complements of DCT windows are as matrix-free as the windows; those of spans take the memory of the span. The
+    complement of a complement is the subspace again. For subspaces of your own, the basis is formed.
+
+    Raises:
+      ValueError: if nothing is left, as for the whole space.
+
+    >>> from hmt_jax import subspaces
+    >>> rest = orthogonal_complement(subspaces.dct_window((28, 28, 1), row=0, column=0, size=8))
+    >>> rest.dimension
+    720
+    """
+    if subspace.dimension == math.prod(subspace.image_shape):
+        raise ValueError("the subspace is the whole space: its orthogonal complement has no directions")
+    match subspace:
+        case DCTWindow():
+            return DCTWindowComplement(subspace.corner, subspace.size, subspace.image_shape)
+        case DCTWindowComplement():
+            return DCTWindow(subspace.corner, subspace.size, subspace.image_shape)
+        case SpanComplement():
+            return Span(basis_of_reflected(subspace.reflector), subspace.image_shape)
+        case Span():
+            return SpanComplement(reflector_of(subspace.basis), subspace.image_shape)
+        case _:
+            images = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
+            basis = images.reshape(subspace.dimension, -1).T
+            return SpanComplement(reflector_of(basis), subspace.image_shape)
