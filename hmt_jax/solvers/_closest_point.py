@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
+from hmt_jax.solvers._base import Linearization, Restriction, norms_of
 from hmt_jax.solvers._search import InSteps, Search
-from hmt_jax.solvers._solution import Linearization, Restriction, norms_of
 
 _DAMPING = 0.3  # the part of the way that is gone at first
 _GROWTH, _SHRINKAGE = 1.3, 0.5
@@ -24,13 +24,35 @@ class _Memory(NamedTuple):
     overshoot: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosestPoint(InSteps):
-    """The solver that `closest_point` makes."""
+    """Damped steps to the closest point of the linearised boundary.
+
+    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A
+    step goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has
+    fallen, the next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go
+    back and forth between the facets of a network.
+
+    Takes one forward and one backward pass a step.
+
+    Attributes:
+      num_steps: steps in all.
+      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
+      num_candidates: classes considered for the first step, the label included.
+
+    Raises:
+      ValueError: for no step, or a `max_steps` below `num_steps`.
+
+    >>> import jax, hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), ClosestPoint())
+    >>> f"{result.margin[0, 0]:.2f}"  # (0.9 - 0.5) / sqrt(2) = 0.283
+    '0.28'
+    """
 
     num_steps: int = 20
     max_steps: int = 100
-    num_candidates: int = 10
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
         search, distance, _ = _search.begin(at_sample)
@@ -61,23 +83,3 @@ class ClosestPoint(InSteps):
         onwards = search.z + jnp.clip(-near.depth, -_TRUST * seen.norm, seen.norm) * near.normal
         z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, onwards)
         return search._replace(z=(1 + new.overshoot) * z, memory=new)
-
-
-def closest_point(*, num_steps: int = 20, max_steps: int = 100) -> ClosestPoint:
-    """Damped steps to the closest point of the linearised boundary.
-
-    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A
-    step goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has
-    fallen, the next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go
-    back and forth between the facets of a network.
-
-    Takes one forward and one backward pass a step.
-
-    Args:
-      num_steps: steps in all.
-      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
-
-    Raises:
-      ValueError: for no step, or a `max_steps` below `num_steps`.
-    """
-    return ClosestPoint(num_steps, max_steps)

@@ -5,8 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
+from hmt_jax.solvers._base import Linearization, Restriction
 from hmt_jax.solvers._search import InSteps, Search
-from hmt_jax.solvers._solution import Linearization, Restriction
 
 # Parts of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.05
@@ -15,32 +15,8 @@ _CHANGE, _LAST_CHANGE = 0.15, 0.005
 _TEMPERATURE = 0.08
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DDN(InSteps):
-    """The solver that `ddn` makes. A search remembers the radius of its sphere."""
-
-    num_steps: int = 50
-    max_steps: int = 200
-    num_candidates: int = 10
-
-    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
-        search, distance, _ = _search.begin(at_sample, nearest_first=False)
-        return search._replace(memory=distance)
-
-    def step(self, restriction: Restriction, search: Search) -> Search:
-        search, seen = _search.look(restriction, search)
-        near = _search.boundary(search, seen, _TEMPERATURE)
-        fraction = (search.num_steps / self.num_steps).astype(search.z.dtype)
-        change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
-        is_found = jnp.isfinite(search.best_norm)
-        growth = jnp.where(is_found, change, 2 * _CHANGE)
-        factor = jnp.where(seen.is_adversarial, 1 - change, 1 + growth)
-        radius = jnp.minimum(factor * search.memory, search.best_norm)
-        ahead = _search.unit(search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * search.memory * near.normal)
-        return search._replace(z=radius * ahead, memory=radius)
-
-
-def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
     """Decoupled direction and norm: on a sphere towards the other labels, while its radius closes in on the boundary.
 
     At every step z moves by a part of the radius along the gradient of the cross-entropy and returns to the sphere,
@@ -54,9 +30,10 @@ def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
     the label, it is towards the next of the ten candidates for which one does; if there is none, the status is
     ZERO_GRADIENT.
 
-    Args:
+    Attributes:
       num_steps: steps over which the search closes in.
       max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
+      num_candidates: classes considered for the first step, the label included.
 
     Raises:
       ValueError: for no step, or a `max_steps` below `num_steps`.
@@ -64,5 +41,30 @@ def ddn(*, num_steps: int = 50, max_steps: int = 200) -> DDN:
     References:
       Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, "Decoupling direction and norm for efficient
       gradient-based L2 adversarial attacks and defenses", CVPR 2019, arXiv:1811.09600.
+
+    >>> import jax, hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), DDN())
+    >>> f"{result.margin[0, 0]:.2f}"  # (0.9 - 0.5) / sqrt(2) = 0.283
+    '0.28'
     """
-    return DDN(num_steps, max_steps)
+
+    num_steps: int = 50
+    max_steps: int = 200
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
+        search, distance, _ = _search.begin(at_sample, nearest_first=False)
+        return search._replace(memory=distance)
+
+    def step(self, restriction: Restriction, search: Search) -> Search:
+        search, seen = _search.look(restriction, search)
+        near = _search.boundary(search, seen, _TEMPERATURE)
+        fraction = (search.num_looks / self.num_steps).astype(search.z.dtype)
+        change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
+        is_found = _search.is_found(search)
+        growth = jnp.where(is_found, change, 2 * _CHANGE)
+        factor = jnp.where(seen.is_adversarial, 1 - change, 1 + growth)
+        radius = jnp.minimum(factor * search.memory, search.best_norm)
+        ahead = _search.unit(search.z + _search.cosine(_LAST_STEP, _STEP, fraction) * search.memory * near.normal)
+        return search._replace(z=radius * ahead, memory=radius)

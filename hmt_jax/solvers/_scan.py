@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._solution import (
-    Linearization,
-    Restriction,
-    Solution,
-    Status,
-    check_settings,
-    has_label,
-    norms_of,
-)
+from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, has_label
 
 # What is not given, in units of the sample's first-order distance.
 _RESOLUTION, _REACH = 1 / 16, 64
@@ -37,133 +29,14 @@ class _State(NamedTuple):
     arc: jax.Array  # (2,) angles looked at: the middle one, and how far they reach on either side
     z: jax.Array  # (d,) the nearest point with another label
     label: jax.Array
-    adversarial_label: jax.Array
+    adversarial_label: jax.Array  # -1 if logits named no label nearer by
     num_steps: jax.Array
     num_refinements: jax.Array
-    status: jax.Array  # OUT_OF_STEPS until the label has been seen to change
+    is_found: jax.Array  # whether the label has been seen to change
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scan:
-    """The solver that `scan` makes."""
-
-    reach: float | None
-    resolution: float | None
-    num_angles: int
-    num_candidates: int = 10  # for the first-order distance
-
-    def __post_init__(self):
-        check_settings(self)
-        if (self.reach is None) != (self.resolution is None):
-            raise ValueError(f"give both resolution and reach, or none, got {self.resolution} and {self.reach}")
-        if self.reach is not None and self.resolution is not None and not 0 < self.resolution <= self.reach:
-            raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
-        if self.reach == math.inf:
-            raise ValueError("reach must be finite: where the label never changes, the search would not end")
-        if self.num_angles < 3:
-            raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
-
-    @property
-    def max_steps(self) -> int:
-        """The steps to the end of the reach, with the fewest rings a step, and to the last refinement."""
-        resolutions = _REACH / _RESOLUTION if self.reach is None else self.reach / (self.resolution or self.reach)
-        return math.ceil(resolutions / _LEAST_RINGS) + _MOST_REFINEMENTS + 2
-
-    def start(self, restriction: Restriction, at_sample: Linearization) -> _State:
-        origin = jnp.zeros_like(at_sample.normals[0])
-        if origin.size > 2:
-            raise ValueError(f"scan is for subspaces of 1 or 2 dimensions, got {origin.size}; take another solver")
-        search, distance, _ = _search.begin(at_sample)
-        resolution = jnp.asarray(self.resolution or _RESOLUTION * distance, origin.dtype)
-        reach = jnp.asarray(self.reach or _REACH * distance, origin.dtype)
-        # With a scale that was given no gradients are used.
-        without = jnp.where(search.label < 0, Status.NON_FINITE, Status.OUT_OF_STEPS).astype(jnp.int32)
-        status = search.status if self.reach is None else without
-        label, zero = search.label, jnp.zeros((), jnp.int32)
-        return _State(
-            resolution=resolution,
-            reach=reach,
-            low=origin[0],
-            high=origin[0] + resolution * self._num_rings(origin.size),
-            arc=jnp.asarray([0, jnp.pi], origin.dtype),
-            z=origin,
-            label=label,
-            adversarial_label=label,
-            num_steps=zero,
-            num_refinements=zero,
-            status=status,
-        )
-
-    def step(self, restriction: Restriction, state: _State) -> _State:
-        num_rings = self._num_rings(state.z.size)
-        radii = state.low + (state.high - state.low) * jnp.arange(1, num_rings + 1, dtype=state.z.dtype) / num_rings
-        angles, spacing = self._angles(state)
-        directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)[:, : state.z.size]
-        logits = jax.vmap(jax.vmap(restriction))(radii[:, None, None] * directions[None])
-        labels = jnp.argmax(logits, axis=2).astype(jnp.int32)
-
-        is_finite, is_within = has_label(logits), radii <= state.reach
-        is_other = (labels != state.label) & is_finite & is_within[:, None]
-        is_found, was_found = is_other.any(), state.status == Status.CONVERGED
-        ring = jnp.argmax(is_other.any(axis=1))
-        changed = is_other[ring]
-        middle = jnp.argmax(2 * jnp.cumsum(changed) >= jnp.sum(changed))
-        width = jnp.max(jnp.abs(_wrapped(angles - angles[middle])), where=changed, initial=0) + spacing
-        # In an arc looked at more closely the label may have changed nearer by than `low`: back by a whole bracket.
-        closer = jnp.where(was_found & (spacing > 0), jnp.maximum(2 * state.low - state.high, 0), state.low)
-
-        def now(found, not_found):
-            return jnp.where(is_found, found, not_found)
-
-        stride = state.resolution * num_rings
-        farther = stride * (state.num_steps + 1).astype(state.z.dtype)
-        status = now(Status.CONVERGED, state.status)
-        # What is found stands, unless nearer by there are points of no label at all.
-        is_seen = is_within & now(radii < radii[ring], True)
-        return _State(
-            resolution=state.resolution,
-            reach=state.reach,
-            low=now(jnp.where(ring > 0, radii[ring - 1], closer), jnp.where(was_found, state.high, farther)),
-            high=now(radii[ring], jnp.where(was_found, state.high, farther + stride)),
-            arc=now(jnp.stack([angles[middle], jnp.minimum(width, state.arc[1])]), state.arc),
-            z=now(radii[ring] * directions[middle], state.z),
-            label=state.label,
-            adversarial_label=now(labels[ring, middle], state.adversarial_label),
-            num_steps=state.num_steps + 1,
-            num_refinements=state.num_refinements + was_found.astype(jnp.int32),
-            status=jnp.where((is_finite | ~is_seen[:, None]).all(), status, Status.NON_FINITE).astype(jnp.int32),
-        )
-
-    def done(self, state: _State) -> jax.Array:
-        is_narrow = (state.high - state.low <= _ACCURACY * state.high) | (state.num_refinements >= _MOST_REFINEMENTS)
-        is_found = state.status == Status.CONVERGED
-        is_hopeless = (state.status == Status.NON_FINITE) | (state.status == Status.ZERO_GRADIENT)
-        return is_hopeless | jnp.where(is_found, is_narrow, state.low >= state.reach)
-
-    def result(self, state: _State) -> Solution:
-        margin = jnp.where(state.status == Status.CONVERGED, norms_of(state.z), state.reach)
-        margin = jnp.where(state.status == Status.ZERO_GRADIENT, jnp.inf, margin)
-        return Solution(
-            margin=jnp.where(state.status == Status.NON_FINITE, jnp.nan, margin),
-            label=state.label,
-            adversarial_label=jnp.where(state.status == Status.CONVERGED, state.adversarial_label, state.label),
-            num_steps=state.num_steps,
-            status=state.status,
-            coordinates=state.z,
-        )
-
-    def _num_rings(self, dimension):
-        return max(_POINTS_IN_A_STEP // (2 if dimension == 1 else self.num_angles), _LEAST_RINGS)
-
-    def _angles(self, state):
-        """The directions of a step, and what is between neighbours: both of a line, or those of an arc."""
-        if state.z.size == 1:
-            return jnp.asarray([0, jnp.pi], state.z.dtype), jnp.zeros((), state.z.dtype)
-        fractions = jnp.linspace(-1, 1, self.num_angles | 1, dtype=state.z.dtype)  # an odd number, with the middle one
-        return state.arc[0] + state.arc[1] * fractions, state.arc[1] * (fractions[1] - fractions[0])
-
-
-def scan(*, reach: float | None = None, resolution: float | None = None, num_angles: int = 128) -> Scan:
     """Exact margins in subspaces of 1 and 2 dimensions: the label is looked at everywhere, from near to far.
 
     In one dimension that is every `resolution` on both sides, in two every `resolution` along rays in `num_angles`
@@ -180,7 +53,7 @@ def scan(*, reach: float | None = None, resolution: float | None = None, num_ang
     Costs about 2 (margin / resolution) forward passes in one dimension, `num_angles` / 2 times as many in two, and no
     backward passes but those of the linearization at the sample.
 
-    Args:
+    Attributes:
       reach: the greatest distance looked at, in pixels; without another label there, the status is OUT_OF_STEPS.
       resolution: the step along a ray, in pixels.
       num_angles: rays in the plane.
@@ -192,11 +65,116 @@ def scan(*, reach: float | None = None, resolution: float | None = None, num_ang
     >>> import hmt_jax
     >>> disc = jax.tree_util.Partial(lambda r, x: jnp.stack([(x**2).sum((1, 2, 3)), r**2 + 0 * x[:, 0, 0, 0]], 1), 0.5)
     >>> images = jnp.array([[0.1, 0.2], [0.6, 0.8]]).reshape(2, 1, 2, 1)
-    >>> result = hmt_jax.measure_margins(disc, images, hmt_jax.subspaces.full((1, 2, 1)), scan(reach=2, resolution=0.1))
+    >>> result = hmt_jax.measure_margins(disc, images, hmt_jax.subspaces.full((1, 2, 1)), Scan(reach=2, resolution=0.1))
     >>> [round(margin, 4) for margin in result.margin[0].tolist()]  # 0.5 - ||x||, and ||x|| - 0.5
     [0.2764, 0.5]
     """
-    return Scan(reach, resolution, num_angles)
+
+    reach: float | None = None
+    resolution: float | None = None
+    num_angles: int = 128
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if (self.reach is None) != (self.resolution is None):
+            raise ValueError(f"pass both resolution and reach, or neither, got {self.resolution} and {self.reach}")
+        if self.reach is not None and self.resolution is not None and not 0 < self.resolution <= self.reach:
+            raise ValueError(f"resolution must be positive and at most reach, got {self.resolution} and {self.reach}")
+        if self.reach == math.inf:
+            raise ValueError("reach must be finite: where the label never changes, the search would not end")
+        if self.num_angles < 3:
+            raise ValueError(f"num_angles must be at least 3, got {self.num_angles}")
+
+    @property
+    def num_candidates(self) -> int:
+        """Ten for the sample's first-order distance; one, so that no gradients are taken, if the scale is set."""
+        return 10 if self.reach is None else 1
+
+    @property
+    def max_steps(self) -> int:
+        """The steps to the end of the reach, with the fewest rings a step, and to the last refinement."""
+        resolutions = _REACH / _RESOLUTION if self.reach is None else self.reach / (self.resolution or self.reach)
+        return math.ceil(resolutions / _LEAST_RINGS) + _MOST_REFINEMENTS + 3
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> _State:
+        dimension, dtype = at_sample.normals.shape[1], at_sample.normals.dtype
+        if dimension > 2:
+            raise ValueError(f"Scan is for subspaces of 1 or 2 dimensions, got {dimension}; use another solver")
+        distance = jnp.ones((), dtype) if self.reach is not None else _search.begin(at_sample)[1]
+        resolution = jnp.asarray(self.resolution or _RESOLUTION * distance, dtype)
+        zero, label = jnp.zeros((), jnp.int32), at_sample.candidates[0]
+        return _State(
+            resolution=resolution,
+            reach=jnp.asarray(self.reach or _REACH * distance, dtype),
+            low=jnp.zeros((), dtype),
+            high=resolution * self._num_rings(dimension),
+            arc=jnp.asarray([0, jnp.pi], dtype),
+            z=jnp.zeros(dimension, dtype),
+            label=label,
+            adversarial_label=label,
+            num_steps=zero,
+            num_refinements=zero,
+            is_found=jnp.zeros((), bool),
+        )
+
+    def step(self, restriction: Restriction, state: _State) -> _State:
+        num_rings = self._num_rings(state.z.size)
+        radii = state.low + (state.high - state.low) * jnp.arange(1, num_rings + 1, dtype=state.z.dtype) / num_rings
+        angles, spacing = self._angles(state)
+        directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)[:, : state.z.size]
+        logits = jax.vmap(jax.vmap(restriction))(radii[:, None, None] * directions[None])
+        labels = jnp.argmax(logits, axis=2).astype(jnp.int32)
+
+        is_finite, is_within = has_label(logits), radii <= state.reach
+        is_other = (labels != state.label) & is_finite & is_within[:, None]
+        is_found, was_found = is_other.any(), state.is_found
+        ring = jnp.argmax(is_other.any(axis=1))
+        changed = is_other[ring]
+        middle = jnp.argmax(2 * jnp.cumsum(changed) >= jnp.sum(changed))
+        width = jnp.max(jnp.abs(_wrapped(angles - angles[middle])), where=changed, initial=0) + spacing
+        # In an arc looked at more closely the label may have changed nearer by than `low`: back by a whole bracket.
+        closer = jnp.where(was_found & (spacing > 0), jnp.maximum(2 * state.low - state.high, 0), state.low)
+
+        def now(found, not_found):
+            return jnp.where(is_found, found, not_found)
+
+        stride = state.resolution * num_rings
+        farther = stride * (state.num_steps + 1).astype(state.z.dtype)
+        # What is found stands, unless nearer by there are points of no label at all.
+        is_seen = is_within & now(radii < radii[ring], True)
+        adversarial_label = now(labels[ring, middle], state.adversarial_label)
+        return _State(
+            resolution=state.resolution,
+            reach=state.reach,
+            low=now(jnp.where(ring > 0, radii[ring - 1], closer), jnp.where(was_found, state.high, farther)),
+            high=now(radii[ring], jnp.where(was_found, state.high, farther + stride)),
+            arc=now(jnp.stack([angles[middle], jnp.minimum(width, state.arc[1])]), state.arc),
+            z=now(radii[ring] * directions[middle], state.z),
+            label=state.label,
+            adversarial_label=jnp.where((is_finite | ~is_seen[:, None]).all(), adversarial_label, -1),
+            num_steps=state.num_steps + 1,
+            num_refinements=state.num_refinements + was_found.astype(jnp.int32),
+            is_found=was_found | is_found,
+        )
+
+    def done(self, state: _State) -> jax.Array:
+        is_narrow = (state.high - state.low <= _ACCURACY * state.high) | (state.num_refinements >= _MOST_REFINEMENTS)
+        return jnp.where(state.is_found, is_narrow, state.low >= state.reach)
+
+    def point(self, state: _State) -> Point:
+        # Before the label has been seen to change: as far as the search has been or will be.
+        farthest = jnp.zeros_like(state.z).at[0].set(state.reach)
+        return Point(jnp.where(state.is_found, state.z, farthest), state.adversarial_label)
+
+    def _num_rings(self, dimension):
+        return max(_POINTS_IN_A_STEP // (2 if dimension == 1 else self.num_angles), _LEAST_RINGS)
+
+    def _angles(self, state):
+        """The directions of a step, and what is between neighbours: both of a line, or those of an arc."""
+        if state.z.size == 1:
+            return jnp.asarray([0, jnp.pi], state.z.dtype), jnp.zeros((), state.z.dtype)
+        fractions = jnp.linspace(-1, 1, self.num_angles | 1, dtype=state.z.dtype)  # an odd number, with the middle one
+        return state.arc[0] + state.arc[1] * fractions, state.arc[1] * (fractions[1] - fractions[0])
 
 
 def _wrapped(angles):

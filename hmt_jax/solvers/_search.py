@@ -1,4 +1,4 @@
-"""What the solvers besides DeepFool share: a search that looks at one point a step and keeps the best it has seen."""
+"""A search that looks at one point a step and keeps the best it has seen: the base of all solvers but DeepFool."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,15 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._solution import (
-    Linearization,
-    Restriction,
-    Solution,
-    Status,
-    check_settings,
-    has_label,
-    norms_of,
-)
+from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, label_of, norms_of
 
 _COLDEST = 1e-6  # a softmax of the runner-up alone
 _SAME_GAP = 0.99  # a class has not moved if its gap to the label is still at least this share of the first gap
@@ -30,11 +22,10 @@ class Search(NamedTuple):
     unmoved: jax.Array  # (L,) gaps at z = 0 of candidates that can't gain on the label; infinite for other classes
     best_z: jax.Array  # (d,) the least adversarial point seen; the last point seen, before there is one
     best_norm: jax.Array  # infinite before there is one
-    best_label: jax.Array
-    num_found: jax.Array  # steps since the first adversarial point, that one included
-    num_steps: jax.Array
-    status: jax.Array  # CONVERGED as soon as there is an adversarial point
-    memory: Any  # what a solver keeps besides
+    best_label: jax.Array  # before there is one: the label, or -1 if the last logits named none
+    num_found: jax.Array  # looks since the first adversarial point, that one included
+    num_looks: jax.Array
+    memory: Any  # the solver's own
 
 
 class Look(NamedTuple):
@@ -56,22 +47,27 @@ class Boundary(NamedTuple):
     steepness: jax.Array  # of the gap in logits along the normal
 
 
-@dataclasses.dataclass(frozen=True)
-class InSteps:
-    """What solvers have in common that search for a number of steps, and longer until there is an adversarial point."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Searcher:
+    """Base of the solvers whose state is a search."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def point(self, search: Search) -> Point:
+        return Point(search.best_z, search.best_label)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InSteps(Searcher):
+    """Base of the solvers that look `num_steps` times, and longer until there is an adversarial point."""
 
     num_steps: int
     max_steps: int
-    num_candidates: int
-
-    def __post_init__(self):
-        check_settings(self)
+    num_candidates: int = 10
 
     def done(self, search: Search) -> jax.Array:
-        return is_done(search, search.num_steps >= self.num_steps, self.max_steps)
-
-    def result(self, search: Search) -> Solution:
-        return solution(search)
+        return is_found(search) & (search.num_looks >= self.num_steps)
 
 
 def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Search, jax.Array, jax.Array]:
@@ -98,22 +94,18 @@ def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Sear
     is_way = jnp.isfinite(distances)
     distance = jnp.where(is_way[0], distances[0], 0)
 
-    is_labelled = has_label(at_sample.logits)
-    status = jnp.where(is_way[0], Status.OUT_OF_STEPS, Status.ZERO_GRADIENT)
-    status = jnp.where(is_labelled & jnp.isfinite(norms).all(), status, Status.NON_FINITE)
     zero, origin = jnp.zeros((), jnp.int32), jnp.zeros_like(at_sample.normals[0])
     nowhere = jnp.full(at_sample.logits.shape, jnp.inf, gaps.dtype)
     search = Search(
         z=distance * directions[0],
-        label=jnp.where(is_labelled, label, -1).astype(jnp.int32),
+        label=label,
         gap=jnp.maximum(gaps, hidden)[likeliest],
         unmoved=nowhere.at[others].set(jnp.where(can_gain, jnp.inf, gaps)),
         best_z=origin,
         best_norm=jnp.full((), jnp.inf, norms.dtype),
-        best_label=jnp.where(is_labelled, label, -1).astype(jnp.int32),
+        best_label=label,
         num_found=zero,
-        num_steps=zero,
-        status=status.astype(jnp.int32),
+        num_looks=zero,
         memory=(),
     )
     return search, distance, jnp.where(is_way[:, None], directions, directions[0])
@@ -122,21 +114,16 @@ def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Sear
 def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
     """Looks at the search's point, and remembers it if it is the least adversarial one so far."""
     logits, pull_back = jax.vjp(restriction, search.z)
-    norm = norms_of(search.z)
-    label = jnp.argmax(logits).astype(jnp.int32)
-    is_finite = has_label(logits)
-    is_adversarial = is_finite & (label != search.label)
+    norm, label = norms_of(search.z), label_of(logits)
+    is_adversarial = (label >= 0) & (label != search.label)
     is_better = is_adversarial & (norm < search.best_norm)
     best_norm = jnp.where(is_better, norm, search.best_norm)
-    is_found = jnp.isfinite(best_norm)
-    status = jnp.where(is_found, Status.CONVERGED, jnp.where(is_finite, Status.OUT_OF_STEPS, Status.NON_FINITE))
     search = search._replace(
-        best_z=jnp.where(is_better | ~is_found, search.z, search.best_z),
+        best_z=jnp.where(is_better | ~jnp.isfinite(best_norm), search.z, search.best_z),
         best_norm=best_norm,
-        best_label=jnp.where(is_better, label, search.best_label),
-        num_found=search.num_found + is_found.astype(jnp.int32),
-        num_steps=search.num_steps + 1,
-        status=status.astype(jnp.int32),
+        best_label=jnp.where(is_better | ~jnp.isfinite(best_norm), label, search.best_label),
+        num_found=search.num_found + jnp.isfinite(best_norm).astype(jnp.int32),
+        num_looks=search.num_looks + 1,
     )
     return search, Look(norm, unit(search.z), logits, is_adversarial, pull_back)
 
@@ -177,21 +164,6 @@ def unit(vector: jax.Array) -> jax.Array:
     return vector / jnp.where(norm > 0, norm, 1)
 
 
-def is_done(search: Search, is_enough: jax.Array, max_steps: int) -> jax.Array:
-    """Whether it was enough once there is an adversarial point, there is none after all steps, or never will be."""
-    has_ended = (search.status == Status.NON_FINITE) | (search.status == Status.ZERO_GRADIENT)
-    is_found = search.status == Status.CONVERGED
-    return has_ended | jnp.where(is_found, is_enough, search.num_steps >= max_steps)
-
-
-def solution(search: Search) -> Solution:
-    """The least adversarial point seen; the last point seen, if there is none."""
-    margin = jnp.where(search.status == Status.NON_FINITE, jnp.nan, norms_of(search.best_z))
-    return Solution(
-        margin=jnp.where(search.status == Status.ZERO_GRADIENT, jnp.inf, margin),
-        label=search.label,
-        adversarial_label=search.best_label,
-        num_steps=search.num_steps,
-        status=search.status,
-        coordinates=search.best_z,
-    )
+def is_found(search: Search) -> jax.Array:
+    """Whether there is an adversarial point."""
+    return jnp.isfinite(search.best_norm)

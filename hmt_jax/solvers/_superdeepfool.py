@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
+from hmt_jax.solvers._base import Linearization, Restriction, normals_of, norms_of
 from hmt_jax.solvers._search import Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, check_settings, normals_of, norms_of
 
 _LEAST_GAIN = 1e-3
 _LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
@@ -20,16 +20,39 @@ class _Memory(NamedTuple):
     has_ended: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class SuperDeepFool:
-    """The solver that `superdeepfool` makes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuperDeepFool(_search.Searcher):
+    """SuperDeepFool (infinity, 1): DeepFool to the boundary, then a projection onto the boundary's normal, in turn.
+
+    Where the label has changed, z is replaced by (z . n) n, with n the unit normal there: were the boundary flat, that
+    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial, or
+    the way back to the boundary ends at nearly the same norm as before.
+
+    Takes one forward and C - 1 backward passes a step.
+
+    Attributes:
+      num_candidates: C, classes to move towards, the label included: those with the largest logits at the sample.
+      overshoot: relative length added to every step of DeepFool.
+      max_steps: steps after which the search is ended.
+
+    Raises:
+      ValueError: for fewer than 2 candidates, a negative overshoot, or no step.
+
+    References:
+      Abdollahpour, Abroshan and Moosavi-Dezfooli, "Revisiting DeepFool: generalization and improvement", 2023,
+      arXiv:2303.12481.
+
+    >>> import jax, hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), SuperDeepFool())
+    >>> f"{result.margin[0, 0]:.2f}"  # (0.9 - 0.5) / sqrt(2) = 0.283
+    '0.28'
+    """
 
     num_candidates: int = 10
     overshoot: float = 0.02
     max_steps: int = 100
-
-    def __post_init__(self):
-        check_settings(self)
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Search:
         search, *_ = _search.begin(at_sample)
@@ -59,32 +82,4 @@ class SuperDeepFool:
         )
 
     def done(self, search: Search) -> jax.Array:
-        is_enough = search.memory.has_ended | (search.num_steps >= self.max_steps)
-        return _search.is_done(search, is_enough, self.max_steps)
-
-    def result(self, search: Search) -> Solution:
-        return _search.solution(search)
-
-
-def superdeepfool(*, num_candidates: int = 10, overshoot: float = 0.02, max_steps: int = 100) -> SuperDeepFool:
-    """SuperDeepFool (infinity, 1): DeepFool to the boundary, then a projection onto the boundary's normal, in turn.
-
-    Where the label has changed, z is replaced by (z . n) n, with n the unit normal there: were the boundary flat, that
-    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial, or
-    the way back to the boundary ends at nearly the same norm as before.
-
-    Takes one forward and C - 1 backward passes a step.
-
-    Args:
-      num_candidates: C, classes to move towards, the label included: those with the largest logits at the sample.
-      overshoot: relative length added to every step of DeepFool.
-      max_steps: steps after which the search is ended.
-
-    Raises:
-      ValueError: for fewer than 2 candidates, a negative overshoot, or no step.
-
-    References:
-      Abdollahpour, Abroshan and Moosavi-Dezfooli, "Revisiting DeepFool: generalization and improvement", 2023,
-      arXiv:2303.12481.
-    """
-    return SuperDeepFool(num_candidates, overshoot, max_steps)
+        return _search.is_found(search) & search.memory.has_ended

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._scan import scan
+from hmt_jax.solvers._base import Linearization, Point, Restriction, norms_of
+from hmt_jax.solvers._scan import Scan
 from hmt_jax.solvers._search import Boundary, Look, Search
-from hmt_jax.solvers._solution import Linearization, Restriction, Solution, norms_of
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
 _TURN, _LAST_TURN = 2.5, 0.04
@@ -28,9 +28,9 @@ _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
 _CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
 _NUM_POLISH = 2  # looks at the end
-_MAX_STEPS = 100  # after which a sample without an adversarial point is given up
+_MAX_LOOKS = 100  # after which a sample without an adversarial point is given up
 # Where a walk has so few directions, to look at them all is cheap, and surer.
-_FEW_DIMENSIONS, _SCAN = 2, scan(num_angles=48)
+_FEW_DIMENSIONS, _SCAN = 2, Scan(num_angles=48)
 
 
 class _Memory(NamedTuple):
@@ -39,7 +39,7 @@ class _Memory(NamedTuple):
     first_order: jax.Array  # (d,) the closest point of the boundary linearised at the sample
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Walk:
     """The solver that `tight` makes."""
 
@@ -54,7 +54,7 @@ class Walk:
 
     @property
     def max_steps(self) -> int:
-        return max(_MAX_STEPS + self._num_walked + _NUM_POLISH + 2, _SCAN.max_steps)
+        return max(_MAX_LOOKS + self._num_walked + _NUM_POLISH + 3, _SCAN.max_steps)
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Any:
         if at_sample.normals.shape[1] <= _FEW_DIMENSIONS:
@@ -87,10 +87,11 @@ class Walk:
         # Of a linear classifier the first-order point is the margin, and a walk may have ended at another class.
         is_nearer = norms_of(search.memory.first_order) * (1 + 10 * _OUTWARDS) < search.best_norm
         num_looks = self._num_walked + _NUM_POLISH + is_nearer.astype(jnp.int32)
-        return _search.is_done(search, search.num_found >= num_looks, _MAX_STEPS)
+        is_given_up = search.num_looks >= _MAX_LOOKS
+        return jnp.where(_search.is_found(search), search.num_found >= num_looks, is_given_up)
 
-    def result(self, search: Any) -> Solution:
-        return _search.solution(search) if isinstance(search, Search) else _SCAN.result(search)
+    def point(self, search: Any) -> Point:
+        return Point(search.best_z, search.best_label) if isinstance(search, Search) else _SCAN.point(search)
 
     def _walk(self, search: Search, seen: Look, near: Boundary, clock, fraction):
         """A step along the boundary: the direction turns towards the normal, the radius follows the boundary."""

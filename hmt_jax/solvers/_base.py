@@ -1,4 +1,4 @@
-"""What every solver takes and gives."""
+"""The interface of a solver, and the linear algebra that solvers share."""
 
 import dataclasses
 import enum
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hmt_jax._numbers import as_numbers, promoted
+from hmt_jax._checks import as_numbers, integer
+from hmt_jax._misc import promoted
 
 Restriction = Callable[[jax.Array], jax.Array]
 
@@ -17,7 +18,7 @@ Restriction = Callable[[jax.Array], jax.Array]
 class Status(enum.IntEnum):
     """How the search for a margin ended."""
 
-    CONVERGED = 0  #: the label changed; the margin is that of the point found
+    CONVERGED = 0  #: the label changed; the margin is the distance of the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
     NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite; the margin is NaN
     ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
@@ -25,15 +26,17 @@ class Status(enum.IntEnum):
 
 
 class Solution(NamedTuple):
-    """Answer of a solver for one sample in one subspace. Every field but `coordinates` is a scalar.
+    """The outcome of a search for one sample in one subspace. Every field but `coordinates` is a scalar.
 
     Attributes:
-      margin: L2 norm of the perturbation found; `Status` says what it means where the search did not converge.
+      margin: L2 norm of the perturbation found; `Status` says what it is where the search did not converge.
       label: the predicted label of the unperturbed sample; -1 if its logits name none, as `has_label` says.
       adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
-      num_steps: steps taken.
+      num_steps: steps taken; the solver's `start` is the first.
       status: a `Status`.
-      coordinates: the perturbation in the subspace's coordinates, (d,); None where they are not kept.
+      coordinates: (d,) the perturbation in the subspace's coordinates; None if they were not kept.
+      gap: max over k != label of g_k - g_label at the perturbed sample, in logits; None if it was not computed.
+      alignment: cosine of the angle between the perturbation and the gradient of that gap; None like it.
     """
 
     margin: jax.Array
@@ -42,6 +45,21 @@ class Solution(NamedTuple):
     num_steps: jax.Array
     status: jax.Array
     coordinates: jax.Array | None
+    gap: jax.Array | None = None
+    alignment: jax.Array | None = None
+
+
+class Point(NamedTuple):
+    """The least adversarial point that a search has found so far; the last point it saw, before it has found one.
+
+    Attributes:
+      z: (d,) its coordinates in the subspace.
+      label: its label, such as `label_of` returns: the sample's own before an adversarial point is found, and -1 if
+        the search met logits that name no label.
+    """
+
+    z: jax.Array
+    label: jax.Array
 
 
 class Linearization(NamedTuple):
@@ -70,6 +88,8 @@ def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_
     # -0 and 0 are a tie, as for `argmax`.
     order = jnp.where(logits == 0, 0, logits)
     candidates = jax.lax.top_k(order, min(num_candidates, logits.size))[1].astype(jnp.int32)
+    if num_candidates == 1:
+        return Linearization(logits, candidates, jnp.zeros((0, *point.shape), point.dtype))
     return Linearization(logits, candidates, normals_of(pull_back, logits, candidates))
 
 
@@ -82,6 +102,15 @@ def has_label(logits: jax.Array) -> jax.Array:
     [True, False, False, False]
     """
     return (logits < jnp.inf).all(-1) & (logits > -jnp.inf).any(-1)
+
+
+def label_of(logits: jax.Array) -> jax.Array:
+    """The label of logits (..., L): the class of the greatest one, or -1 if they name none, as `has_label` says.
+
+    >>> label_of(jnp.array([[1.0, 2.0], [jnp.nan, 1.0]])).tolist()
+    [1, -1]
+    """
+    return jnp.where(has_label(logits), jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
 
 
 def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -111,10 +140,13 @@ def norms_of(vectors: jax.Array) -> jax.Array:
 
 
 class Solver(Protocol):
-    """A hashable value with the methods that `hmt_jax.solvers` describes, and the number of candidates it looks at."""
+    """A hashable value with the numbers and methods that `hmt_jax.solvers` describes."""
 
     @property
     def num_candidates(self) -> int: ...
+
+    @property
+    def max_steps(self) -> int: ...
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Any: ...
 
@@ -122,30 +154,29 @@ class Solver(Protocol):
 
     def done(self, state: Any) -> jax.Array: ...
 
-    def result(self, state: Any) -> Solution: ...
+    def point(self, state: Any) -> Point: ...
 
 
 def check_settings(settings: Any) -> None:
-    """Makes numbers of a solver's fields, as `as_numbers`, and checks them.
+    """Converts a solver's fields to numbers, as `as_numbers` does, and checks them.
 
     Raises:
       ValueError: for what is no number, a count below the least that makes sense, or an overshoot that is negative or
         infinite.
     """
     as_numbers(settings)
-    if settings.num_candidates < 2:
+    # Fields only: properties are computed from settings that are not checked yet.
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    if fields.get("num_candidates", 2) < 2:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
         )
-    overshoot: float = getattr(settings, "overshoot", 0)
+    overshoot: float = fields.get("overshoot", 0)
     if not 0 <= overshoot < math.inf:  # so written that NaN fails, too
         raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
-    # Fields only: properties are computed from settings that are not checked yet.
-    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     num_steps: int = fields.get("num_steps", 1)
     max_steps: int = fields.get("max_steps", num_steps)
-    if num_steps < 1 or max_steps < 1:
-        name, value = ("num_steps", num_steps) if num_steps < 1 else ("max_steps", max_steps)
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    integer("num_steps", num_steps, at_least=1)
+    integer("max_steps", max_steps, at_least=1)
     if max_steps < num_steps:
         raise ValueError(f"max_steps must be at least num_steps, got {max_steps} and {num_steps}")

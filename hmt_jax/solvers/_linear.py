@@ -1,0 +1,60 @@
+"""Exact margins of classifiers with affine logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax.solvers._base import Linearization, Point, Restriction, norms_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Exact margins of classifiers whose logits are affine in the image, for any number of classes in any subspace.
+
+    With g the restriction and y the label, the margin is the distance to the nearest of the hyperplanes between y and
+    another class,
+
+      min_k (g_y - g_k) / ||grad (g_k - g_y)||,
+
+    infinite, with status ZERO_GRADIENT, if no other class can gain on y except by rounding. `coordinates` are on that
+    hyperplane, where both logits are equal. For any other classifier it is the first-order estimate, which is no bound.
+
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), Linear())
+    >>> f"{result.margin[0, 0]:.4f}"  # (0.9 - 0.5) / sqrt(2)
+    '0.2828'
+    """
+
+    @property
+    def num_candidates(self) -> int:
+        """All classes."""
+        return int(np.iinfo(np.int32).max)
+
+    @property
+    def max_steps(self) -> int:
+        """One: the linearization at the sample is all that is needed."""
+        return 1
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Point:
+        logits, candidates, normals = at_sample
+        label, others, norms = candidates[0], candidates[1:], norms_of(normals)
+        gaps = (logits[label] - logits[others]).astype(norms.dtype)
+        distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
+        nearest = jnp.argmin(distances)
+        is_crossed = jnp.isfinite(distances[nearest])
+        unit_normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
+        z = jnp.where(is_crossed, distances[nearest], 0) * unit_normal
+        return Point(z, jnp.where(is_crossed, others[nearest], label))
+
+    def step(self, restriction: Restriction, state: Point) -> Point:
+        return state
+
+    def done(self, state: Point) -> jax.Array:
+        return jnp.asarray(True)
+
+    def point(self, state: Point) -> Point:
+        return state
