@@ -1,7 +1,8 @@
-"""Where things run."""
+"""The devices that things run on, and errors that mean that their memory is full."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -13,21 +14,31 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
-    """Those given, or all local devices in place of None.
+    """The given devices, or all local devices if None is given.
 
     Raises:
       ValueError: for no devices at all.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
-        raise ValueError("devices is empty: give at least one, or None for all local devices")
+        raise ValueError("devices is empty: pass at least one, or None for all local devices")
     return devices
 
 
 def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
-    """The devices in a row, along an axis of that name."""
+    """A one-dimensional mesh of the devices, along an axis of the given name."""
     devices = as_list(devices)
     return jax.make_mesh((len(devices),), (axis,), (jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """The result of `cpu` on CPU, and of `default` elsewhere, as `jax.lax.platform_dependent` returns it.
+
+    If there are no other devices than CPUs, only `cpu` is traced.
+    """
+    if jax.default_backend() == "cpu":
+        return cpu(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

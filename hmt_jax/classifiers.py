@@ -4,11 +4,12 @@ A classifier is any callable pytree from images (N, height, width, channels) in 
 travel as data: two networks of one architecture share every compiled function.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,19 +23,22 @@ from hmt_jax._programs import NewFunction
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
 
+__all__ = ["Classifier", "as_pytree", "logits_of", "restrict"]
+
 Classifier = Callable[[jax.Array], jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Module:
-    """A callable pytree apart: the arrays as data, all else (activation functions, flags) as its static structure."""
+    """A callable pytree taken apart: arrays as data, all else (activation functions, flags) as static structure."""
 
     arrays: list[jax.Array]
     structure: Any = dataclasses.field(metadata={"static": True})
 
     @property
     def module(self) -> Callable:
+        """The callable pytree, put together again."""
         treedef, others, _ = self.structure
         arrays = iter(self.arrays)
         return jax.tree.unflatten(treedef, [next(arrays) if leaf is _ARRAY else leaf for leaf in others])
@@ -63,18 +67,18 @@ class _Linen:
 
 
 class _LogitsError(ValueError):
-    """Of a classifier: not to be taken for an error within another one that is around it."""
+    """An error whose message is finished: other classifiers around the one it is about pass it on unchanged."""
 
 
 class _Array:
-    """Stands for an array in the static structure of a module."""
+    """A placeholder for an array in the static structure of a module."""
 
 
 _ARRAY = _Array()
 
 
 def as_pytree(classifier: Classifier) -> Classifier:
-    """The classifier as a callable pytree with nothing but arrays for leaves, fit to be an argument of `jax.jit`.
+    """The classifier as a callable pytree whose leaves are all arrays, fit to be an argument of `jax.jit`.
 
     Takes plain functions, Flax NNX modules, bound Flax Linen modules, `jax.tree_util.Partial`s, Equinox modules and
     any other callable pytree. A plain function, or any other object that is not a pytree, is compiled anew in every
@@ -82,11 +86,19 @@ def as_pytree(classifier: Classifier) -> Classifier:
     call. `jax.tree_util.Partial(function, parameters)`, with parameters as data, is compiled once: its programs, about
     20 MB for a small network, serve all calls with the same function, whatever the parameters. So define that function
     once, outside any loop. The function of a Partial, functions that a module holds as attributes, and functions made
-    by `jax.jit` keep the values that they read when they were compiled: pass what may change as parameters.
+    by `jax.jit` keep the values that they read when they were compiled: pass values that may change as parameters.
+
+    Args:
+      classifier: callable on images (N, height, width, channels), returning logits (N, L).
 
     Raises:
       TypeError: if it can't be called, or is a module of PyTorch.
       ValueError: if a module is in training mode, where predictions depend on the batch or on chance.
+
+    >>> def linear(weights, images):
+    ...     return images.reshape(len(images), -1) @ weights
+    >>> [leaf.shape for leaf in jax.tree.leaves(as_pytree(jax.tree_util.Partial(linear, jnp.ones((4, 3)))))]
+    [(4, 3)]
     """
     if not callable(classifier):
         raise TypeError(
@@ -117,7 +129,11 @@ def as_pytree(classifier: Classifier) -> Classifier:
 
 
 def as_new_function(function: Callable) -> Callable:
-    """A callable pytree that JAX takes for a new function in every call, unless `jax.jit` made the function."""
+    """A callable pytree that JAX takes for a new function in every call, unless `jax.jit` made the function.
+
+    Args:
+      function: any function.
+    """
     return jax.tree_util.Partial(function) if isinstance(function, jax.stages.Wrapped) else NewFunction(function)
 
 
@@ -126,24 +142,42 @@ def restrict(classifier: Classifier, image: jax.Array, subspace: Subspace) -> Re
 
     The logits of an image with a NaN or infinite pixel are NaN, whatever the classifier makes of it.
 
-    Raises:
-      ValueError: as `logits_of`.
+    Args:
+      classifier: a classifier as `as_pytree` returns it.
+      image: (height, width, channels).
+      subspace: a single subspace.
+
+    Returns:
+      A function, which raises what `logits_of` raises when it is called.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = as_pytree(lambda images: images.reshape(len(images), -1))
+    >>> pixel = subspaces.from_basis(jnp.eye(2, 1), (1, 2, 1))
+    >>> restrict(classifier, jnp.zeros((1, 2, 1)), pixel)(jnp.array([3.0])).tolist()
+    [3.0, 0.0]
     """
     is_finite = jnp.isfinite(image).all()
 
-    def restriction(z):
-        logits = logits_of(classifier, (image + subspace.embed(z))[None])
+    def restriction(z: jax.Array) -> jax.Array:
+        logits = traced_logits_of(classifier, (image + subspace.embed(z))[None])
         return jnp.where(is_finite, logits[0], jnp.nan)
 
     return restriction
 
 
 def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
-    """The logits (N, L) that a classifier gives images (N, height, width, channels).
+    """The logits (N, L) that a classifier returns for images (N, height, width, channels).
+
+    Args:
+      classifier: callable on images.
+      images: (N, height, width, channels).
 
     Raises:
-      ValueError: if it can't be applied to images of this shape, or gives anything but an array (N, L) in floating
+      ValueError: if it can't be applied to images of this shape, or returns anything but an array (N, L) in floating
         point with L at least 2.
+
+    >>> logits_of(lambda images: images.reshape(len(images), -1), jnp.ones((1, 1, 2, 1))).tolist()
+    [[1.0, 1.0]]
     """
     attributes = _attributes_of_modules_within(classifier)
     try:
@@ -159,15 +193,11 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
             f"the classifier is a function that changes a Flax NNX module when it is called ({reason}): call "
             "module.eval() first if the module is in training mode, or pass the module itself as the classifier"
         ) from error
-    except (TypeError, ValueError, NotImplementedError) as error:  # JAX's, for products, convolutions, missing rules
-        reason = _reason_of(error)
-        raise _LogitsError(
-            f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): {reason}; "
-            f"{_remedy(classifier, images, error)}"
-        ) from error
+    except (TypeError, ValueError, NotImplementedError) as error:  # JAX's: products, convolutions, missing rules
+        raise _cannot_be_applied(classifier, images, error) from error
     if not isinstance(logits, jax.Array | np.ndarray):
         raise _LogitsError(
-            f"classifier must give one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
+            f"classifier must return one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
             "that returns them alone"
         )
     if logits.ndim != 2 or logits.shape[0] != len(images):
@@ -185,8 +215,30 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     return jnp.asarray(logits)
 
 
-# Traces are kept: all networks of one architecture share one.
-shape_of_logits = _programs.jit(logits_of).eval_shape
+# Traces are kept, so that a network is traced once for all programs that call it.
+traced_logits_of = _programs.jit(logits_of)
+shape_of_logits = traced_logits_of.eval_shape
+
+
+@contextlib.contextmanager
+def differentiated(classifier: Classifier, images: Any) -> Iterator[None]:
+    """A context in which JAX's errors for want of a derivative become a `ValueError` that names the remedy.
+
+    They arise outside `logits_of` wherever its trace is used again.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if isinstance(error, _LogitsError) or not re.search(_NO_DERIVATIVE, str(error)):
+            raise
+        raise _cannot_be_applied(classifier, images, error) from error
+
+
+def _cannot_be_applied(classifier, images, error) -> _LogitsError:
+    return _LogitsError(
+        f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): "
+        f"{_reason_of(error)}; {_remedy(classifier, images, error)}"
+    )
 
 
 def _reason_of(error) -> str:
@@ -197,14 +249,14 @@ def _reason_of(error) -> str:
 
 
 def _remedy(classifier, images, error) -> str:
-    """What helps where a classifier could not be applied."""
+    """The remedy, for a message, if a classifier could not be applied."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return "compute with jax.numpy, since NumPy can't be differentiated"
     if isinstance(error, jax.errors.TracerBoolConversionError):
         return "choose by jax.numpy.where, since values are not known when it is compiled"
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return "leave out float(), int() and item(), since values are not known when it is compiled"
-    if re.search("callback|JVP|[Dd]ifferentiation rule", str(error)):
+    if re.search(_NO_DERIVATIVE, str(error)):
         return (
             "it can't be differentiated: compute with jax.numpy, or define a derivative with jax.custom_vjp (a "
             "callback needs a vmap_method, too)"
@@ -214,6 +266,7 @@ def _remedy(classifier, images, error) -> str:
     return _remedy_for_arguments(classifier) or _remedy_for_one_image(classifier, images) or _REMEDY_FOR_SHAPES
 
 
+_NO_DERIVATIVE = "callback|JVP|[Dd]ifferentiation rule"
 _REMEDY_FOR_SHAPES = "pass it images of the shape that it was made for"
 # Arguments that modules take beside images, with their values for evaluation.
 _IN_EVALUATION = {
@@ -280,7 +333,7 @@ def _remedy_for_one_image(classifier, images) -> str | None:
     for argument, as_taken in ways.items():
         try:
             logits = jax.eval_shape(lambda image: classifier(image), as_taken[0])
-        except Exception:  # this is not the way: whatever it raises
+        except Exception:  # whatever it raises, this is not the way
             continue
         if isinstance(logits, jax.ShapeDtypeStruct) and len(logits.shape) == 1 and logits.shape[0] > 1:
             remedy = {
@@ -346,24 +399,27 @@ def _attributes_of_modules_within(function) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _call_nnx(graphdef, state, images):
-    # Variables of its own, which a call may change within any transformation.
+    # A copy, whose variables a call may change within any transformation.
     module = nnx.merge(graphdef, state, copy=True)
     before = _changed_by_training(module)
     logits = module(images)
     is_written = any(old is not new for old, new in zip(before, _changed_by_training(module), strict=True))
     if is_written and _is_training(graphdef, state, images):
         raise _LogitsError(
-            "the classifier is in training mode: a call updates its batch statistics, or draws random numbers; give a "
-            "function that calls it with what turns that off, such as train=False"
+            "the classifier is in training mode: a call updates its batch statistics, or draws random numbers; pass a "
+            "function that calls it with the argument that turns this off, such as train=False"
         )
     return logits
 
 
 def _is_training(graphdef, state, images) -> bool:
-    """Whether random numbers reach the logits, or batch statistics do not: some calls write back what they read."""
+    """Whether random numbers reach the logits, or stored batch statistics do not.
+
+    Written variables alone do not show this, because some calls write back the values that they read.
+    """
     keys, statistics, rest = nnx.split_state(state, nnx.RngState, nnx.BatchStat, ...)
 
-    def call(keys, statistics):
+    def call(keys: nnx.State, statistics: nnx.State) -> jax.Array:
         return nnx.merge(graphdef, keys, statistics, rest, copy=True)(images)
 
     program = jax.make_jaxpr(call)(keys, statistics).jaxpr
@@ -379,7 +435,7 @@ def _changed_by_training(module: nnx.Module) -> list[jax.Array]:
 def _linen_classifier(module: linen.Module) -> Classifier:
     if module.scope is None:
         raise ValueError(
-            "a Flax Linen module has no parameters of its own: give module.bind(variables), or "
+            "a Flax Linen module has no parameters of its own: pass module.bind(variables), or "
             "jax.tree_util.Partial(module.apply, variables)"
         )
     return _Linen(*module.unbind())
@@ -393,12 +449,12 @@ def _check_evaluation_mode(module: nnx.Module):
 
 
 def _check_inference_mode(classifier):
-    """Equinox modules that are something else in training have a leaf `inference`."""
+    """Raises ValueError for an Equinox module in training mode: the leaf `inference` of some part of it is False."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(classifier):
         if leaf is False and path[-1] == jax.tree_util.GetAttrKey("inference"):
             name = jax.tree_util.keystr(path[:-1], simple=True, separator=".") or type(classifier).__name__
             raise ValueError(
-                f"the classifier's {name} is in training mode: give equinox.nn.inference_mode(classifier) instead"
+                f"the classifier's {name} is in training mode: pass equinox.nn.inference_mode(classifier) instead"
             )
 
 

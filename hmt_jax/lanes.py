@@ -8,7 +8,6 @@ own queue without a word to the others.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,19 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hmt_jax import _checks, _devices, _programs
-from hmt_jax._numbers import whole_number
+from hmt_jax import _devices, _programs
+from hmt_jax._checks import check_callback, integer
+from hmt_jax._misc import warn
+
+__all__ = ["Method", "Work", "evaluate", "solve"]
 
 _AXIS = "lanes"
 # Steps between two looks of the host at a loop on an accelerator: rare enough to cost nothing, for progress and errors.
 _STEPS_PER_CALL = 32
+# XLA's newer way to compile fusions on CPU takes 1.6 times as long, for programs that are no faster. Later releases of
+# JAX have no other.
+_OPTIONS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else None
 
 
 class Method(Protocol):
-    """A hashable value (a frozen dataclass, say) that solves one item at a time; all methods are traced.
+    """A hashable value (a frozen dataclass, for example) that solves one item at a time; all methods are traced.
 
     `data` is a pytree of arrays that all items share, `item` a scalar integer. `step` keeps the shapes and dtypes of
-    the state. A lane is refilled in every step, so that `start` is paid for in every step: let it do no work.
+    the state. `start` is computed for all lanes in every step, so it should do no work.
     """
 
     def start(self, data: Any, item: jax.Array) -> Any: ...
@@ -64,9 +69,9 @@ class Work:
 
 
 class _Lanes(NamedTuple):
-    """The lanes of one device. A slot is a position in the device's queue; idle lanes point behind its end."""
+    """The lanes of one device. A slot is a position in the device's queue."""
 
-    slots: jax.Array  # (B,)
+    slots: jax.Array  # (B,); the length of the queue for idle lanes
     states: Any  # leaves (B, ...)
     next_slot: jax.Array  # (1,)
     results: Any  # leaves (Q, ...)
@@ -125,45 +130,36 @@ def solve(
     >>> halvings.tolist()
     [4, 0, 2]
     """
-    _checks.check_callback("progress", progress, "the numbers of items solved and of all items")
-    items = np.asarray(items, np.int32)
-    if items.ndim != 1 or not (items >= 0).any():
-        raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")
-    devices = _devices.as_list(devices)
+    check_callback("progress", progress, "the numbers of items solved and of all items")
+    items, devices = _as_items(items), _devices.as_list(devices)
     if steps_per_call is None:
-        steps_per_call = 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
-    for argument, number in (("num_lanes", num_lanes), ("steps_per_call", steps_per_call)):
-        if whole_number(argument, number) < 1:
-            raise ValueError(f"{argument} must be at least 1, got {number}")
-
+        steps_per_call = _steps_per_call(devices)
+    integer("num_lanes", num_lanes, at_least=1)
+    integer("steps_per_call", steps_per_call, at_least=1)
     mesh = _devices.mesh(devices, _AXIS)
-    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    data = _spread(data, mesh, PartitionSpec())
     solved = _Solved(items)
     num_items = solved.num_missing
     work = Work(num_lanes, 0, 0)
     while solved.num_missing:
         positions = _deal(solved.missing(), -(-len(items) // len(devices)), len(devices))
-        queue = jax.device_put(
-            np.where(positions >= 0, items[positions], -1), NamedSharding(mesh, PartitionSpec(_AXIS))
-        )
+        queue = _spread(np.where(positions >= 0, items[positions], -1), mesh, PartitionSpec(_AXIS))
         lanes = None
         try:
-            lanes = _init(method, mesh, num_lanes, data, queue)
+            lanes = _spread(_idle(method, mesh, num_lanes, data, len(positions)), mesh, PartitionSpec(_AXIS))
             num_solved = 0
             while num_solved < solved.num_missing:
                 advanced = _advance(method, mesh, steps_per_call, data, queue, lanes)
-                num_solved = int(np.sum(advanced.num_solved))  # waits, so that a failed call shows here
+                # Waits, so that a failed call shows here. Sums of JAX arrays would be programs of their own.
+                num_solved = _sum(advanced.num_solved)
                 lanes = advanced
-                work += Work(num_lanes, num_lanes * int(np.sum(lanes.num_steps)), int(np.sum(lanes.num_busy)))
+                work += Work(num_lanes, num_lanes * _sum(lanes.num_steps), _sum(lanes.num_busy))
                 if progress is not None:
                     progress(num_items - solved.num_missing + num_solved, num_items)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            if not _devices.is_out_of_memory(error) or num_lanes == 1:
-                raise
-            num_lanes //= 2
-            warnings.warn(f"out of memory: going on with {num_lanes} lanes on each device", stacklevel=2)
+            num_lanes = _fewer(num_lanes, error)
         if lanes is not None:
-            solved.store(positions, lanes)
+            solved.store(positions[np.asarray(lanes.is_solved)], lanes.results, np.asarray(lanes.is_solved))
     return solved.results, work
 
 
@@ -175,36 +171,54 @@ def evaluate(
     num_lanes: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Any, Work]:
-    """`function(data, item)` of every item, in the order of `items`: what `solve` is where one step does it all.
+    """`function(data, item)` for every item, in the order of `items`: `solve` for work that one step completes.
 
-    The function must be hashable; equal ones share compiled code. All else is as in `solve`.
+    The function must be hashable; equal ones share compiled code. Everything else is as in `solve`.
 
     >>> squares, work = evaluate(lambda data, item: data[item] ** 2, jnp.array([1.0, 2.0, 3.0]), [2, 0], num_lanes=2)
     >>> squares.tolist(), work.num_busy_lane_steps
     ([9.0, 1.0], 2)
     """
-    return solve(_Once(function), data, items, num_lanes=num_lanes, devices=devices)
+    items, devices = _as_items(items), _devices.as_list(devices)
+    integer("num_lanes", num_lanes, at_least=1)
+    mesh = _devices.mesh(devices, _AXIS)
+    data = _spread(data, mesh, PartitionSpec())
+    solved = _Solved(items)
+    work = Work(num_lanes, 0, 0)
+    while solved.num_missing:
+        batch_size = num_lanes * len(devices)
+        positions = solved.missing()[:batch_size]
+        # The last batch is filled up with its own items, so that all batches share a program.
+        batch = _spread(np.resize(items[positions], batch_size), mesh, PartitionSpec(_AXIS))
+        try:
+            results = jax.device_get(_evaluate(function, mesh, data, batch))
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            num_lanes = _fewer(num_lanes, error)
+            continue
+        solved.store(positions, results, np.arange(batch_size) < len(positions))
+        work += Work(num_lanes, batch_size, len(positions))
+    return solved.results, work
 
 
-@dataclasses.dataclass(frozen=True)
-class _Once:
-    """A function as a method of one step."""
+def lower_evaluate(
+    function: Callable[[Any, jax.Array], Any], data: Any, *, num_lanes: int, devices: Sequence[jax.Device]
+) -> jax.stages.Lowered:
+    """The program of `evaluate`, traced and to be compiled, for data of which only shapes and dtypes are used."""
+    mesh = _devices.mesh(devices, _AXIS)
+    batch = _outlines(np.zeros(num_lanes * len(devices), np.int32), mesh, PartitionSpec(_AXIS))
+    return _evaluate.lower(function, mesh, _outlines(data, mesh, PartitionSpec()), batch)
 
-    function: Callable[[Any, jax.Array], Any]
 
-    def start(self, data, item):
-        # A new function, because JAX keeps traces as long as the function lives.
-        answer = jax.eval_shape(lambda: self.function(data, item))
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), answer), jnp.asarray(False)
-
-    def step(self, data, item, state):
-        return self.function(data, item), jnp.asarray(True)
-
-    def done(self, state):
-        return state[1]
-
-    def result(self, state):
-        return state[0]
+def lower_solve(
+    method: Method, data: Any, num_items: int, *, num_lanes: int, devices: Sequence[jax.Device]
+) -> jax.stages.Lowered:
+    """The program of `solve` for a number of items, traced and to be compiled, as `lower_evaluate`."""
+    mesh = _devices.mesh(devices, _AXIS)
+    data = _outlines(data, mesh, PartitionSpec())
+    num_slots = -(-num_items // len(devices)) * len(devices)
+    queue = _outlines(np.zeros(num_slots, np.int32), mesh, PartitionSpec(_AXIS))
+    lanes = _outlines(_idle(method, mesh, num_lanes, data, num_slots), mesh, PartitionSpec(_AXIS))
+    return _advance.lower(method, mesh, _steps_per_call(devices), data, queue, lanes)
 
 
 class _Solved:
@@ -221,14 +235,58 @@ class _Solved:
     def missing(self) -> np.ndarray:
         return np.flatnonzero(~self.is_solved)
 
-    def store(self, positions, lanes):
-        is_new = np.asarray(lanes.is_solved)
-        rows = jax.tree.map(np.asarray, lanes.results)
+    def store(self, positions, results, is_new):
+        """Stores those rows of the results that are new, at the positions given."""
+        rows = jax.tree.map(np.asarray, results)
         if self.results is None:
             self.results = jax.tree.map(lambda row: np.zeros((self.is_solved.size, *row.shape[1:]), row.dtype), rows)
-        targets = positions[is_new]
-        jax.tree.map(lambda result, row: result.__setitem__(targets, row[is_new]), self.results, rows)
-        self.is_solved[targets] = True
+        jax.tree.map(lambda result, row: result.__setitem__(positions, row[is_new]), self.results, rows)
+        self.is_solved[positions] = True
+
+
+def _as_items(items) -> np.ndarray:
+    items = np.asarray(items, np.int32)
+    if items.ndim != 1 or not (items >= 0).any():
+        raise ValueError(f"items must be a sequence of at least one number from 0 on, got shape {items.shape}")
+    return items
+
+
+def _fewer(num_lanes, error) -> int:
+    """Half as many lanes, with a warning, if an error means lack of memory; any other error is raised again."""
+    if not _devices.is_out_of_memory(error) or num_lanes == 1:
+        raise error
+    num_lanes //= 2
+    warn(f"out of memory: going on with {num_lanes} lanes on each device")
+    return num_lanes
+
+
+def _steps_per_call(devices) -> int:
+    return 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
+
+
+def _outlines(tree, mesh, spec):
+    """The shapes, dtypes and places of what `_spread` makes of the tree."""
+    sharding = _sharding(mesh, spec)
+
+    def outline(leaf):
+        return jax.ShapeDtypeStruct(
+            leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True), sharding=sharding
+        )
+
+    return jax.tree.map(outline, tree)
+
+
+def _sum(numbers) -> int:
+    return int(np.asarray(numbers).sum())
+
+
+def _spread(tree, mesh, spec):
+    return jax.device_put(tree, _sharding(mesh, spec))
+
+
+def _sharding(mesh, spec):
+    # That of results on one device: lanes go on with the program that they began with.
+    return NamedSharding(mesh, PartitionSpec() if mesh.size == 1 else spec)
 
 
 def _deal(positions, length, num_devices):
@@ -238,28 +296,33 @@ def _deal(positions, length, num_devices):
     return padded.reshape(length, num_devices).T.reshape(-1)
 
 
-@functools.partial(_programs.jit, static_argnums=(0, 1, 2))
-def _init(method, mesh, num_lanes, data, queue):
-    def on_device(data, queue):
-        slots = jnp.arange(num_lanes, dtype=jnp.int32)
-        states = jax.vmap(method.start, in_axes=(None, 0))(data, _items(queue, slots))
-        result = jax.eval_shape(method.result, jax.tree.map(lambda leaf: leaf[0], states))
-        zero = jnp.zeros(1, jnp.int32)
-        return _Lanes(
-            slots=slots,
-            states=states,
-            next_slot=zero + num_lanes,
-            results=jax.tree.map(lambda leaf: jnp.zeros((queue.size, *leaf.shape), leaf.dtype), result),
-            is_solved=jnp.zeros(queue.size, bool),
-            num_solved=zero,
-            num_steps=zero,
-            num_busy=zero,
-        )
+def _idle(method, mesh, num_lanes, data, num_slots) -> _Lanes:
+    """Lanes that have no item yet, made on the host so that nothing is compiled for them."""
+    state = jax.eval_shape(method.start, data, jax.ShapeDtypeStruct((), jnp.int32))
+    result = jax.eval_shape(method.result, state)
+    num_devices = mesh.size
 
-    return _shard(on_device, mesh, (PartitionSpec(), PartitionSpec(_AXIS)))(data, queue)
+    def zeros(number, tree):
+        return jax.tree.map(lambda leaf: np.zeros((number * num_devices, *leaf.shape), leaf.dtype), tree)
+
+    num_slots //= num_devices
+    lanes: dict[str, Any] = {
+        "slots": np.full(num_lanes * num_devices, num_slots, np.int32),
+        "states": zeros(num_lanes, state),
+        "results": zeros(num_slots, result),
+        "is_solved": np.zeros(num_slots * num_devices, bool),
+        **dict.fromkeys(("next_slot", "num_solved", "num_steps", "num_busy"), np.zeros(num_devices, np.int32)),
+    }
+    return _Lanes(**lanes)
 
 
-@functools.partial(_programs.jit, static_argnums=(0, 1, 2))
+@functools.partial(_programs.jit, static_argnums=(0, 1), compiler_options=_OPTIONS)
+def _evaluate(function, mesh, data, items):
+    specs = (PartitionSpec(), PartitionSpec(_AXIS))
+    return _shard(jax.vmap(function, in_axes=(None, 0)), mesh, specs)(data, items)
+
+
+@functools.partial(_programs.jit, static_argnums=(0, 1, 2), compiler_options=_OPTIONS)
 def _advance(method, mesh, num_steps, data, queue, lanes):
     def on_device(data, queue, lanes):
         lanes = lanes._replace(num_steps=jnp.zeros_like(lanes.num_steps), num_busy=jnp.zeros_like(lanes.num_busy))
@@ -277,36 +340,36 @@ def _advance(method, mesh, num_steps, data, queue, lanes):
 
 
 def _step(method, data, queue, lanes):
-    """One step of all lanes; those that are then done write their results and take up the next items."""
-    num_queued = jnp.sum(queue >= 0)
-    is_taken = lanes.slots < num_queued
-    is_busy = is_taken & ~jax.vmap(method.done)(lanes.states)
-    stepped = jax.vmap(method.step, in_axes=(None, 0, 0))(data, _items(queue, lanes.slots), lanes.states)
-    states = _where(is_busy, stepped, lanes.states)
+    """One step of all lanes: idle ones take up the next items first, and those that are then done write results."""
+    num_queued = jnp.sum(queue >= 0, dtype=jnp.int32)
+    is_idle = lanes.slots == queue.size
+    next_slots = lanes.next_slot + jnp.cumsum(is_idle, dtype=jnp.int32) - 1
+    is_refilled = is_idle & (next_slots < num_queued)
+    slots = jnp.where(is_refilled, next_slots, lanes.slots)
+    is_taken = slots < queue.size
+    items = queue[jnp.where(is_taken, slots, 0)]  # idle lanes work on the first one, which every busy queue has
+    started = jax.vmap(method.start, in_axes=(None, 0))(data, items)
+    states = _where(is_refilled, started, lanes.states)
+
+    is_busy = is_taken & ~jax.vmap(method.done)(states)
+    stepped = jax.vmap(method.step, in_axes=(None, 0, 0))(data, items, states)
+    states = _where(is_busy, stepped, states)
 
     is_finished = is_taken & jax.vmap(method.done)(states)
-    rows = jnp.where(is_finished, lanes.slots, queue.size)  # rows behind the end are dropped
+    rows = jnp.where(is_finished, slots, queue.size)  # rows behind the end are dropped
     results = jax.tree.map(
         lambda table, row: table.at[rows].set(row, mode="drop"), lanes.results, jax.vmap(method.result)(states)
     )
-    slots = jnp.where(is_finished, lanes.next_slot + jnp.cumsum(is_finished) - 1, lanes.slots).astype(jnp.int32)
-    started = jax.vmap(method.start, in_axes=(None, 0))(data, _items(queue, slots))
     return _Lanes(
-        slots=slots,
-        states=_where(is_finished, started, states),
-        next_slot=lanes.next_slot + jnp.sum(is_finished, dtype=jnp.int32),
+        slots=jnp.where(is_finished, queue.size, slots).astype(jnp.int32),
+        states=states,
+        next_slot=lanes.next_slot + jnp.sum(is_refilled, dtype=jnp.int32),
         results=results,
         is_solved=lanes.is_solved.at[rows].set(True, mode="drop"),
         num_solved=lanes.num_solved + jnp.sum(is_finished, dtype=jnp.int32),
         num_steps=lanes.num_steps + 1,
         num_busy=lanes.num_busy + jnp.sum(is_busy, dtype=jnp.int32),
     )
-
-
-def _items(queue, slots):
-    """The items at the slots; idle lanes work on the first one, which every queue with work to do has."""
-    item = jnp.where(slots < queue.size, queue[jnp.minimum(slots, queue.size - 1)], -1)
-    return jnp.where(item >= 0, item, queue[0])
 
 
 def _where(condition, new, old):
@@ -317,6 +380,8 @@ def _where(condition, new, old):
 
 
 def _shard(function, mesh, in_specs):
+    if mesh.size == 1:
+        return function
     # Classifiers may hold loops whose carry starts from a constant, which the check of varying axes would refuse;
     # it guards collectives, of which there are none here.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(_AXIS), check_vma=False)
