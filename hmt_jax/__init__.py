@@ -1,6 +1,6 @@
 """Where a network's decision boundary is, feature by feature.
 
-`plots` is imported by itself, `from hmt_jax import plots`, for it needs matplotlib.
+`plots` is imported separately, `from hmt_jax import plots`, because it needs matplotlib.
 """
 
 from hmt_jax import (
@@ -19,24 +19,32 @@ from hmt_jax import (
     subspaces,
     training,
 )
-from hmt_jax._checks import PixelRangeWarning
-from hmt_jax.margins import MarginResult, deepfool, measure_margins
+from hmt_jax._images import PixelRangeWarning
+from hmt_jax._programs import cache_programs
+from hmt_jax.margins import MarginResult, bisect, measure_in_chunks, measure_margin, measure_margins
 from hmt_jax.solvers import Solution, Status
+
+#: The version of this library.
+__version__ = "0.1.0"
 
 __all__ = [
     "MarginResult",
     "PixelRangeWarning",
     "Solution",
     "Status",
+    "__version__",
     "attacks",
+    "bisect",
     "bounds",
+    "cache_programs",
     "checkpoints",
     "classifiers",
     "data",
-    "deepfool",
     "exact",
     "frequency",
     "lanes",
+    "measure_in_chunks",
+    "measure_margin",
     "measure_margins",
     "models",
     "projections",

@@ -1,4 +1,4 @@
-"""Batches of labelled images of one size, and sums over the samples in them that count."""
+"""Batches of labelled images, all of one size, and sums over the samples in them that count."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -10,12 +10,13 @@ import optax
 from jax.typing import ArrayLike
 
 from hmt_jax import _checks
-from hmt_jax._numbers import as_array, promoted, whole_number
+from hmt_jax._checks import as_array, integer
+from hmt_jax._misc import promoted
 from hmt_jax.solvers import has_label
 
 
 class Batch(NamedTuple):
-    """B samples, of which some may only fill it up."""
+    """B samples, some of which may only fill it up."""
 
     images: Any  # (B, height, width, channels)
     labels: Any  # (B,)
@@ -23,10 +24,10 @@ class Batch(NamedTuple):
 
 
 def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
-    """Images and int32 labels as arrays, where they are.
+    """Images and int32 labels as arrays, left on the device or host where they are.
 
     Raises:
-      ValueError: if images and labels differ in number, have the wrong type, or are none; and as `as_array`.
+      ValueError: if images and labels differ in number, have the wrong type, or are empty; and as `as_array`.
     """
     pixels, targets = as_array("images", images), as_array("labels", labels)
     _checks.check_labels("labels", targets)
@@ -40,8 +41,8 @@ def check_samples(images: ArrayLike, labels: ArrayLike) -> tuple[Any, Any]:
 
 
 def check_batch_size(batch_size: int) -> None:
-    if whole_number("batch_size", batch_size) < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    """Raises ValueError unless the batch size is a positive whole number."""
+    integer("batch_size", batch_size, at_least=1)
 
 
 def slices(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
@@ -67,16 +68,11 @@ def _join(first, second):
     return (jnp if isinstance(first, jax.Array) else np).concatenate([first, second])
 
 
-def as_floats(images: jax.Array) -> jax.Array:
-    """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-
-
 def sum_over(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and right labels, summed over the samples that count, in float32 at least."""
+    """The cross-entropy, in float32 at least, and the number of right labels, summed over the samples that count."""
     logits = logits.astype(promoted(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    # `argmax` of NaNs is a class as well.
+    # `argmax` returns a class for NaNs as well.
     is_correct = has_label(logits) & (logits.argmax(-1) == batch.labels)
     return (
         jnp.sum(losses, where=batch.is_counted),

@@ -1,12 +1,13 @@
 """Lower bounds of margins: radii within which no perturbation in a subspace changes the label.
 
 On a ball ||z|| <= r of coordinates every unit of a network of ReLU and max-pooling lies between two planes, found layer
-by layer, and so does the gap between the label and every other class. Where that stays positive, no point of the ball
+by layer, and so does the gap between the label and every other class. If all gaps stay positive, no point of the ball
 has another label. These are the bounds of CROWN (Zhang, Weng, Chen, Hsieh and Daniel, "Efficient neural network
 robustness certification with general activation functions", NeurIPS 2018, arXiv:1811.00866) for perturbations in a
-subspace, with planes over pools that know how far their members can differ.
+subspace, with planes over pools that account for how far their members can differ.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, _piecewise
-from hmt_jax._numbers import as_array
+from hmt_jax import _piecewise
+from hmt_jax._checks import as_array
+from hmt_jax._images import check_images
 from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import as_list
 
-# What float64 may lose of a bound, as a part of the same sums with absolute values: some 10^5 terms, at 1.1e-16 each.
+__all__ = ["LowerBounds", "certify"]
+
+# The rounding error of a bound in float64, relative to the same sum of absolute values: some 10^5 terms of 1.1e-16.
 _ROUNDING = 1e-10
-# The search for a radius ends when it is known to this part of it, or after so many bounds.
+# The search for a radius ends at this relative accuracy, or after this many bounds.
 _ACCURACY, _MOST_STEPS = 1e-2, 20
 
 
@@ -28,35 +33,38 @@ class LowerBounds(NamedTuple):
     """Certified radii of N samples in R subspaces, NumPy arrays of shape (R, N).
 
     Attributes:
-      radius: perturbations in the subspace of a smaller L2 norm, in pixels, do not change the label, so that the margin
-        is not below it. 0 where nothing could be certified; NaN for a sample with a NaN or infinite pixel.
-      label: the predicted label; -1 for such a sample.
+      radius: L2 norm, in pixels, below which no perturbation in the subspace changes the label, so that the margin is
+        at least as large. 0 if nothing could be certified; NaN for a sample with a NaN or infinite pixel.
+      label: the predicted label; -1 for a sample with a NaN or infinite pixel.
     """
 
     radius: np.ndarray
     label: np.ndarray
 
 
-def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBounds:
+def certify(classifier: Any, images: ArrayLike, subspaces: Subspace | Sequence[Subspace]) -> LowerBounds:
     """Lower bounds of the margins of every image in every subspace, for MLPs and LeNet.
 
     They are loose, by a factor that grows with the depth of the network, with the radius and with the dimension: about
-    2 for the MLP below, and 7 to 15 beside tight margins of a LeNet on MNIST in windows of 8 x 8 (as measured by
-    `python -m experiments audit RUN --certify 6`). Compare certified radii with each other; for the margin itself take
-    `hmt_jax.exact` where that can be had.
+    2 for the MLP below, and 7 to 15 against tight margins of a LeNet on MNIST in windows of 8 x 8 (as measured by
+    `python -m experiments audit RUN --certify 6`). Compare certified radii with each other; for the margin itself use
+    `hmt_jax.exact` where it applies.
 
-    They hold for the network in real arithmetic with the parameters as they are. All is computed in float64, in which
-    parameters in float32 are exact, and what that may lose is taken off. (What float32 makes of the same network can
-    have another label only where two logits agree to its rounding.)
+    They hold for the network in real arithmetic, with its parameters taken as exact. They are computed in float64,
+    which holds float32 parameters exactly, and are lowered by a bound on its rounding errors. (The same network
+    computed in float32 can have another label only where two logits agree within its rounding.)
 
     Args:
       classifier: `logistic`, `mlp` or `lenet` of `hmt_jax.models`.
       images: (N, height, width, channels), as for `hmt_jax.measure_margins`.
-      subspaces: one subspace, or a stack.
+      subspaces: one subspace, or a list.
+
+    Returns:
+      The certified radii, and the predicted labels.
 
     Raises:
       TypeError: for any other classifier.
-      ValueError: for images of the wrong shape or type, no images at all, or a subspace for other images.
+      ValueError: if the images have the wrong shape or type, there are none, or a subspace is for other images.
 
     >>> from hmt_jax import exact, models, subspaces
     >>> classifier = models.create("mlp", jax.random.key(0), image_shape=(4, 4, 1), num_classes=3, num_hidden=(8, 8))
@@ -68,19 +76,18 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace) -> LowerBou
     [0.51, 0.71, 0.5, 0.48, 0.4]
     """
     images = np.asarray(as_array("images", images))
-    _checks.check_images(images)
+    check_images(images)
     shape = images.shape[1:]
     network = _piecewise.network_of(classifier, shape)
     absolute = jax.tree.map(np.abs, network)
     flat = images.reshape(len(images), -1).astype(np.float64)
     samples = [_piecewise.around(network, image) for image in flat]
     labels = np.array([_piecewise.label_of(sample) for sample in samples], np.int32)
-    # All that differs from image to image: what the first layer makes of it, and the same with absolute values.
+    # All that differs from image to image: the first layer's values, and the same sums of absolute values.
     values = np.stack([sample.layers[0].bias for sample in samples])
     sizes = np.stack([_piecewise.around(absolute, np.abs(image)).layers[0].bias for image in flat])
 
-    stack, num_subspaces = _checks.as_stack(subspaces, images)
-    members = [jax.tree.map(lambda leaf, r=r: leaf[r], stack) for r in range(num_subspaces)]
+    members = as_list(subspaces, shape)
     radii = []
     for member in members:
         restricted = _piecewise.in_coordinates(network, _piecewise.basis_of(member, shape))
@@ -101,7 +108,7 @@ class _Plane(NamedTuple):
 
 
 class _Planes(NamedTuple):
-    """What a layer of units lies between."""
+    """Bounds under and over the units of a layer."""
 
     under: _Plane
     over: _Plane
@@ -109,7 +116,7 @@ class _Planes(NamedTuple):
 
 @jax.jit
 def _largest_radii(network, values, sizes, labels):
-    def of_image(image):
+    def of_image(image: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         value, size, label = image
         return _largest_radius(network.with_first(network.layers[0].weight, value), size, label)
 
@@ -117,21 +124,21 @@ def _largest_radii(network, values, sizes, labels):
 
 
 def _largest_radius(network, size, label):
-    """The greatest radius of a ball whose bounds certify as much: both ends of a bracket are moved by every bound."""
+    """The greatest radius of a ball that its own bounds certify: every bound moves both ends of a bracket."""
     if not network.hidden:
         return _certified_distance(network, size, label, 0.0)  # exact
-    # Where no gradient at the sample tells a scale, the farthest of the first switches does.
+    # If no gradient at the sample sets a scale, the farthest switch of the first layer does.
     weight, bias = network.layers[0]
     farthest = jnp.max(jnp.abs(bias) / jnp.maximum(jnp.linalg.norm(weight, axis=2), jnp.finfo(bias.dtype).tiny))
 
-    def is_wide(state):
+    def is_wide(state: tuple[jax.Array, jax.Array, Any]) -> jax.Array:
         low, high, num_steps = state
         return (high > (1 + _ACCURACY) * low) & (num_steps < _MOST_STEPS)
 
-    def narrow(state):
+    def narrow(state: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
         low, high, num_steps = state
         radius = jnp.where(low > 0, jnp.sqrt(low * high), high / 8)
-        radius = jnp.where(num_steps > 0, radius, 0)  # first order
+        radius = jnp.where(num_steps > 0, radius, 0)  # the first bound is of first order
         distance = _certified_distance(network, size, label, radius)
         low, high = jnp.maximum(low, jnp.minimum(radius, distance)), jnp.minimum(high, jnp.maximum(radius, distance))
         return low, jnp.where(high < jnp.inf, high, farthest), num_steps + 1
@@ -141,7 +148,7 @@ def _largest_radius(network, size, label):
 
 
 def _certified_distance(network, size, label, radius):
-    """How far out bounds that hold on the ball ||z|| <= radius keep the label; within that ball it is certified."""
+    """The distance to which bounds that hold on the ball ||z|| <= radius keep the label: certified within that ball."""
     planes: list[_Planes] = []
     for layer in network.hidden:
         planes.append(_bound(layer, planes, radius))
@@ -156,10 +163,10 @@ def _certified_distance(network, size, label, radius):
 
 
 def _bound(layer, planes, radius) -> _Planes:
-    """Planes under and over the units of a layer, both made of the options that a unit has; for ReLU those of CROWN.
+    """Planes under and over the units of a layer, both made of a unit's options; for ReLU those of CROWN.
 
-    Under a unit is its greatest option, or 0. Over it is the mixture of options, with 0 among them, that needs to be
-    lifted least to be above all of them.
+    The plane under a unit is its greatest option, or 0. The plane over it is the mixture of options, 0 included, that
+    needs the least lift to be above all of them.
     """
     num_units, num_options, num_inputs = layer.weight.shape
     options = _Plane(layer.weight.reshape(-1, num_inputs), layer.bias.reshape(-1))
@@ -186,12 +193,13 @@ def _mixed(layer, share) -> _Plane:
 
 
 def _mixture(middle, slopes):
-    """Shares (units, options) of functions middle + slopes z, ||z|| <= 1, in a plane that none is far above.
+    """Shares (units, options) of functions middle + slopes z, ||z|| <= 1, in a plane that no function is far above.
 
-    Lifted above all, a plane with shares s is at max_j middle_j + ||slopes_j - sum_i s_i slopes_i|| where z = 0: the
-    radius of a ball, around that mixture of slopes, that holds the balls of radius middle_j around each. From the
-    greatest of them on it is moved and enlarged until it holds the farthest, as in J. Ritter, "An efficient bounding
-    sphere", Graphics Gems, 1990. For two, as in ReLU, one such step is exact.
+    A plane with shares s, lifted above all functions, has the value max_j middle_j + ||slopes_j - sum_i s_i slopes_i||
+    at z = 0. That is the radius of a ball around the mixture of slopes that holds, for every j, the ball of radius
+    middle_j around slopes_j. Starting as the greatest of these, the ball is moved and enlarged until it holds the
+    farthest one, as in J. Ritter, "An efficient bounding sphere", Graphics Gems, 1990. For two functions, as in ReLU,
+    one such step is exact.
     """
     num_options = middle.shape[1]
     products = jnp.einsum("uid,ujd->uij", slopes, slopes)
@@ -215,7 +223,7 @@ def _least(plane, radius):
 
 
 def _in_coordinates(plane, planes) -> _Plane:
-    """A plane in z under what is linear in the last units: through all layers, from the last to the first."""
+    """A plane in z under a linear function of the last units: the planes of all layers put in, from last to first."""
     weight, bias = plane
     for under, over in reversed(planes):
         up, down = jnp.maximum(weight, 0), jnp.minimum(weight, 0)
@@ -225,7 +233,7 @@ def _in_coordinates(plane, planes) -> _Plane:
 
 
 def _size_of_logits(network, size, radius):
-    """Sums of absolute values behind every logit, those of planes included: what rounding is measured by."""
+    """The scale of rounding errors: the sums of absolute values behind every logit, those of planes included."""
     size = size + radius * jnp.linalg.norm(network.layers[0].weight, axis=2)
     for weight, bias in network.layers[1:]:
         # The plane over a unit is two terms, each as large as the unit's options.

@@ -2,20 +2,20 @@
 
 import numpy as np
 
-# What float64 leaves of a residual that is zero, with room: polytopes farther away than about 1e6 times their farthest
-# face count as empty.
+# The rounding error that float64 leaves in a residual of zero, with room: polytopes farther away than about 1e6 times
+# their farthest face count as empty.
 _TOLERANCE = 1e-12
 
 
 def least_norm_point(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
-    """The z (d,) of least norm with normals z >= offsets, or None where there is none.
+    """The z (d,) of least norm with normals z >= offsets, or None if there is none.
 
     A least-distance problem as a nonnegative least-squares problem: Lawson and Hanson, "Solving Least Squares
     Problems", 1974, chapter 23.
 
     Args:
       normals: (F, d), unit vectors.
-      offsets: (F,), the distances of the half-spaces from the origin, negative for those that hold it.
+      offsets: (F,), the distances of the half-spaces from the origin, negative for those that contain it.
 
     >>> least_norm_point(np.array([[1.0, 0.0], [0.0, -1.0]]), np.array([3.0, 2.0])).round(6).tolist()
     [3.0, -2.0]
@@ -27,7 +27,7 @@ def least_norm_point(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray | N
     target = np.zeros(rows.shape[1])
     target[-1] = 1
     residual = target - _nonnegative_least_squares(rows.T, target) @ rows
-    # Its last number is its square, but for rounding, and 1 / (1 + (norm of z / farthest)^2).
+    # Up to rounding, the residual's last component is its squared norm, 1 / (1 + (norm of z / farthest)^2).
     return None if residual @ residual < _TOLERANCE else -farthest * residual[:-1] / residual[-1]
 
 
@@ -43,7 +43,7 @@ def _nonnegative_least_squares(matrix, target):
             return u
         is_active[entering] = True
         proposed = _on_active(matrix, target, is_active)
-        if proposed[entering] <= 0:  # by rounding: it would leave again at once
+        if proposed[entering] <= 0:  # by rounding: this number would leave again at once
             is_active[entering], is_refused[entering] = False, True
             continue
         is_refused[:] = False
@@ -57,7 +57,7 @@ def _nonnegative_least_squares(matrix, target):
 
 
 def _on_active(matrix, target, is_active):
-    """Least squares with all but the active numbers zero."""
+    """The least-squares solution in which all inactive numbers are zero."""
     u = np.zeros(is_active.size)
     u[is_active] = np.linalg.lstsq(matrix[:, is_active], target)[0]
     return u

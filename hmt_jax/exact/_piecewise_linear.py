@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _checks, _piecewise
-from hmt_jax._numbers import as_array, whole_number
+from hmt_jax import _piecewise
+from hmt_jax._checks import as_array, check_image, integer
 from hmt_jax.exact import _rays, _regions
 from hmt_jax.exact._search import Found, nearest
 from hmt_jax.solvers import Solution, Status
 from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import as_list
 
-# What is thinner than this part of a typical distance is left out: on flat images many units switch at once, and every
-# set of them has such a region. Logits are continuous, and its points belong to the regions beside it just as well.
+# Regions thinner than this part of a typical distance are left out: on flat images many units switch at once, and every
+# set of them has such a region. Logits are continuous, so its points belong to the regions beside it just as well.
 _THINNEST = 1e-8
 
 
@@ -23,31 +24,32 @@ def piecewise_linear(
 ) -> Solution:
     """The exact margin of a small network of ReLU and max-pooling, for one image in a subspace of few dimensions.
 
-    Where every unit keeps its state the logits are affine, and the nearest point with another label solves a
-    least-norm problem. In one dimension such regions are the pieces of both rays, which are walked from breakpoint to
-    breakpoint. In more they are cut out unit by unit and taken up in the order of their distances (branch and bound,
-    best first), so that the first such point is the nearest of all. All of it is in float64 on the host: the margin
-    is that of the parameters as they are, in real arithmetic.
+    In a region where no unit switches, the logits are affine, and the nearest point with another label solves a
+    least-norm problem. In one dimension, such regions are the pieces of both rays, which are walked from breakpoint to
+    breakpoint. In more dimensions, they are cut out unit by unit and visited in the order of their distances (branch
+    and bound, best first), so that the first point found is the nearest of all. Everything is computed in float64 on
+    the host: the margin is that of the network in real arithmetic, with its parameters taken as exact.
 
-    The number of regions within the margin grows with its d-th power: take lines for LeNet, and up to 3 dimensions or
-    so for an MLP of some hundred units.
+    The number of regions within the margin grows with its d-th power: use lines for LeNet, and up to about 3 dimensions
+    for an MLP of some hundred units.
 
     Args:
       classifier: `logistic`, `mlp` or `lenet` of `hmt_jax.models`.
       image: (height, width, channels).
       subspace: a single subspace.
-      reach: the greatest distance looked at, in pixels; an upper bound of the margin makes the search shorter.
-      max_steps: pieces or parts looked at, after which the sample is given up.
+      reach: the greatest distance searched, in pixels; an upper bound of the margin makes the search shorter.
+      max_steps: number of pieces or parts after which the search is given up.
 
     Returns:
       A `hmt_jax.Solution` of NumPy numbers. `coordinates` are on the boundary, where the logits of both labels are
-      equal. Out of reach or of steps, the status is OUT_OF_STEPS, and `margin` the distance within which there is no
-      boundary; where there is none at all, it is ZERO_GRADIENT and infinite; NON_FINITE for a pixel that is not finite.
+      equal. If the search ends at `reach` or `max_steps`, the status is OUT_OF_STEPS, and `margin` the distance within
+      which there is no boundary. If there is no boundary at all, the status is ZERO_GRADIENT and the margin infinite.
+      The status is NON_FINITE if a pixel is not finite.
 
     Raises:
       TypeError: for any other classifier.
-      ValueError: for an image of the wrong shape or type, a subspace for other images, or a reach or a number of steps
-        that is not positive.
+      ValueError: if the image has the wrong shape or type, the subspace is for other images, or the reach or the number
+        of steps is not positive.
 
     >>> import jax
     >>> from hmt_jax import models, subspaces
@@ -58,11 +60,11 @@ def piecewise_linear(
     >>> bool(abs(logits[solution.label] - logits[solution.adversarial_label]) < 1e-5)
     True
     """
-    if not (reach > 0 and whole_number("max_steps", max_steps) > 0):
+    if not (reach > 0 and integer("max_steps", max_steps) > 0):
         raise ValueError(f"reach and max_steps must be positive, got {reach} and {max_steps}")
     image = np.asarray(as_array("image", image))
-    _checks.check_image(image)
-    _checks.as_stack(subspace, image[None])
+    check_image(image)
+    as_list(subspace, image.shape)
     network = _piecewise.network_of(classifier, image.shape)
     basis = _piecewise.basis_of(subspace, image.shape)
     if not np.isfinite(image).all():
@@ -85,7 +87,7 @@ def _solution(status, label, found, dimension) -> Solution:
 
 
 def _typical_distance(layer) -> float:
-    """The median distance at which an option is zero; any will do where none is at another place than the origin."""
+    """The median distance at which an option is zero; 1 if none is zero away from the origin."""
     norms = np.linalg.norm(layer.weight, axis=2)
     is_seen = (norms > 0) & (layer.bias != 0)
     return float(np.median(np.abs(layer.bias[is_seen]) / norms[is_seen])) if is_seen.any() else 1.0

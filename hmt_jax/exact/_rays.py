@@ -10,18 +10,19 @@ from hmt_jax.exact._search import SAME_SLOPE, Answer
 
 
 class Ray(NamedTuple):
-    """What is left of a ray."""
+    """The rest of a ray, from its start on."""
 
     sign: float  # of its coordinate
     start: float  # a distance from the sample
 
 
 def both() -> list[Ray]:
+    """The two rays from the sample."""
     return [Ray(1.0, 0.0), Ray(-1.0, 0.0)]
 
 
 def walk(layers: Sequence[Layer], label: int, thinnest: float, ray: Ray) -> Iterator[tuple[float, Ray | Answer]]:
-    """The crossing in the piece at a ray's start if there is one, the ray behind that piece if there is more.
+    """The crossing in the piece at a ray's start, else the ray behind that piece, if either exists; with its distance.
 
     Pieces shorter than `thinnest` are passed over: on flat images many units switch at once.
     """
@@ -45,14 +46,14 @@ def walk(layers: Sequence[Layer], label: int, thinnest: float, ray: Ray) -> Iter
 
 
 def _options(layer, units):
-    """Slopes along the ray, and values here, (units, options, 2), from those of the units before, (inputs, 2)."""
+    """Options' slopes along the ray and values here (units, options, 2), from those of the units before (inputs, 2)."""
     options = layer.weight @ units
     options[..., 1] += layer.bias
     return options
 
 
 def _until_above(others, winner):
-    """How far on from here others are above the winner; 0 or less for those that are so already."""
+    """Distances from here at which others rise above the winner; 0 or less for those that are above it already."""
     gains, leads = others[..., 0] - winner[..., 0], winner[..., 1] - others[..., 1]
     is_faster = gains > SAME_SLOPE * np.abs(others[..., 0]).max(initial=0)
     return np.where(is_faster, leads / np.where(is_faster, gains, 1), np.where(leads < 0, 0, np.inf))

@@ -17,10 +17,10 @@ class Region(NamedTuple):
       weight: (units, options, d) slopes in z of the options of layer `depth`: the members of a pool, and ReLU's zero.
         The last layer has one unit, whose options are the logits.
       bias: (units, options) their values at z = 0.
-      is_possible: (units, options), False for options that are below another one all over the polytope.
+      is_possible: (units, options), False for options that are below another one everywhere in the polytope.
       normals: (F, d) unit vectors.
-      offsets: (F,)
-      point: (d,) inside, next to the nearest one.
+      offsets: (F,) offsets of the faces.
+      point: (d,) a point inside, next to the nearest one.
     """
 
     depth: int
@@ -43,14 +43,14 @@ class Cuts(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a region has within cut number t and out of those before it, not yet looked at; then what lies behind."""
+    """An unvisited part of a region: inside cut number t and outside those before it; later cuts come after it."""
 
     cuts: Cuts
     t: int
 
 
 def whole(layers: Sequence[Layer]) -> Region:
-    """All of the subspace."""
+    """The whole subspace as one region."""
     dimension = layers[0].weight.shape[-1]
     origin = np.zeros(dimension)
     return _enter(layers, 0, np.eye(dimension), origin, np.zeros((0, dimension)), np.zeros(0), origin)
@@ -59,7 +59,7 @@ def whole(layers: Sequence[Layer]) -> Region:
 def divide(
     layers: Sequence[Layer], label: int, thinnest: float, part: Region | Part
 ) -> Iterator[tuple[float, Region | Part | Answer]]:
-    """All of a part but the linear region at its nearest point, and the answers in that one; with their distances.
+    """A part without the linear region at its nearest point, and the answers in that region; with their distances.
 
     Regions thinner than `thinnest` are left out.
     """
@@ -70,7 +70,7 @@ def divide(
 
 
 def _around(layers, label, region) -> Iterator[tuple[float, Part]]:
-    """Cuts of all but the linear region at a region's point; of that one, into the parts with other labels."""
+    """The parts outside the linear region at a region's point, and those with other labels in it; with distances."""
     while region.depth < len(layers) - 1:
         values = np.where(region.is_possible, region.weight @ region.point + region.bias, -np.inf)
         cuts = _cut(region, values.argmax(1))
@@ -103,8 +103,8 @@ def _within(layers, thinnest, part) -> Iterator[tuple[float, Region | Part | Ans
 
 
 def _least_norm_inside(normals, offsets, thinnest):
-    """The point of least norm that is at least `thinnest` inside of all faces, or None where there is none."""
-    is_opposite = normals @ normals[-1] < SAME_SLOPE - 1  # and too near: no need to search
+    """The point of least norm that is at least `thinnest` inside all faces, or None if there is none."""
+    is_opposite = normals @ normals[-1] < SAME_SLOPE - 1  # if such a face is too near, there is no point
     if np.any(offsets[is_opposite] + offsets[-1] > -2 * thinnest):
         return None
     return least_norm_point(normals, offsets + thinnest)

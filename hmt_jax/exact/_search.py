@@ -1,4 +1,4 @@
-"""The search for the nearest point with another label: what is nearest is divided first, so that the first is it."""
+"""The search for the nearest point with another label: nearest parts are divided first, so the first point is it."""
 
 import heapq
 import itertools
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Affine functions that float64 can't tell apart are one: difference of their slopes, relative to the layer's greatest.
+# Affine functions count as one if float64 can't distinguish their slopes, relative to the layer's greatest one.
 SAME_SLOPE = 1e-12
 
 
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The nearest answer, or None where there is none nearer than a distance."""
+    """The nearest answer, or None if there is none within the distance."""
 
     distance: float
     answer: Answer | None
@@ -33,16 +33,16 @@ def nearest(
     reach: float,
     max_steps: int,
 ) -> Found:
-    """Branch and bound, best first.
+    """The nearest answer, by branch and bound, best first.
 
     Args:
-      parts: all of the subspace.
-      divide: gives a part's answers and smaller parts, each with a lower bound of its distance from the origin, which
-        is an answer's own.
-      reach: what is farther away is left out.
-      max_steps: parts divided, after which the search ends.
+      parts: parts that make up the subspace.
+      divide: returns a part's answers and smaller parts, each with a lower bound of its distance from the origin; for
+        answers, this is the distance.
+      reach: parts and answers farther away are left out.
+      max_steps: number of divided parts after which the search ends.
     """
-    numbers = itertools.count()  # what is equally far away is taken up in turn
+    numbers = itertools.count()  # equally distant parts are divided in turn
     queue = [(0.0, next(numbers), part) for part in parts]
     num_steps = 0
     while queue:

@@ -1,0 +1,191 @@
+"""Images as users pass them: arrays, memory maps and streams of batches, as chunks of one size, and their range."""
+
+import mmap
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hmt_jax._checks import ImageShape, as_array, check_type
+from hmt_jax._misc import warn
+from hmt_jax.frequency import flip
+
+# What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
+_RANGE_TOLERANCE = 1e-3
+_BYTES_AT_A_TIME = 2**24
+
+
+class PixelRangeWarning(UserWarning):
+    """Pixels leave [0, 1], and not because the images are flipped."""
+
+
+class Chunk(NamedTuple):
+    """A chunk of images; its last ones may only fill it up."""
+
+    images: np.ndarray  # (S, height, width, channels)
+    num_images: int  # that count
+
+
+class Images:
+    """Images to be read once, chunk by chunk.
+
+    Attributes:
+      image_shape: (height, width, channels).
+      dtype: of the images.
+      num_images: how many there are; None for a stream, until it ends.
+    """
+
+    def __init__(self, images: ArrayLike | Iterable[Any]):
+        self._array: np.ndarray | None = None
+        self.num_images: int | None = None
+        if hasattr(images, "__array__") or (isinstance(images, list | tuple) and not _are_batches(images)):
+            self._array = array = np.asarray(as_array("images", images))
+            check_images(array)
+            self.num_images = len(array)
+            self.image_shape: ImageShape = array.shape[1:]
+            self.dtype = array.dtype
+            _warn_of_range(array)
+            return
+        if not isinstance(images, Iterable):
+            raise TypeError(
+                "images must be an array (N, height, width, channels), or an iterable of such batches, got "
+                f"{type(images).__name__}"
+            )
+        self._batches = _batches(images)
+        self._first = next(self._batches, None)
+        if self._first is None:
+            raise ValueError("images is an iterable without batches: pass a new one, since an iterator is read once")
+        self.image_shape, self.dtype = self._first.shape[1:], self._first.dtype
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """The images in order, in chunks of one size; fewer than that if there are fewer images."""
+        if self._array is None:
+            yield from self._chunks_of_stream(size)
+            return
+        size = min(size, len(self._array))
+        for first in range(0, len(self._array), size):
+            rows = self._array[first : first + size]
+            yield Chunk(_filled(rows, size), len(rows))
+            _release(rows)
+
+    def _chunks_of_stream(self, size) -> Iterator[Chunk]:
+        waiting, num_waiting, has_warned, is_first = [], 0, False, True
+        for batch in _chain(self._first, self._batches):
+            self._first = None
+            has_warned = has_warned or _warn_of_range(batch)
+            waiting.append(batch)
+            num_waiting += len(batch)
+            while num_waiting >= size:
+                images = np.concatenate(waiting)
+                yield Chunk(images[:size], size)
+                waiting, num_waiting, is_first = [images[size:]], num_waiting - size, False
+        if num_waiting:
+            images = np.concatenate(waiting)
+            yield Chunk(_filled(images, num_waiting if is_first else size), num_waiting)
+
+
+def as_floats(images: jax.Array) -> jax.Array:
+    """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def check_range(images: Any, attack: Any) -> None:
+    """Warns if pixels leave [0, 1] where an attack keeps them within: it can't move them, which looks like robustness.
+
+    Warns:
+      PixelRangeWarning: if they do, and flipping their frequencies does not explain it.
+    """
+    if getattr(attack, "domain", "unbounded") != "unbounded":
+        _warn_of_range(images, "or an attack with domain='unbounded', because this one moves no pixel out of [0, 1]")
+
+
+def _are_batches(images) -> bool:
+    """Whether a list holds batches and not images."""
+    first = images[0] if len(images) else None
+    return (isinstance(first, tuple | list) and hasattr(first[0], "ndim")) or getattr(first, "ndim", 0) == 4
+
+
+def _batches(images) -> Iterator[np.ndarray]:
+    first = None
+    for number, batch in enumerate(images):
+        rows = batch[0] if isinstance(batch, tuple | list) else batch
+        if isinstance(rows, str | dict) or not hasattr(rows, "__array__"):
+            raise TypeError(
+                "images must be an iterable of arrays, or of pairs (images, labels), but batch "
+                f"{number} is of type {type(batch).__name__}"
+            )
+        rows = np.asarray(as_array("images", rows))
+        if rows.ndim == 4 and not len(rows):
+            continue
+        check_images(rows)
+        first = rows if first is None else first
+        if (rows.shape[1:], rows.dtype) != (first.shape[1:], first.dtype):
+            raise ValueError(
+                f"all batches must have images of one shape and type, but batch {number} has {rows.shape[1:]} "
+                f"{rows.dtype}, and the first one {first.shape[1:]} {first.dtype}"
+            )
+        yield rows
+
+
+def _chain(first, rest) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest
+
+
+def _filled(images, size) -> np.ndarray:
+    """The images, and copies of them up to a number."""
+    return images if len(images) == size else images[np.resize(np.arange(len(images)), size)]
+
+
+def _release(array) -> None:
+    """Takes pages of a file that have been read out of this process's memory, which may be less than the file."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and base.mode == "c":
+            return  # changes to this private copy would be lost
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def check_images(images: Any) -> None:
+    """Raises ValueError unless these are images (N, height, width, channels), uint8 or floating point."""
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (N, height, width, channels), got {images.shape}; add the channel axis of grey "
+            "images with images[..., None], and the batch axis of one image with image[None]"
+        )
+    if not images.size:
+        raise ValueError(f"images is empty, with shape {images.shape}: pass at least one image")
+    check_type("images", images)
+
+
+def _warn_of_range(images, remedy: str = "or silence hmt_jax.PixelRangeWarning if this is intended") -> bool:
+    """Whether there was reason to warn."""
+    if images.dtype == np.uint8:
+        return False
+    size = max(_BYTES_AT_A_TIME // images[0].nbytes, 1)
+    num_unexplained, low, high = 0, np.inf, -np.inf
+    for first in range(0, len(images), size):
+        rows = np.asarray(images[first : first + size])
+        _release(rows)
+        is_outside = _leaves_range(rows) & np.isfinite(rows).all(axis=(1, 2, 3))
+        if is_outside.any():
+            is_outside[is_outside] = _leaves_range(np.asarray(flip(rows[is_outside])))
+            worst = rows[is_outside].astype(float)
+            num_unexplained += len(worst)
+            low, high = np.min(worst, initial=low), np.max(worst, initial=high)
+    if num_unexplained:
+        warn(
+            f"pixels of {num_unexplained} of {len(images)} images leave [0, 1], from {low:.3g} to {high:.3g}, and "
+            f"flipping their frequencies does not explain it; pass images before normalisation, {remedy}",
+            PixelRangeWarning,
+        )
+    return num_unexplained > 0
+
+
+def _leaves_range(images) -> np.ndarray:
+    return ((images < -_RANGE_TOLERANCE) | (images > 1 + _RANGE_TOLERANCE)).any(axis=(1, 2, 3))

@@ -1,0 +1,228 @@
+"""Margins of many samples in many subspaces, whole or chunk by chunk, and of one sample in one subspace."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hmt_jax import _programs
+from hmt_jax._checks import as_array, check_callback, check_image
+from hmt_jax._images import Chunk, as_floats
+from hmt_jax.classifiers import Classifier, as_pytree
+from hmt_jax.margins import _driver, _pair, _states
+from hmt_jax.margins._plan import Plan
+from hmt_jax.margins._result import MarginResult
+from hmt_jax.margins._signs import Signs, report, signs_of
+from hmt_jax.solvers import DeepFool, Solution, Solver
+from hmt_jax.subspaces import Subspace
+
+
+def measure_margins(
+    classifier: Classifier,
+    images: ArrayLike | Iterable[Any],
+    subspaces: Subspace | Sequence[Subspace],
+    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+    *,
+    keep_coordinates: bool = False,
+    precision: str = "highest",
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MarginResult:
+    """Margins of every image in every subspace: the smallest perturbations inside it that change the label.
+
+    All pairs of a subspace and an image run through the same few compiled programs, as many at a time as suit the
+    device; networks of one architecture and subspaces of one kind share them. Images are brought to the device chunk
+    by chunk. Computation is in the precision of images and parameters; JAX rounds float64 ones to float32 unless its
+    option `jax_enable_x64` is set.
+
+    The numbers of pairs and of images worked on at a time are chosen to fit a memory budget: on CPU 2 GiB beside the
+    classifier and the result, or more if a single pair needs more; on accelerators, all that JAX may use. If memory
+    runs out nevertheless, the number of pairs is halved, with a warning.
+
+    Args:
+      classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
+        an Equinox module, a `jax.tree_util.Partial`, a plain function. Normalisation belongs to it. A plain function
+        is compiled anew in every call; `jax.tree_util.Partial(function, parameters)` is compiled once.
+      images: (N, height, width, channels): an array, a memory map, or an iterable of such batches, such as an epoch of
+        a data loader, whose labels are ignored. uint8, or floating point in [0, 1], or such images flipped. A sample
+        with a NaN or an infinite pixel gets status NON_FINITE and disturbs no other.
+      subspaces: one subspace, or a list of subspaces of any kinds and dimensions.
+      solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
+      keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
+      precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
+        Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
+      batch_size: pairs advanced together on each device, on CPU twice as many in the last look; chosen for the device
+        if not given.
+      devices: where to run; all local devices if not given.
+      progress: called with the numbers of finished pairs and of all pairs, every few steps. The number of all pairs of
+        an iterable is that of the images read so far.
+
+    Returns:
+      A `MarginResult` with axes (R, N), in the order of the subspaces and the images.
+
+    Raises:
+      ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images or
+        with coordinates that are not orthonormal, or a classifier whose logits are NaN or infinite for every image.
+      TypeError: for a classifier that can't be called, or a solver or subspace that is none.
+
+    Warns:
+      PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
+      UserWarning: if gradients vanish where the classifier is confident, as those of probabilities do; or if every
+        search met NaN or infinite numbers.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 4, 4, 1))
+    >>> result = measure_margins(classifier, images, subspaces.dct_diagonal((4, 4, 1), size=2, step=1))
+    >>> result.margin.shape, bool(result.is_converged.all())
+    ((3, 5), True)
+    """
+    check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
+    plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
+    return MarginResult.concatenate(_results(plan, keep_coordinates, progress))
+
+
+def measure_in_chunks(
+    classifier: Classifier,
+    images: ArrayLike | Iterable[Any],
+    subspaces: Subspace | Sequence[Subspace],
+    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+    *,
+    keep_coordinates: bool = False,
+    precision: str = "highest",
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[MarginResult]:
+    """Margins as `measure_margins` returns them, chunk by chunk of the images, each as soon as it is measured.
+
+    All chunks share their compiled programs, and nothing of the size of all images is made. Arguments are checked
+    before the first chunk is measured.
+
+    Args:
+      classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for `measure_margins`.
+
+    Returns:
+      An iterator of results; `MarginResult.concatenate` joins them. Images of a chunk are consecutive.
+
+    Raises:
+      ValueError, TypeError: as `measure_margins`; that the logits of all images are NaN or infinite is only known
+        after the last chunk.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
+    >>> batches = [jax.random.uniform(jax.random.key(seed), (5, 4, 4, 1)) for seed in range(3)]
+    >>> results = measure_in_chunks(classifier, batches, subspaces.full((4, 4, 1)))
+    >>> sum(result.margin.shape[1] for result in results)
+    15
+    """
+    plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
+    return _results(plan, keep_coordinates, None)
+
+
+def measure_margin(
+    classifier: Classifier,
+    image: ArrayLike,
+    subspace: Subspace,
+    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+) -> Solution:
+    """The margin of one image in one subspace; pure, so that it can be compiled and mapped.
+
+    `measure_margins` is faster for many images or subspaces.
+
+    Args:
+      classifier: callable pytree from images (N, height, width, channels) to logits (N, L).
+      image: (height, width, channels), uint8, or floating point in [0, 1].
+      subspace: a subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`, which must be
+        orthonormal: here, where it may be an argument of compiled code, that is not checked.
+      solver: a solver of `hmt_jax.solvers`.
+
+    Returns:
+      A `hmt_jax.Solution`, whose `coordinates` are the perturbation in the subspace.
+
+    Raises:
+      ValueError: for an image or logits of the wrong shape or type.
+      TypeError: for a solver that is none.
+
+    >>> from hmt_jax import subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(2, 2, 1)
+    >>> solution = measure_margin(classifier, image, subspaces.full((2, 2, 1)))
+    >>> f"{solution.margin:.4f}"  # (1 + 0.02) * (0.9 - 0.5) / sqrt(2)
+    '0.2885'
+    """
+    _states.check_solver(solver)
+    image = jnp.asarray(as_array("image", image))
+    check_image(image)
+    pytree = as_pytree(classifier)
+    with _programs.of_call(pytree):
+        return _solve_one(solver, pytree, image, subspace)
+
+
+@functools.partial(_programs.jit, static_argnums=0)
+def _solve_one(solver, classifier, image, subspace):
+    with jax.default_matmul_precision("highest"):
+        return _pair.solve(solver, classifier, as_floats(image), subspace)
+
+
+def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
+    signs, num_seen = Signs(), 0
+    try:
+        for chunk in plan.chunks():
+            with plan.in_use():
+                result, signs_of_chunk = _measure_chunk(
+                    plan, chunk, keep_coordinates, _of_all(progress, plan, num_seen, chunk)
+                )
+            signs, num_seen = signs.plus(signs_of_chunk), num_seen + chunk.num_images
+            yield result
+        report(signs)
+    finally:
+        plan.programs.drop()
+
+
+def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tuple[MarginResult, Signs]:
+    solver, classifier = plan.solver, plan.classifier
+    if plan.ahead is None:
+        plan.ahead = _driver.Ahead(solver, classifier, chunk.images, plan.groups, plan.where)
+    plan.ahead.wait_for("linearize")
+    at_images, plan.where, work = _driver.linearize(solver.num_candidates, classifier, chunk.images, plan.where)
+    solutions, num_early, num_ended = [], 0, 0
+    for group in plan.groups:
+        items = _driver.items_of(group, len(chunk.images), chunk.num_images)
+        ends, plan.where, work_of_group = _driver.search(
+            solver,
+            classifier,
+            chunk.images,
+            group,
+            at_images,
+            items,
+            plan.where,
+            plan.ahead,
+            functools.partial(_later, progress, num_ended),
+        )
+        plan.ahead.wait_for(f"diagnose {group.places}")
+        solution, is_early, plan.where = _driver.diagnose(classifier, chunk.images, group, ends, items, plan.where)
+        solutions.append(solution)
+        work += work_of_group
+        num_early += int(is_early.sum())
+        num_ended += len(group.places) * chunk.num_images
+    result = plan.result_of(solutions, chunk.num_images, repr(solver), work, keep_coordinates=keep_coordinates)
+    return result, signs_of(np.asarray(chunk.images)[: chunk.num_images], at_images, result, num_early)
+
+
+def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:
+    """The progress of a chunk as progress of all."""
+    if progress is None:
+        return lambda number: None
+    num_subspaces = len(plan.subspaces)
+    num_images = plan.images.num_images or num_seen + chunk.num_images
+    return lambda number: progress(num_subspaces * num_seen + int(number), num_subspaces * num_images)
+
+
+def _later(progress, before: int, number: int) -> None:
+    """The progress after what was done before."""
+    progress(before + number)

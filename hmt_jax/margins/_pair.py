@@ -1,0 +1,188 @@
+"""The search for one margin: a classifier, an image, a subspace and a solver. Pure functions, fit for `vmap`.
+
+A solver says where it goes. Steps, the end of a search, margin, labels and status are counted and decided here.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hmt_jax._misc import promoted
+from hmt_jax.classifiers import Classifier, differentiated, restrict, shape_of_logits
+from hmt_jax.margins import _states
+from hmt_jax.solvers import Linearization, Solution, Solver, Status, has_label, linearize, normals_of, norms_of
+from hmt_jax.subspaces import Subspace, full
+
+# Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
+_ROUNDING = 4
+# A point counts as having another label if at most this share of the sample's gap in logits is left: exact margins end
+# at the boundary, where rounding decides, and half precision leaves that much.
+_GAP_LEFT = 2e-2
+
+
+class Run(NamedTuple):
+    """A search under way."""
+
+    state: Any  # the solver's, with random keys as numbers
+    label: jax.Array  # of the sample; -1 if its logits name none
+    gap: jax.Array  # between the two greatest logits of the sample
+    num_steps: jax.Array
+    status: jax.Array  # OUT_OF_STEPS while the search goes on
+
+
+class End(NamedTuple):
+    """Where a search has ended."""
+
+    z: jax.Array  # (d,)
+    adversarial_label: jax.Array
+    label: jax.Array
+    gap: jax.Array  # as in `Run`
+    num_steps: jax.Array
+    status: jax.Array
+
+
+def linearize_at(num_candidates: int, classifier: Classifier, image: jax.Array) -> Linearization:
+    """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
+    logits = shape_of_logits(classifier, image[None])
+    origin = jnp.zeros(image.size, promoted(image.dtype, logits.dtype))
+    with differentiated(classifier, image[None]):
+        at_image = linearize(restrict(classifier, image, full(image.shape)), origin, num_candidates)
+    return at_image._replace(normals=at_image.normals.reshape(-1, *image.shape))
+
+
+def in_subspace(image: jax.Array, subspace: Subspace, at_image: Linearization) -> Linearization:
+    """The linearization of the restriction to a subspace, with normals (C - 1, d), from that at the image."""
+    dtype = at_image.normals.dtype
+    origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
+    if not len(at_image.normals):
+        return at_image._replace(normals=jnp.zeros((0, origin.size), dtype))
+    # By embed's transpose and not by `coordinates`, which are its inverse: a subspace may have any embedding.
+    pull_back = jax.vjp(lambda z: image.astype(dtype) + subspace.embed(z), origin)[1]
+    normals = jax.vmap(lambda normal: pull_back(normal)[0])(at_image.normals)
+    # If the logits do not depend on this subspace, its normals are rounding noise, spread evenly over all pixels.
+    hidden = _ROUNDING * jnp.finfo(dtype).eps * math.sqrt(origin.size / image.size) * _lengths(at_image.normals)
+    is_hidden = jnp.isfinite(hidden) & (_lengths(normals) < hidden)
+    return at_image._replace(normals=jnp.where(is_hidden[:, None], 0, normals))
+
+
+def _lengths(vectors):
+    """In float32 at least: in float16 those of images may be infinite."""
+    rows = vectors.reshape(len(vectors), -1)
+    return norms_of(rows.astype(promoted(rows.dtype, jnp.float32)))
+
+
+def begin(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Subspace, at_image: Linearization) -> Run:
+    """The search after the solver's start, which is its first step."""
+    at_sample = in_subspace(image, subspace, at_image)
+    state = solver.start(restrict(classifier, image, subspace), at_sample)
+    logits, normals = at_sample.logits, at_sample.normals
+    is_labelled = has_label(logits)
+    label = jnp.where(is_labelled, at_sample.candidates[0], -1)
+    status = jnp.asarray(Status.OUT_OF_STEPS, jnp.int32)
+    if len(normals):
+        norms = norms_of(normals)
+        gaps = (logits[label] - logits[at_sample.candidates[1:]]).astype(norms.dtype)
+        has_direction = ((norms > 0) & jnp.isfinite(gaps / jnp.where(norms > 0, norms, 1))).any()
+        status = jnp.where(has_direction, status, Status.ZERO_GRADIENT)
+        status = jnp.where(jnp.isfinite(norms).all(), status, Status.NON_FINITE)
+    status = jnp.where(is_labelled, status, Status.NON_FINITE).astype(jnp.int32)
+    greatest = jax.lax.top_k(logits.astype(promoted(logits.dtype, jnp.float32)), 2)[0]
+    gap = jnp.where(is_labelled, greatest[0] - greatest[1], jnp.nan)
+    run = Run(_states.with_numbers(state), label, gap, jnp.asarray(1, jnp.int32), status)
+    return _ended_if_lost(solver, run)
+
+
+def advance(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Subspace, run: Run) -> Run:
+    """The search after one more step."""
+    before = _states.with_keys(run.state)
+    after = solver.step(restrict(classifier, image, subspace), before)
+    _states.check_same_types(solver, before, after)
+    state = _states.with_numbers(after)
+    # A solver that stands still without being done has no direction to go in.
+    is_same = jax.tree.map(lambda old, new: (old == new).all(), run.state, state)
+    is_still = jax.tree.reduce(jnp.logical_and, is_same, jnp.asarray(True))
+    status = jnp.where(is_still & ~_is_found(solver, run), Status.ZERO_GRADIENT, run.status).astype(jnp.int32)
+    run = Run(state, run.label, run.gap, run.num_steps + 1, status)
+    return _ended_if_lost(solver, run)
+
+
+def is_done(solver: Solver, run: Run) -> jax.Array:
+    """Whether a search has ended: the solver is done, or lost, or out of steps."""
+    is_ended = (run.status != Status.OUT_OF_STEPS) | (run.num_steps >= solver.max_steps)
+    return is_ended | _states.done(solver, run.state)
+
+
+def end(solver: Solver, run: Run) -> End:
+    """Where a search has ended."""
+    point = _states.point(solver, run.state)
+    is_found = (run.status == Status.OUT_OF_STEPS) & (point.label != run.label)
+    return End(
+        z=point.z,
+        adversarial_label=jnp.where(is_found, point.label, run.label),
+        label=run.label,
+        gap=run.gap,
+        num_steps=run.num_steps,
+        status=jnp.where(is_found, Status.CONVERGED, run.status).astype(jnp.int32),
+    )
+
+
+def diagnose(classifier: Classifier, image: jax.Array, subspace: Subspace, end: End) -> Solution:
+    """The solution at the end of a search, from one more look at the point found.
+
+    The status is UNCONFIRMED if the point keeps the label, which happens if the classifier has a state of its own or
+    draws at random, or if two logits are equal to rounding.
+    """
+    logits, pull_back = jax.vjp(restrict(classifier, image, subspace), end.z)
+    is_label = jnp.arange(logits.size, dtype=end.label.dtype) == end.label
+    others = jnp.where(is_label, -jnp.inf, logits)
+    towards = jnp.stack([end.label, jnp.argmax(others).astype(end.label.dtype)])
+    (normal,) = normals_of(pull_back, logits, towards)
+    gap = logits[towards[1]] - logits[towards[0]]
+    # Normalised first: the product of a long perturbation and a steep gradient may overflow.
+    vectors = jnp.stack([normal, end.z.astype(normal.dtype)])
+    alignment = jnp.vdot(*(vectors / norms_of(vectors)[:, None]))
+
+    margin, is_labelled = norms_of(end.z), has_label(logits)
+    is_lost = (end.status == Status.CONVERGED) & (gap < -_GAP_LEFT * end.gap)
+    status = jnp.where(is_lost, Status.UNCONFIRMED, end.status)
+    # A point whose distance overflows is not a margin.
+    status = jnp.where((end.status == Status.CONVERGED) & jnp.isinf(margin), Status.ZERO_GRADIENT, status)
+    has_ended_at_nan = (status != Status.ZERO_GRADIENT) & ~is_labelled
+    status = jnp.where(has_ended_at_nan, Status.NON_FINITE, status).astype(jnp.int32)
+    margin = jnp.where(status == Status.ZERO_GRADIENT, jnp.inf, margin)
+    margin = jnp.where(status == Status.NON_FINITE, jnp.nan, margin)
+    is_point = jnp.isfinite(margin) & is_labelled
+    return Solution(
+        margin=margin,
+        label=end.label,
+        adversarial_label=jnp.where(status == Status.CONVERGED, end.adversarial_label, end.label),
+        num_steps=end.num_steps,
+        status=status,
+        coordinates=end.z,
+        gap=jnp.where(is_point, gap, jnp.nan),
+        alignment=jnp.where(is_point, alignment, jnp.nan),
+    )
+
+
+def solve(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Subspace) -> Solution:
+    """The solution for one pair, from the first step to the last."""
+    at_image = linearize_at(solver.num_candidates, classifier, image)
+    run = jax.lax.while_loop(
+        lambda run: ~is_done(solver, run),
+        lambda run: advance(solver, classifier, image, subspace, run),
+        begin(solver, classifier, image, subspace, at_image),
+    )
+    return diagnose(classifier, image, subspace, end(solver, run))
+
+
+def _is_found(solver, run) -> jax.Array:
+    return _states.point(solver, run.state).label != run.label
+
+
+def _ended_if_lost(solver, run) -> Run:
+    """The search, ended as NON_FINITE if the solver met logits that name no label, or its point is NaN."""
+    point = _states.point(solver, run.state)
+    is_lost = (point.label == -1) | jnp.isnan(point.z).any()
+    return run._replace(status=jnp.where(is_lost, Status.NON_FINITE, run.status).astype(jnp.int32))

@@ -1,0 +1,237 @@
+"""Margins made smaller by bisection."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hmt_jax import lanes
+from hmt_jax._checks import integer
+from hmt_jax._images import Chunk
+from hmt_jax._misc import promoted, take
+from hmt_jax.classifiers import Classifier, restrict
+from hmt_jax.margins import _driver
+from hmt_jax.margins._driver import Pairs
+from hmt_jax.margins._pair import End
+from hmt_jax.margins._plan import Plan
+from hmt_jax.margins._result import MarginResult
+from hmt_jax.solvers import Linearization, Point, Restriction, Solution, Status, label_of
+from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import dimension_of
+from hmt_jax.subspaces._groups import Group
+
+# What half precision leaves of a difference of logits at a boundary.
+_GAP_TOLERANCE = 2e-2
+
+
+def bisect(
+    classifier: Classifier,
+    images: ArrayLike | Iterable[Any],
+    subspaces: Subspace | Sequence[Subspace],
+    result: MarginResult,
+    *,
+    num_steps: int = 10,
+    precision: str = "highest",
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> MarginResult:
+    """The result with its margins made smaller: the way from each sample to the point found is halved again and again.
+
+    The margin is that of the end with another label, so none grows. Each halving costs one forward pass a pair.
+
+    Args:
+      classifier: the classifier that was measured.
+      images: the images that were measured, in the same order.
+      subspaces: the subspaces that were measured, in the same order.
+      result: their margins, measured with `keep_coordinates=True`.
+      num_steps: how often the way is halved: the margin along it is then known to 2^-num_steps of what it was.
+      precision, batch_size, devices: as for `measure_margins`.
+
+    Returns:
+      A `MarginResult` with coordinates. Pairs without a margin stay as they are.
+
+    Raises:
+      ValueError: for a result without coordinates or of other pairs, or whose perturbations do not change what this
+        classifier says of these images; and as `measure_margins`.
+
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
+    >>> whole = hmt_jax.subspaces.full((2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, image, whole, keep_coordinates=True)
+    >>> closer = bisect(classifier, image, whole, result)
+    >>> f"{result.margin[0, 0]:.4f} {closer.margin[0, 0]:.4f}"  # (0.9 - 0.5) / sqrt(2) = 0.2828
+    '0.2885 0.2829'
+    """
+    num_steps = integer("num_steps", num_steps, at_least=0)
+    plan = Plan(classifier, images, subspaces, _Nowhere(), precision=precision, batch_size=batch_size, devices=devices)
+    _check_fits(result, plan)
+    parts, num_seen = [], 0
+    try:
+        for chunk in plan.chunks():
+            if num_seen + chunk.num_images <= result.margin.shape[1]:
+                with plan.in_use():
+                    parts.append(_bisect_chunk(plan, chunk, _columns(result, num_seen, chunk.num_images), num_steps))
+            num_seen += chunk.num_images
+    finally:
+        plan.programs.drop()
+    if num_seen != result.margin.shape[1]:
+        raise ValueError(f"result holds margins of {result.margin.shape[1]} images, but images holds {num_seen}")
+    bisected = MarginResult.concatenate(parts)
+    return dataclasses.replace(bisected, work=result.work + bisected.work)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nowhere:
+    """A solver that stays at the sample: its sizes are those of bisections."""
+
+    num_candidates: int = 2
+    max_steps: int = 1
+
+    def start(self, restriction: Restriction, at_sample: Linearization) -> Point:
+        return Point(jnp.zeros_like(at_sample.normals[0]), at_sample.candidates[0])
+
+    def step(self, restriction: Restriction, state: Point) -> Point:
+        return state
+
+    def done(self, state: Point) -> jax.Array:
+        return jnp.asarray(True)
+
+    def point(self, state: Point) -> Point:
+        return state
+
+
+class _Bisection(NamedTuple):
+    z: jax.Array  # (d,) the point found
+    label: jax.Array
+    adversarial_label: jax.Array
+    inside: jax.Array  # parts of the way to the point found: the greatest where the label is unchanged,
+    outside: jax.Array  # and the least where it has changed
+    num_steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bisect:
+    """A `lanes.Method` that halves the way between the sample and the point found, one forward pass each."""
+
+    num_steps: int
+
+    def start(self, pairs: Pairs, item):
+        z, label, adversarial_label = take(pairs.rows, item)
+        whole = jnp.ones((), z.dtype)
+        return _Bisection(z, label, adversarial_label, jnp.zeros_like(whole), whole, jnp.zeros((), jnp.int32))
+
+    def step(self, pairs: Pairs, item, state):
+        middle = (state.inside + state.outside) / 2
+        label = label_of(restrict(*pairs.pair(item))(middle * state.z))
+        is_changed = (label >= 0) & (label != state.label)
+        return state._replace(
+            adversarial_label=jnp.where(is_changed, label, state.adversarial_label),
+            inside=jnp.where(is_changed, state.inside, middle),
+            outside=jnp.where(is_changed, middle, state.outside),
+            num_steps=state.num_steps + 1,
+        )
+
+    def done(self, state):
+        return state.num_steps >= self.num_steps
+
+    def result(self, state):
+        return state.outside * state.z, state.adversarial_label
+
+
+def _known_gaps(pairs: Pairs, item):
+    """Gaps that are negative if the sample has the known label, and the point found has another one; and their scale.
+
+    The scale is how far the logits of the label and of the runners-up at both points are from their mean.
+    """
+    z, label, _ = take(pairs.rows, item)
+    logits = jax.vmap(restrict(*pairs.pair(item)))(jnp.stack([jnp.zeros_like(z), z]))
+    others = jnp.where(jnp.arange(logits.shape[1], dtype=label.dtype) == label, -jnp.inf, logits)
+    gaps = others.max(1) - logits[:, label]
+    rivals = logits[:, jnp.append(jnp.argmax(others, axis=1), label)]
+    scale = jnp.abs(rivals - rivals.mean(1, keepdims=True)).max()
+    return jnp.stack([gaps[0], -gaps[1], scale]).astype(promoted(gaps.dtype, jnp.float32))
+
+
+def _bisect_chunk(plan: Plan, chunk: Chunk, known: MarginResult, num_steps: int) -> MarginResult:
+    # Rows of images that only fill up the chunk are passed over: any will do.
+    columns = np.where(np.arange(len(chunk.images)) < chunk.num_images, np.arange(len(chunk.images)), 0)
+    work, solutions = lanes.Work(plan.where.num_lanes, 0, 0), []
+    for group in plan.groups:
+        solution = _solution_of(known, group, columns)
+        items = _driver.items_of(group, len(columns), chunk.num_images)
+        items = np.where(solution.status == Status.CONVERGED, items, -1)
+        if (items >= 0).any():
+            solution, work_of_group = _bisect_group(plan, chunk, group, solution, items, num_steps)
+            work += work_of_group
+        solutions.append(solution)
+    return plan.result_of(solutions, chunk.num_images, known.solver, work, keep_coordinates=True)
+
+
+def _solution_of(known: MarginResult, group: Group, columns) -> Solution:
+    """The known solutions (P, ...) of a group."""
+    names = [name for name in Solution._fields if name != "coordinates"]
+    arrays: dict[str, Any] = {name: getattr(known, name)[group.places][:, columns].reshape(-1) for name in names}
+    coordinates = known.coordinates or []
+    arrays["coordinates"] = np.concatenate([coordinates[place][columns] for place in group.places])
+    return Solution(**arrays)
+
+
+def _bisect_group(plan: Plan, chunk: Chunk, group: Group, before: Solution, items, num_steps):
+    """The solutions (P, ...) with those of the items bisected, and the work done."""
+    settings: dict[str, Any] = {"devices": plan.where.devices, "num_lanes": plan.where.num_lanes_at_end}
+    rows = (before.coordinates, before.label, before.adversarial_label)
+    pairs = Pairs(plan.classifier, chunk.images, group.members, rows)
+    gaps, work = lanes.evaluate(_known_gaps, pairs, items, **settings)
+    _check_known(gaps[items >= 0])
+    (z, adversarial_label), work_of_steps = lanes.solve(_Bisect(num_steps), pairs, items, **settings)
+    ends = End(z, adversarial_label, before.label, -gaps[:, 0], before.num_steps, before.status)
+    after, _, plan.where = _driver.diagnose(plan.classifier, chunk.images, group, ends, items, plan.where)
+    is_bisected = items >= 0
+
+    def select(new, old):
+        return np.where(is_bisected.reshape(-1, *[1] * (new.ndim - 1)), new, old).astype(old.dtype)
+
+    return jax.tree.map(select, after, before), work + work_of_steps
+
+
+def _check_known(gaps) -> None:
+    """Raises ValueError unless all labels and points (P, 3) fit the classifier, as `_known_gaps` computes that."""
+    # Near a boundary logits are equal but for rounding, in lower precision, too: measured by what is usual, and not by
+    # the pair alone, because its own logits may be near zero.
+    room = _GAP_TOLERANCE * np.maximum(gaps[:, 2], np.median(gaps[:, 2]))
+    is_wrong = ~(np.max(gaps[:, :2], axis=1) <= room)
+    if is_wrong.any():
+        raise ValueError(
+            f"the perturbations of {is_wrong.sum()} of {is_wrong.size} pairs in result do not change what this "
+            "classifier says of these images: measure them with this classifier, on the same images in the same order"
+        )
+
+
+def _check_fits(result, plan: Plan) -> None:
+    if not isinstance(result, MarginResult):
+        raise TypeError(f"result must be a MarginResult of measure_margins, got {type(result).__name__}")
+    if result.coordinates is None:
+        raise ValueError("result was measured without coordinates: measure it with keep_coordinates=True")
+    dimensions = [dimension_of(subspace, plan.images.image_shape) for subspace in plan.subspaces]
+    found = [rows.shape[1] for rows in result.coordinates]
+    if found != dimensions:
+        raise ValueError(f"result must hold margins in the same subspaces, of dimensions {dimensions}, got {found}")
+    num_images = plan.images.num_images
+    if num_images not in (None, result.margin.shape[1]):
+        raise ValueError(f"result holds margins of {result.margin.shape[1]} images, but images holds {num_images}")
+
+
+def _columns(result: MarginResult, first: int, number: int) -> MarginResult:
+    """The margins of some of the images."""
+    columns = slice(first, first + number)
+    arrays: dict[str, Any] = {
+        field.name: value[:, columns]
+        for field in dataclasses.fields(result)
+        if isinstance(value := getattr(result, field.name), np.ndarray)
+    }
+    return dataclasses.replace(result, **arrays, coordinates=[rows[columns] for rows in result.coordinates or []])

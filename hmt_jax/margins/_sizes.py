@@ -1,0 +1,186 @@
+"""How many pairs are worked on at a time, and how many images: what the memory holds and the device likes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmt_jax import _programs
+from hmt_jax._checks import ImageShape
+from hmt_jax._misc import promoted
+from hmt_jax.classifiers import Classifier, differentiated, traced_logits_of
+from hmt_jax.solvers import Linearization, Solver
+from hmt_jax.subspaces._base import dimension_of
+
+_LEAST_LANES, _MOST_LANES = 8, 1024
+# Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
+# of the next phase, and on the host. Copies of a lane's state: before, after, its start, and the linearization.
+_NUM_COPIES = 4
+# Images of a batch whose sizes are computed. A prime, to be found again in the shapes of arrays.
+_NUM_TRIED = 131
+
+
+class Sizes(NamedTuple):
+    """Pairs on each device at a time, in searches and in the passes at the end, and images in a chunk."""
+
+    num_lanes: int
+    num_lanes_at_end: int
+    chunk: int
+
+
+class _Limits(NamedTuple):
+    """What suits a kind of device.
+
+    Attributes:
+      budget: the most bytes on each device for everything but the classifier and the results. Half of them are for the
+        lanes, half for a chunk of images. At least one lane and one image are taken, whatever they need.
+      bytes_of_lanes: how much all lanes together should keep for the backward pass.
+      bytes_of_chunk: how much the linearizations and first steps of a chunk of images should take; more if that is too
+        few pairs for the lanes.
+      pairs_per_lane: at the end lanes run empty one by one; with so many for each, that is a small part of the whole.
+      more_at_end: lanes for bisections and the last look, for each one before.
+    """
+
+    budget: float
+    bytes_of_lanes: float
+    bytes_of_chunk: float
+    pairs_per_lane: int
+    more_at_end: int
+
+
+# With more bytes, lanes would not fit the caches. The last look takes one gradient, not one a candidate.
+_ON_CPU = _Limits(2**31, 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
+
+
+class _Needs(NamedTuple):
+    """The memory that parts of the work need, in bytes.
+
+    Attributes:
+      image: an image.
+      linearization: the linearization of the logits at an image.
+      state: the state of the solver for one pair.
+      kept: what the forward pass of one image keeps for the backward pass.
+      num_candidates: not bytes, but the number of backward passes that a lane does at a time.
+    """
+
+    image: int
+    linearization: int
+    state: int
+    kept: int
+    num_candidates: int
+
+    @property
+    def of_lane(self) -> int:
+        """Bytes of one lane, with gradients of all candidates; each backward pass needs about as much as is kept."""
+        passes = (1 + self.num_candidates) * self.kept + 2 * self.linearization
+        return passes + self.image + _NUM_COPIES * max(self.linearization, self.state)
+
+
+def choose(
+    solver: Solver,
+    classifier: Classifier,
+    subspaces: Sequence[Any],
+    image_shape: ImageShape,
+    dtype: Any,
+    num_images: int | None,
+    *,
+    num_lanes: int | None,
+    devices: Sequence[jax.Device],
+) -> Sizes:
+    """The sizes for a number of images, or for a stream of them, in subspaces of the kinds given (one of each).
+
+    The number of lanes is a power of two that suits device and network, or less for few pairs or little memory; a
+    chunk holds enough images to keep all lanes busy, and no more than the memory allows.
+    """
+    limits = _limits(devices)
+    kinds = [subspace for _, subspace in subspaces]
+    needs = _needs_of(solver, classifier, kinds, image_shape, dtype)
+    num_subspaces = sum(number for number, _ in subspaces)
+    if num_lanes is None:
+        lanes_within = int(limits.bytes_of_lanes // max(needs.kept, 1))
+        num_lanes = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
+        if num_images is not None:
+            num_pairs = num_subspaces * num_images
+            num_lanes = min(
+                num_lanes, max(num_pairs // (limits.pairs_per_lane * len(devices)), _LEAST_LANES), num_pairs
+            )
+        num_lanes = max(min(num_lanes, int(limits.budget / 2 // needs.of_lane)), 1)
+    enough = -(-limits.pairs_per_lane * num_lanes * len(devices) // num_subspaces)
+    num_bytes = needs.linearization + num_subspaces * needs.state
+    most = limits.budget / 2 / (needs.image + _NUM_COPIES * num_bytes)
+    chunk = int(max(min(max(limits.bytes_of_chunk / num_bytes, enough), most), 1))
+    if num_images is not None:
+        num_chunks = -(-num_images // chunk)
+        chunk = -(-num_images // num_chunks)
+    return Sizes(num_lanes, min(limits.more_at_end * num_lanes, chunk * num_subspaces), chunk)
+
+
+def _needs_of(solver, classifier, kinds, image_shape, dtype) -> _Needs:
+    dtype = np.dtype(np.float32) if dtype == np.uint8 else jax.dtypes.canonicalize_dtype(dtype)
+    tried = jax.ShapeDtypeStruct((_NUM_TRIED, *image_shape), dtype)
+    kept, logits = _kept.eval_shape(classifier, tried)
+    size = math.prod(image_shape)
+    num_candidates = min(solver.num_candidates, logits.shape[1])
+    item = promoted(dtype, logits.dtype).itemsize
+    states = [_state_of(solver, kind, image_shape, dtype, logits, num_candidates) for kind in kinds]
+    return _Needs(
+        image=size * dtype.itemsize,
+        linearization=item * (logits.shape[1] + num_candidates + (num_candidates - 1) * size),
+        state=max(map(_num_bytes, states)),
+        kept=_num_bytes_of_one(kept),
+        num_candidates=num_candidates,
+    )
+
+
+def _state_of(solver, subspace, image_shape, dtype, logits, num_candidates):
+    """The shapes of a solver's state, without the network: the logits of its restriction are zeros."""
+    dtype, num_classes = promoted(dtype, logits.dtype), logits.shape[1]
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct((num_classes,), logits.dtype),
+        jax.ShapeDtypeStruct((num_candidates,), jnp.int32),
+        jax.ShapeDtypeStruct((num_candidates - 1, dimension_of(subspace, image_shape)), dtype),
+    ]
+    at_sample = Linearization(*shapes)
+
+    def restriction(z):
+        return jnp.zeros(num_classes, logits.dtype) + 0 * z[0].astype(logits.dtype)
+
+    state = jax.eval_shape(lambda at_sample: solver.start(restriction, at_sample), at_sample)
+    return jax.tree.map(
+        lambda leaf: (
+            jax.eval_shape(jax.random.key_data, leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
+        state,
+    )
+
+
+def _num_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _num_bytes_of_one(tree) -> int:
+    """Bytes for each of the images tried; arrays without an axis of that length are parameters, kept once for all."""
+    of_images = [leaf for leaf in jax.tree.leaves(tree) if any(length % _NUM_TRIED == 0 for length in leaf.shape)]
+    return _num_bytes(of_images) // _NUM_TRIED
+
+
+def _limits(devices) -> _Limits:
+    if devices[0].platform == "cpu":  # where all devices share one memory
+        return _ON_CPU._replace(budget=_ON_CPU.budget / len(devices))
+    memory = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"]
+    # Ten backward passes at a time have about as much in flight each, and half is to spare.
+    share = memory / 24
+    # More pairs for each of what may be hundreds of lanes, because half of the pairs can end with their first step; and
+    # no more lanes at the end, because XLA tunes every shape of a convolution anew.
+    return _Limits(memory, share, share, pairs_per_lane=50, more_at_end=1)
+
+
+@_programs.jit
+def _kept(classifier, images):
+    """Arrays that the backward pass keeps, and the logits. Not a closure, so networks of one architecture share it."""
+    with differentiated(classifier, images):
+        logits, pull_back = jax.vjp(jax.vmap(lambda image: traced_logits_of(classifier, image[None])[0]), images)
+    return pull_back, logits
