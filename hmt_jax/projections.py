@@ -1,7 +1,7 @@
-"""Euclidean projections onto convex sets, and onto where they meet.
+"""Euclidean projections onto convex sets and onto their intersections.
 
-Every function takes one point, an array of any shape, to the nearest point of a set, in the L2 norm over all its
-entries. They are pure and single-example: map them over samples with `jax.vmap`.
+Every projection maps one point, an array of any shape, to the nearest point of a set, in the L2 norm over all entries
+of the array. All functions are pure and take a single point: map them over samples with `jax.vmap`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +10,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hmt_jax._numbers import as_array, promoted
+from hmt_jax._checks import as_array
+from hmt_jax._misc import promoted
 from hmt_jax.frequency import flip
 from hmt_jax.subspaces import Subspace
 
-# Entries of a normal below this share of the greatest one are ignored: they are lost in its rounding.
+__all__ = [
+    "Projection",
+    "affine",
+    "box",
+    "dykstra",
+    "flipped_box",
+    "l2_ball",
+    "linf_ball",
+    "multiple_to_half_space",
+    "multiple_to_sphere",
+]
+
+# Entries of a normal below this share of the greatest one are ignored, because they may be its rounding errors.
 _NEGLIGIBLE = 1e-6
 
 Projection = Callable[[jax.Array], jax.Array]
@@ -47,34 +60,37 @@ def box(point: jax.Array, low: ArrayLike = 0.0, high: ArrayLike = 1.0) -> jax.Ar
 
 
 def flipped_box(point: jax.Array) -> jax.Array:
-    """The nearest image whose `hmt_jax.frequency.flip` has pixels in [0, 1]: flipped, clipped and flipped back.
+    """The nearest image whose flip, as `hmt_jax.frequency.flip` returns it, has pixels in [0, 1].
+
+    The image is flipped, clipped and flipped back.
 
     Args:
       point: (height, width, channels), or such images with leading axes.
     """
     pixels = flip(point)
-    # Only what is clipped goes back, so that images that lie inside stay as they are, to the last bit.
+    # Only the clipped part is flipped back, so that images inside the set stay the same to the last bit.
     return point + flip(box(pixels) - pixels)
 
 
 def affine(point: jax.Array, center: jax.Array, subspace: Subspace) -> jax.Array:
-    """The nearest image of the form centre + v with v in a subspace of `hmt_jax.subspaces`."""
+    """The nearest image of the form center + v with v in a subspace of `hmt_jax.subspaces`."""
     return center + subspace.embed(subspace.coordinates(point - center))
 
 
 def multiple_to_half_space(
     point: jax.Array, normal: jax.Array, gap: ArrayLike, low: ArrayLike = 0.0, high: ArrayLike = 1.0
 ) -> jax.Array:
-    """The least t >= 0 for which x = box(point + t normal) has normal . (x - point) >= gap.
+    """The least t >= 0 for which x = box(point + t normal) satisfies normal . (x - point) >= gap.
 
-    For a point of the box, x is its nearest point that lies in the box and in that half-space. If the two do not meet,
-    x is the point of the box that is farthest along the normal.
+    This x is the point nearest to `point` that lies both in the box and in that half-space. If the two do not
+    intersect, x is the point of the box that is farthest along the normal.
 
     Args:
-      point: in the box.
-      normal: of the half-space, of any length; entries below 1e-6 times the greatest one are ignored.
+      point: a point of the box.
+      normal: normal vector of the half-space, of any length; entries below 1e-6 times the greatest one are ignored.
       gap: distance from the point to the half-space, times the length of the normal.
-      low, high: bounds of the box; they may be infinite.
+      low: lower bound of the box; may be infinite.
+      high: upper bound of the box; may be infinite.
 
     >>> point, normal = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
     >>> t = multiple_to_half_space(point, normal, 1.0)  # (0.12, 0.16) without the box
@@ -95,9 +111,16 @@ def multiple_to_half_space(
 def multiple_to_sphere(
     point: jax.Array, direction: jax.Array, radius: ArrayLike, low: ArrayLike = 0.0, high: ArrayLike = 1.0
 ) -> jax.Array:
-    """The t >= 0 for which box(point + t direction) has L2 distance `radius` from the point, which is in the box.
+    """The t >= 0 for which box(point + t direction) has L2 distance `radius` from the point.
 
-    If the box ends before that distance, t is so large that every entry that moves is at its border.
+    If no such t exists, because the box is too small, t is so large that every entry that moves is at its bound.
+
+    Args:
+      point: a point of the box.
+      direction: of any length; entries below 1e-6 times the greatest one are ignored.
+      radius: the distance.
+      low: lower bound of the box; may be infinite.
+      high: upper bound of the box; may be infinite.
 
     >>> point, direction = jnp.array([0.5, 0.9]), jnp.array([3.0, 4.0])
     >>> t = multiple_to_sphere(point, direction, 0.5)
@@ -131,31 +154,33 @@ def _sum(entries):
 def _grow(next_multiple, like):
     """The fixed point that t reaches from 0 under `next_multiple`.
 
-    Each t is exact for the entries that the t before left free. If it takes more entries to the border, it is too
-    small, so it grows until no further entry gets there.
+    Each t is exact if the entries that were free at the previous t still are. If more entries reach their bounds, t is
+    too small, so it grows until no further entry does.
     """
     start = jnp.full_like(like, -1), jnp.zeros_like(like)
     return jax.lax.while_loop(lambda two: two[1] > two[0], lambda two: (two[1], next_multiple(two[1])), start)[1]
 
 
 def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int) -> jax.Array:
-    """Approaches the nearest point of the intersection of convex sets, by Dykstra's algorithm.
+    """An approximation of the nearest point of the intersection of convex sets, by Dykstra's algorithm.
 
-    In each step every set has its turn: with P_i its projection and p_i a correction, zero at first,
+    In each step the sets take turns. With P_i the projection onto a set and p_i a correction that starts at zero, a
+    turn is
 
       y = P_i(x + p_i),    p_i <- x + p_i - y,    x <- y.
 
-    Without the corrections, which are plain alternating projections, x would tend to some point of the intersection;
-    with them it tends to the nearest one. After a finite number of steps it lies in the last set, and near the others.
+    Without the corrections, these would be plain alternating projections, and x would converge to some point of the
+    intersection; with them it converges to the nearest one. After a finite number of steps it lies in the last set, and
+    near the others.
 
     Args:
-      point: what to project.
+      point: the point to project.
       projections: functions from point to point, one for each set. The sets must be closed and convex, with a common
         point.
-      num_steps: turns that each set has.
+      num_steps: number of turns of each set.
 
     Raises:
-      ValueError: for no projections, or no steps.
+      ValueError: if there are no projections, or no steps.
 
     References:
       Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert spaces",
@@ -168,7 +193,7 @@ def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int)
     [0.25, -0.25]
     """
     if not projections:
-        raise ValueError("projections is empty: give at least one function from point to point")
+        raise ValueError("projections is empty: pass at least one function from point to point")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
 
@@ -182,6 +207,6 @@ def dykstra(point: jax.Array, projections: Sequence[Projection], num_steps: int)
         return (x, next_corrections), None
 
     point = jnp.asarray(as_array("point", point))
-    point = point.astype(jnp.result_type(point, 1.0))  # projections of whole numbers are none
+    point = point.astype(jnp.result_type(point, 1.0))  # projections of whole numbers are seldom whole
     carry = (point, [jnp.zeros_like(point) for _ in projections])
     return jax.lax.scan(step, carry, length=num_steps)[0][0]
