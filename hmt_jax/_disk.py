@@ -12,11 +12,11 @@ PREFIX = ".hmt_jax-part-"  # of temporary files; a killed process leaves one beh
 def write(path: str | os.PathLike, content: bytes) -> None:
     """Writes a file, which appears under its name only once all of it is on the disk.
 
-    It is written to a new file beside it, with a random name, so two writers never share that file and no symbolic link
-    can redirect it.
+    The content is first written to a new file in the same folder, with a random name, so two writers never share that
+    file and no symbolic link can redirect it.
 
     Raises:
-      OSError: that names the path, if there is no space or no permission. A former file of that name stays.
+      OSError: if there is no space or no permission; it names the path. A former file of that name stays.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(PREFIX + secrets.token_hex(8))
@@ -27,7 +27,7 @@ def write(path: str | os.PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:  # it names no file, or the temporary one
+    except OSError as error:  # which names no file, or the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def checksum_line(name: str, content: bytes) -> str:
 
 
 def checksums(folder: pathlib.Path, *, without: str) -> str:
-    """The lines of all files in a folder and its subfolders, except the file of the name `without`."""
+    """The checksum lines of all files in a folder and its subfolders, except the file of the name `without`."""
     lines = []
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         if (name := file.relative_to(folder).as_posix()) != without:

@@ -9,8 +9,8 @@ def expand(argument: str, path: PathLike) -> str:
     """The path as a string, with the home directory in place of `~` or `~user`, as in a shell.
 
     Raises:
-      ValueError: if it is not a path, if it holds a NUL character, or if that home directory is not known: it would
-        become a folder named `~`.
+      ValueError: if it is not a path, if it holds a NUL character, or if that home directory is not known, because the
+        path would become a folder named `~`.
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise ValueError(f"{argument} must be a path, a string or a pathlib.Path, got {type(path).__name__}")

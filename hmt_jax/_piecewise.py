@@ -1,4 +1,4 @@
-"""Networks of ReLU and max-pooling as matrices in float64: what exact margins and lower bounds are computed from."""
+"""Networks of ReLU and max-pooling as matrices in float64, from which exact margins and lower bounds are computed."""
 
 import functools
 import math
@@ -32,6 +32,7 @@ class Network(NamedTuple):
         return *self.hidden, Layer(self.weight[None], self.bias[None])
 
     def with_first(self, weight: Any, bias: Any) -> "Network":
+        """The network with another first map."""
         if not self.hidden:
             return Network((), weight[0], bias[0])
         return self._replace(hidden=(Layer(weight, bias), *self.hidden[1:]))
@@ -41,8 +42,8 @@ def network_of(classifier: Any, image_shape: tuple[int, int, int]) -> Network:
     """The classifier's layers on images flattened in row-major order, its normalisation in the first of them.
 
     Raises:
-      TypeError: for a classifier that is none of the known architectures.
-      ValueError: for one that was made for other images.
+      TypeError: if the classifier is none of the known architectures.
+      ValueError: if it was made for other images.
     """
     network, mean, std = classifier, np.zeros(1), np.ones(1)
     if isinstance(classifier, Normalized):
@@ -62,7 +63,7 @@ def network_of(classifier: Any, image_shape: tuple[int, int, int]) -> Network:
 
 
 def around(network: Network, image: np.ndarray) -> Network:
-    """The network as a function of what is added to an image, flattened."""
+    """The network as a function of the perturbation of an image; both are flattened."""
     weight, bias = network.layers[0]
     return network.with_first(weight, bias + weight @ image)
 
@@ -110,7 +111,7 @@ def _maps(network, image_shape):
 
 
 def _dense(linear, shape=None):
-    """A linear layer; its inputs are reordered if it reads images of this shape, which it does channels first."""
+    """A linear layer; if it reads images of this shape, its inputs are reordered from channels first."""
     weight = np.asarray(linear.kernel[...], np.float64).T
     if shape is not None:
         height, width, channels = shape

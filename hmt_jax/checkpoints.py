@@ -14,14 +14,16 @@ from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason
 from hmt_jax.training import TrainState
 
+__all__ = ["Checkpoints"]
+
 _CHECKSUMS = "files.sha256"
 
 
 class Checkpoints:
-    """A folder that keeps the last two states of a training and the best one, through Orbax.
+    """A folder that keeps the last two states of training and the best one, through Orbax.
 
     A checkpoint appears under its name once all of it is written, and only then are older ones removed. So if the
-    process is killed or the disk is full, the checkpoint before is still there. A checkpoint holds the arrays of the
+    process is killed or the disk is full, the previous checkpoint is still there. A checkpoint holds the arrays of the
     state by their dotted names (`parameters.network.conv1.kernel.value`), a history that JSON can hold, and the
     checksums of its files, in `files.sha256`. When the folder is opened, a checkpoint whose files do not match their
     checksums is renamed as damaged, and training can resume from the one before it.
@@ -30,7 +32,7 @@ class Checkpoints:
       damaged: the new folders of checkpoints that were found damaged when the folder was opened, keyed by epoch.
 
     Args:
-      path: the folder; made if it is not there.
+      path: the folder; made if it does not exist.
 
     >>> import tempfile
     >>> from hmt_jax import models, training
@@ -91,7 +93,13 @@ class Checkpoints:
     def save(self, epoch: int, state: TrainState, *, score: float, history: Any = None) -> None:
         """Saves the state after an epoch, with its score (the highest is the best) and its history, fit for JSON.
 
-        What was saved before stays until all of this is written.
+        Earlier checkpoints stay until this one is written.
+
+        Args:
+          epoch: number of the epoch; must be greater than `last_epoch`.
+          state: the state to save.
+          score: the score of the state.
+          history: any value that JSON can hold.
 
         Raises:
           ValueError: if the epoch is not after the last one saved, or the score is NaN.
@@ -100,7 +108,7 @@ class Checkpoints:
         if self.last_epoch is not None and epoch <= self.last_epoch:
             raise ValueError(
                 f"epoch {epoch} is not after {self.last_epoch}, the last one saved in {self._manager.directory}: go on "
-                "from there with restore, or give another folder"
+                "from there with restore, or choose another folder"
             )
         if math.isnan(score):
             raise ValueError(f"score must be a number, the highest of which is the best, got {score}")
@@ -114,20 +122,20 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
             raise OSError(
                 f"the checkpoint of epoch {epoch} can't be written into {directory} ({reason(error)}): make sure "
-                "that there is space and that the folder can be written, and go on from the checkpoint before"
+                "that there is space and that the folder can be written, and go on from the previous checkpoint"
             ) from error
         step = pathlib.Path(directory) / str(epoch)
         _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode())
 
     def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
-        """A state of the same structure as the given one, and the history beside it.
+        """The state of a checkpoint, in the structure of the given one, and the history saved with it.
 
         Args:
-          like: a state of such a training, `training.start(...)` for instance.
-          epoch: which one, of `last_epoch` and `best_epoch`; the last if not given.
+          like: a state of the same kind of training, for example `training.start(...)`.
+          epoch: `last_epoch` or `best_epoch`; the last if not given.
 
         Raises:
-          ValueError: if there is no such checkpoint, or it is of another network.
+          ValueError: if there is no such checkpoint, it is damaged, or it is of another network.
         """
         epoch = self.last_epoch if epoch is None else epoch
         if epoch is None or epoch not in self._manager.all_steps():
@@ -190,7 +198,7 @@ def _is_whole(step) -> bool:
 
 
 def _shape_there(array: jax.Array) -> tuple[int, ...]:
-    """The shape that an array has in a checkpoint: random keys lie there as the numbers that they are made of."""
+    """The shape that an array has in a checkpoint, where random keys are stored as the numbers they are made of."""
     is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
     return (jax.random.key_data(array) if is_key else array).shape
 

@@ -20,6 +20,16 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.textpath import text_to_path  # noqa: E402
 from matplotlib.ticker import Locator, MaxNLocator, NullFormatter  # noqa: E402
 
+__all__ = [
+    "cross_sections",
+    "frame",
+    "margin_curves",
+    "margin_distribution",
+    "margin_history",
+    "margin_intervals",
+    "margin_maps",
+]
+
 _COLOR = "#0072b2"
 _SAMPLE_COLOR = "#7fa8cc"
 _MEDIAN_COLOR = "#0b3c5d"
@@ -62,13 +72,16 @@ def margin_distribution(
 
     Args:
       result: margins with axes (R, N), in the order in which subspaces are to stand from left to right.
-      title: above the picture.
+      title: title above the picture.
       ticks: a label for each of the R subspaces; their numbers if not given.
-      xlabel: what the subspaces are.
+      xlabel: label of the axis of subspaces.
       key: random key of the bootstrap of the median, as in `statistics.summarize`.
 
     Returns:
       A figure, to be saved with `figure.savefig(path)`.
+
+    Raises:
+      ValueError: if the number of ticks is not R.
     """
     summary = statistics.summarize(result, key=key)
     positions = np.arange(len(summary.median))
@@ -80,7 +93,7 @@ def margin_distribution(
     num_samples = result.margin.shape[1]
     num_drawn = min(num_samples, _MOST_SAMPLES)
     x, y = _swarm(statistics.censored_margins(result))
-    # Points lie behind all else and are larger if they are few: 16 square points for 20 samples, 3 for a thousand.
+    # Points lie behind everything else, and few points are larger: 16 square points for 20 samples, 3 for a thousand.
     size = float(np.clip(70 / np.sqrt(num_drawn), 3, 16))
     drawn = "samples" if num_drawn == num_samples else f"{num_drawn:,} of {num_samples:,} samples"
     axes.scatter(x, y, s=size, color=_SAMPLE_COLOR, alpha=0.6, linewidths=0, label=drawn, rasterized=True, zorder=1)
@@ -121,18 +134,25 @@ def margin_history(
     ticks: Sequence[str] | None = None,
     xlabel: str = "subspace, from low to high frequency",
 ) -> Figure:
-    """Median margins while a network trained, as a heat map: one row an epoch, one column a subspace.
+    """A heat map of median margins while a network trained: one row per epoch, one column per subspace.
 
     Args:
       epochs: the E epochs after which margins were measured, rising.
       medians: (E, R) medians; those that are 0 or not finite are left blank.
-      title: of the picture.
+      title: title above the picture.
       ticks: R names of the subspaces; their numbers if not given.
-      xlabel: of the axis of subspaces.
+      xlabel: label of the axis of subspaces.
+
+    Raises:
+      ValueError: if the arguments do not have these lengths.
+
+    >>> figure = margin_history([1, 2], [[3.0, 9.0], [2.0, 8.0]], title="digits")
+    >>> figure.get_suptitle()
+    'digits'
     """
     values = _positive(medians)
     if values.ndim != 2:
-        raise ValueError(f"medians must have shape (E, R), an epoch in a row, got {values.shape}")
+        raise ValueError(f"medians must have shape (E, R), one row per epoch, got {values.shape}")
     _check_length("epochs", epochs, values.shape[0], "rows of medians")
     _check_length("ticks", ticks, values.shape[1], "subspaces")
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
@@ -156,16 +176,19 @@ def margin_maps(
     xlabel: str = "first horizontal frequency",
     ylabel: str = "first vertical frequency",
 ) -> Figure:
-    """Median margins in a grid of subspaces, such as DCT windows, as heat maps of one colour scale: a panel each.
+    """Panels of heat maps, on one colour scale, of median margins in a grid of subspaces, such as DCT windows.
 
     Args:
       medians: (P, I, J) medians for P panels; those that are 0 or not finite are left blank.
-      rows: what the I subspaces from top to bottom are, such as their windows' first row of frequencies.
-      columns: what the J subspaces from left to right are.
-      titles: of the P panels.
-      title: above the picture.
+      rows: labels of the I subspaces from top to bottom, such as the first row of frequencies of each window.
+      columns: labels of the J subspaces from left to right.
+      titles: titles of the P panels.
+      title: title above the picture.
       xlabel: what `columns` are.
       ylabel: what `rows` are.
+
+    Raises:
+      ValueError: if the arguments do not have these lengths.
 
     >>> figure = margin_maps(np.array([[[3.0, 9.0], [8.0, 27.0]]]), [0, 10], [0, 10], titles=["epoch 5"])
     >>> figure.axes[0].get_title()
@@ -173,7 +196,7 @@ def margin_maps(
     """
     values = _positive(medians)
     if values.ndim != 3:
-        raise ValueError(f"medians must have shape (P, I, J), a map of a panel in each row, got {values.shape}")
+        raise ValueError(f"medians must have shape (P, I, J), one map per panel, got {values.shape}")
     for argument, given, number, things in (
         ("titles", titles, values.shape[0], "panels"),
         ("rows", rows, values.shape[1], "rows of a panel"),
@@ -212,20 +235,27 @@ def margin_curves(
     ticks: Sequence[str] | None = None,
     xlabel: str = "",
 ) -> Figure:
-    """How margins change along with something else: a line of medians in a band for every subspace.
+    """Panels that plot margins against another quantity: a line of medians in a band for every subspace.
 
-    A band that reaches among censored margins goes on to the upper edge; medians among them are triangles there.
+    A band that reaches censored margins extends to the upper edge; censored medians are triangles there.
 
     Args:
       positions: the E places along the horizontal axis, rising.
       panels: for each panel, by its title, the percentiles (E, 3) of the margins in each subspace, by its name: the
         lower end of the band, the median, and the upper end.
-      title: above the picture.
+      title: title above the picture.
       ticks: a label for each of the E positions.
       xlabel: what the positions are.
+
+    Raises:
+      ValueError: if there are no panels, or more subspaces than there are colours.
+
+    >>> figure = margin_curves([0, 1], {"digits": {"low": np.array([[1, 2, 3], [2, 3, 4]])}})
+    >>> figure.axes[0].get_title()
+    'digits'
     """
     if not panels:
-        raise ValueError("panels is empty: give at least one, with its curves")
+        raise ValueError("panels is empty: pass at least one, with its curves")
     names = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     styles = dict(zip(names, _styles(names), strict=True))
     handles: dict[str, Line2D] = {}
@@ -256,15 +286,22 @@ def margin_curves(
 
 
 def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndarray], *, title: str = "") -> Figure:
-    """Margins in subspaces that have no order, of one or more networks: the median on a bar for each.
+    """A plot of the margins of one or more networks in subspaces without order: a bar with the median for each.
 
-    A bar that reaches among censored margins goes on to the upper edge; medians among them are triangles there.
+    A bar that reaches censored margins extends to the upper edge; censored medians are triangles there.
 
     Args:
       subspaces: names of the R subspaces.
       percentiles: for each network, by its name, the percentiles (R, 3) of its margins: the lower end of the bar, the
         median, and the upper end.
-      title: above the picture.
+      title: title above the picture.
+
+    Raises:
+      ValueError: if there are more networks than colours.
+
+    >>> figure = margin_intervals(["low", "high"], {"lenet": np.array([[1, 2, 3], [2, 3, 4]])})
+    >>> [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    ['low', 'high']
     """
     bottom, top = _limits(percentiles)
     figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5), dpi=150, layout="constrained")
@@ -299,23 +336,31 @@ def cross_sections(
     xlabel: str = "along u1",
     ylabel: str = "along u2",
 ) -> Figure:
-    """What classifiers of two classes say on a plane: a panel each, with the boundary as a line.
+    """Panels with the predictions of two-class classifiers on a plane, one each, with the boundary as a line.
 
     Args:
-      gaps: (P, H, W) logits of class 1 less those of class 0, for P panels.
+      gaps: (P, H, W) logits of class 1 minus those of class 0, for P panels.
       x: (W,) coordinates along the horizontal direction of the plane.
       y: (H,) coordinates along the vertical one.
-      titles: of the P panels.
+      titles: titles of the P panels.
       points: (P, N, 2) coordinates of samples projected onto the plane.
       labels: (N,) their labels, 0 or 1.
-      title: above the picture.
+      title: title above the picture.
       xlabel: the horizontal direction.
       ylabel: the vertical one.
+
+    Raises:
+      ValueError: if the arguments do not have these lengths, or only one of points and labels is given.
+
+    >>> x = y = np.linspace(-1, 1, 3)
+    >>> figure = cross_sections(np.add.outer(y, x)[None], x, y, titles=["linear"])
+    >>> figure.axes[0].get_title()
+    'linear'
     """
     _check_length("titles", titles, len(gaps), "panels")
     _check_length("points", points, len(gaps), "panels")
     if (points is None) != (labels is None):
-        raise ValueError("points and labels belong together: give both, or none")
+        raise ValueError("points and labels belong together: pass both, or neither")
     columns = min(len(gaps), _PANELS_IN_A_ROW)
     rows = -(-len(gaps) // columns)
     figure = Figure(figsize=(1.2 + 2.1 * columns, 0.8 + 2.9 * rows), dpi=150, layout="constrained")
@@ -345,9 +390,9 @@ def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Seque
 
     Args:
       figure: a figure with a constrained layout. Its height grows by the lines that the texts need.
-      title: broken into lines that are no wider than the figure.
+      title: text of the title, which is broken into lines no wider than the figure.
       handles: the artists that the legend explains, as `Figure.legend` takes them; without any there is no legend.
-      labels: a text for each of them.
+      labels: a text for each of the artists.
     """
     width = figure.get_figwidth() - 2 * _PADDING
     lines = _wrapped(title, width, "large")
@@ -380,7 +425,7 @@ def _styles(names) -> list[dict[str, Any]]:
     """A colour, a marker and a line style for each curve, so that no two curves differ by colour alone."""
     if len(names) > len(_CURVE_COLORS):
         raise ValueError(
-            f"{len(names)} curves can't be told apart, {len(_CURVE_COLORS)} can: draw some in a figure of their own"
+            f"{len(names)} curves can't be told apart, at most {len(_CURVE_COLORS)} can: draw some in another figure"
         )
     looks = zip(_CURVE_COLORS, _CURVE_MARKERS, itertools.cycle(_CURVE_DASHES), strict=False)
     return [
@@ -422,7 +467,8 @@ class _LogTicks(Locator):
         low, high = self.axis.get_view_interval() if self.axis is not None else (1, 10)
         return self.tick_values(low, high)
 
-    def tick_values(self, vmin, vmax):
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """The positions of the ticks between two ends of the axis."""
         low, high = sorted((vmin, vmax))
         if not 0 < low < high:
             return np.array([high])
@@ -449,7 +495,7 @@ def _check_length(argument, values, number, things) -> None:
 
 
 def _positive(medians) -> np.ma.MaskedArray:
-    """Medians as a logarithmic scale can show them: those that are 0 or not finite are masked."""
+    """Medians for a logarithmic scale: those that are 0 or not finite are masked."""
     values = np.asarray(medians, float)
     return np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values)
 
@@ -460,7 +506,7 @@ def _scale(values) -> LogNorm | None:
 
 
 def _edges(number) -> np.ndarray:
-    """Of cells around 0, 1, ..., so that a single one has an extent, too."""
+    """Edges of cells around 0, 1, ..., so that even a single cell has an extent."""
     return np.arange(number + 1) - 0.5
 
 

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax._numbers import as_array, check_key
+from hmt_jax._checks import as_array, check_key
 from hmt_jax.margins import MarginResult
 from hmt_jax.solvers import Status
+
+__all__ = ["MarginSummary", "bootstrap_medians", "censored", "censored_margins", "percentile", "summarize"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +51,19 @@ def summarize(
 ) -> MarginSummary:
     """Medians, percentiles and counts for each subspace, over its samples.
 
-    The interval of a median is that of the percentile bootstrap: the median of as many samples drawn with
-    replacement, over `num_resamples` draws, the same draws for every subspace.
+    The interval of a median is a percentile bootstrap: each of `num_resamples` draws takes N samples, with
+    replacement, and has a median. The draws are the same for every subspace.
 
     Args:
       result: margins with axes (R, N).
-      ranks: percentages, in [0, 100], of the percentiles to give.
-      confidence: of the interval, in (0, 1).
-      num_resamples: draws of the bootstrap.
+      ranks: percentages, in [0, 100], of the percentiles to return.
+      confidence: confidence of the interval, in (0, 1).
+      num_resamples: number of bootstrap draws.
       key: random key of the draws; `jax.random.key(0)` if not given.
 
     Raises:
-      ValueError: for ranks, a confidence or a number of resamples out of range.
+      ValueError: if the ranks, the confidence or the number of resamples are out of range.
+      TypeError: if `result` is no MarginResult, or `key` no random key.
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
@@ -84,33 +87,49 @@ def summarize(
 
 
 def censored_margins(result: MarginResult) -> np.ndarray:
-    """Margins (R, N) with infinity for every censored sample, and NaN for every sample that has none.
+    """Margins (R, N) with infinity for censored samples, and NaN for samples without a margin.
+
+    Args:
+      result: margins with axes (R, N).
 
     Raises:
-      TypeError: for anything but one result.
+      TypeError: if it is no MarginResult.
     """
     if not isinstance(result, MarginResult):
         raise TypeError(
-            f"give the MarginResult of hmt_jax.measure_margins, got {type(result)}; of stored arrays, "
-            "hmt_jax.statistics.censored(margin, status) and percentile make order statistics"
+            f"pass the MarginResult of hmt_jax.measure_margins, got {type(result)}; for stored arrays, compute order "
+            "statistics with hmt_jax.statistics.censored(margin, status) and percentile"
         )
     return censored(result.margin, result.status)
 
 
 def censored(margin: np.ndarray, status: np.ndarray) -> np.ndarray:
-    """The same from the arrays of a result, as they may be stored."""
+    """Margins with infinity for censored samples, and NaN for samples without a margin, from a result's arrays.
+
+    Args:
+      margin: the margins.
+      status: the `hmt_jax.Status` of each.
+
+    >>> status = [Status.CONVERGED, Status.OUT_OF_STEPS, Status.NON_FINITE]
+    >>> censored(np.array([1.0, 2.0, 3.0]), np.array(status)).tolist()
+    [1.0, inf, nan]
+    """
     found = np.where(status == Status.CONVERGED, margin, np.inf)
     return np.where(status == Status.NON_FINITE, np.nan, found)
 
 
 def percentile(values: ArrayLike, rank: float) -> np.ndarray:
-    """The percentile (...) of values (..., N), of which some may be infinite, with NaNs left out; NaN if none is left.
+    """The percentile (...) of values (..., N), some of which may be infinite; NaNs are left out.
 
-    Interpolates linearly between neighbouring values, as NumPy does; between a finite and an infinite one, where
-    nothing lies halfway, it is infinite.
+    Neighbouring values are interpolated linearly, as in NumPy; between a finite and an infinite value the percentile is
+    infinite. It is NaN if no value is left.
+
+    Args:
+      values: (..., N).
+      rank: a percentage in [0, 100].
 
     Raises:
-      ValueError: for a rank that is no percentage between 0 and 100.
+      ValueError: if the rank is not between 0 and 100.
 
     >>> percentile(np.array([[1.0, 2.0, 4.0, np.inf], [3.0, np.nan, 5.0, np.nan]]), 50).tolist()
     [3.0, 4.0]
@@ -131,7 +150,16 @@ def percentile(values: ArrayLike, rank: float) -> np.ndarray:
 
 
 def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -> np.ndarray:
-    """Medians (R, num_resamples) of margins (R, N), over samples drawn with replacement."""
+    """Medians (R, num_resamples) of margins (R, N), over samples drawn with replacement.
+
+    Args:
+      key: random key of the draws.
+      margins: (R, N), as from `censored_margins`.
+      num_resamples: number of draws, which all R rows share.
+
+    >>> bootstrap_medians(jax.random.key(0), np.full((1, 4), 2.0), 3).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
     check_key(key)
     num_samples = margins.shape[1]
     draws = np.asarray(jax.random.randint(key, (num_resamples, num_samples), 0, num_samples))

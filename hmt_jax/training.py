@@ -1,9 +1,9 @@
 """Training of classifiers, plain or adversarial, and exact evaluation.
 
-The recipe is the paper's: SGD with momentum, coupled weight decay on all parameters, a clip of the gradient's global
+The recipe is the paper's: SGD with momentum, coupled weight decay on all parameters, clipping of the gradient's global
 norm, and a learning rate that rises and falls linearly. Arrays lie on the device, and an epoch is one compiled loop
 over its batches, so that nothing travels between host and device; on CPU, where XLA compiles convolutions badly inside
-loops, the host makes the loop. Batches are split over all local devices: each holds a copy of the parameters and of
+loops, the host runs the loop. Batches are split over all local devices: each holds a copy of the parameters and of
 the data, and batch norm takes its statistics over the whole batch.
 """
 
@@ -24,10 +24,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _checks, _devices, _programs
-from hmt_jax._numbers import as_numbers, check_key
-from hmt_jax.attacks import Attack, as_argument, perturb
+from hmt_jax._checks import as_numbers, check_key
+from hmt_jax._images import as_floats, check_range
+from hmt_jax.attacks import Attack, perturb
+from hmt_jax.attacks._evaluate import as_argument
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of
 from hmt_jax.data import prefetch
+
+__all__ = [
+    "Metrics",
+    "Module",
+    "Recipe",
+    "Stream",
+    "TrainState",
+    "classifier_of",
+    "crop_and_mirror",
+    "evaluate",
+    "start",
+    "train",
+    "train_on_stream",
+    "triangular_schedule",
+]
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -39,19 +56,19 @@ _NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """The settings of training.
 
     Attributes:
       num_epochs: passes through the training set.
       batch_size: samples in a step, over all devices. The last batch of an epoch is filled up with samples from the
         beginning of that epoch, which count for the statistics of batch norm and for nothing else.
-      max_learning_rate: reached after 2/5 of the steps, from 0 and down to 0 again.
-      momentum: of SGD.
-      weight_decay: times every parameter, added to its gradient.
+      max_learning_rate: peak of the learning rate, which rises from 0 over 2/5 of the steps and falls to 0 again.
+      momentum: momentum of SGD.
+      weight_decay: every parameter, times this factor, is added to its gradient.
       max_gradient_norm: L2 norm over all parameters to which gradients are clipped, before weight decay.
       compute_dtype: `float32`, or `bfloat16` for networks that compute in it, with parameters, batch-norm statistics
         and loss in float32.
-      augment: changes the images of a batch at random, from (key, images); `crop_and_mirror`, say.
+      augment: function of (key, images) that changes a batch's images at random, for example `crop_and_mirror`.
     """
 
     num_epochs: int = 30
@@ -83,7 +100,7 @@ class Recipe:
 
 
 class TrainState(NamedTuple):
-    """A classifier in training; `classifier_of` gives it back."""
+    """The state of a classifier in training; `classifier_of` returns the classifier."""
 
     structure: nnx.GraphDef
     parameters: nnx.State
@@ -100,22 +117,24 @@ class Metrics(NamedTuple):
 
 
 class Stream(Protocol):
-    """Batches that come from outside the device, such as `hmt_jax.data.loader` makes them.
+    """Batches that come from outside the device, such as those of `hmt_jax.data.loader`.
 
-    An epoch gives every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
-    depends on the epoch's number alone. B is `batch_size`, but for the last batch, which may be smaller.
+    An epoch yields every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
+    depends on the epoch's number alone. B is `batch_size`, except in the last batch, which may be smaller.
     """
 
     num_samples: int
     batch_size: int
 
-    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of an epoch, which are counted from 0."""
+        ...
 
 
 class _Sums(NamedTuple):
     loss: jax.Array
     num_correct: jax.Array
-    first_bad_step: jax.Array  # whose loss or gradient is not finite
+    first_bad_step: jax.Array  # the first step whose loss or gradient is not finite
 
 
 def train(
@@ -140,15 +159,14 @@ def train(
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: how to train.
-      key: random key of the order of the samples, and of all else that is random.
+      key: random key of the order of the samples, and of everything else that is random.
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
-        such as `hmt_jax.attacks.pgd(...)` returns. It sees the classifier in evaluation mode, and training sees its
-        images only.
-      state: to go on from, after any epoch of a training with the same arguments; its end will be the same, too. The
-        steps may take over its buffers: give a copy of what is to be kept.
+        such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode, and training sees its images only.
+      state: a state to go on from, after any epoch of training with the same arguments; the result is the same as
+        without the interruption. The steps may take over its buffers: pass a copy if you need it afterwards.
       devices: where to train; all local devices if not given.
       on_epoch: called after every epoch with its number (from 0), the state, and the epoch's metrics on the training
-        batches, each before its step. The state's buffers live until the next step: copy what is to be kept.
+        batches, each before its step. The state's buffers live until the next step: copy what you want to keep.
 
     Raises:
       ValueError: for images and labels of unequal number, or none; labels that are no class; an attack that does not
@@ -159,8 +177,8 @@ def train(
       TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
 
     Warns:
-      PixelRangeWarning: if pixels leave [0, 1], and not because images are flipped, where the attack keeps them in it.
-      UserWarning: if there is one step in all, which changes nothing, for its learning rate is 0.
+      PixelRangeWarning: if the attack keeps pixels in [0, 1], but they leave it, and not because images are flipped.
+      UserWarning: if there is one step in all, which changes nothing, because its learning rate is 0.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
@@ -173,7 +191,7 @@ def train(
     recipe, functions = _functions_of(recipe, attack)
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_are_classes(targets, _num_classes(classifier, pixels))
-    _checks.check_range(pixels, attack)
+    check_range(pixels, attack)
     mesh = _devices.mesh(devices, _AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
@@ -200,22 +218,27 @@ def train_on_stream(
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
 ) -> Module:
-    """`train` on data that do not fit the device: on the batches of a stream, two of which are on their way there.
+    """Trains a classifier like `train`, but on the batches of a stream, for data that do not fit the device.
+
+    Two batches at a time are on the device or on their way there.
 
     Args:
       classifier, recipe, attack, state, devices, on_epoch: as in `train`; the recipe's batch size is the stream's.
-      stream: of batches, `hmt_jax.data.loader(...)` for instance.
+      stream: the batches, for example `hmt_jax.data.loader(...)`.
       key: random key of attacks, dropout and augmentation; the order is the stream's.
+
+    Returns:
+      The trained classifier; the given one stays as it is.
 
     Raises:
       ValueError: for a batch size that is not the stream's, or that the devices can't share, for a stream of several
-        processes, for images, labels and states as in `train`, and for an epoch that does not give `num_samples`
+        processes, for images, labels and states as in `train`, and for an epoch that does not yield `num_samples`
         samples in batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
 
     Warns:
-      As `train`, of the pixels of an epoch's first batch.
+      As `train`, about the pixels of an epoch's first batch.
     """
     _check_kinds(classifier, recipe, key, on_epoch)
     recipe, functions = _functions_of(recipe, attack)
@@ -232,7 +255,7 @@ def train_on_stream(
     num_classes = functools.partial(_num_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
-    def run_epoch(state, epoch):
+    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, _Sums]:
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = _zero_sums(mesh)
         for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
@@ -245,15 +268,25 @@ def train_on_stream(
 
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
-    """The state before the first step of training on so many samples.
+    """The state before the first step of training.
+
+    Args:
+      classifier: a Flax NNX module; it stays as it is.
+      recipe: how to train.
+      num_samples: number of training samples.
 
     Raises:
       TypeError: if the classifier is no Flax NNX module.
+
+    >>> from hmt_jax import models
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> int(start(classifier, Recipe(), num_samples=10).num_steps)
+    0
     """
     _check_is_module(classifier)
     evaluated = nnx.clone(classifier)
     evaluated.eval()
-    # Copies, for the steps take over the buffers of their state, and the classifier is the caller's.
+    # Copies, because the steps take over the buffers of their state, and the classifier is the caller's.
     structure, parameters, variables = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, ...))
     return TrainState(
         structure,
@@ -265,7 +298,16 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 
 def classifier_of(state: TrainState) -> Any:
-    """The classifier as it is at a state, in evaluation mode."""
+    """The classifier at a state of training, in evaluation mode.
+
+    Args:
+      state: the state, which stays as it is.
+
+    >>> from hmt_jax import models
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> classifier_of(start(classifier, Recipe(), num_samples=10))(jnp.ones((1, 2, 2, 1))).shape
+    (1, 2)
+    """
     # A copy, because modules update their variables in place.
     return nnx.merge(state.structure, state.parameters, state.variables, copy=True)
 
@@ -279,6 +321,13 @@ def evaluate(
     devices: Sequence[jax.Device] | None = None,
 ) -> Metrics:
     """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
+
+    Args:
+      classifier: any classifier that `hmt_jax.measure_margins` takes.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
+      labels: (N,) whole numbers in [0, L).
+      batch_size: number of samples at a time, over all devices.
+      devices: where to compute; all local devices if not given.
 
     Raises:
       ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
@@ -304,7 +353,14 @@ def evaluate(
 def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
     """The learning rate of step 0, 1, ...: linear from 0 up to its maximum at 2/5 of the steps, and down to 0.
 
-    Step n has the value at n + 1, so that no step but the last is lost on a rate of 0.
+    Step n has the value at n + 1, so that only the last step is lost on a rate of 0.
+
+    Args:
+      recipe: the recipe, whose `max_learning_rate` is the maximum.
+      num_steps: number of steps in all.
+
+    >>> [round(float(triangular_schedule(Recipe(), 5)(step)), 3) for step in range(5)]
+    [0.105, 0.21, 0.14, 0.07, 0.0]
     """
     corners = jnp.array([0, 0.4 * num_steps, num_steps])
     rates = jnp.array([0, recipe.max_learning_rate, 0])
@@ -312,7 +368,15 @@ def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
 
 
 def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images (N, height, width, channels) moved by up to four pixels each way, over black, and mirrored or not."""
+    """Images moved at random by up to four pixels each way, with black at the edges, and mirrored or not.
+
+    Args:
+      key: random key.
+      images: (N, height, width, channels).
+
+    >>> crop_and_mirror(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+    (2, 8, 8, 1)
+    """
     crop_key, mirror_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (len(images), 2), 0, 9)
     is_mirrored = jax.random.bernoulli(mirror_key, shape=(len(images),))
@@ -336,7 +400,7 @@ def _check_is_module(classifier):
     if not isinstance(classifier, nnx.Module):
         raise TypeError(
             f"training changes the parameters of a Flax NNX module, such as hmt_jax.models.create returns, got "
-            f"{type(classifier)}; train other classifiers by their own library, and measure their margins here"
+            f"{type(classifier)}; train other classifiers with their own library, and measure their margins here"
         )
 
 
@@ -353,11 +417,11 @@ def _logits_in_training(structure, state, images):
     classifier.train()
     key = jax.random.key(0)
     _renew_random_streams(classifier, key, key)
-    return logits_of(classifier, _batches.as_floats(images))
+    return logits_of(classifier, as_floats(images))
 
 
 class _Functions(NamedTuple):
-    """What a step calls besides the classifier, as arguments of compiled functions, or None."""
+    """The functions, or None, that a step calls besides the classifier, as arguments of compiled functions."""
 
     attack: Any
     augment: Any
@@ -373,11 +437,11 @@ def _functions_of(recipe, attack) -> tuple[Recipe, _Functions]:
 
 
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
-    """The epochs that are left. `run_epoch` takes a state and a number, and gives a state and sums."""
+    """The classifier after the remaining epochs. `run_epoch` maps a state and a number to a state and sums."""
     if recipe.batch_size % mesh.size:
         raise ValueError(
             f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
-            "give fewer devices"
+            "pass fewer devices"
         )
     if recipe.num_epochs * _steps_per_epoch(recipe, num_samples) == 1:
         warnings.warn(
@@ -404,7 +468,7 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
 
 
 def _check_state(state, classifier, recipe, num_samples):
-    """A state to go on from must be of such a classifier, at the end of an epoch."""
+    """Raises ValueError unless the state to go on from is of such a classifier, at the end of an epoch."""
     shapes = jax.eval_shape(lambda: start(classifier, recipe, num_samples)[1:])
     found, expected = (
         {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -429,19 +493,19 @@ def _checked(stream, epoch, attack, num_classes_for):
         images, labels = _batches.check_samples(images, labels)
         if num_samples % stream.batch_size or len(images) > stream.batch_size:
             raise ValueError(
-                f"the stream's batch_size is {stream.batch_size}, but it gave another number of samples in epoch "
-                f"{epoch}: give as many in every batch, but for the last one, which may have fewer"
+                f"the stream's batch_size is {stream.batch_size}, but a batch of epoch {epoch} has another number "
+                "of samples: fill every batch, except the last one, which may have fewer"
             )
         if not num_samples:
             num_classes = num_classes_for(images)
-            _checks.check_range(images, attack)
+            check_range(images, attack)
         _checks.check_are_classes(labels, num_classes)
         num_samples += len(images)
         yield images, labels
     if num_samples != stream.num_samples:
         raise ValueError(
-            f"the stream gave {num_samples} samples in epoch {epoch}, but its num_samples is {stream.num_samples}: "
-            "let every epoch give each sample once"
+            f"the stream yielded {num_samples} samples in epoch {epoch}, but its num_samples is {stream.num_samples}: "
+            "let every epoch yield each sample once"
         )
 
 
@@ -464,7 +528,9 @@ def _device_epoch(recipe, mesh, functions, state, samples, key):
     rows = _order(recipe, len(samples[0]), order_key)
     rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, _AXIS)))
 
-    def step(carry, row):
+    def step(
+        carry: tuple[TrainState, _Sums], row: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[TrainState, _Sums], None]:
         state, sums = carry
         indices, is_counted = row
         return _step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key), None
@@ -492,7 +558,7 @@ _train_step_at = _programs.jit(_step_at, static_argnums=0, donate_argnums=(2, 3)
 def _step(recipe, num_samples, functions, state, sums, batch, key):
     """One step of SGD on a batch."""
     attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
-    images = _batches.as_floats(batch.images)
+    images = as_floats(batch.images)
     if functions.augment is not None:
         images = functions.augment(augment_key, images)
     if functions.attack is not None:
@@ -500,7 +566,7 @@ def _step(recipe, num_samples, functions, state, sums, batch, key):
         computing = jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen)
         images = perturb(functions.attack, computing, images, batch.labels, attack_key)
 
-    def loss_fn(parameters):
+    def loss_fn(parameters: nnx.State) -> tuple[jax.Array, tuple]:
         logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)
         loss, num_correct = _batches.sum_over(logits, batch)
         return loss / jnp.sum(batch.is_counted).astype(loss.dtype), (loss, num_correct, variables)
@@ -544,7 +610,7 @@ def _apply(recipe, state, images, dropout_key, stream_key):
     written: frozenset[Any] = frozenset()
     flat = nnx.to_flat_state(state.variables)
     if recipe.compute_dtype != "float32" and any(_may_be_cast(variable) for _, variable in flat):
-        # In lower precision, sums and counts would stop growing. Only a call shows which variables those are.
+        # In lower precision, sums and counts would stop growing. Only a call shows which variables are such.
         exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
         jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
         written = frozenset(called[0])
@@ -626,7 +692,7 @@ def _classifier_to_compute_with(recipe, state, written=frozenset()):
     if recipe.compute_dtype == "float32":
         return classifier_of(state)
 
-    def cast(tree):
+    def cast(tree: Any) -> Any:
         return jax.tree.map(
             lambda leaf: leaf.astype(recipe.compute_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
         )
@@ -636,7 +702,7 @@ def _classifier_to_compute_with(recipe, state, written=frozenset()):
         for path, variable in nnx.to_flat_state(state.variables)
     )
     classifier = classifier_of(state._replace(parameters=cast(state.parameters), variables=variables))
-    # Else batch norm would give what it normalises, and so all that follows, the float32 of its statistics.
+    # Otherwise batch norm would promote its output, and so all that follows, to the float32 of its statistics.
     classifier.set_attributes(nnx.BatchNorm, promote_dtype=_as_they_are, raise_if_not_found=False)
     return classifier
 
@@ -647,7 +713,7 @@ def _as_they_are(arrays, **_):
 
 @_programs.jit
 def _evaluate_batch(classifier, batch):
-    logits = logits_of(classifier, _batches.as_floats(batch.images))
+    logits = logits_of(classifier, as_floats(batch.images))
     return *_batches.sum_over(logits, batch), logits.shape[-1]
 
 
@@ -665,12 +731,12 @@ def _steps_per_epoch(recipe, num_samples) -> int:
 
 
 def _let_finish(arrays, mesh) -> None:
-    """Waits, on simulated devices: they share few threads, and sums over devices of two steps at once can block."""
+    """Waits for the arrays on simulated devices, which share few threads: two steps' sums over devices could block."""
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(arrays)
 
 
 def _zero_sums(mesh) -> _Sums:
-    """On the devices of the mesh, as the sums of a step are: on others, the first step would be compiled twice."""
+    """Zeros on the devices of the mesh, where a step's sums are: on others, the first step would be compiled twice."""
     zeros = _Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(_NEVER, jnp.int32))
     return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Images and labels in arrays, checked."""
+"""Data sets in arrays, and checks of their images and labels."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmt_jax import _checks
-from hmt_jax._numbers import as_array
+from hmt_jax._checks import as_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -14,7 +14,7 @@ class Dataset:
     """Labelled images, in a training and a test set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       train_images: (N, height, width, channels), uint8 in [0, 255] as stored, or floating point in [0, 1].
       train_labels: (N,) int32 in [0, num_classes).
       test_images: as `train_images`.
@@ -31,15 +31,18 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """The (height, width, channels) of each image."""
         return self.train_images.shape[1:]
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:
     """Images in [0, 1] as float32: 8-bit ones divided by 255, others converted.
 
+    Args:
+      images: uint8 in [0, 255], or floating point in [0, 1].
+
     Raises:
-      ValueError: for any other type.
+      ValueError: if they have any other type.
 
     >>> as_floats(np.array([0, 255], np.uint8))
     array([0., 1.], dtype=float32)
@@ -60,13 +63,13 @@ def from_arrays(
 
     Args:
       train_images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
-      train_labels: (N,) whole numbers from 0; the largest one of either set gives the number of classes.
+      train_labels: (N,) whole numbers from 0; the largest one in either set determines the number of classes.
       test_images: (M, height, width, channels), as `train_images`.
       test_labels: (M,) whole numbers, as `train_labels`.
-      name: of the data set.
+      name: name of the data set.
 
     Raises:
-      ValueError: for arrays that are empty, of the wrong shape, type or range, or that do not fit each other.
+      ValueError: if an array is empty or has the wrong shape, type or range, or if the arrays do not fit each other.
 
     >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0])
     >>> from_arrays(images, labels, images[:2], labels[:2])
@@ -110,9 +113,9 @@ def _check_images(argument, images):
             f"grey images with {argument}[..., None]"
         )
     if not images.size:
-        raise ValueError(f"{argument} is empty, with shape {images.shape}: give at least one image")
+        raise ValueError(f"{argument} is empty, with shape {images.shape}: pass at least one image")
     _checks.check_type(argument, images)
-    # So written that NaN fails, too.
+    # Written so that NaN fails, too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"{argument} must lie in [0, 1] if they are floating point, got {images.min():g} to {images.max():g}; "

@@ -3,7 +3,7 @@
 import math
 from typing import IO, Any
 
-from hmt_jax._numbers import whole_number
+from hmt_jax._checks import integer
 
 # Pillow opens other formats too, but some of them start programs: EPS starts Ghostscript.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -15,8 +15,8 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
     """A Pillow image in the given mode, decoded from a file; transparency is dropped if the mode has no channel for it.
 
     Raises:
-      Exception: of many classes, because Pillow passes on what its decoders raise: OSError, SyntaxError, ValueError,
-        struct.error and more. It does not name the file: callers do.
+      Exception: of many classes, because Pillow passes on the errors of its decoders: OSError, SyntaxError, ValueError,
+        struct.error and more. The message does not name the file: callers add that.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -39,10 +39,11 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
 
 
 def check_crop(resize: int, crop: int) -> None:
+    """Raises ValueError unless a resized image holds the crop, and the crop fits in memory."""
     for argument, value in (("resize", resize), ("crop", crop)):
         if isinstance(value, bool):
             raise ValueError(f"{argument} must be a number of pixels, such as 224, got {value}")
-    if not 1 <= whole_number("crop", crop) <= whole_number("resize", resize):
+    if not 1 <= integer("crop", crop) <= integer("resize", resize):
         raise ValueError(f"crop must be at least 1 and at most resize, got crop {crop} and resize {resize}: lower crop")
     most = math.isqrt(_MOST_RESIZED_PIXELS)
     if crop > most:
@@ -53,7 +54,7 @@ def resize_and_crop(image: Any, resize: int, crop: int) -> Any:
     """The middle of a resized image: crop x crop pixels, as a Pillow image."""
     from PIL import Image
 
-    # As torchvision rounds: the longer side down, the margins to the nearest even number if they end in a half.
+    # Rounded as in torchvision: the longer side down; margins that end in a half, to the nearest even number.
     width, height = (resize * side // min(image.size) for side in image.size)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     right, bottom = left + crop, top + crop

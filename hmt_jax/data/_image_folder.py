@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class, decoded when they are asked for."""
+"""Images in folders, one folder per class, decoded when they are asked for."""
 
 import dataclasses
 import os
@@ -17,13 +17,13 @@ _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", "
 class ImageFolder:
     """A random-access source of labelled images: `len(source)`, and `source[i]` for an image and its label.
 
-    Images are (crop, crop, 3), uint8 in [0, 255]. They are read when they are asked for; any number of threads may do
-    so at once. A file that can't be read raises a ValueError with its name.
+    Images are (crop, crop, 3), uint8 in [0, 255]. They are read when they are asked for, by any number of
+    threads at once. A file that can't be read raises a ValueError that names it.
 
     Attributes:
       path: the folder of the classes.
-      class_names: names of the classes' folders, sorted; labels are their places.
-      files: (N,) the images under `path`, those of a class together, sorted by name.
+      class_names: names of the classes' folders, sorted; labels are indices into them.
+      files: paths of the N images below `path`, class by class and sorted by name.
       labels: (N,) int32 in [0, num_classes).
       resize: length of an image's shorter side before the crop, in pixels.
       crop: side of the square cut out of its middle, in pixels.
@@ -38,11 +38,12 @@ class ImageFolder:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """The (height, width, channels) of each image."""
         return self.crop, self.crop, 3
 
     def __len__(self) -> int:
@@ -62,23 +63,23 @@ class ImageFolder:
 def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> ImageFolder:
     """The images PATH/CLASS/IMAGE as a source for `loader`.
 
-    Pixels are those of torchvision's ImageFolder with Resize(resize) and CenterCrop(crop): resized by antialiased
-    bilinear interpolation; RGB of grey, palette and CMYK images, too; without transparency, and without regard to the
-    orientation in EXIF. Unlike torchvision, it does not look for images deeper than in the classes' folders, passes
-    over names that begin with a dot, and refuses pixels of more than 8 bits, which torchvision clips.
+    Pixels are those of torchvision's ImageFolder with Resize(resize) and CenterCrop(crop): images are resized by
+    antialiased bilinear interpolation; grey, palette and CMYK images are converted to RGB; transparency is dropped, and
+    the orientation in EXIF ignored. Unlike torchvision, this function looks for images in the classes' folders only,
+    not deeper, skips names that begin with a dot, and refuses pixels of more than 8 bits, which torchvision clips.
 
     Files are opened as BMP, JPEG, PNG, PPM, TIFF or WebP, whatever their names. Those with more pixels than
     `PIL.Image.MAX_IMAGE_PIXELS` are refused, so that reading one takes less than 1 GB. If a resized image would have
     more than 2**25 pixels, only its middle is resized, and its pixels may differ from torchvision's by one level.
 
     Args:
-      path: a folder that holds one folder of images a class.
+      path: a folder that holds one folder of images per class.
       resize: length to which an image's shorter side is resized, in pixels.
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`, and at most 5792.
 
     Raises:
-      ValueError: for a folder that does not exist or holds no classes, a class without images, a pipe or a folder with
-        the name of an image, or a crop that is larger than the resized image.
+      ValueError: if the folder does not exist or holds no classes, a class has no images, a pipe or a folder has the
+        name of an image, or the crop is larger than the resized image.
       ModuleNotFoundError: if Pillow is missing.
 
     >>> import tempfile
@@ -95,10 +96,10 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     check_crop(resize, crop)
     root = expand("path", path)
     if not os.path.isdir(root):
-        raise ValueError(f"there is no folder {shown(root)}: name one that holds one folder of images a class")
+        raise ValueError(f"there is no folder {shown(root)}: name one that holds one folder of images per class")
     class_names = _list(root, os.DirEntry.is_dir)
     if not class_names:
-        raise ValueError(f"{shown(root)} holds no folders: name one that holds one folder of images a class")
+        raise ValueError(f"{shown(root)} holds no folders: name one that holds one folder of images per class")
     files, labels = [], []
     for label, name in enumerate(class_names):
         images = _list(os.path.join(root, name), _is_image)
@@ -110,13 +111,13 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
 
 
 def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
-    """Names in a folder that are wanted and do not begin with a dot, sorted."""
+    """Sorted names of the wanted entries of a folder, without those that begin with a dot."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
     except OSError as error:
         raise ValueError(
-            f"{shown(error.filename or folder)} can't be read ({error.strerror}): make it readable, or take it away"
+            f"{shown(error.filename or folder)} can't be read ({error.strerror}): make it readable, or remove it"
         ) from error
 
 
@@ -127,7 +128,7 @@ def _is_image(entry: os.DirEntry) -> bool:
     if not entry.is_file():
         raise ValueError(
             f"{shown(entry.path)} has the name of an image, but is neither a file nor a link to one: rename it, or "
-            "take it away"
+            "remove it"
         )
     return True
 
@@ -135,7 +136,7 @@ def _is_image(entry: os.DirEntry) -> bool:
 def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) -> None:
     folder = os.path.join(root, name)
     parents = sorted({os.path.dirname(path) for path in _nearest_with_images(root)})
-    if any(parents):  # no class has images. Whether the folders there are splits or classes is for the user to know.
+    if any(parents):  # no class has images: only the user knows whether the folders there are splits or classes
         first = os.path.join(root, parents[0])
         inside = _list(first, os.DirEntry.is_dir)
         raise ValueError(
@@ -146,17 +147,16 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
         )
     if inside := _nearest_with_images(folder):
         raise ValueError(
-            f"{shown(folder)} holds images only deeper, in {_few(inside)}: move them up, for they must lie in the "
+            f"{shown(folder)} holds images only deeper, in {_few(inside)}: move them up, because they must lie in the "
             "classes' folders themselves"
         )
     raise ValueError(
-        f"{shown(folder)} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or take the folder "
-        "away"
+        f"{shown(folder)} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or remove the folder"
     )
 
 
 def _nearest_with_images(root: str) -> list[str]:
-    """Paths from a folder to those below that hold images: all of the first level that has such, of three at most."""
+    """Relative paths of the nearest folders below one that hold images: all on one level, at most three levels down."""
     level = [""]
     for _ in range(3):
         folders = {path: _list(os.path.join(root, path), os.DirEntry.is_dir) for path in level}

@@ -9,25 +9,29 @@ from hmt_jax.data._dataset import Dataset, from_arrays
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` and `prepare` know."""
+    """The names that `load` and `prepare` accept.
+
+    >>> names()
+    ('cifar10', 'digits', 'mnist')
+    """
     return tuple(sorted(("digits", *_tfds.SIZES)))
 
 
 def load(name: str, data_dir: PathLike | None = None) -> Dataset:
     """A data set that is on this machine; nothing is downloaded.
 
-    `mnist` and `cifar10` are read as TensorFlow Datasets (TFDS) keeps them in array_record format, which `prepare`
-    makes: uint8, in TFDS's own order. `digits` are the 1,797 images of 8 x 8 pixels that come with scikit-learn, in
+    `mnist` and `cifar10` are read from the array_record files of TensorFlow Datasets (TFDS), which `prepare` writes:
+    images are uint8, in TFDS's order. `digits` are the 1,797 images of 8 x 8 pixels that come with scikit-learn, in
     float32: every fifth sample of each digit is for testing (360), the others are for training (1,437).
 
     Args:
       name: one of `names()`.
-      data_dir: the folder of prepared data sets; that of the environment variable TFDS_DATA_DIR, or else TFDS's own,
-        if not given.
+      data_dir: the folder of prepared data sets; if not given, the one that the environment variable TFDS_DATA_DIR
+        names, or else TFDS's own.
 
     Raises:
-      ValueError: for an unknown name; or a data set that is not prepared, damaged, incomplete or in another format.
-      ModuleNotFoundError: if a package to read it with is missing, as array_record is on Windows.
+      ValueError: if the name is unknown, or the data set is not prepared, damaged, incomplete or in another format.
+      ModuleNotFoundError: if a package that reads it is missing, as array_record is on Windows.
 
     >>> digits = load("digits")
     >>> digits.train_images.shape, digits.test_images.shape, digits.num_classes
@@ -40,6 +44,7 @@ def load(name: str, data_dir: PathLike | None = None) -> Dataset:
 
 
 def check_name(name: str) -> None:
+    """Raises ValueError unless `load` and `prepare` accept the name."""
     if name not in names():
         raise ValueError(f"unknown data set {name!r}; the known ones are {', '.join(names())}")
 

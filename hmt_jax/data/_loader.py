@@ -1,4 +1,4 @@
-"""Batches of data too big for the memory: read, shuffled and shared out by Grain, and kept ahead on the device."""
+"""Batches of data too big for the memory: Grain reads, shuffles and shares them out, `prefetch` transfers them."""
 
 import collections
 import dataclasses
@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from hmt_jax._checks import as_array, integer
 from hmt_jax._extras import require
-from hmt_jax._numbers import as_array, whole_number
 
 
 class Source(Protocol):
-    """What gives samples by number: an image (height, width, channels), and its label, a whole number from 0."""
+    """Samples by number: each is an image (height, width, channels) and its label, a whole number from 0."""
 
     def __len__(self) -> int: ...
 
@@ -28,11 +28,11 @@ class Loader:
     Attributes:
       source: the samples.
       batch_size: samples in a batch, over all processes.
-      seed: of the order of the samples.
+      seed: seed of the samples' order.
       num_workers: threads that read batches ahead.
       shuffle: whether each epoch has a random order.
       process_index: number of this process.
-      process_count: of the processes that share each batch.
+      process_count: number of processes that share each batch.
     """
 
     source: Source = dataclasses.field(repr=False)
@@ -51,26 +51,28 @@ class Loader:
     def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of an epoch: images (B, height, width, channels) as the source has them, labels (B,) int32.
 
-        They depend on the seed and the number alone: training that was interrupted goes on with those of the epoch
-        that it had reached.
+        They depend on the seed and the number alone, so that interrupted training can resume at any epoch.
+
+        Args:
+          number: number of the epoch, from 0.
 
         Raises:
-          ValueError: for a negative number; and, when its batch is due, for images of different shapes, or labels that
-            are not whole numbers. Errors of the source are passed on.
+          ValueError: if the number is negative; and, once its batch is reached, if images differ in shape or labels are
+            not whole numbers. Errors of the source are passed on.
         """
         import grain
 
-        if whole_number("number", number) < 0:
+        if integer("number", number) < 0:
             raise ValueError(f"number must be at least 0, got {number}: epochs count from 0")
         samples = grain.MapDataset.source(self.source)
         if self.shuffle:
-            # Grain itself adds the number of an epoch to the seed: two seeds would share their orders.
+            # Grain itself adds the epoch's number to the seed, so that two seeds would share orders.
             (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
             samples = samples.shuffle(seed=int(seed))
         share = samples[self.process_index : self.num_samples : self.process_count]
         batches = share.batch(self.batch_size // self.process_count, batch_fn=_stack)
-        # Threads read whole batches, for handing over single samples costs Grain more than reading small ones. With two
-        # batches for each, a thread need not wait until one that is done is asked for.
+        # Threads read whole batches, because handing over a single small sample costs Grain more than reading it. With
+        # two batches each, a thread need not wait until its finished batch is fetched.
         options = grain.ReadOptions(num_threads=self.num_workers, prefetch_buffer_size=2 * self.num_workers)
         return iter(batches.to_iter_dataset(options))
 
@@ -78,22 +80,25 @@ class Loader:
 def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int = 0, shuffle: bool = True) -> Loader:
     """Batches of a source that need not fit into memory, such as an `image_folder`.
 
-    If JAX runs in several processes, each reads its own share of every batch, of the same size in all of them. Samples
-    of the epoch's order that are left over because their number is not divisible by that of the processes, fewer than
-    there are processes, are not in that epoch. All others are in it once; the last batch holds what is left.
+    If JAX runs in several processes, each reads its own share of every batch, and all shares have the same size. If the
+    number of samples is not divisible by the number of processes, the remainder at the end of an epoch's order is left
+    out of that epoch. All other samples are in it once; the last batch may be smaller.
 
     Args:
-      source: samples (image, label) by number; a list of them is one, too. Images (height, width, channels) of one
-        shape, labels whole numbers.
+      source: samples (image, label) by number, for example a list of them. Images (height, width, channels) have one
+        shape, and labels are whole numbers from 0.
       batch_size: samples in a batch, over all processes.
-      seed: of the order of the samples, a whole number from 0.
-      num_workers: threads that read batches ahead, which must be safe for the source; each one keeps up to two in
-        memory. With 0, a batch is read when it is asked for.
+      seed: seed of the samples' order, a whole number from 0.
+      num_workers: number of threads that read batches ahead; each keeps up to two in memory, and the source must allow
+        several threads. With 0, a batch is read when it is asked for.
       shuffle: whether each epoch has a random order, rather than that of the source.
 
+    Returns:
+      A `Loader`, whose `epoch(number)` iterates over the batches of an epoch.
+
     Raises:
-      ValueError: for a source that has fewer samples than there are processes, or other than (image, label); a
-        batch_size that is not divisible by their number; or numbers out of range.
+      ValueError: if the source has fewer samples than there are processes, or other samples than (image, label); if
+        batch_size is not divisible by the number of processes; or if a number is out of range.
       ModuleNotFoundError: if Grain is missing.
 
     >>> source = [(np.zeros((8, 8, 3), np.uint8), label) for label in range(5)]
@@ -103,7 +108,7 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
     """
     require("batches of a loader", "data", "grain")
     for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("num_workers", num_workers, 0)):
-        if whole_number(name, value) < lowest:
+        if integer(name, value) < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
     if not isinstance(shuffle, bool | np.bool_):
         raise ValueError(f"shuffle must be True or False, got {shuffle!r}")
@@ -120,30 +125,30 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
         )
     if len(source) < process_count:
         raise ValueError(
-            f"source must have a sample for every process, got {len(source)} for {process_count}: give more samples"
+            f"source must have a sample for every process, got {len(source)} for {process_count}: pass more samples"
         )
     _check_sample(source[0])
     return Loader(source, batch_size, seed, num_workers, shuffle, jax.process_index(), process_count)
 
 
 def prefetch(batches: Iterable[Any], sharding: jax.sharding.Sharding | None = None, size: int = 2) -> Iterator[Any]:
-    """The same batches on the device, in order, each on its way there before it is asked for.
+    """The same batches on the device, in order; each is on its way there before it is asked for.
 
     Args:
       batches: arrays, or pytrees of them, such as an epoch of a `loader`.
       sharding: where to put every array; on the default device if not given. If JAX runs in several processes, each
-        gives its share of the arrays, and gets arrays of all shares.
-      size: batches that are on the device or on their way, with the one that was asked for last.
+        passes its share of the arrays, and gets arrays of all shares.
+      size: number of batches on the device or on their way, including the one that was asked for last.
 
     Raises:
-      ValueError: for a size below 1, batches that are not iterable, or a sharding that is not one; and, when its batch
-        is due, for an array that the sharding can't divide. The last batch of an epoch is smaller and often can't be
-        divided: pad it, or leave it out.
+      ValueError: if the size is below 1, the batches are not iterable, or the sharding is of another type; and, once
+        its batch is reached, if the sharding can't divide an array. Smaller batches, such as the last one of an epoch,
+        often can't be divided: pad them, or leave them out.
 
     >>> [batch.tolist() for batch in prefetch(np.arange(6).reshape(3, 2))]
     [[0, 1], [2, 3], [4, 5]]
     """
-    if whole_number("size", size) < 1:
+    if integer("size", size) < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if not isinstance(batches, Iterable):
         remedy = "pass one of its epochs, loader.epoch(0)" if isinstance(batches, Loader) else "pass a list of them"

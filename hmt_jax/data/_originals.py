@@ -18,7 +18,7 @@ class Original(NamedTuple):
 
 
 def mnist(files: Mapping[str, PathLike]) -> Original:
-    """MNIST, as gzipped IDX files: images (N, 28, 28)."""
+    """MNIST from its gzipped IDX files, keyed by file name: images (N, 28, 28)."""
     splits = {
         split: (_read_idx(files[f"{prefix}-images-idx3-ubyte.gz"]), _read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"]))
         for split, prefix in (("train", "train"), ("test", "t10k"))
@@ -27,7 +27,7 @@ def mnist(files: Mapping[str, PathLike]) -> Original:
 
 
 def cifar10(files: Mapping[str, PathLike]) -> Original:
-    """CIFAR-10, as its archive of binary files: images (N, 32, 32, 3)."""
+    """CIFAR-10 from its archive of binary files, keyed by file name: images (N, 32, 32, 3)."""
     with tarfile.open(files["cifar-10-binary.tar.gz"]) as archive:
         contents = {member.name: file.read() for member in archive if (file := archive.extractfile(member))}
     folder = "cifar-10-batches-bin"
@@ -38,7 +38,10 @@ def cifar10(files: Mapping[str, PathLike]) -> Original:
 
 
 def _read_idx(file):
-    """Two zero bytes, the type (8 for uint8), the number of axes, their lengths as big-endian int32, the array."""
+    """The array at the end of an IDX file, after two zero bytes, its type (8 for uint8), and its shape.
+
+    The shape is the number of axes, followed by their lengths as big-endian int32.
+    """
     with gzip.open(file) as stream:
         content = stream.read()
     num_axes = content[3]
@@ -47,6 +50,6 @@ def _read_idx(file):
 
 
 def _parse_cifar(content):
-    """Records of a label and the red, green and blue planes."""
+    """Images and labels from records of a label and the red, green and blue planes."""
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]

@@ -14,8 +14,8 @@ _TIMEOUT = 10  # seconds without an answer
 def prepare(name: str, data_dir: PathLike | None = None) -> str:
     """Downloads a data set, and prepares it for `load`, unless that is done already.
 
-    Addresses and checksums are those of TensorFlow Datasets (TFDS), and the result is what TFDS makes of them with
-    TensorFlow: the same samples in the same order. The folder appears once all samples were written and read again.
+    Addresses and checksums are those of TensorFlow Datasets (TFDS), and the result is what TFDS itself makes with
+    TensorFlow: the same samples in the same order. The folder appears once all samples are written and read back.
 
     Args:
       name: one of `names()`.
@@ -26,8 +26,8 @@ def prepare(name: str, data_dir: PathLike | None = None) -> str:
       A sentence that says what was done.
 
     Raises:
-      ValueError: for an unknown name; or a data set that is there, but in another format or incomplete; or one that
-        lost samples on the way.
+      ValueError: if the name is unknown; if the data set is there, but in another format or incomplete; or if samples
+        were lost on the way.
       ModuleNotFoundError: if a package is missing.
       ConnectionError: if a file can't be downloaded.
       OSError: if the folder can't be made or written.
@@ -47,8 +47,8 @@ def prepare(name: str, data_dir: PathLike | None = None) -> str:
         os.makedirs(os.path.join(stock.data_dir_root, "downloads"), exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"no folder can be made in {shown(stock.data_dir_root)} ({error.strerror}): name as data_dir one that can "
-            "be written"
+            f"no folder can be made in {shown(stock.data_dir_root)} ({error.strerror}): pass a data_dir that can be "
+            "written"
         ) from error
     builder = _builder_class(type(stock), data_dir)(data_dir=stock.data_dir_root)
     builder.download_and_prepare(
@@ -82,21 +82,21 @@ def _builder_class(stock: Any, data_dir: PathLike | None) -> Any:
 
             def _download_and_prepare(self, *args, **kwargs):
                 super()._download_and_prepare(*args, **kwargs)
-                # Before TFDS gives the folder its name: one that fails here is not taken for prepared.
+                # Read before TFDS gives the folder its final name: a folder that fails here does not count as prepared.
                 _tfds.read(self)
 
     return Builder
 
 
 def _download(name, urls, dl_manager, data_dir):
-    """The files at the addresses, by the same keys."""
+    """The paths of the downloaded files, keyed as the addresses are."""
     import requests
     from tensorflow_datasets.core.download import DownloadError
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     manual_dir = dl_manager.download_dir / "manual"
     try:
-        # TFDS itself tries a dead connection again for minutes.
+        # TFDS itself retries a dead connection for minutes.
         for file, url in urls.items():
             if not (manual_dir / file).exists():
                 with requests.get(url, stream=True, timeout=_TIMEOUT) as response:
@@ -104,6 +104,6 @@ def _download(name, urls, dl_manager, data_dir):
         return dl_manager.download(urls)
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
         raise ConnectionError(
-            f"can't download {name}: download {', '.join(urls.values())} on another machine, put what you get into "
+            f"can't download {name}: download {', '.join(urls.values())} on another machine, put the files into "
             f"{shown(manual_dir)}, and {_tfds.remedy(name, data_dir)} again ({error})"
         ) from error

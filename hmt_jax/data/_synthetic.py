@@ -1,7 +1,7 @@
 """Samples whose discriminative directions are known: the paper's T1, and its T2 with an oscillating feature.
 
-Samples are x = U (x1, x2, ...) with orthonormal columns u1, u2, ... of U, drawn uniformly, and come as images. One key
-gives the same U, labels and noise for every epsilon, so that another epsilon moves the same samples along u1 alone.
+Samples are x = U (x1, x2, ...), as images; the columns u1, u2, ... of U are orthonormal and drawn uniformly. With one
+key, U, labels and noise are the same for every epsilon, so that another epsilon moves the same samples along u1 alone.
 """
 
 import math
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax._numbers import check_key
+from hmt_jax._checks import check_key
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Samples(NamedTuple):
-    """Labelled samples, and the directions that they were made along.
+    """Labelled samples, and the directions along which they were made.
 
     Attributes:
       images: (N, height, width, channels); their pixels are not in [0, 1].
@@ -30,7 +30,7 @@ class Samples(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """The (height, width, channels) of each image."""
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
@@ -43,20 +43,21 @@ def synthetic_linear(
     noise: float = 1.0,
     image_shape: tuple[int, int, int] = (10, 10, 1),
 ) -> Samples:
-    """T1: y uniform in {-1, +1}, x1 = epsilon * y, and all other coordinates normal with standard deviation `noise`.
+    """Samples of T1: y uniform in {-1, +1}, x1 = epsilon * y, and all other coordinates normal.
 
-    u1 is the one direction that tells the classes apart: they lie 2 epsilon from each other, and the boundary that is
-    farthest from both is the hyperplane orthogonal to u1.
+    Only u1 tells the classes apart: they lie 2 epsilon from each other, and the boundary farthest from both is the
+    hyperplane orthogonal to u1.
 
     Args:
       key: random key of the directions, the labels and the noise.
-      num_samples: N; take some of them for training and others to observe.
+      num_samples: N; train on some of them and measure margins of others.
       epsilon: distance of the samples from that hyperplane.
       noise: sigma, the standard deviation along every other direction.
       image_shape: (height, width, channels) of the images.
 
     Raises:
       ValueError: for no samples, fewer than 2 pixels, or a negative epsilon or noise.
+      TypeError: if the key is no random key.
 
     >>> samples = synthetic_linear(jax.random.key(0), 5, image_shape=(4, 4, 1))
     >>> samples.images.shape, samples.basis.shape
@@ -80,22 +81,24 @@ def synthetic_nonlinear(
     num_periods: int = 2,
     image_shape: tuple[int, int, int] = (10, 10, 1),
 ) -> Samples:
-    """T2: x1 = epsilon * y, x2 alternates between the classes, and all other coordinates are normal.
+    """Samples of T2: x1 = epsilon * y, x2 alternates between the classes, and all other coordinates are normal.
 
-    With k uniform in {-K, ..., K - 1}, x2 = period * k for y = +1 and period * (k + 1/2) for y = -1: the other class
-    is half a period away. With epsilon = 0 only x2 tells the classes apart; with any other, u1 alone does, linearly.
+    With k uniform in {-K, ..., K - 1}, x2 = period * k for y = +1 and period * (k + 1/2) for y = -1: the other class is
+    half a period away. With epsilon = 0 only x2 tells the classes apart; with any other epsilon, x1 alone tells them
+    apart, linearly.
 
     Args:
       key: random key of the directions, the labels, k and the noise.
-      num_samples: N; take some of them for training and others to observe.
+      num_samples: N; train on some of them and measure margins of others.
       epsilon: distance of the samples from the hyperplane orthogonal to u1.
       noise: sigma, the standard deviation along u3, u4, ...
-      period: rho, of the oscillation along u2.
-      num_periods: K, on either side of the origin.
+      period: rho, the period of the oscillation along u2.
+      num_periods: K, the number of periods on either side of the origin.
       image_shape: (height, width, channels) of the images.
 
     Raises:
       ValueError: for no samples, fewer than 3 pixels, a negative epsilon or noise, or a period that is not positive.
+      TypeError: if the key is no random key.
 
     >>> synthetic_nonlinear(jax.random.key(0), 5, period=2.0).images.shape
     (5, 10, 10, 1)
@@ -140,5 +143,5 @@ def _check(num_samples, image_shape, *, num_directions, epsilon, noise):
             f"{tuple(image_shape)}"
         )
     for name, value in (("epsilon", epsilon), ("noise", noise)):
-        if not value >= 0:  # so written that NaN fails, too
+        if not value >= 0:  # written so that NaN fails, too
             raise ValueError(f"{name} must not be negative, got {value}")

@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets keeps, read without TensorFlow and without a network."""
+"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow and without a network."""
 
 import contextlib
 import difflib
@@ -15,10 +15,10 @@ from hmt_jax._paths import PathLike, expand, reason, shown
 from hmt_jax.data._dataset import Dataset
 from hmt_jax.data._decoding import decode
 
-# Samples of each split. Data sets are checked against these numbers, because TFDS itself takes any number.
+# Samples of each split. Data sets are checked against these numbers, because TFDS itself accepts any number.
 SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "mnist": {"train": 60_000, "test": 10_000}}
 
-FILE_FORMAT = "array_record"  # the one that needs no TensorFlow; TFDS 4.9.10 loses records of parquet
+FILE_FORMAT = "array_record"  # the only usable one that needs no TensorFlow: TFDS 4.9.10 loses records of parquet
 
 _CHUNK = 1000  # records read at a time: one by one takes 1.5 times as long
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names for 8-bit images, by the number of channels
@@ -28,7 +28,7 @@ def find(name: str, data_dir: PathLike | None) -> Any:
     """TFDS's builder of a data set, prepared or not.
 
     Raises:
-      ValueError: for an unknown name, a data_dir that is not a folder, or a data set whose description is damaged.
+      ValueError: if the name is unknown, data_dir is not a folder, or the data set's description is damaged.
       ModuleNotFoundError: if a package is missing.
     """
     if not isinstance(name, str):
@@ -80,7 +80,7 @@ def find_prepared(name: str, data_dir: PathLike | None) -> Any:
 def readable(builder: Any, name: str, data_dir: PathLike | None) -> Iterator[None]:
     """Turns any error raised while samples are read into a ValueError that names their folder and the remedy.
 
-    TFDS passes on the errors of array_record, protobuf and the image decoders, which share no class.
+    TFDS passes on the errors of array_record, protobuf and the image decoders, which have no class in common.
     """
     try:
         yield
@@ -94,7 +94,7 @@ def read(builder: Any) -> Dataset:
     """All samples of a builder's files.
 
     Raises:
-      ValueError: if they are too few, or damaged.
+      ValueError: if their number is wrong, or they are damaged.
     """
     check_sizes(builder)
     with readable(builder, builder.name, builder.data_dir_root):
@@ -105,6 +105,7 @@ def read(builder: Any) -> Dataset:
 
 
 def check_sizes(builder: Any) -> None:
+    """Raises ValueError unless the splits hold as many samples as they should."""
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     if sizes != SIZES[builder.name]:
         raise ValueError(
@@ -152,11 +153,12 @@ def remedy(name: str, data_dir: PathLike | None = None) -> str:
 
 
 def remake(builder: Any) -> str:
+    """The remedy for a data set that is damaged or incomplete, for a message."""
     return f"delete that folder and {remedy(builder.name, builder.data_dir_root)}"
 
 
 def _root(data_dir: PathLike | None) -> str:
-    """The folder of prepared data sets. TFDS itself reads the variable once, when it is imported."""
+    """The folder of prepared data sets. The variable is read here, because TFDS reads it only once, on import."""
     argument, path = "data_dir", data_dir
     if not path:
         argument, path = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR")

@@ -14,8 +14,8 @@ from hmt_jax.data._decoding import check_crop, resize_and_crop
 class TfdsImages:
     """A random-access source of labelled images: `len(source)`, and `source[i]` for an image and its label.
 
-    Images are (crop, crop, channels), uint8 in [0, 255]. They are read when they are asked for; any number of threads
-    may do so at once. A sample that can't be read raises a ValueError that names the folder and the remedy.
+    Images are (crop, crop, channels), uint8 in [0, 255]. They are read when they are asked for, by any number of
+    threads at once. A sample that can't be read raises a ValueError that names the folder and the remedy.
 
     Attributes:
       name: TFDS's name of the data set.
@@ -35,14 +35,14 @@ class TfdsImages:
 
     @property
     def num_classes(self) -> int:
-        """Labels are whole numbers from 0 to less than this."""
+        """The number of classes; labels are whole numbers in [0, num_classes)."""
         return self.builder.info.features["label"].num_classes
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if not 0 <= index < len(self):  # array_record raises what does not end an iteration
+        if not 0 <= index < len(self):  # array_record's own error would not end an iteration
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
         with _tfds.readable(self.builder, self.name, self.data_dir):
             record = self.records[index]
@@ -54,23 +54,23 @@ class TfdsImages:
 def tfds_images(
     name: str, split: str, *, data_dir: PathLike | None = None, resize: int = 256, crop: int = 224
 ) -> TfdsImages:
-    """The images of a split as a source for `loader`, of any data set of TFDS that has images and labels.
+    """The images of a split as a source for `loader`, from any TFDS data set that has images and labels.
 
     The data set must be prepared already, in array_record format; nothing is downloaded. Images are opened, resized and
     cropped as `image_folder` does, with as many channels as the data set declares.
 
     Args:
-      name: as TFDS has it: `imagenet2012`, say.
-      split: as TFDS has it: `train`, `validation`, `test[:1000]`.
-      data_dir: the folder of prepared data sets; that of the environment variable TFDS_DATA_DIR, or else TFDS's own, if
-        not given.
+      name: TFDS's name of the data set, for example `imagenet2012`.
+      split: TFDS's name of the split, or a part of it: `train`, `validation`, `test[:1000]`.
+      data_dir: the folder of prepared data sets; if not given, the one that the environment variable TFDS_DATA_DIR
+        names, or else TFDS's own.
       resize: length to which an image's shorter side is resized, in pixels.
       crop: side of the square that is cut out of its middle, in pixels; at most `resize`, and at most 5792.
 
     Raises:
-      ValueError: for an unknown name or split, a data set that is damaged, not prepared, or without 8-bit images or
-        labels, or a crop that is larger than the resized image.
-      ModuleNotFoundError: if a package to read it with is missing.
+      ValueError: if the name or the split is unknown; if the data set is damaged, not prepared, or without 8-bit images
+        or labels; or if the crop is larger than the resized image.
+      ModuleNotFoundError: if a package that reads it is missing.
     """
     check_crop(resize, crop)
     if not isinstance(split, str):

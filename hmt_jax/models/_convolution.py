@@ -1,12 +1,13 @@
-"""A convolution with ReLU and max-pooling as one differentiable piece, fast where channels are few.
+"""A convolution with ReLU and max-pooling as one differentiable operation, fast for few channels.
 
-XLA runs convolutions of 1 to 16 channels on CPU at a few percent of the rate of its matrix products, and the gradient
-of pooling at the rate of a few bytes a cycle; LeNet is made of nothing else, and a step of DeepFool takes nine
-backward passes for two forward ones. So on CPU a convolution of one channel runs along the images, which fill its
-vectors where channels can't, and gradients are matrix products over windows, on gradients that are never scattered to
-the unpooled size. On other devices all of it is XLA's own.
+On CPU, XLA runs convolutions of 1 to 16 channels at a few percent of the speed of its matrix products, and the gradient
+of pooling at a few bytes per cycle. LeNet is made of such layers, and a step of DeepFool takes nine backward passes for
+two forward ones. So on CPU a convolution of one channel is vectorised over the images, because one channel can't fill a
+vector; and gradients are matrix products over pooling windows, never scattered to the unpooled size. On other devices
+everything is left to XLA.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -15,15 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hmt_jax._devices import by_platform
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Needed:
+    """Whether gradients are needed: a measurement differentiates by images alone, a first layer in training not."""
+
+    images: bool
+    kernel: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def conv_relu_pool(images: jax.Array, kernel: jax.Array, bias: jax.Array, padding: int) -> jax.Array:
     """Maxima over 2 x 2 windows of relu(convolution + bias); rows and columns that fill no window are dropped.
 
-    The gradient goes to the first maximum of a window in row-major order, and nowhere where that is not positive, as
-    in PyTorch. On constant backgrounds all windows tie, and any other choice moves margins.
+    The gradient goes to the first maximum of a window in row-major order, and to no pixel if that maximum is not
+    positive, as in PyTorch. On constant backgrounds all pixels of a window tie, and any other choice changes margins.
 
     Args:
       images: (N, height, width, channels).
@@ -34,34 +46,41 @@ def conv_relu_pool(images: jax.Array, kernel: jax.Array, bias: jax.Array, paddin
     Returns:
       (N, (height + 2 padding - size + 1) // 2, (width + 2 padding - size + 1) // 2, filters).
     """
-    return _forward(images, kernel, bias, padding)[0]
+    return _pool(images, kernel, bias, padding)[0]
+
+
+def _pool(images, kernel, bias, padding):
+    """The result, and each window's winner, 1 to 4, or 0 for none."""
+    by_xla = functools.partial(_pool_convolution, padding=padding)
+    if images.shape[-1] != 1:
+        return by_xla(images, kernel, bias)
+    by_taps = functools.partial(_pool_taps, padding=padding)
+    return by_platform(images, kernel, bias, cpu=by_taps, default=by_xla)
 
 
 def _forward(images, kernel, bias, padding):
-    """The result, and what the backward pass needs: with the rest, the winner of each window, 1 to 4, or 0 for none."""
-    by_xla = functools.partial(_pool_convolution, padding=padding)
-    if images.shape[-1] == 1:
-        by_taps = functools.partial(_pool_taps, padding=padding)
-        maximum, winner = lax.platform_dependent(images, kernel, bias, cpu=by_taps, default=by_xla)
-    else:
-        maximum, winner = by_xla(images, kernel, bias)
-    return maximum, (images, kernel, bias, winner)
+    """The result, and the residuals: the arguments, the winners, and whether the gradients of arrays are needed."""
+    arguments = images.value, kernel.value, bias.value
+    maximum, winner = _pool(*arguments, padding)
+    return maximum, (*arguments, winner, _Needed(images.perturbed, kernel.perturbed))
 
 
 def _backward(padding, residuals, gradient):
-    images, kernel, bias, winner = residuals
-    to_images = functools.partial(_image_gradient, padding=padding, shape=images.shape)
-    by_windows = functools.partial(_image_gradient_by_windows, padding=padding, shape=images.shape)
-    image_gradient = lax.platform_dependent(gradient, winner, kernel, cpu=by_windows, default=to_images)
-
-    to_kernel = functools.partial(_kernel_gradient, padding=padding, shape=kernel.shape)
-    by_windows = functools.partial(_kernel_gradient_by_windows, padding=padding, shape=kernel.shape)
-    kernel_gradient = lax.platform_dependent(gradient, winner, images, cpu=by_windows, default=to_kernel)
+    images, kernel, bias, winner, needed = residuals
+    image_gradient = kernel_gradient = None
+    if needed.images:
+        to_images = functools.partial(_image_gradient, padding=padding, shape=images.shape)
+        by_windows = functools.partial(_image_gradient_by_windows, padding=padding, shape=images.shape)
+        image_gradient = by_platform(gradient, winner, kernel, cpu=by_windows, default=to_images)
+    if needed.kernel:
+        to_kernel = functools.partial(_kernel_gradient, padding=padding, shape=kernel.shape)
+        by_windows = functools.partial(_kernel_gradient_by_windows, padding=padding, shape=kernel.shape)
+        kernel_gradient = by_platform(gradient, winner, images, cpu=by_windows, default=to_kernel)
     bias_gradient = jnp.sum(gradient, (0, 1, 2), where=winner > 0)
     return image_gradient, kernel_gradient, bias_gradient.astype(bias.dtype)
 
 
-conv_relu_pool.defvjp(_forward, _backward)
+conv_relu_pool.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _pool_convolution(images, kernel, bias, padding):
@@ -69,14 +88,14 @@ def _pool_convolution(images, kernel, bias, padding):
     height, width = (length // 2 * 2 for length in responses.shape[1:3])
     pixels = [responses[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
     windows = jnp.stack([jnp.zeros_like(pixels[0]), *pixels])
-    # One reduction gives both. XLA would compute winners found by comparisons anew in the backward pass of every class.
+    # One reduction yields both: XLA would recompute winners found by comparisons in the backward pass of every class.
     numbers = lax.broadcasted_iota(jnp.int32, windows.shape, 0)
     maximum, winner = lax.reduce((windows, numbers), (windows.dtype.type(-np.inf), np.int32(0)), _first_maximum, (0,))
     return maximum, winner.astype(jnp.int8)
 
 
 def _first_maximum(one, other):
-    """The greater of two pairs (value, number), the one of the lesser number if their values are equal or both NaN."""
+    """The greater of two pairs (value, number); the one of smaller number if their values are equal or both NaN."""
     (value, number), (other_value, other_number) = one, other
     is_tie = (value == other_value) | (jnp.isnan(value) & jnp.isnan(other_value))
     takes_one = (
@@ -86,7 +105,7 @@ def _first_maximum(one, other):
 
 
 def _pool_taps(images, kernel, bias, padding):
-    """The same for images of one channel, with the images along the last axis."""
+    """The same as `_pool_convolution`, for images of one channel, computed with the images along the last axis."""
     padded = jnp.pad(images[..., 0], ((0, 0), (padding, padding), (padding, padding)))
     maximum, winner = _pool_taps_of_planes(jnp.moveaxis(padded, 0, -1), kernel[:, :, 0], bias)
     maximum, winner = (_computed_once(jnp.moveaxis(array, -1, 0)) for array in (maximum, winner))
@@ -94,9 +113,9 @@ def _pool_taps(images, kernel, bias, padding):
 
 
 def _computed_once(array):
-    """The same array (..., channels), as a product with the identity, through which XLA on CPU fuses nothing.
+    """The same array (..., channels), as a product with the identity, across which XLA on CPU fuses nothing.
 
-    Else it computes an array anew wherever it is used: in the backward pass of every class, and for every block.
+    Otherwise XLA recomputes the array wherever it is used: in the backward pass of every class, and for every block.
     """
     identity = jnp.eye(array.shape[-1], dtype=array.dtype)
     return jnp.matmul(array, identity, precision=lax.Precision.HIGHEST)
@@ -107,28 +126,32 @@ def _pool_taps_of_planes(planes, kernel, bias):
     """Maxima and winners (rows, columns, filters, N) for padded images (height, width, N)."""
     size = len(kernel)
     rows, columns = ((length - size + 1) // 2 for length in planes.shape[:2])
-
-    def response(row, column):
-        # A sum over the taps of the kernel, each pixel in the same order: equal patches give equal values.
-        taps = (
-            planes[row + i : row + i + 2 * rows : 2, column + j : column + j + 2 * columns : 2][:, :, None]
-            * kernel[i, j].reshape(1, 1, -1, 1)
-            for i in range(size)
-            for j in range(size)
-        )
-        return functools.reduce(jnp.add, taps) + bias.reshape(1, 1, -1, 1)
-
     maximum = winner = jnp.zeros((rows, columns, len(bias), planes.shape[-1]), planes.dtype)
     for number, (row, column) in enumerate(itertools.product((0, 1), (0, 1)), start=1):
-        value = response(row, column)
+        seen = planes[row : row + 2 * rows + size - 2, column : column + 2 * columns + size - 2]
+        value = _responses(seen, kernel, bias)
         is_greater = (value > maximum) | (jnp.isnan(value) & ~jnp.isnan(maximum))
         maximum, winner = jnp.where(is_greater, value, maximum), jnp.where(is_greater, number, winner)
     return maximum, winner
 
 
+@jax.jit  # traced once for the four positions in a window
+def _responses(planes, kernel, bias):
+    """Responses (rows, columns, filters, N) of a convolution with strides of 2."""
+    size = len(kernel)
+    rows, columns = ((length - size) // 2 + 1 for length in planes.shape[:2])
+    # A sum over the kernel's taps in the same order at every pixel, so that equal patches have equal values.
+    taps = (
+        planes[i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2][:, :, None] * kernel[i, j].reshape(1, 1, -1, 1)
+        for i in range(size)
+        for j in range(size)
+    )
+    return functools.reduce(jnp.add, taps) + bias.reshape(1, 1, -1, 1)
+
+
 @_pool_taps_of_planes.def_vmap
 def _pool_taps_of_batches(axis_size, is_mapped, planes, kernel, bias):
-    """Batches of images are more images: a mapped axis joins theirs, and vectors stay full."""
+    """The batched maxima and winners: a mapped axis of images joins their own axis, so that vectors stay full."""
     if is_mapped[1] or is_mapped[2]:
         axes = [0 if mapped else None for mapped in is_mapped]
         return jax.vmap(_pool_taps_of_planes.fun, axes)(planes, kernel, bias), (True, True)
@@ -167,11 +190,11 @@ def _unpool(gradient, winner, size):
 
 
 # A window lies in 2 x 2 pixels of the convolution, which see (size + 1) x (size + 1) pixels of the image, or
-# ((size + 1) / 2)^2 blocks of 2 x 2. What the next window sees lies one block further.
+# ((size + 1) / 2)^2 blocks of 2 x 2. The next window sees the pixels one block further on.
 
 
 def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
-    """The same as one matrix product, from the masked gradients of a window to the image blocks it sees."""
+    """As `_image_gradient`, by one matrix product: from windows' masked gradients to the image blocks they see."""
     num_images, num_rows, num_columns, num_filters = gradient.shape
     size, _, channels, _ = kernel.shape
     num_blocks = (size + 1) // 2
@@ -190,7 +213,7 @@ def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
 
 
 def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
-    """The same as one matrix product, of the masked gradients of windows with the image blocks they see."""
+    """As `_kernel_gradient`, by one matrix product: of windows' masked gradients and the image blocks they see."""
     num_images, num_rows, num_columns, num_filters = gradient.shape
     size, _, channels, _ = shape
     num_blocks = (size + 1) // 2
@@ -208,7 +231,7 @@ def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
 
 
 def _at_winners(gradient, winner):
-    """Gradients of windows, one window in each row: (window position, filter), zero but at the winners."""
+    """Gradients of windows, one window per row: (position in the window, filter), zero except at the winners."""
     position = jnp.arange(1, 5, dtype=jnp.int8).reshape(1, 1, 1, 4, 1)
     masked = jnp.where(winner[:, :, :, None] == position, gradient[:, :, :, None], 0)
     return masked.reshape(-1, 4 * gradient.shape[-1])
@@ -229,6 +252,6 @@ def _from_blocks(blocks):
 
 
 def _fit(images, shape):
-    """Images cut off, or filled up with zeros, below and on the right."""
+    """Images cropped, or padded with zeros, at the bottom and on the right, to the height and width of a shape."""
     images = images[:, : shape[1], : shape[2]]
     return jnp.pad(images, ((0, 0), (0, shape[1] - images.shape[1]), (0, shape[2] - images.shape[2]), (0, 0)))

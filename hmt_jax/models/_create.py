@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from hmt_jax._checks import ImageShape, check_image_shape
-from hmt_jax._numbers import as_array, check_key
+from hmt_jax._checks import ImageShape, as_array, check_image_shape, check_key
 from hmt_jax.models._normalization import Normalized, check_numbers
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
@@ -36,7 +35,11 @@ _ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` and `from_torch` know."""
+    """The names that `create` and `from_torch` accept.
+
+    >>> names()[-1]
+    'vgg19_cifar'
+    """
     return tuple(sorted(_ARCHITECTURES))
 
 
@@ -52,23 +55,24 @@ def create(
 ) -> Normalized:
     """A classifier with random weights, initialised as PyTorch initialises its layers, in evaluation mode.
 
-    Names without a form (`resnet50`) are those of ImageNet, as in torchvision; `_cifar` are those of
-    kuangliu/pytorch-cifar, `_mnist` those of the paper for MNIST, and `_bn` have batch norm.
+    Names without a suffix (`resnet50`) are the ImageNet forms, as in torchvision; `_cifar` marks the forms of
+    kuangliu/pytorch-cifar, `_mnist` the paper's forms for MNIST, and `_bn` batch norm.
 
     Args:
       name: one of `names()`.
       key: random key of the weights.
       image_shape: (height, width, channels) of the images.
       num_classes: number of logits.
-      mean: subtracted from images: a number a channel, or an image, such as the flipped mean image of flipped data.
-      std: what images are divided by after that, a number a channel.
-      **options: of the architecture: `num_hidden=(100, 100)` of `mlp` and of the VGG networks for CIFAR.
+      mean: subtracted from images: one number per channel, or an image, such as the flipped mean image of flipped data.
+      std: divides images after that: one number per channel.
+      **options: options of the architecture: `num_hidden=(100, 100)` for `mlp` and the VGG networks for CIFAR.
 
     Returns:
       A Flax module from images (N, height, width, channels) in [0, 1] to logits (N, num_classes).
 
     Raises:
-      ValueError: for an unknown name, or an image shape or statistics that the architecture can't take.
+      ValueError: if the name is unknown, or the architecture can't take the image shape or the statistics.
+      TypeError: if the key is no random key, or the architecture does not take an option.
 
     >>> classifier = create("mlp", jax.random.key(0), image_shape=(8, 8, 1), num_classes=10)
     >>> classifier(jnp.zeros((2, 8, 8, 1))).shape
@@ -82,15 +86,16 @@ def create(
 
 
 def outline(name: str, image_shape: ImageShape, num_classes: int, **options: Any) -> nnx.Module:
-    """The network of a name with shapes for arrays, as `nnx.eval_shape` gives it: nothing is computed."""
+    """The network of a name with shapes in place of arrays, as `nnx.eval_shape` returns it: nothing is computed."""
     build, image_shape = architecture(name), check_image_shape(image_shape)
     return nnx.eval_shape(lambda: build(image_shape, num_classes, rngs=_OneKey(), **options))
 
 
 class _OneKey:
-    """Stands for `nnx.Rngs` where only shapes count: counting keys takes most of the time of tracing a deep network."""
+    """A stand-in for `nnx.Rngs` where only shapes matter: counting keys would take most of the time of tracing."""
 
-    def params(self):
+    def params(self) -> jax.Array:
+        """The same key in every call."""
         return jax.random.key(0)
 
 
@@ -105,12 +110,20 @@ def in_evaluation_mode(
 
 
 def architecture(name: str) -> Callable[..., nnx.Module]:
+    """The function that builds the networks of a name.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
     if name not in _ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; the known ones are {', '.join(names())}")
     return _ARCHITECTURES[name]
 
 
-def check_statistics(image_shape, mean, std):
+def check_statistics(
+    image_shape: ImageShape, mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]
+) -> None:
+    """Raises ValueError unless images of this shape can be normalised with these statistics."""
     image_shape = check_image_shape(image_shape)
     for argument, value in (("mean", mean), ("std", std)):
         shape = np.shape(value)

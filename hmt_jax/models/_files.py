@@ -25,14 +25,26 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
     `std`. The file opens with the safetensors library alone.
 
     Args:
-      file: its path.
+      file: path of the file.
       classifier: the classifier.
-      architecture: the keyword arguments that make such a classifier with `create`, less the statistics:
+      architecture: the keyword arguments with which `create` makes such a classifier, without the statistics:
         `{"name": "lenet", "image_shape": [28, 28, 1], "num_classes": 10}`.
-      **header: what else JSON can hold, kept beside `architecture` in the file's metadata.
+      **header: other values that JSON can hold, kept beside `architecture` in the file's metadata.
 
     Raises:
-      ValueError: if the architecture is not whole, or not that of the classifier, or there is no folder for the file.
+      ValueError: if the architecture is incomplete, or not that of the classifier, or the file's folder does not exist.
+      ModuleNotFoundError: if safetensors is missing.
+
+    >>> import tempfile
+    >>> import jax
+    >>> architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 3}
+    >>> classifier = _create.create(**architecture, key=jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "logistic.safetensors")
+    ...     save(file, classifier, architecture=architecture, epoch=5)
+    ...     loaded, header = load(file)
+    >>> header
+    {'architecture': {'name': 'logistic', 'image_shape': [2, 2, 1], 'num_classes': 3}, 'epoch': 5}
     """
     file = expand("file", file)
     if not (parent := pathlib.Path(file).parent).is_dir():
@@ -55,14 +67,14 @@ def to_bytes(classifier: Normalized, *, architecture: Mapping[str, Any], **heade
     _, variables = _outline(architecture)
     if not _fit(variables, arrays):
         raise ValueError(
-            f"the classifier is not of the architecture {dict(architecture)}: give the arguments that `create` made it "
-            "with, num_hidden among them"
+            f"the classifier is not of the architecture {dict(architecture)}: pass the arguments that `create` made it "
+            "with, including num_hidden"
         )
     return serialize(arrays, metadata={HEADER: json.dumps({"architecture": dict(architecture), **header})})
 
 
 def _outline(architecture: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """The structure of a network, and its variables without their arrays, with their paths, by dotted name."""
+    """The structure of a network, and the path and the variable, without its array, of each dotted name."""
     try:
         graphdef, abstract = nnx.split(_create.outline(**architecture))
     except TypeError as error:
@@ -82,8 +94,12 @@ def _fit(variables, arrays) -> bool:
 def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     """The classifier and the header of a file that `save` wrote.
 
+    Args:
+      file: path of the file.
+
     Raises:
-      ValueError: if the file can't be read or is not one of `save`, or its arrays do not fit its architecture.
+      ValueError: if the file can't be read or was not written by `save`, or its arrays do not fit its architecture.
+      ModuleNotFoundError: if safetensors is missing.
     """
     require("files of classifiers", "experiments", "safetensors")
     from safetensors import safe_open

@@ -2,10 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from hmt_jax._devices import by_platform
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's layers, with which the paper's networks were trained.
 _KERNEL_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -23,6 +27,7 @@ def conv(
     bias_init: nnx.Initializer | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
+    """A convolution with a square kernel, initialised as in PyTorch if no initialisers are given."""
     return nnx.Conv(
         num_in,
         num_out,
@@ -38,21 +43,23 @@ def conv(
 
 
 def conv_for_norm(num_in: int, num_out: int, size: int, *, stride: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution that keeps the size but for the stride, without bias: the batch norm after it has one."""
+    """A convolution before batch norm: without bias, which batch norm has, and padded to keep the size at stride 1."""
     return conv(num_in, num_out, size, stride=stride, padding=size // 2, use_bias=False, rngs=rngs)
 
 
 def linear(num_in: int, num_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer, initialised as in PyTorch."""
     return nnx.Linear(num_in, num_out, kernel_init=_KERNEL_INIT, bias_init=_bias_init(num_in), rngs=rngs)
 
 
 def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch norm with PyTorch's defaults."""
     # PyTorch's momentum of 0.1 weighs the new statistics, Flax's the old ones.
     return nnx.BatchNorm(num_features, epsilon=1e-5, momentum=0.9, rngs=rngs)
 
 
 def flatten(images: jax.Array) -> jax.Array:
-    """Images as vectors (N, D), channels first, so that linear layers read what PyTorch's read."""
+    """Images as vectors (N, D), channels first, in the order that PyTorch's linear layers read."""
     return jnp.moveaxis(images, -1, 1).reshape(len(images), -1)
 
 
@@ -60,14 +67,15 @@ def max_pool(images: jax.Array, size: int = 2, *, stride: int | None = None, pad
     """Maxima over size x size windows, `stride` apart (`size` if not given), of images padded with -inf on all sides.
 
     Rows and columns that do not fill a window are dropped. The gradient goes to the first maximum of a window in
-    row-major order, as in PyTorch. On constant backgrounds all windows tie, and any other choice moves margins.
-    Comparisons of strided slices, which XLA differentiates several times faster than its window reductions on CPU.
+    row-major order, as in PyTorch. On constant backgrounds all pixels of a window tie, and any other choice changes
+    margins. Computed by comparing strided slices, which XLA on CPU differentiates several times faster than its window
+    reductions.
     """
     stride = stride or size
     if padding:
         sides = (padding, padding)
         images = jnp.pad(images, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
-    # How far the first pixels of all windows reach.
+    # The range of the first pixels of all windows.
     height, width = ((length - size) // stride * stride + 1 for length in images.shape[1:3])
     maximum = images[:, 0:height:stride, 0:width:stride]
     for row in range(size):
@@ -90,7 +98,7 @@ def global_avg_pool(images: jax.Array) -> jax.Array:
 
 
 def adaptive_avg_pool(images: jax.Array, size: int) -> jax.Array:
-    """Means over size x size windows, (N, size, size, C), of PyTorch's `AdaptiveAvgPool2d`.
+    """Means (N, size, size, C) over size x size windows, as PyTorch's `AdaptiveAvgPool2d` defines them.
 
     Window i of n rows reaches from floor(i n / size) to ceil((i + 1) n / size): windows overlap or repeat pixels where
     `size` does not divide n.
@@ -112,13 +120,13 @@ def check_image_size(network: str, image_shape: tuple[int, int, int], least: int
 
 
 def _convolve(images, kernel, strides, padding, **options):
-    """What `jax.lax.conv_general_dilated` does, by a matrix product where that is faster.
+    """The result of `jax.lax.conv_general_dilated`, by a matrix product where that is faster.
 
-    On CPU, XLA's convolutions to 2 x 2 pixels or fewer, and their gradients, take ten to a hundred times as long as the
-    product with the matrix that they stand for. To more pixels, and with kernels of one pixel, they are faster.
+    On CPU, XLA's convolutions with outputs of 2 x 2 pixels or fewer, and their gradients, take ten to a hundred times
+    as long as a product with the equivalent matrix. With larger outputs, or kernels of one pixel, XLA's are faster.
     """
 
-    def by_xla(images, kernel):
+    def by_xla(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
     num_rows, num_columns = (
@@ -128,9 +136,9 @@ def _convolve(images, kernel, strides, padding, **options):
     if max(num_rows, num_columns) > 2 or min(kernel.shape[:2]) == 1:
         return by_xla(images, kernel)
 
-    def by_matrix(images, kernel):
+    def by_matrix(images: jax.Array, kernel: jax.Array) -> jax.Array:
         num_images, height, width, num_in = images.shape
-        # What a pixel of the output has of the image is a window of the kernel, with zeros around it.
+        # The weights of the image's pixels in one output pixel are a window of the zero-padded kernel.
         padded = jnp.pad(kernel, ((height, height), (width, width), (0, 0), (0, 0)))
         pixels = itertools.product(range(num_rows), range(num_columns))
         corners = [(height + padding[0][0] - i * strides[0], width + padding[1][0] - j * strides[1]) for i, j in pixels]
@@ -140,13 +148,13 @@ def _convolve(images, kernel, strides, padding, **options):
         product = jnp.dot(images.reshape(num_images, num_inputs), matrix, precision=options["precision"])
         return product.reshape(num_images, num_rows, num_columns, num_out)
 
-    return jax.lax.platform_dependent(images, kernel, cpu=by_matrix, default=by_xla)
+    return by_platform(images, kernel, cpu=by_matrix, default=by_xla)
 
 
 def _bias_init(fan_in: int):
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32, **_):
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

@@ -40,18 +40,20 @@ _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
     CifarDenseNet: (_DENSENET_KUANGLIU, _DENSENET_TORCHVISION, _DENSENET_OLD),
 }
 
-_MOST_NAMED = 4  # of each kind of fault, in an error
-_LEAST_NAMED = 0.125  # of its names, the shallowest network of a form shares at least so many with deeper ones
+_MOST_NAMED = 4  # arrays in an error, for each kind of fault
+_LEAST_NAMED = 0.125  # the part of its names that the shallowest network of a form shares with deeper ones, at least
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# Where networks with `num_hidden` have their linear layers.
+# The attribute that holds the linear layers of networks with `num_hidden`.
 _HIDDEN: dict[Any, str] = {MLP: "layers", CifarVGG: "classifier"}
 
 
 def dialects(network: nnx.Module) -> tuple[_Dialect, ...]:
+    """The dialects in which state dicts of such a network are written, the one of `to_torch` first."""
     return _DIALECTS.get(type(network), ((),))
 
 
-def torch_name(path, dialect: _Dialect) -> str:
+def torch_name(path: tuple, dialect: _Dialect) -> str:
+    """The name of a network's variable in a dialect."""
     *parts, variable = path
     name = ".".join(map(str, [*parts, _VARIABLES.get(variable, variable)]))
     for pattern, replacement in dialect:
@@ -124,7 +126,7 @@ class Match(NamedTuple):
 
     @property
     def num_fitting(self) -> int:
-        """The number of those arrays that have the right shape."""
+        """The number of the network's arrays that the state dict holds in the right shape."""
         return sum(
             all(_state_dicts.shape(entry.value) == self.shapes[path] for entry in entries)
             for path, entries in self.entries.items()
@@ -138,7 +140,7 @@ class Match(NamedTuple):
 
 
 def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The option `num_hidden` as the weights have it; empty if it is given, or if the architecture does not take it."""
+    """The option `num_hidden`, from the weights; empty if `options` has it, or the architecture does not take it."""
     build: Any = _create.architecture(name)
     layers = _HIDDEN.get(getattr(build, "func", build))
     if layers is None or "num_hidden" in options:
@@ -153,7 +155,7 @@ def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str
 
 
 def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ...]) -> str:
-    """The end of a message: the architecture that a state dict fits best, if that is not the one of the name."""
+    """The end of a message, which names the architecture that a state dict fits best, if that is another one."""
     num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
     own = name.removesuffix("_mnist")
     matches: dict[str, Match] = {}
@@ -181,7 +183,7 @@ def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ..
 
 
 def _families() -> list[list[str]]:
-    """The known networks of each form, shallow ones first, without those for MNIST: their form is that for ImageNet."""
+    """The known networks of each form, shallow ones first, without those for MNIST, which have the ImageNet form."""
     families: dict[str, list[str]] = {}
     for name in sorted(_create.names(), key=_depth):
         if not name.endswith("_mnist"):

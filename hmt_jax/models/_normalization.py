@@ -1,9 +1,12 @@
 """Normalisation as part of a classifier."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 
 class Statistic(nnx.Variable):
@@ -15,8 +18,8 @@ class Normalized(nnx.Module):
 
     Args:
       network: callable on normalised images (N, height, width, channels).
-      mean: subtracted: a number a channel, or an image (height, width, channels), as for flipped data.
-      std: divided by: a number a channel.
+      mean: subtracted from images: one number per channel, or an image (height, width, channels), as for flipped data.
+      std: divides images after that: one number per channel.
 
     Raises:
       ValueError: if the statistics are not finite, or `std` is not positive.
@@ -34,7 +37,7 @@ class Normalized(nnx.Module):
         return self.network((images - mean) / std)
 
 
-def check_numbers(mean, std) -> None:
+def check_numbers(mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]) -> None:
     """Raises ValueError if images can't be normalised with these numbers; traced values are not checked."""
     for argument, value in (("mean", mean), ("std", std)):
         if isinstance(value, jax.core.Tracer):

@@ -14,7 +14,7 @@ import numpy as np
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Counters that PyTorch keeps beside the weights, for batch norm and for averages over training.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
-# In the keys of averages over training.
+# Found in the keys of averages over training.
 _AVERAGES = re.compile("ema|swa|shadow|averag", re.IGNORECASE)
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 # Last parts of the names that public code uses for a normalisation within the network.
@@ -22,7 +22,7 @@ _STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "si
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
 _STATISTICS_TOLERANCE = 1e-3
-# A tensor may take more bytes than it has in memory or in its file, by strides of 0, up to this size.
+# Strides of 0 let a tensor take more bytes than are in memory or in its file: accepted up to this size.
 _MOST_REPEATED = 2**16
 
 
@@ -64,7 +64,7 @@ class Found(NamedTuple):
 
 
 def mappings(state_dict: Mapping) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
-    """All mappings within a mapping, itself first: the keys that lead there, and the entries by plain names."""
+    """All mappings within a mapping, itself first: the keys that lead there, and entries by names without wrappers."""
     for path, container in _containers(state_dict):
         if isinstance(container, Mapping):
             entries: defaultdict[str, list[Entry]] = defaultdict(list)
@@ -94,7 +94,7 @@ def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
 
     Args:
       state_dict: arrays or tensors by name, or mappings that hold them.
-      names: every name that an array of the network may have in a state dict, and which array that is.
+      names: the array of the network for every name that it may have in a state dict.
     """
     every = dict(mappings(state_dict))
     places: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
@@ -131,12 +131,12 @@ def check_copies(found: Found, *, is_file: bool) -> None:
 
 
 def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int, *, is_file: bool) -> None:
-    """Raises ValueError if averages of the weights stand beside them in a row, without names, as some libraries do.
+    """Raises ValueError if averages of the weights stand beside them in a list, without names, as in some libraries.
 
     Args:
-      state_dict: what was searched.
-      found: what was found there.
-      num_arrays: number of arrays of the network; half as many are taken for averages of it.
+      state_dict: the state dict.
+      found: the result of `find` for it.
+      num_arrays: number of the network's arrays; half as many without names count as averages.
       is_file: whether the state dict is from a file.
     """
     for path, container in _containers(state_dict):
@@ -152,7 +152,7 @@ def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int,
 
 
 def _nameless(value) -> list:
-    """The values of a list or tuple, also in rows within it, of a mapping by numbers, or of a module; else none."""
+    """The values of a list or tuple, nested ones included, of a mapping keyed by numbers, or of a module; else none."""
     if isinstance(value, Mapping):
         return [part for key, part in value.items() if str(key).isdecimal()]
     if callable(parameters := getattr(value, "parameters", None)):
@@ -163,12 +163,12 @@ def _nameless(value) -> list:
 
 
 def refuse_packed(found: Found) -> None:
-    """Raises ValueError for what is no single array: nested tensors, and quantized ones, most of whose names differ."""
+    """Raises ValueError for entries that are no single arrays: nested tensors, and quantized ones under other names."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_nested", False):
             raise ValueError(
                 f"{entry.key} is a nested tensor, and weights must be single arrays: save the tensors of its unbind() "
-                "by names of their own"
+                "under separate names"
             )
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
@@ -200,7 +200,7 @@ def shape(value: Any) -> tuple[int, ...]:
         return ()
     if hasattr(value, "shape"):
         return tuple(value.shape)
-    # NumPy would write out all that tensors in lists repeat.
+    # NumPy would write out the numbers that tensors in lists only repeat.
     if isinstance(value, list | tuple):
         parts = {shape(part) for part in value} or {()}
         return (len(value), *parts.pop()) if len(parts) == 1 else ()
@@ -225,7 +225,7 @@ def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channe
 
 
 def _statistic(entry):
-    """The statistic of images that an entry is by its name and size, "mean" or "std"; None for any other array."""
+    """The statistic of images, "mean" or "std", that an entry seems to be by its name and size; None if neither."""
     last = entry.key.split(".")[-1]
     is_small = math.prod(shape(entry.value)) <= _MOST_CHANNELS
     return next((argument for argument, names in _STATISTICS.items() if last in names and is_small), None)
@@ -245,7 +245,7 @@ def _raw_prefix(place, entries):
 
 
 def _told_apart(*places):
-    """Names of places, for a message: their mappings, or their prefixes if all are in one mapping."""
+    """Distinct names of places, for a message: their mappings, or their prefixes if all are in one mapping."""
     mappings = [_shown(place.path) for place, _ in places]
     if len(set(mappings)) > 1:
         return mappings
@@ -282,9 +282,9 @@ def _as_array(entry: Entry) -> np.ndarray:
     if is_tensor:
         if value.untyped_storage().nbytes() < value.numel() * value.element_size() > _MOST_REPEATED:
             raise ValueError(
-                f"{key} {shape(value)} repeats few numbers: call .contiguous() on it before saving, if it is meant so"
+                f"{key} {shape(value)} repeats few numbers: call .contiguous() on it before saving, if that is intended"
             )
-        # What PyTorch only marks as negated, NumPy can't hold.
+        # PyTorch may only mark a tensor as negated, which NumPy can't.
         tensor = value.detach().cpu().resolve_neg()
         # NumPy has no bfloat16, and PyTorch does not convert it. The detour through float32 is exact.
         return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()

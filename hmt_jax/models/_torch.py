@@ -42,21 +42,26 @@ def from_torch(
         Or the path of a file that holds them, in safetensors, NumPy's .npz or PyTorch's format, whatever its name. No
         code in the file is run.
       image_shape: (height, width, channels) of the images.
-      mean: subtracted from images in [0, 1]: a number a channel, or an image.
-      std: what images are divided by after that, a number a channel.
-      num_classes: number of logits; that of the last layer's weights if not given.
-      **options: of the architecture, as in `create`.
+      mean: subtracted from images in [0, 1]: one number per channel, or an image.
+      std: divides images after that: one number per channel.
+      num_classes: number of logits; taken from the last layer's weights if not given.
+      **options: options of the architecture, as in `create`.
 
     Returns:
-      As `create`, in the precision of the weights.
+      A classifier as `create` returns it, in the precision of the weights.
 
     Raises:
       ValueError: for an unknown name; a file that can't be read or holds more than tensors; weights that are not
         floating point; copies that differ; averages without names beside the weights; another normalisation; or
         weights that do not fit, with a list of missing, unexpected and wrongly shaped arrays, and the nearest
         architecture.
-      ImportError: for a file of PyTorch's if that is not installed.
-      TypeError: for anything else than a mapping or the name of a file, such as a module.
+      ImportError: if the file is PyTorch's, and PyTorch is not installed.
+      TypeError: if `state_dict` is neither a mapping nor the name of a file, but a module for example.
+
+    >>> weights = {"linear.weight": np.ones((2, 4), np.float32), "linear.bias": np.zeros(2, np.float32)}
+    >>> classifier = from_torch("logistic", weights, image_shape=(2, 2, 1), mean=(0.5,), std=(0.5,))
+    >>> classifier(np.ones((1, 2, 2, 1), np.float32)).tolist()
+    [[4.0, 4.0]]
     """
     network = _create.outline(name, image_shape, num_classes or 2, **options)
     _create.check_statistics(image_shape, mean, std)
@@ -91,7 +96,10 @@ def to_torch(classifier: Normalized) -> dict[str, np.ndarray]:
     """The weights of a classifier of `create` or `from_torch` in PyTorch's layout, for `load_state_dict`.
 
     Names are torchvision's for the ImageNet and MNIST forms, and those of kuangliu/pytorch-cifar and of the paper's
-    code for the CIFAR forms. The normalisation is left out: `classifier.mean` and `classifier.std` are it.
+    code for the CIFAR forms. The normalisation is left out: it is in `classifier.mean` and `classifier.std`.
+
+    Args:
+      classifier: the classifier.
 
     >>> import jax
     >>> from hmt_jax import models
@@ -111,7 +119,7 @@ def _num_bytes(network) -> int:
 
 
 def _from_torch(array):
-    """Kernels with their output axis last, as Flax has them. A copy, for PyTorch may go on training."""
+    """Kernels with their output axis last, as Flax has them. A copy, because PyTorch may go on training."""
     return jax.device_put(_copy(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array))
 
 

@@ -8,7 +8,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,17 +54,16 @@ def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mappi
     """The arrays or tensors, by name, of a file of safetensors, of NumPy's .npz or of PyTorch.
 
     The kind of file is recognised by its first bytes, not by its name. No code in the file is run: PyTorch unpickles
-    nothing but tensors, numbers, strings and containers of them.
+    only tensors, numbers, strings and containers of them.
 
     Args:
-      file: its path.
+      file: path of the file.
       name: the architecture that the weights are for.
       num_bytes: the size of that architecture's weights.
 
     Raises:
-      ValueError: for another kind of file, one that can't be read, one that is much too large unpacked, or one that
-        holds other objects than these.
-      ImportError: for a file of PyTorch's if that is not installed.
+      ValueError: if the file is of another kind, can't be read, is much too large unpacked, or holds other objects.
+      ImportError: if the file is PyTorch's, and PyTorch is not installed.
     """
     path = pathlib.Path(expand("file", file))
     kind = kind_of(path)
@@ -120,7 +119,7 @@ def _kind_of_archive(file, path, name, num_bytes):
     if (unpacked := sum(member.file_size for member in members)) > most:
         raise ValueError(
             f"{file} would take {unpacked / 1e9:.3g} GB unpacked, and the weights of {name} take "
-            f"{num_bytes / 1e9:.3g} GB: if you trust it, save its state dict by itself"
+            f"{num_bytes / 1e9:.3g} GB: if you trust it, save only its state dict"
         )
     names = [member.filename for member in members]
     if twice := collections.Counter(names) - collections.Counter(set(names)):
@@ -132,10 +131,10 @@ def _kind_of_archive(file, path, name, num_bytes):
     return _PYTORCH if any(member.endswith("data.pkl") for member in names) else "a zip archive of other files"
 
 
-def read_tensors(file, tensors) -> dict[str, np.ndarray]:
+def read_tensors(file: str | os.PathLike, tensors: Any) -> dict[str, np.ndarray]:
     """The arrays of an open file of safetensors."""
     for name in tensors.keys():  # noqa: SIM118 (not a dict)
-        # NumPy has no such numbers.
+        # NumPy has no such type.
         if (dtype := tensors.get_slice(name).get_dtype()).startswith(("F8", "F4", "F6")):
             raise RefusedError(
                 f"{name} of {file} holds {dtype}, floating point of 8 bits or less: convert it with PyTorch's "
@@ -149,8 +148,8 @@ class RefusedError(ValueError):
 
 
 @contextlib.contextmanager
-def readable(file):
-    """Turns what a reader raises for a damaged file, which may be of many types, into a ValueError that names it."""
+def readable(file: str | os.PathLike) -> Iterator[None]:
+    """Turns a reader's errors about a damaged file, which are of many types, into a ValueError that names the file."""
     try:
         yield
     except RefusedError as refused:

@@ -6,6 +6,8 @@ from flax import nnx
 
 from hmt_jax.models import _layers
 
+__all__ = ["GROWTH_RATE", "NUM_LAYERS", "CifarDenseNet", "DenseNet"]
+
 # Layers in each of the four blocks, Table 1 of the paper, and the channels that each layer adds.
 NUM_LAYERS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 GROWTH_RATE = 32
@@ -39,7 +41,7 @@ class _Transition(nnx.Module):
 class DenseNet(nnx.Module):
     """The ImageNet form, as in torchvision: a 7 x 7 stem of stride 2 with max-pooling, and a global mean at the end.
 
-    Three more halvings must leave a pixel: images of at least 29 x 29.
+    Three more halvings must leave a pixel, so images must have at least 29 x 29.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, depth: int, rngs: nnx.Rngs):

@@ -7,6 +7,8 @@ from flax import nnx
 from hmt_jax.models import _layers
 from hmt_jax.models._convolution import conv_relu_pool
 
+__all__ = ["LeNet"]
+
 
 class LeNet(nnx.Module):
     """Two 5 x 5 convolutions (6 and 16 filters) with max-pooling, then 120-84-L linear units; ReLU between."""

@@ -9,6 +9,8 @@ from flax import nnx
 
 from hmt_jax.models import _layers
 
+__all__ = ["MLP", "Logistic"]
+
 
 class MLP(nnx.Module):
     """Linear layers with ReLU between, on flattened images."""

@@ -5,12 +5,14 @@ from flax import nnx
 
 from hmt_jax.models import _layers
 
+__all__ = ["NUM_BLOCKS", "CifarResNet", "ResNet"]
+
 # Blocks in each of the four groups: Table 1 of the paper.
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class _Block(nnx.Module):
-    """Two or three convolutions with batch norm, added to their input. `downsample` brings that to their shape."""
+    """Two or three convolutions with batch norm, added to their input. `downsample` brings the input to their shape."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, *, rngs: nnx.Rngs):
         self.downsample: nnx.List = nnx.List()
@@ -42,7 +44,7 @@ class _BasicBlock(_Block):
 
 
 class _Bottleneck(_Block):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions, the second with the stride, as in PyTorch; in the paper it is the first."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, the second with the stride, as in PyTorch; in the paper the first has it."""
 
     expansion = 4
 
@@ -65,7 +67,7 @@ class _Bottleneck(_Block):
 class ResNet(nnx.Module):
     """The ImageNet form, as in torchvision: a 7 x 7 stem of stride 2 with max-pooling, and a global mean at the end.
 
-    The paper's ResNet-18 for MNIST is this with one channel. Images of any size.
+    The paper's ResNet-18 for MNIST is this with one channel. It takes images of any size.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, depth: int, rngs: nnx.Rngs):

@@ -8,6 +8,8 @@ from flax import nnx
 
 from hmt_jax.models import _layers
 
+__all__ = ["NUM_CONVS", "VGG", "CifarVGG"]
+
 # 3 x 3 convolutions before each of the five poolings, for configurations A, B, D and E: Table 1 of the paper.
 NUM_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -20,7 +22,7 @@ _KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "uniform")
 class VGG(nnx.Module):
     """The ImageNet form, as in torchvision: means over 7 x 7 windows, then two hidden layers with dropout.
 
-    Images of at least 32 x 32. For training, dropout takes its key with
+    It takes images of at least 32 x 32. For training, dropout takes its key with
     `classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(key))`; without it the network holds no random state.
     """
 
@@ -43,7 +45,7 @@ class VGG(nnx.Module):
 
 
 class CifarVGG(nnx.Module):
-    """The CIFAR form: as in kuangliu/pytorch-cifar one linear layer, with `num_hidden` more of them and dropout.
+    """The CIFAR form: one linear layer, as in kuangliu/pytorch-cifar; `num_hidden` adds hidden ones with dropout.
 
     The paper's VGG-19 for CIFAR-10 has `num_hidden=(512, 512)`. Five poolings must leave one pixel: images of 32 x 32
     to 63 x 63.
