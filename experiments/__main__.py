@@ -26,9 +26,9 @@ except RuntimeError:  # no home directory, as in some containers: matplotlib cou
     _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
     os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
-import jax
 import jaxlib
 
+import hmt_jax
 from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
 from hmt_jax import _devices, data
 
@@ -171,7 +171,7 @@ def _list(options) -> None:
 
 
 def _run(options) -> None:
-    _cache_compilations(options.cache_dir)
+    hmt_jax.cache_programs(options.cache_dir)
     experiment = config.override(config.load(options.name, quick=options.quick), options.set)
     run.run(
         options.name,
@@ -201,7 +201,7 @@ def _audit(options) -> None:
             f"--certify {options.certify} is more than the {num_images} images that are measured: raise --num-images, "
             "or lower --certify"
         )
-    _cache_compilations(options.cache_dir)
+    hmt_jax.cache_programs(options.cache_dir)
     report = audit.audit(
         options.folder,
         num_images=num_images,
@@ -214,7 +214,7 @@ def _audit(options) -> None:
 
 def _accuracy(options) -> None:
     num_images = _num_images_of_run(options)
-    _cache_compilations(options.cache_dir)
+    hmt_jax.cache_programs(options.cache_dir)
     print(accuracy.accuracy(options.folder, num_images=num_images, data_dir=options.data_dir))
 
 
@@ -262,19 +262,6 @@ def _use_fast_convolutions() -> None:
         os.environ["XLA_FLAGS"] = _ONEDNN_FLAGS
         cannot_write = r"Error writing persistent compilation cache entry .*std::bad_alloc"
         warnings.filterwarnings("ignore", cannot_write, UserWarning)
-
-
-def _cache_compilations(path: pathlib.Path | None) -> None:
-    """Keeps what XLA compiles, for later runs: in the given folder, the one JAX is set to, or the user's cache."""
-    if path is None:
-        if jax.config.values["jax_compilation_cache_dir"] is not None:
-            return
-        try:
-            path = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt_jax" / "xla"
-        except RuntimeError:  # no home directory, so nothing is cached
-            return
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _path(text: str) -> pathlib.Path:

@@ -4,7 +4,6 @@ import pathlib
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 import hmt_jax
@@ -12,6 +11,7 @@ from experiments import audit, stages
 from hmt_jax import solvers, statistics, subspaces
 
 _BISECTIONS = 10
+_CHECK = 2  # forward passes of a bisection at its ends, before the first halving
 _NUM_WINDOWS = 5
 _COSTS = ("no margin", "forward", "backward", "ms a pair")
 
@@ -23,13 +23,13 @@ class _Contender(NamedTuple):
 
 
 CONTENDERS = (
-    _Contender("deepfool", solvers.deepfool()),
-    _Contender(f"deepfool, {_BISECTIONS} bisections", solvers.deepfool(), _BISECTIONS),
-    _Contender("superdeepfool", solvers.superdeepfool(), _BISECTIONS),
-    _Contender("closest_point, 20 steps", solvers.closest_point(), _BISECTIONS),
-    _Contender("fmn, 50 steps", solvers.fmn(), _BISECTIONS),
-    _Contender("ddn, 20 steps", solvers.ddn(num_steps=20), _BISECTIONS),
-    _Contender("ddn, 50 steps", solvers.ddn(), _BISECTIONS),
+    _Contender("deepfool", solvers.DeepFool()),
+    _Contender(f"deepfool, {_BISECTIONS} bisections", solvers.DeepFool(), _BISECTIONS),
+    _Contender("superdeepfool", solvers.SuperDeepFool(), _BISECTIONS),
+    _Contender("closest_point, 20 steps", solvers.ClosestPoint(), _BISECTIONS),
+    _Contender("fmn, 50 steps", solvers.FMN(), _BISECTIONS),
+    _Contender("ddn, 20 steps", solvers.DDN(num_steps=20), _BISECTIONS),
+    _Contender("ddn, 50 steps", solvers.DDN(), _BISECTIONS),
     _Contender("tight, fast", solvers.tight("fast")),
     _Contender("tight, normal", solvers.tight("normal")),
     _Contender("tight, thorough", solvers.tight("thorough")),
@@ -53,13 +53,14 @@ def accuracy(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None =
     """
     _, found, classifier, images, corners = audit.reopen(path, num_images, data_dir)
     shown = np.unique(np.linspace(0, len(corners) - 1, _NUM_WINDOWS).round().astype(int))
-    stacks = [subspaces.full(images.shape[1:]), jax.tree.map(lambda leaf: leaf[shown], found.windows(images.shape[1:]))]
+    windows = found.windows(images.shape[1:])
+    spaces = [subspaces.full(images.shape[1:]), *(windows[r] for r in shown)]
     rows, margins = [], []
     for contender in CONTENDERS:
         with stages.pixels_of(found):
-            results = [_measure(contender, classifier, images, stack) for stack in stacks]
-        margins.append(np.concatenate([statistics.censored_margins(result) for result, _ in results]))
-        rows.append((contender.name, *_costs(contender, results)))
+            result, seconds = _measure(contender, classifier, images, spaces)
+        margins.append(statistics.censored_margins(result))
+        rows.append((contender.name, *_costs(contender, result, seconds)))
     best = np.fmin.reduce(margins)
     header = ("solver", "whole space", *(f"window {r},{c}" for r, c in corners[shown].tolist()), *_COSTS)
     lines = [header, ("---",) * len(header)]
@@ -67,34 +68,38 @@ def accuracy(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None =
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _measure(contender, classifier, images, stack):
+def _measure(contender, classifier, images, spaces) -> tuple[hmt_jax.MarginResult, float]:
     """The result, and the seconds of a second run, which compiles nothing."""
+    num_bisections = contender.num_bisections
     for _ in range(2):
         started = time.perf_counter()
         result = hmt_jax.measure_margins(
-            classifier, images, stack, contender.solver, num_bisections=contender.num_bisections
+            classifier, images, spaces, contender.solver, keep_coordinates=num_bisections > 0
         )
+        if num_bisections:
+            result = hmt_jax.bisect(classifier, images, spaces, result, num_steps=num_bisections)
     return result, time.perf_counter() - started
 
 
-def _costs(contender, results) -> tuple[str, ...]:
-    num_pairs = sum(result.margin.size for result, _ in results)
-    num_missing = sum(int((~result.is_converged).sum()) for result, _ in results)
-    seconds = sum(seconds for _, seconds in results)
-    passes = np.sum([_passes(contender, result) for result, _ in results], axis=0) / num_pairs
+def _costs(contender, result, seconds) -> tuple[str, ...]:
+    num_pairs, num_missing = result.margin.size, int((~result.is_converged).sum())
+    passes = np.array(_passes(contender, result)) / num_pairs
     return str(num_missing), *(f"{number:.1f}" for number in passes), f"{1e3 * seconds / num_pairs:.2f}"
 
 
 def _passes(contender, result) -> tuple[float, float]:
-    """Forward and backward passes of all pairs, with those at the samples, without the last one for the alignment."""
+    """Forward and backward passes of all pairs, with those at the samples, without the last look at what was found."""
     solver, num_pairs, num_images = contender.solver, result.margin.size, result.margin.shape[1]
     num_others = solver.num_candidates - 1
-    num_steps = float(result.num_steps.sum())
-    forward = num_images + num_steps + contender.num_bisections * num_pairs
-    if isinstance(solver, solvers.DeepFool):  # looks at the label after every step, and has the first one's gradients
-        return forward + num_steps - num_pairs, num_others * (num_steps - num_pairs + num_images)
+    # The first step starts from the linearization at the sample, which all subspaces share.
+    num_later = int(result.num_steps.sum()) - num_pairs
+    forward = num_images + num_later
+    if contender.num_bisections:
+        forward += (_CHECK + contender.num_bisections) * int(result.is_converged.sum())
+    if isinstance(solver, solvers.DeepFool):  # looks at the label after every step
+        return forward + num_pairs + num_later, num_others * (num_images + num_later)
     per_step = num_others if isinstance(solver, solvers.SuperDeepFool) else 1
-    return forward, per_step * num_steps + num_others * num_images
+    return forward, num_others * num_images + per_step * num_later
 
 
 def _ratios(margins, best) -> list[str]:

@@ -110,9 +110,9 @@ def _measure(path, opened, effort, num_certified) -> tuple[np.ndarray, np.ndarra
     _, found, classifier, images, _ = opened
     result, _ = summary.read_margins(found, path)
     with stages.pixels_of(found):
-        stack = found.windows(images.shape[1:])
-        certified = _certified(classifier, images, stack, num_certified)
-        again = hmt_jax.measure_margins(classifier, images, stack, solvers.tight(effort))
+        windows = found.windows(images.shape[1:])
+        certified = _certified(classifier, images, windows, num_certified)
+        again = hmt_jax.measure_margins(classifier, images, windows, solvers.tight(effort))
     measured, tight = statistics.censored_margins(result)[:, : len(images)], statistics.censored_margins(again)
     # A smaller margin of the run is one, too.
     return measured, np.fmin(measured, tight), certified
@@ -128,12 +128,12 @@ def _draw(path, opened, measured, tight, certified) -> None:
     folder.write_picture(path / "audit.png", figure)
 
 
-def _certified(classifier, images, stack, num_certified) -> np.ndarray:
+def _certified(classifier, images, windows, num_certified) -> np.ndarray:
     """Lower bounds (R, N), NaN for images that are not to have any."""
-    certified = np.full((len(stack), len(images)), np.nan)
+    certified = np.full((len(windows), len(images)), np.nan)
     if num_certified:
         try:
-            certified[:, :num_certified] = bounds.certify(classifier, images[:num_certified], stack).radius
+            certified[:, :num_certified] = bounds.certify(classifier, images[:num_certified], windows).radius
         except TypeError as error:
             raise ValueError(str(error)) from None
     return certified

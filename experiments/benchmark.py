@@ -1,5 +1,6 @@
 """How fast margins are measured here, beside what the machine could do, and beside the authors' own loop."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import hmt_jax
 from experiments import folder
 from experiments.reference import Reference, check_reference
 from experiments.workloads import PLANS, Workload
+from hmt_jax import solvers, subspaces
 from hmt_jax.classifiers import Classifier, as_pytree
 
 _NUM_REPEATS = 3
@@ -58,10 +60,11 @@ def benchmark(
         plan = PLANS[name]
         num_images = (plan.num_images_cpu or 2) if is_cpu else plan.num_images
         workload = plan.build(num_images, data_dir)
-        for stack in workload.subspaces:
-            row = {"workload": name, **_measure(workload, stack, rate)}
+        for _, alike in itertools.groupby(workload.subspaces, key=lambda subspace: subspace.dimension):
+            group = list(alike)
+            row = {"workload": name, **_measure(workload, group, rate)}
             if reference is not None and workload.network != "resnet50":
-                row |= _compare(workload, stack, reference, plan.num_reference, row["seconds_per_pair"])
+                row |= _compare(workload, group, reference, plan.num_reference, row["seconds_per_pair"])
             rows.append(row)
             print(_line(row), flush=True)
             folder.write_json(path, {"environment": folder.environment(), "matrix_flops_per_s": rate, "rows": rows})
@@ -83,14 +86,15 @@ def scaling(path: pathlib.Path, *, data_dir: str | None = None) -> None:
     print(f"\nresults: {path}")
 
 
-def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
-    """One workload in one stack of subspaces: medians over the repeats, after a first run that compiles."""
+def _measure(workload: Workload, group: list[subspaces.Subspace], matrix_rate: float) -> dict[str, Any]:
+    """One workload in subspaces of one dimension: medians over the repeats, after a first run that compiles."""
+    solver = solvers.DeepFool(max_steps=workload.max_steps)
 
     def run():
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
-            result = hmt_jax.measure_margins(workload.classifier, workload.images, stack, max_steps=workload.max_steps)
+            result = hmt_jax.measure_margins(workload.classifier, workload.images, group, solver)
         return result, time.perf_counter() - started
 
     flops_of_a_pass = forward_flops(workload.classifier, workload.images[:1])
@@ -98,7 +102,7 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     results, seconds = zip(*(run() for _ in range(_NUM_REPEATS)), strict=True)
     result, middle = results[0], statistics.median(seconds)
     num_classes = jax.eval_shape(workload.classifier, workload.images[:1]).shape[1]
-    num_others = min(result.solver.num_candidates, num_classes) - 1
+    num_others = min(solver.num_candidates, num_classes) - 1
     num_steps = int(result.num_steps.sum())
     # The gradients of first steps are those at the sample, computed once for all its subspaces.
     num_gradients = len(workload.images) + num_steps - result.margin.size
@@ -108,7 +112,7 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     num_backward = num_others * num_gradients + result.margin.size
     flops = (num_forward + num_backward) * flops_of_a_pass
     return {
-        "dimension": stack.dimension,
+        "dimension": group[0].dimension,
         "num_pairs": result.margin.size,
         "seconds": middle,
         "seconds_per_pair": middle / result.margin.size,
@@ -126,13 +130,10 @@ def _measure(workload: Workload, stack, matrix_rate: float) -> dict[str, Any]:
     }
 
 
-def _compare(workload, stack, path, num_images, our_seconds) -> dict[str, float]:
+def _compare(workload, group, path, num_images, our_seconds) -> dict[str, float]:
     """The authors' loop on the first images, in at most seven of the subspaces, spread evenly."""
     loop = Reference(path, workload.network, workload.classifier)
-    if stack.num_stacked is None:
-        chosen = [stack]
-    else:
-        chosen = [stack[r] for r in np.linspace(0, len(stack) - 1, min(len(stack), 7)).round().astype(int)]
+    chosen = [group[r] for r in np.linspace(0, len(group) - 1, min(len(group), 7)).round().astype(int)]
     loop.seconds(workload.images[:1], chosen[0], workload.max_steps)
     images = workload.images[:num_images]
     runs = [
@@ -202,10 +203,9 @@ def _in_process(num_pairs, num_devices, data_dir) -> dict[str, Any]:
 
 def _scaling_row(num_pairs: int, num_devices: int, data_dir: str | None) -> dict[str, Any]:
     workload = PLANS["lenet_mnist"].build(-(-num_pairs // 21), data_dir)
-    (stack,) = workload.subspaces
-    hmt_jax.measure_margins(workload.classifier, workload.images, stack)
+    hmt_jax.measure_margins(workload.classifier, workload.images, workload.subspaces)
     started = time.perf_counter()
-    result = hmt_jax.measure_margins(workload.classifier, workload.images, stack)
+    result = hmt_jax.measure_margins(workload.classifier, workload.images, workload.subspaces)
     return {
         "num_pairs": result.margin.size,
         "num_devices": num_devices,

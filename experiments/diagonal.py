@@ -163,8 +163,8 @@ class DiagonalMargins(config.Config):
             training_seconds=last["seconds"],
         )
 
-    def windows(self, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
-        """The stack of windows in which margins are measured."""
+    def windows(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
+        """The windows in which margins are measured, from low to high."""
         return subspaces.dct_diagonal(image_shape, self.window_size, self.window_step)
 
     @property
@@ -179,7 +179,7 @@ class DiagonalMargins(config.Config):
 
     @property
     def solver(self) -> solvers.DeepFool:
-        return solvers.deepfool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
 
     @property
     def domain(self) -> str:
@@ -192,8 +192,8 @@ class DiagonalMargins(config.Config):
         if self.attack_band != "all":
             band, domain = manipulations.band(self.attack_band, image_shape), "unbounded"
         if self.attack == "deepfool":
-            return attacks.deepfool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
-        pgd = attacks.pgd(
+            return attacks.DeepFool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
+        pgd = attacks.PGD(
             norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain
         )
         return pgd if self.attack == "pgd" else None
@@ -203,7 +203,7 @@ class DiagonalMargins(config.Config):
         """The attack under which accuracy is measured; None if it is not."""
         if not self.evaluation_steps:
             return None
-        return attacks.pgd(
+        return attacks.PGD(
             norm=self.norm,
             epsilon=self.epsilon,
             num_steps=self.evaluation_steps,

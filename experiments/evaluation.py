@@ -10,12 +10,12 @@ import hmt_jax
 from hmt_jax import attacks, statistics
 
 
-def robustness(config, classifier, images, labels, stack, key) -> dict[str, Any]:
+def robustness(config, classifier, images, labels, windows, key) -> dict[str, Any]:
     """Accuracy under the attack of an evaluation, and under one of a quarter of the steps, for comparison."""
     weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
     found = []
     for each in (weaker, config):
-        metrics = attacks.evaluate(classifier, images, labels, each.evaluation_attack, key, subspaces=stack)
+        metrics = attacks.evaluate(classifier, images, labels, each.evaluation_attack, key, subspaces=windows)
         found.append(
             {
                 "num_steps": each.evaluation_steps,
@@ -28,27 +28,27 @@ def robustness(config, classifier, images, labels, stack, key) -> dict[str, Any]
     return {"norm": config.norm, "epsilon": config.epsilon, "evaluations": found}
 
 
-def monitor(classifier, images, labels, stack, solver, attack, key) -> dict[str, np.ndarray]:
+def monitor(classifier, images, labels, windows, solver, attack, key) -> dict[str, np.ndarray]:
     """What is measured of N images after an epoch.
 
     Returns:
-      margin: (R, N) margins in the R subspaces of the stack, infinite where they are censored.
+      margin: (R, N) margins in the R windows, infinite where they are censored.
       With an attack also is_right (N,) and is_right_under_attack (N,), of labels; energy (R, N), the squared L2 norm
-      of the perturbation's part in each subspace; and total_energy (N,), of all of it.
+      of the perturbation's part in each window; and total_energy (N,), of all of it.
     """
-    result = hmt_jax.measure_margins(classifier, images, stack, solver)
+    result = hmt_jax.measure_margins(classifier, images, windows, solver)
     found = {"margin": statistics.censored_margins(result)}
     if attack is None:
         return found
     perturbed = attack(classifier, images, labels, key)
     right, right_under_attack = (np.asarray(classifier(each).argmax(-1)) == labels for each in (images, perturbed))
-    energy, total_energy = map(np.asarray, _energies(stack, perturbed - images))
+    changes = perturbed - images
     return {
         **found,
         "is_right": right,
         "is_right_under_attack": right_under_attack,
-        "energy": energy,
-        "total_energy": total_energy,
+        "energy": np.stack([_energy(window, changes) for window in windows]),
+        "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
     }
 
 
@@ -66,7 +66,6 @@ def means(found: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 @jax.jit
-def _energies(stack, changes):
-    """Squared norms (R, N) of the parts of changes in each subspace, and (N,) of all of them."""
-    parts = jax.vmap(lambda subspace: jax.vmap(lambda change: (subspace.coordinates(change) ** 2).sum())(changes))
-    return parts(stack), (changes**2).sum((1, 2, 3))
+def _energy(window, changes):
+    """Squared norms (N,) of the parts of changes in a window."""
+    return (jax.vmap(window.coordinates)(changes) ** 2).sum(1)

@@ -85,13 +85,14 @@ class Gallery(DiagonalMargins):
         """The least perturbations (R, N, height, width, channels) of N images in R windows, and what they do."""
         windows = self.windows(images.shape[1:])
         chosen = np.linspace(0, len(windows) - 1, min(_NUM_WINDOWS, len(windows))).round().astype(int)
-        windows = jax.tree.map(lambda leaf: leaf[chosen], windows)
+        windows = [windows[r] for r in chosen]
         result = hmt_jax.measure_margins(classifier, images, windows, self.solver, keep_coordinates=True)
-        embed = jax.vmap(lambda window, z: jax.vmap(window.embed)(z))
-        perturbations = np.asarray(embed(windows, result.coordinates))
+        assert result.coordinates is not None
+        found = zip(windows, result.coordinates, strict=True)
+        perturbations = np.stack([jax.vmap(window.embed)(jnp.asarray(z)) for window, z in found])
         perturbed = (images + perturbations).reshape(-1, *images.shape[1:])
         return {
-            "corner": np.asarray(windows.corner),
+            "corner": np.stack([window.corner for window in windows]),
             "perturbation": perturbations,
             "margin": result.margin,
             "label": result.label,

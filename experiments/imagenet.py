@@ -143,13 +143,13 @@ class GivenWeights(config.Config):
         images, labels = zip(*(source[index] for index in sorted(drawn.tolist())), strict=True)
         return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels)
 
-    def windows(self, image_shape: tuple[int, int, int]) -> subspaces.Subspace:
-        """The stack of windows in which margins are measured."""
+    def windows(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
+        """The windows in which margins are measured, from low to high."""
         return subspaces.dct_diagonal(image_shape, self.window_size, self.window_step)
 
     @property
     def solver(self) -> solvers.DeepFool:
-        return solvers.deepfool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
 
     @property
     def baseline_config(self) -> "GivenWeights | None":

@@ -265,8 +265,9 @@ def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pa
             **more,
         },
     )
+    corners = np.stack([window.corner for window in windows])
     arrays = {field: getattr(result, field) for field in summary.FIELDS}
-    folder.write_arrays(path / "margins.npz", {"corner": windows.corner, "true_label": labels, **arrays})
+    folder.write_arrays(path / "margins.npz", {"corner": corners, "true_label": labels, **arrays})
 
 
 def _bar(total, description, unit, initial=0) -> tqdm.tqdm:

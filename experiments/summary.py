@@ -105,9 +105,7 @@ def read_margins(config, path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     arrays = folder.read_arrays(path / "margins.npz")
     fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
     work = lanes.Work(**measurement["work"])
-    result = hmt_jax.MarginResult(
-        **fields, coordinates=None, solver=config.solver, precision=measurement["precision"], work=work
-    )
+    result = hmt_jax.MarginResult(**fields, solver=repr(config.solver), precision=measurement["precision"], work=work)
     return result, arrays["corner"]
 
 

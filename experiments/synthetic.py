@@ -13,7 +13,7 @@ import hmt_jax
 from experiments import config, folder
 from experiments.checks import Statistic, from_medians, from_share
 from experiments.summary import FIELDS, number
-from hmt_jax import exact, lanes, models, solvers, statistics, subspaces, training
+from hmt_jax import lanes, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 
 
@@ -60,7 +60,7 @@ class Synthetic(config.Config):
 
     @property
     def scan(self) -> solvers.Solver:
-        return exact.scan(reach=self.reach, resolution=self.resolution)
+        return solvers.Scan(reach=self.reach, resolution=self.resolution)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -89,7 +89,7 @@ class Row(NamedTuple):
 
     name: str
     subspace: subspaces.Subspace
-    solver: solvers.Solver = solvers.deepfool()
+    solver: solvers.Solver = solvers.DeepFool()
 
 
 def directions(samples: Samples, first: int, last: int) -> list[Row]:
@@ -126,8 +126,8 @@ def observe(settings: Synthetic, classifier, samples: Samples, rows: Sequence[Ro
 def result_of(arrays: dict[str, np.ndarray]) -> hmt_jax.MarginResult:
     """Observed margins as one result, though several solvers may have found them."""
     fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
-    work = lanes.Work(1, 0, 0)  # not kept
-    return hmt_jax.MarginResult(**fields, coordinates=None, solver=solvers.deepfool(), precision="highest", work=work)
+    solver, work = "DeepFool and Scan", lanes.Work(1, 0, 0)  # the work is not kept
+    return hmt_jax.MarginResult(**fields, solver=solver, precision="highest", work=work)
 
 
 def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import hmt_jax
 from experiments import folder
 from experiments.workloads import PLANS, Workload
-from hmt_jax import statistics
+from hmt_jax import solvers, statistics
 
 _NUM_CANDIDATES = (2, 3, 5, 10)
 # On a CPU all of them are float32.
@@ -39,12 +39,12 @@ def tradeoffs(path: pathlib.Path, *, data_dir: str | None = None) -> None:
     print(f"\nresults: {path}")
 
 
-def _margins(workload: Workload, **setting) -> tuple[np.ndarray, float]:
+def _margins(workload: Workload, *, precision: str = "highest", **of_solver: int) -> tuple[np.ndarray, float]:
     """Margins (R, N), infinite where there is none, and the seconds that they took, after a run that compiles."""
-    (stack,) = workload.subspaces
-    hmt_jax.measure_margins(workload.classifier, workload.images, stack, **setting)
+    arguments = workload.classifier, workload.images, workload.subspaces, solvers.DeepFool(**of_solver)
+    hmt_jax.measure_margins(*arguments, precision=precision)
     started = time.perf_counter()
-    result = hmt_jax.measure_margins(workload.classifier, workload.images, stack, **setting)
+    result = hmt_jax.measure_margins(*arguments, precision=precision)
     return statistics.censored_margins(result), time.perf_counter() - started
 
 

@@ -5,7 +5,7 @@ the most, about as many as trained ones need.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ class Workload(NamedTuple):
     network: str
     classifier: models.Normalized
     images: np.ndarray
-    subspaces: list[subspaces.Subspace]
+    subspaces: Sequence[subspaces.Subspace]
     max_steps: int
 
 
@@ -50,7 +50,7 @@ def lenet_mnist(num_images: int, data_dir: str | None) -> Workload:
     recipe = training.Recipe(num_epochs=2)
     classifier = training.train(classifier, mnist.train_images, mnist.train_labels, recipe, jax.random.key(1))
     images = data.as_floats(np.resize(mnist.test_images, (num_images, 28, 28, 1)))
-    return Workload("lenet", classifier, images, [subspaces.dct_diagonal((28, 28, 1), size=8, step=1)], 100)
+    return Workload("lenet", classifier, images, subspaces.dct_diagonal((28, 28, 1), size=8, step=1), 100)
 
 
 def resnet18_cifar10(num_images: int, data_dir: str | None) -> Workload:
@@ -65,7 +65,7 @@ def resnet18_cifar10(num_images: int, data_dir: str | None) -> Workload:
         std=(0.247, 0.243, 0.261),
     )
     images = data.as_floats(cifar.test_images[:num_images])
-    return Workload("resnet18_cifar", classifier, images, [subspaces.dct_diagonal((32, 32, 3), size=8, step=2)], 3)
+    return Workload("resnet18_cifar", classifier, images, subspaces.dct_diagonal((32, 32, 3), size=8, step=2), 3)
 
 
 def mlp_synthetic(num_images: int, data_dir: str | None) -> Workload:
@@ -87,7 +87,7 @@ def resnet50_imagenet(num_images: int, data_dir: str | None) -> Workload:
         "resnet50", jax.random.key(0), image_shape=shape, num_classes=1000, mean=(0.485, 0.456, 0.406), std=(0.225,)
     )
     images = np.asarray(jax.random.uniform(jax.random.key(1), (num_images, *shape)))
-    return Workload("resnet50", classifier, images, [subspaces.dct_diagonal(shape, size=16, step=16)], 3)
+    return Workload("resnet50", classifier, images, subspaces.dct_diagonal(shape, size=16, step=16), 3)
 
 
 PLANS = {
