@@ -1,13 +1,12 @@
-"""A strict world for every test, and what several of them use."""
+"""Options, a strict world for every test, and fixtures that several files use; functions are in helpers.py."""
 
 import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from helpers import shared_folder
 
 import hmt_jax
 from hmt_jax import models
@@ -79,11 +78,6 @@ def shared(request) -> pathlib.Path:
     return path
 
 
-def shared_folder(text: str | None) -> pathlib.Path | None:
-    """The folder that `--shared` or HMT_JAX_SHARED names; None where it is unset or empty."""
-    return pathlib.Path(text).expanduser() if text else None
-
-
 @pytest.fixture(scope="session")
 def reference(shared) -> dict[str, np.ndarray]:
     """Margins of a LeNet on 40 MNIST test images, from the authors' code in float64."""
@@ -96,35 +90,3 @@ def reference_lenet(reference) -> models.Normalized:
     """The LeNet of the reference results."""
     weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
     return hmt_jax.models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
-
-
-def tanh_parameters(seed=0):
-    """Two layers, from 40 pixels over 8 hidden units to 5 classes, that bend within a step of DeepFool."""
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(8, 40)) / 2, rng.normal(size=8), rng.normal(size=(5, 8)), rng.normal(size=5)
-
-
-def tanh_logits(parameters, images):
-    first, first_bias, second, second_bias = parameters
-    hidden = jnp.tanh(images.reshape(len(images), -1) @ first.T + first_bias[None])
-    return hidden @ second.T + second_bias[None]
-
-
-def random_network(name, image_shape, *, mean, std, seed=0, gain=2.0, num_hidden=(8, 6)):
-    """A network of four classes, its weights larger than when training starts, so that its boundary bends.
-
-    Weights come from NumPy: those of `models.create` take seconds to compile.
-    """
-    rng = np.random.default_rng(seed)
-    options = {"num_hidden": num_hidden} if name == "mlp" else {}
-    classifier = nnx.eval_shape(
-        lambda: models.create(name, jax.random.key(0), image_shape=image_shape, num_classes=4, **options)
-    )
-    graph, parameters = nnx.split(classifier.network)
-
-    def weights(leaf):
-        bound = gain / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else gain / 4
-        return jnp.asarray(rng.uniform(-bound, bound, leaf.shape), jnp.float32)
-
-    network = nnx.merge(graph, jax.tree.map(weights, parameters))
-    return models.Normalized(network, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))

@@ -1,5 +1,6 @@
 """Attacks against closed forms, linear programs and NumPy; their bounds; and the accuracy under them."""
 
+import dataclasses
 import itertools
 import re
 import warnings
@@ -22,9 +23,9 @@ SHAPE = (6, 6, 2)
 NUM_PIXELS = 72
 KEY = jax.random.key(7)
 # Attacks that compile fast: no random numbers, few steps.
-QUICK_PGD = partial(attacks.pgd, norm="l2", num_steps=2, random_start=False)
-QUICK_DEEPFOOL = partial(attacks.deepfool, num_steps=2)
-each_attack = pytest.mark.parametrize("make", [QUICK_PGD, QUICK_DEEPFOOL], ids=["pgd", "deepfool"])
+QUICK_PGD = partial(attacks.PGD, norm="l2", num_steps=2, random_start=False)
+QUICK_DEEPFOOL = partial(attacks.DeepFool, num_steps=2)
+each_attack = pytest.mark.parametrize("make", [QUICK_PGD, QUICK_DEEPFOOL], ids=["PGD", "DeepFool"])
 
 # float32: images near 1, flipped back and forth and moved by a few projections.
 ROUNDING = 3e-6
@@ -128,7 +129,7 @@ def test_pgd_stays_within_its_bounds_and_lowers_no_loss(norm, domain, name):
     images = scipy_flip(images).astype(np.float32) if domain == "flipped" else images
     classifier, epsilon = tanh_classifier(), EPSILON[norm]
     # Steps so long that every projection has something to do.
-    attack = attacks.pgd(
+    attack = attacks.PGD(
         norm=norm, epsilon=epsilon, domain=domain, subspace=make(), num_steps=2, step_size=2 * epsilon, num_restarts=2
     )
     perturbed = attack(classifier, images, LABELS, KEY)
@@ -153,7 +154,7 @@ def test_pgd_is_exact_for_linear_classifiers(name, scale):
     images, labels = grey_images(), LABELS % 2
     normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
     normals = np.outer(np.where(labels == 0, 1, -1), basis() @ (basis().T @ normal))
-    attack = attacks.pgd(norm="l2", epsilon=0.3, num_steps=3, random_start=False, subspace=make())
+    attack = attacks.PGD(norm="l2", epsilon=0.3, num_steps=3, random_start=False, subspace=make())
     expected = images + 0.3 * (normals / norms(normals, "l2")[:, None]).reshape(images.shape)
     np.testing.assert_allclose(attack(classifier, images, labels, KEY), expected, rtol=0, atol=ROUNDING)
 
@@ -163,7 +164,7 @@ def test_signs_are_exact_for_linear_classifiers():
     images, labels = grey_images(), LABELS % 2
     signs = np.outer(np.where(labels == 0, 1, -1), np.sign(weights[:, 1] - weights[:, 0])).reshape(images.shape)
     for settings in ({"random_start": False}, {"num_restarts": 2}):
-        attack = attacks.pgd(norm="linf", epsilon=0.05, num_steps=3, **settings)
+        attack = attacks.PGD(norm="linf", epsilon=0.05, num_steps=3, **settings)
         found = attack(classifier, images, labels, KEY)
         np.testing.assert_allclose(found, images + 0.05 * signs, rtol=0, atol=ROUNDING)
 
@@ -171,7 +172,7 @@ def test_signs_are_exact_for_linear_classifiers():
 def test_from_random_starts_pgd_comes_near_the_optimum():
     classifier, weights, _ = linear_classifier()
     images, labels = grey_images(), LABELS % 2
-    attack = attacks.pgd(norm="l2", epsilon=0.3)
+    attack = attacks.PGD(norm="l2", epsilon=0.3)
     changes = np.asarray(attack(classifier, images, labels, KEY) - images).reshape(6, -1)
     normal = weights[:, 1] - weights[:, 0]
     gains = changes @ normal * np.where(labels == 0, 1, -1)
@@ -193,7 +194,7 @@ def best_clipped_gain(image, normal, epsilon):
 def test_pgd_comes_near_the_optimum_where_the_box_cuts_the_ball():
     classifier, weights, _ = linear_classifier()
     images = hard_images()[2:4].astype(np.float64).clip(0, 1)
-    attack = attacks.pgd(norm="l2", epsilon=0.7, num_steps=20, random_start=False)
+    attack = attacks.PGD(norm="l2", epsilon=0.7, num_steps=20, random_start=False)
     perturbed = np.asarray(attack(classifier, images.astype(np.float32), np.zeros(2, int), KEY))
     normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
     for image, found in zip(images.reshape(2, -1), perturbed.reshape(2, -1), strict=True):
@@ -207,7 +208,7 @@ def test_pgd_comes_near_the_optimum_of_the_linear_program(domain, name):
     classifier, weights, _ = linear_classifier()
     pixels = np.random.default_rng(3).uniform(0.05, 0.95, size=(2, *SHAPE))
     images = scipy_flip(pixels) if domain == "flipped" else pixels
-    attack = attacks.pgd(norm="linf", epsilon=0.1, num_steps=20, random_start=False, domain=domain, subspace=make())
+    attack = attacks.PGD(norm="linf", epsilon=0.1, num_steps=20, random_start=False, domain=domain, subspace=make())
     perturbed = np.asarray(attack(classifier, images.astype(np.float32), np.zeros(2, int), KEY))
     normal = (weights[:, 1] - weights[:, 0]).astype(np.float64)
     to_pixels = scipy_flip(basis().T.reshape(-1, *SHAPE)) if domain == "flipped" else basis().T.reshape(-1, *SHAPE)
@@ -243,7 +244,7 @@ def test_without_a_box_pgd_reaches_the_closed_form_from_any_image(name):
         lambda w, images: jnp.stack([images.reshape(len(images), -1) @ w, jnp.zeros(len(images))], 1),
         jnp.asarray(weights, jnp.float32),
     )
-    attack = attacks.pgd(
+    attack = attacks.PGD(
         norm="l2", epsilon=0.7, domain="unbounded", subspace=make(), num_steps=3, step_size=1.0, random_start=False
     )
     changes = np.asarray(attack(classifier, images, np.zeros(6, int), KEY)) - images
@@ -252,13 +253,25 @@ def test_without_a_box_pgd_reaches_the_closed_form_from_any_image(name):
     np.testing.assert_allclose(changes.reshape(6, -1), np.broadcast_to(expected, (6, NUM_PIXELS)), atol=1e-5)  # float32
 
 
+def distance_logits(center, images):
+    """Logits with which the loss of label 0 grows with the distance from the centre."""
+    squares = jnp.sum((images - center).astype(jnp.float32) ** 2, axis=(1, 2, 3))
+    return jnp.stack([-squares, squares], axis=1)
+
+
+def random_starts(num_images, level=0.5, shape=SHAPE, dtype=np.float32, **settings):
+    """The changes (N, ...) of equal grey images after steps so short that they are still at their random starts."""
+    attack = attacks.PGD(num_steps=1, step_size=1e-9, **settings)
+    images = np.full((num_images, *shape), level, dtype)
+    starts = attack(jax.tree_util.Partial(distance_logits, level), images, np.zeros(num_images, int), KEY)
+    assert starts.dtype == dtype
+    return np.asarray(starts, np.float64) - level
+
+
 @pytest.mark.parametrize(("norm", "name"), [("l2", "everywhere"), ("l2", "window"), ("linf", "window")])
 def test_random_starts_are_uniform_in_the_ball(norm, name):
     make, basis = SUBSPACES[name]
-    attack = attacks.pgd(norm=norm, epsilon=0.1, subspace=make())
-    image = jnp.full(SHAPE, 0.5)
-    starts = jax.jit(jax.vmap(attack._start, (0, None)))(jax.random.split(KEY, 1000), image)
-    changes = np.asarray(starts - image[None]).reshape(1000, -1)
+    changes = random_starts(1000, norm=norm, epsilon=0.1, subspace=make()).reshape(1000, -1)
     lengths = norms(changes, norm)
     dimension = basis().shape[1]
     assert scipy.stats.kstest((lengths / 0.1) ** dimension, "uniform").pvalue > 0.01
@@ -269,23 +282,21 @@ def test_random_starts_are_uniform_in_the_ball(norm, name):
 
 
 def test_random_starts_are_uniform_in_the_cube():
-    attack = attacks.pgd(norm="linf", epsilon=0.1)
-    image = jnp.full(SHAPE, 0.5)
-    starts = jax.jit(jax.vmap(attack._start, (0, None)))(jax.random.split(KEY, 100), image)
-    assert scipy.stats.kstest(np.ravel(starts - image[None]), scipy.stats.uniform(-0.1, 0.2).cdf).pvalue > 0.01
+    changes = random_starts(100, norm="linf", epsilon=0.1)
+    assert scipy.stats.kstest(changes.ravel(), scipy.stats.uniform(-0.1, 0.2).cdf).pvalue > 0.01
 
 
 def test_restarts_find_greater_losses():
     classifier, images = tanh_classifier(), grey_images()
     once, often = (
         losses(classifier, attack(classifier, images, LABELS, KEY), LABELS)
-        for attack in (attacks.pgd(norm="l2", epsilon=2.0, num_steps=1, num_restarts=n) for n in (1, 8))
+        for attack in (attacks.PGD(norm="l2", epsilon=2.0, num_steps=1, num_restarts=n) for n in (1, 8))
     )
     assert often.mean() > once.mean()
 
 
 def test_same_key_same_images():
-    attack = attacks.pgd(norm="l2", epsilon=1.0, num_steps=2)
+    attack = attacks.PGD(norm="l2", epsilon=1.0, num_steps=2)
     first, second, other = (
         attack(tanh_classifier(), grey_images(), LABELS, jax.random.key(seed)) for seed in (1, 1, 2)
     )
@@ -305,17 +316,30 @@ def test_a_bad_image_disturbs_no_other(make):
     np.testing.assert_array_equal(found[2], broken[2])
 
 
-def test_the_loop_of_accelerators_is_the_written_out_one(monkeypatch):
-    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=3, num_restarts=2)
-    arguments = attack, tanh_classifier(), jnp.asarray(grey_images()), LABELS, KEY
-    expected = attacks._ascend.__wrapped__(*arguments)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    np.testing.assert_allclose(attacks._ascend.__wrapped__(*arguments), expected, rtol=0, atol=ROUNDING)
+@pytest.mark.parametrize(
+    "make",
+    [partial(attacks.PGD, norm="l2", num_steps=3, num_restarts=2), partial(attacks.DeepFool, num_steps=3)],
+    ids=["PGD", "DeepFool"],
+)
+def test_the_loop_of_accelerators_does_what_the_unrolled_one_does(make, monkeypatch):
+    tanh, images = tanh_classifier(), jnp.asarray(grey_images())
+
+    def classifier(images):  # a plain function, so that each call compiles the attack anew
+        return tanh(images)
+
+    attack, labels = make(epsilon=0.5), np.argmax(tanh(images), axis=1)
+    found = {}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        program = jax.make_jaxpr(lambda images: attack(classifier, images, labels, KEY))(images)
+        assert ("scan[" in str(program)) == (backend == "gpu")
+        found[backend] = attack(classifier, images, labels, KEY)
+    np.testing.assert_allclose(found["gpu"], found["cpu"], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_on_a_cpu_no_loop_is_around_the_network(num_steps):
-    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=num_steps, domain="unbounded")
+    attack = attacks.PGD(norm="l2", epsilon=0.5, num_steps=num_steps, domain="unbounded")
     program = str(jax.make_jaxpr(attack)(tanh_classifier(), jnp.asarray(grey_images()), LABELS, KEY))
     assert program.count("tanh") >= num_steps + 2
     assert "scan[" not in program
@@ -336,12 +360,12 @@ def counted(logits_fn):
 @each_attack
 def test_networks_and_windows_share_the_compiled_attack(make):
     counting, traces = counted(tanh_logits)
-    stack = subspaces.dct_diagonal(SHAPE, size=4, step=1)
+    windows = subspaces.dct_diagonal(SHAPE, size=4, step=1)
     attack_fn = jax.jit(lambda attack, *arguments: attack(*arguments))
     found = []
     for seed in range(3):
         classifier = jax.tree_util.Partial(counting, tanh_classifier(seed).args[0])
-        attack = make(epsilon=0.5, subspace=stack[seed])
+        attack = make(epsilon=0.5, subspace=windows[seed])
         found.append(attack_fn(attack, classifier, grey_images(), LABELS, KEY))
         if seed == 0:
             num_traces = len(traces)
@@ -414,7 +438,7 @@ def test_deepfool_is_exact_for_linear_classifiers():
     # Both cases: boundaries within reach, and beyond.
     epsilon = 1.02 * np.mean(np.sort(shortest)[2:4])
     lengths = np.minimum(1.02 * shortest, epsilon)
-    attack = attacks.deepfool(epsilon=float(epsilon), num_candidates=5)
+    attack = attacks.DeepFool(epsilon=float(epsilon), num_candidates=5)
     perturbed = attack(classifier, images, labels, KEY)
     np.testing.assert_allclose(
         perturbed, images + lengths[:, None, None, None] * directions, rtol=0, atol=10 * ROUNDING
@@ -428,9 +452,9 @@ def test_deepfool_takes_the_steps_of_the_solver(name):
     classifier, images = tanh_classifier(), jnp.asarray(grey_images())
     labels = np.argmax(classifier(images), axis=1)
     subspace = subspaces.full(SHAPE) if name == "everywhere" else make()
-    solve = partial(hmt_jax.deepfool, subspace=subspace, num_candidates=3, max_steps=2, overshoot=0.1)
-    solution = jax.vmap(lambda image: solve(classifier, image))(images)
-    attack = attacks.deepfool(epsilon=50.0, num_steps=2, num_candidates=3, overshoot=0.1, subspace=make())
+    solver = hmt_jax.solvers.DeepFool(num_candidates=3, max_steps=2, overshoot=0.1)
+    solution = jax.vmap(lambda image: hmt_jax.measure_margin(classifier, image, subspace, solver))(images)
+    attack = attacks.DeepFool(epsilon=50.0, num_steps=2, num_candidates=3, overshoot=0.1, subspace=make())
     perturbed = attack(classifier, images, labels, KEY)
     expected = images + jax.vmap(subspace.embed)(solution.coordinates)
     is_inside = np.asarray((expected >= 0) & (expected <= 1)).all(axis=(1, 2, 3))
@@ -447,7 +471,7 @@ def test_deepfool_stays_within_its_bounds(domain, name):
     images = scipy_flip(images).astype(np.float32) if domain == "flipped" else images
     classifier = tanh_classifier()
     labels = np.argmax(classifier(images), axis=1)
-    attack = attacks.deepfool(epsilon=0.4, domain=domain, subspace=make())
+    attack = attacks.DeepFool(epsilon=0.4, domain=domain, subspace=make())
     check_bounds(images, attack(classifier, images, labels, KEY), "l2", 0.4, domain, basis())
 
 
@@ -456,7 +480,7 @@ def test_deepfool_moves_pixels_at_the_border_that_have_room():
     weights, bias = jnp.zeros((4, 2)).at[:2, 0].set(1), jnp.array([-0.3, 0])
     classifier = jax.tree_util.Partial(linear_logits, weights, bias)
     image, pixels = np.array([0.6, 0, 0, 0], np.float32).reshape(1, 2, 2, 1), subspaces.full((2, 2, 1))
-    attack = attacks.deepfool(epsilon=1.0, num_steps=1)
+    attack = attacks.DeepFool(epsilon=1.0, num_steps=1)
     metrics = attacks.evaluate(classifier, image, np.array([0]), attack, KEY, subspaces=pixels)
     assert (metrics.clean_accuracy, metrics.accuracy) == (1, 0)
     np.testing.assert_allclose(metrics.energy, [(1.02 * 0.3) ** 2], rtol=1e-5)  # float32
@@ -488,7 +512,7 @@ def test_deepfool_is_exact_where_the_box_cuts_the_way_to_a_linear_boundary(domai
         expected.append(np.clip(image + 1.02 * change(least), 0, 1) if is_near else image + change(longest))
     assert 3 <= np.sum(norms(np.array(expected) - pixels, "l2") < 0.69) <= 9
     images, weights = to_pixels(pixels).astype(np.float32), to_pixels(normal).astype(np.float32)
-    attack = attacks.deepfool(epsilon=epsilon, domain=domain, num_steps=1)
+    attack = attacks.DeepFool(epsilon=epsilon, domain=domain, num_steps=1)
 
     @jax.vmap
     def perturb(image, gap):
@@ -531,8 +555,48 @@ def test_deepfool_leaves_images_for_which_the_solver_gives_up():
         whole = subspaces.full((8, 8, 1)) if subspace is None else subspace
         assert not hmt_jax.measure_margins(classifier, images, whole).is_converged.any()
         labels = np.argmax(classifier(images), axis=1)
-        attack = attacks.deepfool(epsilon=0.5, subspace=subspace, domain="unbounded")
+        attack = attacks.DeepFool(epsilon=0.5, subspace=subspace, domain="unbounded")
         np.testing.assert_array_equal(attack(classifier, images, labels, KEY), images)
+
+
+def test_equal_settings_make_equal_attacks():
+    subspace = window()
+    for first, second, other in (
+        (
+            attacks.PGD(norm="l2", epsilon=1, subspace=subspace),
+            attacks.PGD(norm="l2", epsilon=np.float32(1), num_steps=10, step_size=0.25, subspace=subspace),
+            attacks.PGD(norm="l2", epsilon=1, step_size=0.2, subspace=subspace),
+        ),
+        (
+            attacks.DeepFool(epsilon=1, subspace=subspace),
+            attacks.DeepFool(epsilon=1.0, num_steps=np.int64(5), subspace=subspace),
+            attacks.DeepFool(epsilon=1, overshoot=0.1, subspace=subspace),
+        ),
+    ):
+        assert first == second != other
+        assert hash(first) == hash(second)
+        assert jax.tree.structure(first) == jax.tree.structure(second) != jax.tree.structure(other)
+
+
+def test_the_length_of_a_step_depends_on_epsilon_and_the_number_of_steps():
+    attack = attacks.PGD(norm="linf", epsilon=0.4, num_steps=4)
+    assert attack.step_size == 0.25  # 2.5 epsilon / num_steps
+    assert dataclasses.replace(attack, epsilon=0.8, step_size=None).step_size == 0.5
+    assert attacks.PGD(norm="linf", epsilon=0.4, step_size=0.1).step_size == 0.1
+
+
+@each_attack
+def test_an_attack_is_a_pytree_of_the_arrays_of_its_subspace(make):
+    assert jax.tree.leaves(make(epsilon=1.0)) == []
+    subspace = window()
+    attack = make(epsilon=1.0, subspace=subspace)
+    (leaf,) = jax.tree.leaves(attack)
+    assert leaf is subspace.corner
+    assert jax.tree.map(lambda leaf: leaf, attack).epsilon == 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.epsilon = 2.0
+    with pytest.raises(TypeError, match="positional argument"):
+        type(attack)("l2", 1.0)
 
 
 @pytest.mark.parametrize("number", [jnp.float32, np.float32, np.array])
@@ -559,7 +623,7 @@ def digits_mlp():
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("l2", 0.8), ("linf", 0.12)])
 def test_stronger_attacks_leave_less_accuracy(norm, epsilon, digits_mlp):
-    make = partial(attacks.pgd, norm=norm, random_start=False)
+    make = partial(attacks.PGD, norm=norm, random_start=False)
     ladder = [make(epsilon=epsilon, num_steps=1), *(make(epsilon=epsilon, num_steps=n) for n in (3, 10))]
     ladder.append(make(epsilon=3 * epsilon, num_steps=10))
     metrics = [attacks.evaluate(*digits_mlp, attack, KEY) for attack in ladder]
@@ -576,9 +640,9 @@ def shift_images(shift, classifier, images, labels, key):
     return jnp.clip(images + shift[None], 0, 1)
 
 
-def window_stack():
-    """The four windows of which the frequencies of the images are made up."""
-    return subspaces.stack(subspaces.dct_window(SHAPE, row, column, 3) for row in (0, 3) for column in (0, 3))
+def four_windows():
+    """Windows that together hold all frequencies of the images."""
+    return subspaces.dct_grid(SHAPE, size=3, step=3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
@@ -587,7 +651,7 @@ def test_evaluation_is_exact_for_every_batch_size(batch_size):
     labels, shift = np.arange(7) % 4, 0.3 * np.random.default_rng(3).normal(size=SHAPE)
     classifier = tanh_classifier()
     attack = jax.tree_util.Partial(shift_images, jnp.asarray(shift, jnp.float32))
-    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=batch_size, subspaces=window_stack())
+    metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=batch_size, subspaces=four_windows())
     clean = images / 255
     perturbed = np.clip(clean + shift, 0, 1)
     for name, expected in (("clean_", clean), ("", perturbed)):
@@ -605,7 +669,7 @@ def test_evaluation_is_exact_for_every_batch_size(batch_size):
 
 def test_evaluation_runs_the_attack(digits_mlp):
     classifier, images, labels = digits_mlp
-    attack = attacks.pgd(norm="l2", epsilon=0.5, num_steps=3, random_start=False)
+    attack = attacks.PGD(norm="l2", epsilon=0.5, num_steps=3, random_start=False)
     metrics = attacks.evaluate(classifier, images, labels, attack, KEY, batch_size=32)
     perturbed = attack(classifier, images, labels, KEY)
     assert metrics.accuracy == np.mean(np.asarray(classifier(perturbed)).argmax(1) == labels)
@@ -615,14 +679,66 @@ def test_evaluation_runs_the_attack(digits_mlp):
 
 
 def test_a_perturbation_in_a_window_has_its_energy_there():
-    stack = window_stack()
-    attack = QUICK_PGD(epsilon=0.3, subspace=stack[1])
-    metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=stack)
+    windows = four_windows()
+    attack = QUICK_PGD(epsilon=0.3, subspace=windows[1])
+    metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=windows)
     assert 0.05 < metrics.energy[1] <= 0.3**2 + 1e-6
     np.testing.assert_allclose(np.delete(metrics.energy, 1), 0, atol=1e-10)  # squares of float32 rounding
-    for one in (stack[1], subspaces.full(SHAPE)):  # the whole space has no arrays
+    for one in (windows[1], subspaces.full(SHAPE)):  # the whole space has no arrays
         alone = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=one)
         np.testing.assert_allclose(alone.energy, [metrics.energy[1]], rtol=1e-5)
+
+
+def test_energies_in_subspaces_of_several_kinds_are_in_their_order():
+    """Against orthogonal projections in NumPy, with subspaces of one kind apart from each other in the list."""
+    images, shift = grey_images(), 0.3 * np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)
+    attack = jax.tree_util.Partial(shift_images, jnp.asarray(shift))
+    small = np.linalg.qr(np.random.default_rng(6).normal(size=(NUM_PIXELS, 3)))[0]
+    large, everything = random_basis(), np.eye(NUM_PIXELS)
+    other_large = np.linalg.qr(np.random.default_rng(7).normal(size=large.shape))[0]
+    members = {
+        "whole": (subspaces.full(SHAPE), everything),
+        "large": (subspaces.from_basis(large.astype(np.float32), SHAPE), large),
+        "window": (window(), window_basis()),
+        "small": (subspaces.from_basis(small.astype(np.float32), SHAPE), small),
+        "other large": (subspaces.from_basis(other_large.astype(np.float32), SHAPE), other_large),
+        "whole again": (subspaces.full(SHAPE), everything),
+    }
+    chosen, bases = zip(*members.values(), strict=True)
+    metrics = attacks.evaluate(tanh_classifier(), images, LABELS, attack, KEY, batch_size=4, subspaces=list(chosen))
+    changes = (np.clip(images + shift, 0, 1) - images).reshape(len(images), -1).astype(np.float64)
+    expected = [np.mean(np.sum((changes @ basis) ** 2, axis=1)) for basis in bases]
+    assert metrics.energy.shape == (6,)
+    np.testing.assert_allclose(metrics.energy, expected, rtol=1e-5)  # float32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row(subspaces.Subspace):
+    """A row of pixels, which counts how often its coordinates are traced."""
+
+    is_orthonormal = True  # so that no check traces them
+    row: jax.Array
+    image_shape: tuple[int, int, int] = dataclasses.field(default=SHAPE, metadata={"static": True})
+    traces = []  # noqa: RUF012 - of the class
+
+    def coordinates(self, image):
+        Row.traces.append(None)
+        return image[self.row].reshape(-1)
+
+    def embed(self, z):
+        return jnp.zeros(self.image_shape, z.dtype).at[self.row].set(z.reshape(self.image_shape[1:]))
+
+
+def test_many_subspaces_of_one_kind_make_one_program():
+    attack, counts = jax.tree_util.Partial(shift_images, jnp.full(SHAPE, 0.1)), []
+    for num_rows in (1, 2, 6):
+        rows, num_before = [Row(jnp.asarray(row)) for row in range(num_rows)], len(Row.traces)
+        metrics = attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, subspaces=rows)
+        np.testing.assert_allclose(metrics.energy, np.full(num_rows, 12 * 0.1**2), rtol=1e-5)  # float32
+        counts.append(len(Row.traces) - num_before)
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
 
 
 def test_all_batches_and_networks_share_one_compilation():
@@ -659,7 +775,7 @@ def test_all_batches_and_networks_share_one_compilation():
 )
 def test_bad_settings_of_pgd(settings, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        attacks.pgd(**{"norm": "l2", "epsilon": 1.0} | settings)
+        attacks.PGD(**{"norm": "l2", "epsilon": 1.0} | settings)
 
 
 @pytest.mark.parametrize(
@@ -669,12 +785,14 @@ def test_bad_settings_of_pgd(settings, message):
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"overshoot": -0.1}, r"overshoot must be finite and not negative, got -0\.1"),
         ({"num_candidates": 1}, "num_candidates must be at least 2"),
+        ({"epsilon": "1"}, "epsilon must be a single number, known when compiling, got '1'"),
+        ({"num_steps": 2.5}, r"num_steps must be a whole number, got 2\.5"),
         ({"domain": "dct"}, "domain must be one of 'pixels', 'flipped', 'unbounded', got 'dct'"),
     ],
 )
 def test_bad_settings_of_deepfool(settings, message):
     with pytest.raises(ValueError, match=message):
-        attacks.deepfool(**{"epsilon": 1.0} | settings)
+        attacks.DeepFool(**{"epsilon": 1.0} | settings)
 
 
 @each_attack
@@ -690,22 +808,33 @@ def test_bad_images(make):
     narrow = make(epsilon=1.0, subspace=subspaces.full((6, 5, 2)))
     with pytest.raises(ValueError, match=r"the subspaces are for images of shape \(6, 5, 2\)"):
         narrow(classifier, images, LABELS, KEY)
+    several = make(epsilon=1.0, subspace=[window()])
+    with pytest.raises(
+        TypeError, match=r"the attack's subspace must be one subspace of hmt_jax.subspaces, or None, got"
+    ):
+        several(classifier, images, LABELS, KEY)
 
 
 def test_bad_arguments_of_evaluate():
-    evaluate = partial(attacks.evaluate, tanh_classifier(), attack=attacks.deepfool(epsilon=1.0), key=KEY)
+    evaluate = partial(attacks.evaluate, tanh_classifier(), attack=attacks.DeepFool(epsilon=1.0), key=KEY)
     for images, labels in ((grey_images(), LABELS[:-1]), (grey_images()[:0], LABELS[:0])):
         with pytest.raises(ValueError, match=r"labels \(N,\), with N at least 1, got"):
             evaluate(images, labels)
-    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
-        evaluate(grey_images(), LABELS, subspaces=[window()])
+    for wrong, kind, message in (
+        (3, TypeError, r"subspaces must be one subspace of hmt_jax\.subspaces or a list of them, got int"),
+        ([window(), None], TypeError, "every one of the subspaces must have methods coordinates and embed, got None"),
+        ([], ValueError, "subspaces is empty: pass at least one subspace"),
+        ([window(), subspaces.full((6, 5, 2))], ValueError, r"the subspaces are for images of shape \(6, 5, 2\), but"),
+    ):
+        with pytest.raises(kind, match=message):
+            evaluate(grey_images(), LABELS, subspaces=wrong)
     for wrong, message in (
         (lambda images: images.reshape(len(images), -1)[:1], r"for N = 6 it returned \(1, 72\)"),
         (lambda images: images.reshape(len(images), -1)[:, :1], "classifier has one class only"),
         (lambda images: images.reshape(len(images), -1).argmax(1), r"for N = 6 it returned \(6,\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            attacks.evaluate(wrong, grey_images(), LABELS, attacks.deepfool(epsilon=1.0), KEY)
+            attacks.evaluate(wrong, grey_images(), LABELS, attacks.DeepFool(epsilon=1.0), KEY)
         with pytest.raises(ValueError, match=message):
             training.evaluate(wrong, grey_images(), LABELS, devices=jax.devices()[:1])
     with pytest.raises(
@@ -718,8 +847,9 @@ def test_bad_arguments_of_evaluate():
 
 @each_attack
 def test_images_that_an_attack_can_not_move_give_a_warning(make):
-    images, remedy = 255 * grey_images(), "or an attack with domain='unbounded', for this one moves no pixel out of"
-    with pytest.warns(hmt_jax.PixelRangeWarning, match=f"give images before normalisation, {remedy}") as warned:
+    images = 255 * grey_images()
+    message = "pass images before normalisation, or an attack with domain='unbounded', because this one moves no pixel"
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=message) as warned:
         attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0), KEY)
     assert len(warned) == 1
     assert warned[0].filename == __file__
@@ -730,7 +860,7 @@ def test_images_that_an_attack_can_not_move_give_a_warning(make):
         attacks.evaluate(tanh_classifier(), flipped, LABELS, make(epsilon=1.0, domain="flipped"), KEY)
 
 
-def test_what_attacks_take_and_return_is_checked():
+def test_arguments_and_results_of_attacks_are_checked():
     images = grey_images()
     for attack, message in (
         (
@@ -739,10 +869,11 @@ def test_what_attacks_take_and_return_is_checked():
         ),
         (lambda classifier, images, labels, key: None, "got a NoneType: return one image for each that is passed"),
         (
-            attacks.pgd,
-            "pgd.* returns, with its parentheses, or a function of .classifier, images, labels, key., got <func",
+            partial(attacks.PGD, norm="l2"),
+            r"attack must be an attack, such as hmt_jax\.attacks\.PGD\(norm='l2', epsilon=1\.0\), or a function of "
+            ".classifier, images, labels, key., got functools",
         ),
-        (attacks.PGD, "with its parentheses, or a function of .classifier, images, labels, key., got <class"),
+        (attacks.PGD, "or a function of .classifier, images, labels, key., got <class"),
         (None, "attack must not be None: to measure unperturbed images, use hmt_jax.training.evaluate"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
@@ -776,11 +907,11 @@ def test_a_plain_function_is_an_attack():
 
 def test_starts_of_large_images_in_half_precision_fill_the_ball():
     """The squared length of 270,000 numbers near 1 is infinite in float16."""
-    attack = attacks.pgd(norm="l2", epsilon=100.0, num_steps=1, step_size=1e-3, domain="unbounded")
-    image = jnp.zeros((300, 300, 3), jnp.float16)
-    lengths = [np.linalg.norm(np.asarray(attack._start(jax.random.key(seed), image), np.float64)) for seed in range(3)]
+    changes = random_starts(
+        3, level=0.0, shape=(300, 300, 3), dtype=np.float16, norm="l2", epsilon=100.0, domain="unbounded"
+    )
     # In 270,000 dimensions nearly all of a ball is near its surface; float16 has three digits.
-    np.testing.assert_allclose(lengths, 100, rtol=1e-2)
+    np.testing.assert_allclose(norms(changes, "l2"), 100, rtol=1e-2)
 
 
 @each_attack
@@ -807,7 +938,7 @@ def test_labels_may_be_of_any_whole_type_and_part_of_a_program(make, dtype):
 
 
 def test_every_image_has_a_random_start_of_its_own():
-    attack = attacks.pgd(norm="l2", epsilon=0.3, num_steps=1, step_size=1e-3)
+    attack = attacks.PGD(norm="l2", epsilon=0.3, num_steps=1, step_size=1e-3)
     changes = attack(linear_classifier()[0], np.full((16, *SHAPE), 0.5, np.float32), np.zeros(16, int), KEY) - 0.5
     # Of those whose loss was less at the start, and after a step of 0.001, the image itself is given back.
     changes = [change for change in np.asarray(changes) if np.linalg.norm(change) > 2e-3]

@@ -16,7 +16,7 @@ def tiny(num_images, data_dir):
     """A linear classifier, which DeepFool leaves in one step, so that the passes can be counted."""
     classifier = models.create("logistic", jax.random.key(0), image_shape=(4, 4, 1), num_classes=5)
     images = np.asarray(jax.random.uniform(jax.random.key(1), (num_images, 4, 4, 1)))
-    return workloads.Workload("logistic", classifier, images, [subspaces.dct_diagonal((4, 4, 1), 2, 1)], 100)
+    return workloads.Workload("logistic", classifier, images, subspaces.dct_diagonal((4, 4, 1), 2, 1), 100)
 
 
 @pytest.fixture
@@ -93,10 +93,9 @@ def _linear_margins(workload, num_candidates):
     weights = np.asarray(workload.classifier.network.linear.kernel[...], np.float64)
     images = workload.images.reshape(20, -1).astype(np.float64)
     logits = images @ weights + np.asarray(workload.classifier.network.linear.bias[...])
-    (stack,) = workload.subspaces
-    margins = np.empty((len(stack), 20))
-    for r in range(len(stack)):
-        basis = np.stack([np.asarray(stack[r].embed(unit)).ravel() for unit in np.eye(stack.dimension)])
+    margins = np.empty((len(workload.subspaces), 20))
+    for r, subspace in enumerate(workload.subspaces):
+        basis = np.stack([np.asarray(subspace.embed(unit)).ravel() for unit in np.eye(subspace.dimension)])
         for n in range(20):
             label, *others = np.argsort(-logits[n])[:num_candidates]
             gaps = [logits[n, label] - logits[n, k] for k in others]

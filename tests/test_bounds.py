@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_network
 from flax import nnx
+from helpers import labels_of, random_images, random_network
 
 from hmt_jax import Status, bounds, exact, models, subspaces
 
@@ -19,12 +19,7 @@ def network(name, seed=0, shape=SHAPE, mean=(0.4,), std=(0.7,), **options):
 
 
 def images_of(num=3, seed=0, shape=SHAPE):
-    return np.random.default_rng(seed).random((num, *shape)).astype(np.float32)
-
-
-@jax.jit
-def labels_of(classifier, images):
-    return classifier(images).argmax(1)
+    return random_images(num, *shape, seed=seed, dtype="float32")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -117,6 +112,26 @@ def test_bounds_follow_the_scale_of_images_and_not_that_of_logits(name):
     np.testing.assert_allclose(bounds.certify(loud, images, plane).radius, radius, rtol=0.01)
 
 
+def test_subspaces_of_all_kinds_and_dimensions_are_certified_in_the_order_given():
+    classifier, images = network("mlp"), images_of()
+    line, plane = (subspaces.random(jax.random.key(0), SHAPE, dimension) for dimension in (1, 2))
+    mixed = [line, subspaces.dct_window(SHAPE, 0, 1, 1), plane]
+    found = bounds.certify(classifier, images, mixed)
+    assert found.radius.shape == found.label.shape == (3, 3)
+    for r, subspace in enumerate(mixed):
+        alone = bounds.certify(classifier, images, subspace)
+        np.testing.assert_array_equal(found.radius[r], alone.radius[0])
+        np.testing.assert_array_equal(found.label[r], alone.label[0])
+
+
+def test_8_bit_images_are_divided_by_255():
+    classifier, line = network("mlp"), subspaces.random(jax.random.key(0), SHAPE, 1)
+    pixels = (255 * images_of()).round().astype(np.uint8)
+    found, expected = (bounds.certify(classifier, images, line) for images in (pixels, pixels / np.float32(255)))
+    np.testing.assert_allclose(found.radius, expected.radius, rtol=1e-5)
+    np.testing.assert_array_equal(found.label, expected.label)
+
+
 def test_a_sample_without_a_label_disturbs_no_other():
     classifier, images = network("mlp"), images_of()
     windows = subspaces.dct_diagonal(SHAPE, size=1, step=1)
@@ -154,8 +169,10 @@ def test_what_is_not_supported_is_told():
     images = images_of(1)
     with pytest.raises(TypeError, match=r"named 'logistic', 'mlp' or 'lenet', made by create, load or from_torch.*got"):
         bounds.certify(lambda images: images, images, subspaces.full(SHAPE))
-    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
-        bounds.certify(network("mlp"), images, [subspaces.full(SHAPE)])
+    with pytest.raises(TypeError, match=r"subspaces must be one subspace of hmt_jax\.subspaces or a list of them, got"):
+        bounds.certify(network("mlp"), images, None)
+    with pytest.raises(ValueError, match="subspaces is empty: pass at least one subspace"):
+        bounds.certify(network("mlp"), images, [])
     unknown = models.Normalized(nnx.Linear(24, 4, rngs=nnx.Rngs(0)), jnp.zeros(1), jnp.ones(1))
     with pytest.raises(TypeError, match="whose layers are known; got Linear"):
         bounds.certify(unknown, images, subspaces.full(SHAPE))

@@ -215,8 +215,8 @@ def test_a_checkpoint_that_cannot_be_read_is_named(kept, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
-    settings = ["network=mlp", "num_epochs=40", "batch_size=32", "num_images=2", "measure_every=20"]
+def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_path):
+    settings = ["network=mlp", "num_epochs=12", "batch_size=32", "num_images=2", "measure_every=6"]
 
     def start(path):
         command = [sys.executable, "-m", "experiments", "run", "digits", "--set", *settings]
@@ -231,16 +231,30 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
         assert process.returncode == 0, errors
 
     finish(start(tmp_path / "alone"))
-    moments = random.Random(0)
     killed = tmp_path / "killed"
-    for _ in range(5):
+
+    def entries(folder):
+        return {entry.name for entry in (killed / folder).iterdir()} if (killed / folder).exists() else set()
+
+    def whole():
+        return {name for name in entries("checkpoints") if name.isdecimal()}
+
+    # While the first checkpoint is written, while the epoch after another one is trained or saved, and when margins
+    # have been measured in the middle of training. Each waits for what is new, so that the run gets on between them.
+    part_of_an_epoch = random.Random(0).uniform(0, 0.2)
+    for found, delay in (
+        (lambda: entries("checkpoints"), 0),
+        (whole, part_of_an_epoch),
+        (lambda: entries("monitored"), 0),
+    ):
+        before = found()
         process = start(killed)
-        while not (killed / "checkpoints").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        while not found() - before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
     assert not (killed / "checkpoint.safetensors").exists()
     assert any((killed / "checkpoints").iterdir())
     finish(start(killed))

@@ -3,9 +3,11 @@
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import equinox
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,6 @@ from hmt_jax import attacks, classifiers, models, subspaces, training
 
 SHAPE = (4, 3, 2)
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 24, 6, 3
-NUM_IMAGES = 5
 
 # How often the body of a network was traced.
 TRACES = []
@@ -99,13 +100,12 @@ def random_weights(seed):
     return Weights(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
 
 
-def random_images():
-    return np.random.default_rng(7).uniform(size=(NUM_IMAGES, *SHAPE)).astype(np.float32)
+random_images = partial(helpers.random_images, 5, *SHAPE, seed=7, dtype="float32")
 
 
 def measure(classifier):
     window = subspaces.dct_window(SHAPE, row=0, column=1, size=2)
-    return hmt_jax.measure_margins(classifier, random_images(), window, devices=jax.devices()[:1], num_lanes=3)
+    return hmt_jax.measure_margins(classifier, random_images(), window, devices=jax.devices()[:1], batch_size=3)
 
 
 def numpy_logits(weights, images):
@@ -142,9 +142,9 @@ def test_every_kind_of_classifier_gives_the_same_margins_and_shares_one_compilat
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_data_of_single_margins_too(kind):
     image, subspace = random_images()[0], subspaces.full(SHAPE)
-    first = hmt_jax.deepfool(KINDS[kind](random_weights(0)), image, subspace)
+    first = hmt_jax.measure_margin(KINDS[kind](random_weights(0)), image, subspace)
     num_traces = len(TRACES)
-    second = hmt_jax.deepfool(KINDS[kind](random_weights(1)), image, subspace)
+    second = hmt_jax.measure_margin(KINDS[kind](random_weights(1)), image, subspace)
     assert len(TRACES) == num_traces
     assert first.margin != second.margin
 
@@ -218,7 +218,7 @@ def test_modules_in_training_mode_are_refused(module, name):
     with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=message):
-        hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE))
 
 
 class TrainsWhenCalled(nnx.Module):
@@ -243,9 +243,9 @@ def test_calls_in_training_mode_are_refused(layer):
     for measure in (
         lambda classifier: training.evaluate(classifier, images, np.zeros(len(images), int)),
         lambda classifier: hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE)),
-        lambda classifier: hmt_jax.deepfool(classifier, images[0], subspaces.full(SHAPE)),
+        lambda classifier: hmt_jax.measure_margin(classifier, images[0], subspaces.full(SHAPE)),
     ):
-        with pytest.raises(ValueError, match="a call updates its batch statistics, or draws random numbers; give"):
+        with pytest.raises(ValueError, match="a call updates its batch statistics, or draws random numbers; pass"):
             measure(module)
         measure(lambda images: module(images, train=False))
 
@@ -306,11 +306,11 @@ def equinox_batch_norm():
     ids=["dropout", "batch norm", "Partial", "itself"],
 )
 def test_equinox_modules_in_training_mode_are_refused(module, name):
-    message = rf"the classifier's {name} is in training mode: give equinox\.nn\.inference_mode\(classifier\) instead"
+    message = rf"the classifier's {name} is in training mode: pass equinox\.nn\.inference_mode\(classifier\) instead"
     with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=message):
-        hmt_jax.deepfool(module(), random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE))
 
 
 def test_equinox_modules_in_inference_mode_are_measured():
@@ -358,7 +358,7 @@ def test_linen_modules_in_training_mode_are_refused(kind, reason):
     with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
     with pytest.raises(ValueError, match=message):
-        hmt_jax.deepfool(classifier, random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(classifier, random_images()[0], subspaces.full(SHAPE))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_linen_modules_must_be_bound():
     module = LinenNetwork(NUM_HIDDEN, NUM_CLASSES)
     with pytest.raises(
         ValueError,
-        match=r"a Flax Linen module has no parameters of its own: give module\.bind\(variables\), or "
+        match=r"a Flax Linen module has no parameters of its own: pass module\.bind\(variables\), or "
         r"jax\.tree_util\.Partial\(module\.apply, variables\)",
     ):
         hmt_jax.measure_margins(module, random_images(), subspaces.full(SHAPE))
@@ -419,7 +419,8 @@ def test_the_restriction_is_the_classifier_around_the_image():
 def test_the_restriction_of_a_bad_image_is_nan_whatever_the_classifier_makes_of_it(pixel):
     image = random_images()[0]
     image[3, 2, 1] = pixel
-    restriction = classifiers.restrict(lambda images: images[:, 0, 0], image, subspaces.full(SHAPE))
+    classifier = classifiers.as_pytree(lambda images: images[:, 0, 0])
+    restriction = classifiers.restrict(classifier, image, subspaces.full(SHAPE))
     assert np.isnan(restriction(jnp.zeros(NUM_PIXELS))).all()
 
 
@@ -478,7 +479,7 @@ CALLS = {
     "measure_margins": lambda function, images: hmt_jax.measure_margins(
         function, images, subspaces.full(SHAPE), devices=jax.devices()[:1]
     ),
-    "deepfool": lambda function, images: hmt_jax.deepfool(function, images[0], subspaces.full(SHAPE)),
+    "measure_margin": lambda function, images: hmt_jax.measure_margin(function, images[0], subspaces.full(SHAPE)),
     "training.evaluate": lambda function, images: training.evaluate(function, images, np.zeros(len(images), int)),
     "attacks.evaluate": lambda function, images: attacks.evaluate(
         two_logits,
@@ -487,7 +488,7 @@ CALLS = {
         lambda classifier, images, labels, key: images + 0 * function(images)[:, :1, None, None],
         jax.random.key(0),
     ),
-    "pgd": lambda function, images: attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)(
+    "PGD": lambda function, images: attacks.PGD(norm="l2", epsilon=0.1, num_steps=1)(
         function, images, np.zeros(len(images), int), jax.random.key(0)
     ),
     "augment": lambda function, images: training.train(
@@ -795,7 +796,7 @@ def test_functions_that_would_train_a_module_are_refused_and_leave_it_whole(func
 
 def test_images_with_channels_first_are_told_how_to_turn():
     images = np.zeros((1, 2, 4, 3), np.float32)
-    with pytest.raises(ValueError, match=r"but images have shape \(2, 4, 3\) .*; give images\.transpose\(0, 2, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"but images have shape \(2, 4, 3\) .*; pass images\.transpose\(0, 2, 3, 1\)"):
         hmt_jax.measure_margins(two_logits, images, subspaces.full(SHAPE))
     with pytest.raises(ValueError, match="make the subspaces for that shape"):
         hmt_jax.measure_margins(two_logits, images, subspaces.full((4, 3, 3)))

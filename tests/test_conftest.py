@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from conftest import shared_folder
+from helpers import shared_folder
 
 
 @pytest.mark.parametrize("text", [None, ""])

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
-from conftest import random_network
+from helpers import random_network
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
@@ -338,7 +338,7 @@ def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
 def test_load_without_a_package(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ModuleNotFoundError, match=rf"{name} can't be had without {module}: pip install 'hmt-jax\[data\]'"
+        ModuleNotFoundError, match=rf"{name} can't be used without {module}: pip install 'hmt-jax\[data\]'"
     ):
         data.load(name, tmp_path)
 
@@ -390,9 +390,7 @@ def test_prepare_from_files_put_there_by_hand(tmp_path, publish, monkeypatch):
 
 @pytest.mark.parametrize("name", ["/proc", "/proc/new"])
 def test_prepare_where_no_folder_can_be_made(name):
-    match = (
-        rf"^no folder can be made in {name} \(No such file or directory\): name as data_dir one that can be written$"
-    )
+    match = rf"^no folder can be made in {name} \(No such file or directory\): pass a data_dir that can be written$"
     with pytest.raises(OSError, match=match):
         data.prepare("mnist", name)
 
@@ -400,7 +398,7 @@ def test_prepare_where_no_folder_can_be_made(name):
 def test_prepare_without_a_network(tmp_path, monkeypatch):
     attempts = forbid_network(monkeypatch)
     match = (
-        r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put what you get into "
+        r"can't download cifar10: download http.*/cifar-10-binary.tar.gz on another machine, put the files into "
         rf"{tmp_path}/downloads/manual, and run hmt_jax\.data\.prepare\('cifar10', '{tmp_path}'\), "
         r"or .* again \(.*no network here"
     )
@@ -558,7 +556,7 @@ def test_from_arrays_counts_classes_of_both_sets():
         (
             "test_images",
             np.zeros((0, 4, 5, 1), np.uint8),
-            r"test_images is empty, with shape \(0, 4, 5, 1\): give at least one",
+            r"test_images is empty, with shape \(0, 4, 5, 1\): pass at least one",
         ),
         (
             "test_images",
@@ -763,7 +761,7 @@ CLASSES_HOLD_IMAGES = "they must lie in the classes' folders themselves"
         (
             ["a/x.png", "b/images/x.png"],
             "",
-            "{0}/b holds images only deeper, in images: move them up, for " + CLASSES_HOLD_IMAGES,
+            "{0}/b holds images only deeper, in images: move them up, because " + CLASSES_HOLD_IMAGES,
         ),
     ],
     ids=["splits in a folder", "images below classes of splits", "images below a class", "many", "one class of two"],

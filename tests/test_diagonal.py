@@ -25,8 +25,8 @@ def test_evaluation_is_by_the_attack_that_the_fields_describe():
 def test_training_is_against_the_attack_that_the_fields_describe(kind):
     fields = {"attack": kind, "epsilon": 0.3, "attack_steps": 4}
     attack = configured(**fields, attack_band="low_pass:3").training_attack((8, 8, 1))
-    assert (attack.epsilon, attack.domain, attack.subspace.dimension) == (0.3, "unbounded", 9)
-    assert (attack.num_steps if kind == "pgd" else attack.solver.max_steps) == 4
+    assert isinstance(attack, {"pgd": attacks.PGD, "deepfool": attacks.DeepFool}[kind])
+    assert (attack.epsilon, attack.num_steps, attack.domain, attack.subspace.dimension) == (0.3, 4, "unbounded", 9)
     everywhere = configured(**fields).training_attack((8, 8, 1))
     assert (everywhere.domain, everywhere.subspace) == ("pixels", None)
 
@@ -35,7 +35,7 @@ def test_the_recipe_and_the_solver_are_those_that_the_fields_describe():
     recipe = {"num_epochs": 3, "batch_size": 5, "max_learning_rate": 0.1, "compute_dtype": "bfloat16"}
     config = configured(**recipe, augmentation="crop_and_mirror", num_candidates=4, overshoot=0.5, max_steps=7)
     assert config.recipe == training.Recipe(**recipe, augment=training.crop_and_mirror)
-    assert config.solver == solvers.deepfool(num_candidates=4, overshoot=0.5, max_steps=7)
+    assert config.solver == solvers.DeepFool(num_candidates=4, overshoot=0.5, max_steps=7)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
     config, key = configured(attack="pgd", epsilon=0.1, evaluation_steps=8), jax.random.key(0)
     found = evaluation.robustness(config, classifier, images, labels, windows, key)["evaluations"]
     for entry, num_steps in zip(found, (2, 8), strict=True):
-        attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=num_steps)
+        attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=num_steps)
         # All images are one batch, the first.
         changes = np.asarray(attack(classifier, images, labels, jax.random.fold_in(key, 0))) - images
         energy = [
@@ -64,8 +64,8 @@ def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
 
 
 def test_right_and_right_under_attack_are_told_apart(attacked):
-    attack = attacks.pgd(norm="l2", epsilon=3.0, num_steps=8)
-    found = evaluation.monitor(*attacked, solvers.deepfool(), attack, jax.random.key(0))
+    attack = attacks.PGD(norm="l2", epsilon=3.0, num_steps=8)
+    found = evaluation.monitor(*attacked, solvers.DeepFool(), attack, jax.random.key(0))
     assert found["is_right"].all()
     assert not found["is_right_under_attack"].all()
 

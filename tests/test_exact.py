@@ -1,26 +1,27 @@
 """Exact margins against closed forms, brute force over grids, and SciPy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from conftest import random_network
+from helpers import (
+    basis_of,
+    labels_of,
+    linear_logits,
+    random_images,
+    random_network,
+    solve_all,
+    with_parameters,
+)
 
 import hmt_jax
 from hmt_jax import Status, exact, frequency, solvers, subspaces
 from hmt_jax.exact._least_norm import least_norm_point
-from hmt_jax.margins import _solve_one
+from hmt_jax.solvers import Linear, Scan
 
 SHAPE = (3, 4, 2)
 NUM_PIXELS = 24
-
-
-def linear_logits(parameters, images):
-    weights, biases = parameters
-    return images.reshape(len(images), -1) @ weights.T + biases[None]
 
 
 def sphere_logits(parameters, images):
@@ -29,15 +30,9 @@ def sphere_logits(parameters, images):
     return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
 
 
-def basis_of(subspace):
-    return np.asarray(jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))).reshape(subspace.dimension, -1).T
-
-
 def measure(logits, parameters, images, subspace, solver):
     """Solutions of images in one subspace, in one program without lanes, which compiles soon."""
-    classifier = jax.tree_util.Partial(logits, jax.tree.map(jnp.asarray, parameters))
-    solve = jax.vmap(functools.partial(_solve_one, solver), (None, 0, None))
-    return jax.tree.map(np.asarray, solve(classifier, jnp.asarray(images), subspace))
+    return solve_all(with_parameters(logits, parameters), images, subspace, solver)
 
 
 # Linear classifiers
@@ -49,7 +44,7 @@ def linear_parameters(num_classes, scale=1.0):
 
 
 def images_of(num, seed=0):
-    return np.random.default_rng(seed).random((num, *SHAPE)).astype(np.float32)
+    return random_images(num, *SHAPE, seed=seed, dtype="float32")
 
 
 def closed_form(parameters, images, subspace):
@@ -68,7 +63,7 @@ def test_linear_margins_are_the_closed_form(num_classes, dimension):
     weights, biases = linear_parameters(num_classes)
     images = images_of(5)
     subspace = subspaces.random(jax.random.key(dimension), SHAPE, dimension)
-    found = measure(linear_logits, (weights, biases), images, subspace, exact.linear())
+    found = measure(linear_logits, (weights, biases), images, subspace, Linear())
 
     inside = weights @ basis_of(subspace)
     for n, (row, label, distances) in enumerate(closed_form((weights, biases), images, subspace)):
@@ -88,7 +83,7 @@ def test_a_linear_boundary_that_a_subspace_never_meets_is_infinitely_far_away():
     pixel = subspaces.from_basis(np.eye(NUM_PIXELS, 1), SHAPE)
     images = images_of(2)
     images[1, 0, 0, 0] = np.nan
-    found = measure(linear_logits, (weights, biases), images, pixel, exact.linear())
+    found = measure(linear_logits, (weights, biases), images, pixel, Linear())
     assert found.status.tolist() == [Status.ZERO_GRADIENT, Status.NON_FINITE]
     assert found.margin[0] == np.inf
     assert np.isnan(found.margin[1])
@@ -96,15 +91,15 @@ def test_a_linear_boundary_that_a_subspace_never_meets_is_infinitely_far_away():
     assert found.label[0] == found.adversarial_label[0]
 
 
-@pytest.mark.parametrize("solver", [exact.linear(), exact.scan(reach=50, resolution=0.1)])
+@pytest.mark.parametrize("solver", [Linear(), Scan(reach=50, resolution=0.1)])
 def test_margins_follow_the_scale_of_images_and_not_that_of_logits(solver):
     images, line = images_of(4), subspaces.random(jax.random.key(0), SHAPE, 1)
     weights, biases = linear_parameters(4)
     margin = measure(linear_logits, (weights, biases), images, line, solver).margin
     of_logits = measure(linear_logits, (1000 * weights, 1000 * biases), images, line, solver).margin
     np.testing.assert_allclose(of_logits, margin, rtol=1e-4)  # float32, of gaps of logits
-    if solver != exact.linear():
-        solver = exact.scan(reach=50_000, resolution=100)
+    if solver != Linear():
+        solver = Scan(reach=50_000, resolution=100)
     of_images = measure(linear_logits, (weights, 1000 * biases), 1000 * images, line, solver).margin
     np.testing.assert_allclose(of_images, 1000 * margin, rtol=1e-4)
 
@@ -158,7 +153,7 @@ def test_the_margin_of_a_sphere_is_the_nearest_root_over_all_directions(radius, 
         np.testing.assert_allclose(np.linalg.norm(offset + basis @ solution.coordinates), radius, rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [exact.linear(), solvers.deepfool(), solvers.tight("fast")], ids=str)
+@pytest.mark.parametrize("solver", [Linear(), solvers.DeepFool(), solvers.tight("fast")], ids=str)
 def test_what_rounding_leaves_of_a_filtered_band_is_no_direction(solver):
     """Windows that a filter before the network removes have no boundary; the others have that of the weights."""
     shape = (6, 6, 1)
@@ -181,7 +176,7 @@ def test_a_direction_that_hardly_counts_is_one():
     weights[:, 0] *= 1e-5
     pixel = subspaces.from_basis(np.eye(NUM_PIXELS, 1), SHAPE)
     images = images_of(4)
-    found = measure(linear_logits, (weights, biases), images, pixel, exact.linear())
+    found = measure(linear_logits, (weights, biases), images, pixel, Linear())
     assert (found.status == Status.CONVERGED).all()
     expected = [distances.min() for *_, distances in closed_form((weights, biases), images, pixel)]
     np.testing.assert_allclose(found.margin, expected, rtol=1e-5)
@@ -192,7 +187,7 @@ def test_a_sample_has_a_label_where_its_logits_have_no_gradient():
         lambda images: jnp.stack([jnp.sqrt(images[:, 0, 0, 0]), images[:, 0, 1, 0]], axis=1),
         np.array([[0.0, 0.5], [0.5, 0.5]], np.float32).reshape(2, 1, 2, 1),
         subspaces.full((1, 2, 1)),
-        exact.linear(),
+        Linear(),
     )
     assert found.status[0].tolist() == [Status.NON_FINITE, Status.CONVERGED]
     assert found.label[0].tolist() == [1, 0]
@@ -219,7 +214,7 @@ def test_scans_find_spheres_from_both_sides_and_tell_what_is_out_of_reach(dimens
     beside *= rng.uniform(0, 2.4, (60, 1)) / np.linalg.norm(beside, axis=1, keepdims=True)
     images = (center + (along + beside).reshape(60, *SHAPE)).astype(np.float32)
     expected = jax.vmap(exact.sphere, (None, None, 0, None))(center, radius, images, subspace)
-    found = measure(sphere_logits, (center, radius), images, subspace, exact.scan(reach=1.8, resolution=0.02))
+    found = measure(sphere_logits, (center, radius), images, subspace, Scan(reach=1.8, resolution=0.02))
 
     is_within, is_inside = np.asarray(expected.margin < 1.78), np.asarray(expected.label == 0)
     assert min(np.sum(is_within & is_inside), np.sum(is_within & ~is_inside), np.sum(expected.margin > 1.82)) >= 5
@@ -241,7 +236,7 @@ def test_scans_find_spheres_from_both_sides_and_tell_what_is_out_of_reach(dimens
 def test_scans_of_linear_classifiers_are_exact(dimension):
     images, subspace = images_of(10), subspaces.random(jax.random.key(3), SHAPE, dimension)
     parameters = linear_parameters(7)
-    found = measure(linear_logits, parameters, images, subspace, exact.scan(reach=30, resolution=0.05))
+    found = measure(linear_logits, parameters, images, subspace, Scan(reach=30, resolution=0.05))
     distances = np.array([each for _, _, each in closed_form(parameters, images, subspace)])
     np.testing.assert_allclose(found.margin, distances.min(1), rtol=1e-5, atol=1e-5)
     # Three classes may meet there.
@@ -261,7 +256,7 @@ def corner_logits(parameters, images):
 @pytest.mark.parametrize("slope", [0.5, 5.0])
 def test_a_scan_of_the_plane_finds_a_corner_between_its_rays(direction, slope):
     image = np.zeros((1, 1, 2, 1), np.float32)
-    solver = exact.scan(reach=3, resolution=0.1)
+    solver = Scan(reach=3, resolution=0.1)
     found = measure(corner_logits, (1.2345, direction, slope), image, subspaces.full((1, 2, 1)), solver)
     np.testing.assert_allclose(found.margin, 1.2345, rtol=1e-5)
     np.testing.assert_allclose(
@@ -280,9 +275,9 @@ def test_a_scan_of_a_line_takes_the_nearer_side_within_one_step():
     images[1:3, 0, 0, 0] = 0.49, 0.9
     images[3, 0, 0, 0] = np.nan
     pixel = subspaces.from_basis(np.eye(NUM_PIXELS, 1), SHAPE)
-    found = measure(slab_logits, (0.21, 0.78), images, pixel, exact.scan(reach=0.25, resolution=0.25))
+    found = measure(slab_logits, (0.21, 0.78), images, pixel, Scan(reach=0.25, resolution=0.25))
     assert found.status.tolist() == [Status.OUT_OF_STEPS] * 2 + [Status.CONVERGED, Status.NON_FINITE]
-    found = measure(slab_logits, (0.21, 0.78), images, pixel, exact.scan(reach=0.5, resolution=0.25))
+    found = measure(slab_logits, (0.21, 0.78), images, pixel, Scan(reach=0.5, resolution=0.25))
     np.testing.assert_allclose(found.margin[:3], [0.28, 0.28, 0.12], rtol=1e-5)
     np.testing.assert_allclose(found.coordinates[:3, 0], [0.28, -0.28, -0.12], rtol=1e-5)
     assert found.label[:3].tolist() == [0, 0, 1]
@@ -301,7 +296,7 @@ def test_a_scan_of_a_line_takes_the_nearer_side_within_one_step():
 )
 def test_settings_of_a_scan_out_of_range_are_told(settings, message):
     with pytest.raises(ValueError, match=message):
-        exact.scan(**settings)
+        Scan(**settings)
 
 
 def test_a_scan_finds_what_is_nearer_than_points_without_a_label():
@@ -315,15 +310,15 @@ def test_a_scan_finds_what_is_nearer_than_points_without_a_label():
     line = subspaces.from_basis(jnp.eye(2, 1), (1, 2, 1))
     for start, status, margin in ((0.7, Status.CONVERGED, 0.3), (0.2, Status.NON_FINITE, np.nan)):
         for reach in (0.6, 2.0):
-            found = measure(broken, jnp.float32(start), images, line, exact.scan(reach=reach, resolution=0.05))
+            found = measure(broken, jnp.float32(start), images, line, Scan(reach=reach, resolution=0.05))
             assert found.status == status
             assert found.label == 0
             np.testing.assert_allclose(found.margin, [margin], rtol=1e-5)
 
 
 def test_a_scan_is_of_a_line_or_a_plane():
-    solver = exact.scan(reach=1.0, resolution=0.1)
-    with pytest.raises(ValueError, match="scan is for subspaces of 1 or 2 dimensions, got 24; take another solver"):
+    solver = Scan(reach=1.0, resolution=0.1)
+    with pytest.raises(ValueError, match="Scan is for subspaces of 1 or 2 dimensions, got 24; use another solver"):
         measure(linear_logits, linear_parameters(2), images_of(1), subspaces.full(SHAPE), solver)
 
 
@@ -333,11 +328,6 @@ def test_a_scan_is_of_a_line_or_a_plane():
 def network(name="mlp", seed=0, shape=SHAPE, **options):
     mean, std = np.linspace(0.3, 0.5, shape[2]), np.linspace(0.5, 1, shape[2])
     return random_network(name, shape, seed=seed, mean=mean, std=std, **options)
-
-
-@jax.jit
-def labels_of(classifier, images):
-    return classifier(images).argmax(1)
 
 
 def nearest_on_a_grid(classifier, image, subspace, reach, num):
@@ -403,12 +393,23 @@ def test_a_plane_has_the_margin_of_the_nearest_line_in_it(seed):
 def test_piecewise_linear_margins_of_a_linear_network_are_the_closed_form():
     classifier, images = network("logistic"), images_of(3)
     space = subspaces.full(SHAPE)
-    expected = measure(lambda _, x: classifier(x), (), images, space, exact.linear())
+    expected = measure(lambda _, x: classifier(x), (), images, space, Linear())
     for n, image in enumerate(images):
         solution = exact.piecewise_linear(classifier, image, space)
         np.testing.assert_allclose(solution.margin, expected.margin[n], rtol=1e-5)
         assert solution.adversarial_label == expected.adversarial_label[n]
         np.testing.assert_allclose(solution.coordinates, expected.coordinates[n], atol=1e-5)
+
+
+def test_8_bit_images_are_divided_by_255():
+    line, center = subspaces.random(jax.random.key(0), SHAPE, 1), np.full(SHAPE, 0.5, np.float32)
+    pixels = (255 * images_of(1)[0]).round().astype(np.uint8)
+    floats = pixels / np.float32(255)
+    found, expected = (exact.piecewise_linear(network(), image, line) for image in (pixels, floats))
+    np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-5)
+    found, expected = (exact.sphere(center, 3.0, image, line) for image in (pixels, floats))
+    np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-5)
+    assert found.label == expected.label == 0
 
 
 def test_a_search_that_is_cut_short_gives_a_lower_bound():
@@ -455,8 +456,9 @@ def test_what_a_search_cannot_take_is_told():
             exact.piecewise_linear(network(), image, space, **settings)
     with pytest.raises(ValueError, match=r"max_steps must be a whole number, got 2\.5"):
         exact.piecewise_linear(network(), image, space, max_steps=2.5)
-    with pytest.raises(TypeError, match=r"subspaces must be one subspace or a stack of hmt_jax\.subspaces, got"):
-        exact.piecewise_linear(network(), image, [space])
+    for several in ([space], None):
+        with pytest.raises(TypeError, match=r"^subspaces? must be one subspace of hmt_jax\.subspaces"):
+            exact.piecewise_linear(network(), image, several)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -87,7 +87,7 @@ def test_stored_margins_are_those_of_the_stored_classifier(finished):
     np.testing.assert_array_equal(margins["true_label"], digits.test_labels[:12])
     window = subspaces.dct_window((8, 8, 1), *margins["corner"][4].tolist(), size=3)
     for n in range(3):
-        solution = hmt_jax.deepfool(classifier, digits.test_images[n], window)
+        solution = hmt_jax.measure_margin(classifier, digits.test_images[n], window)
         np.testing.assert_allclose(solution.margin, margins["margin"][4, n], rtol=1e-4)  # float32
     logits = classifier(digits.test_images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test_labels)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
+from helpers import random_images, scipy_dct, scipy_flip, scipy_inverse_dct
 
 from hmt_jax import frequency, models
 
@@ -16,22 +17,7 @@ FILTERS = [frequency.low_pass, frequency.high_pass, frequency.cutoff_low]
 FLOAT64 = {"rtol": 0, "atol": 1e-12}
 
 
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def random_images(shape, seed=0):
-    return np.random.default_rng(seed).uniform(size=shape)
-
-
-def scipy_dct(images):
-    return scipy.fft.dctn(images, axes=(-3, -2), norm="ortho")
-
-
-def scipy_inverse_dct(coefficients):
-    return scipy.fft.idctn(coefficients, axes=(-3, -2), norm="ortho")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 28, 224])
@@ -49,7 +35,7 @@ def test_dct_matrix_cannot_be_written_to():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dct_and_its_inverse_agree_with_scipy(shape):
-    images = random_images(shape)
+    images = random_images(*shape)
     coefficients = frequency.dct(images)
     assert coefficients.dtype == np.float64
     np.testing.assert_allclose(coefficients, scipy_dct(images), **FLOAT64)
@@ -58,14 +44,13 @@ def test_dct_and_its_inverse_agree_with_scipy(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_reverses_both_frequency_axes(shape):
-    images = random_images(shape)
-    expected = scipy_inverse_dct(scipy_dct(images)[..., ::-1, ::-1, :])
-    np.testing.assert_allclose(frequency.flip(images), expected, **FLOAT64)
+    images = random_images(*shape)
+    np.testing.assert_allclose(frequency.flip(images), scipy_flip(images), **FLOAT64)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_is_an_involution_and_keeps_the_norm_of_each_channel(shape):
-    images = random_images(shape)
+    images = random_images(*shape)
     flipped = frequency.flip(images)
     np.testing.assert_allclose(frequency.flip(flipped), images, **FLOAT64)
     norms, flipped_norms = (np.linalg.norm(x, axis=(-3, -2)) for x in (images, flipped))
@@ -75,7 +60,7 @@ def test_flip_is_an_involution_and_keeps_the_norm_of_each_channel(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("is_kept", ["low_pass", "high_pass", "cutoff_low"])
 def test_filters_keep_their_coefficients_and_no_others(shape, is_kept):
-    images = random_images(shape)
+    images = random_images(*shape)
     height, width = shape[-3:-1]
     for size in range(1, min(height, width) + 1):
         coefficients = scipy_dct(images)
@@ -95,7 +80,7 @@ def test_filters_keep_their_coefficients_and_no_others(shape, is_kept):
 
 @pytest.mark.parametrize("apply", FILTERS)
 def test_filters_are_orthogonal_projections(apply):
-    first, second = random_images((7, 5, 2), seed=1), random_images((7, 5, 2), seed=2)
+    first, second = random_images(5, 8, 3, seed=1), random_images(5, 8, 3, seed=2)
     projected = apply(first, 3)
     assert np.linalg.norm(projected) > 0.1
     np.testing.assert_allclose(apply(projected, 3), projected, **FLOAT64)
@@ -103,14 +88,14 @@ def test_filters_are_orthogonal_projections(apply):
 
 
 def test_flipping_exchanges_low_and_high_pass():
-    images = random_images((2, 6, 9, 3))
+    images = random_images(2, 3, 6, 6, 2)
     low_flipped = frequency.flip(frequency.low_pass(images, 4))
     np.testing.assert_allclose(low_flipped, frequency.high_pass(frequency.flip(images), 4), **FLOAT64)
 
 
 @pytest.mark.parametrize("apply", [frequency.dct, frequency.inverse_dct, frequency.flip])
 def test_float32_stays_float32(apply):
-    images = random_images((4, 28, 28, 1)).astype(np.float32)
+    images = random_images(4, 28, 28, 1).astype(np.float32)
     result = apply(images)
     assert result.dtype == np.float32
     # The largest coefficients are near 14: a few float32 roundings of those.
@@ -119,7 +104,7 @@ def test_float32_stays_float32(apply):
 
 @pytest.mark.parametrize("apply", FILTERS)
 def test_filtered_float32_stays_float32(apply):
-    images = random_images((4, 28, 28, 1)).astype(np.float32)
+    images = random_images(4, 28, 28, 1).astype(np.float32)
     result = apply(images, 14)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, apply(images.astype(np.float64), 14), rtol=0, atol=2e-5)
@@ -197,4 +182,4 @@ def test_images_keep_their_type(dtype):
         lambda images: frequency.high_pass(images, 3),
         lambda images: frequency.cutoff_low(images, 3),
     ):
-        assert change(images).dtype == dtype
+        assert jax.eval_shape(change, images).dtype == dtype

@@ -298,19 +298,34 @@ def test_lanes_are_halved_as_often_as_it_takes(monkeypatch):
     assert work.num_lanes == 1
 
 
-def test_running_out_of_memory_before_the_first_step(monkeypatch):
-    init = lanes._init
-
-    def failing_init(method, mesh, num_lanes, data, queue):
-        if num_lanes == 8:
-            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
-        return init(method, mesh, num_lanes, data, queue)
-
-    monkeypatch.setattr(lanes, "_init", failing_init)
-    with pytest.warns(UserWarning, match="going on with 4 lanes"):
+def test_running_out_of_memory_in_the_first_step_on_cpu(monkeypatch):
+    FailingDevice(monkeypatch, MESSAGES_OF_FULL_DEVICES[2], {8: 1})
+    with pytest.warns(UserWarning, match="^out of memory: going on with 4 lanes on each device$"):
         results, work = solve(np.arange(NUM_ITEMS), num_lanes=8, devices=jax.devices()[:1])
     assert_solved(results, np.arange(NUM_ITEMS))
     assert work.num_busy_lane_steps == NUM_STEPS.sum()
+
+
+def test_a_function_is_evaluated_in_smaller_batches_when_memory_runs_out(monkeypatch):
+    evaluate, num_failures = lanes._evaluate, 0
+
+    def failing(function, mesh, data, batch):
+        nonlocal num_failures
+        if len(batch) > 3 * mesh.size:
+            num_failures += 1
+            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+        return evaluate(function, mesh, data, batch)
+
+    monkeypatch.setattr(lanes, "_evaluate", failing)
+    items = np.array([4, -1, 0, 2, 2, 6, -1, 1, 3])
+    with pytest.warns(UserWarning, match="^out of memory: going on with 3 lanes on each device$") as warned:
+        squares, work = lanes.evaluate(
+            lambda data, item: data[item] ** 2, jnp.asarray(STARTS), items, num_lanes=6, devices=jax.devices()[:2]
+        )
+    assert (len(warned), num_failures) == (1, 1)
+    assert warned[0].filename == __file__
+    np.testing.assert_array_equal(squares, np.where(items >= 0, STARTS[items] ** 2, 0))
+    assert work == lanes.Work(3, 2 * 3 * 2, 7)
 
 
 def test_running_out_of_memory_with_one_lane_is_an_error(monkeypatch):
@@ -325,13 +340,6 @@ def test_running_out_of_memory_with_one_lane_is_an_error(monkeypatch):
 @pytest.mark.parametrize("message", MESSAGES_OF_FULL_DEVICES)
 def test_running_out_of_memory_is_recognised_whatever_the_device_calls_it(message):
     assert _devices.is_out_of_memory(jax.errors.JaxRuntimeError(message))
-
-
-def test_lanes_are_halved_on_cpu_too(monkeypatch):
-    FailingDevice(monkeypatch, MESSAGES_OF_FULL_DEVICES[2], {8: 1})
-    with pytest.warns(UserWarning, match="^out of memory: going on with 4 lanes on each device$"):
-        results, _ = solve(np.arange(NUM_ITEMS), num_lanes=8, devices=jax.devices()[:1])
-    assert_solved(results, np.arange(NUM_ITEMS))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +379,7 @@ def test_items_are_checked(items, shape):
 
 
 def test_devices_are_checked():
-    with pytest.raises(ValueError, match="devices is empty: give at least one, or None for all local devices"):
+    with pytest.raises(ValueError, match="devices is empty: pass at least one, or None for all local devices"):
         solve([0], num_lanes=1, devices=[])
 
 

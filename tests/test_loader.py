@@ -231,9 +231,9 @@ def test_other_files_and_hidden_names_are_passed_over(folder):
 
 
 def test_image_folder_refuses(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no folder .*/nowhere: name one that holds one folder of images a"):
+    with pytest.raises(ValueError, match=r"there is no folder .*/nowhere: name one that holds one folder of images"):
         data.image_folder(folder / "nowhere")
-    with pytest.raises(ValueError, match=r"/a holds no folders: name one that holds one folder of images a class"):
+    with pytest.raises(ValueError, match=r"/a holds no folders: name one that holds one folder of images per class"):
         data.image_folder(folder / "a")
     with pytest.raises(ValueError, match="at most resize, got crop 224 and resize 128: lower crop"):
         data.image_folder(folder, resize=128)
@@ -275,14 +275,14 @@ def test_what_is_no_file_is_refused_before_it_is_opened(make, folder):
     os.symlink("../b/1.png", folder / "a" / "link.png")
     assert len(data.image_folder(folder)) == 7
     make(folder / "a" / "it.png")
-    match = r"a/it\.png has the name of an image, but is neither a file nor a link to one: rename it, or take it away"
+    match = r"a/it\.png has the name of an image, but is neither a file nor a link to one: rename it, or remove it"
     with pytest.raises(ValueError, match=match):
         data.image_folder(folder)
 
 
 def test_folders_that_cannot_be_listed_are_named(folder):
     os.symlink("turns", folder / "turns")
-    with pytest.raises(ValueError, match=r"/turns can't be read \(.*symbolic links\): make it readable, or take"):
+    with pytest.raises(ValueError, match=r"/turns can't be read \(.*symbolic links\): make it readable, or remove"):
         data.image_folder(folder)
 
 
@@ -406,7 +406,7 @@ def test_loader_refuses(monkeypatch):
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("seed", -1, "seed must be at least 0, got -1"),
         ("num_workers", -1, "num_workers must be at least 0, got -1"),
-        ("source", [], "source must have a sample for every process, got 0 for 1: give more samples"),
+        ("source", [], "source must have a sample for every process, got 0 for 1: pass more samples"),
         ("source", [{"image": image, "label": 0}], r"samples \(image, label\), .* one is a dict: wrap it in"),
         ("source", [(image[0], 0)], r"but one is \(uint8 \(3, 1\), int64 \(\)\): wrap"),
         ("source", [(image, 0.5)], r"but one is \(uint8 \(2, 3, 1\), float64 \(\)\): wrap"),

@@ -28,7 +28,7 @@ def put_epochs(path, *medians):
 
 
 def test_windows_are_a_grid_from_the_lowest_to_the_highest_in_both_directions():
-    corners = experiment.CONFIG.windows((28, 28, 1)).corner
+    corners = [window.corner for window in experiment.CONFIG.windows((28, 28, 1))]
     expected = [[row, column] for row in range(0, 21, 2) for column in range(0, 21, 2)]
     np.testing.assert_array_equal(corners, expected)
 

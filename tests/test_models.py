@@ -86,7 +86,7 @@ MEAN, STD = np.array([0.4, 0.5, 0.3]), np.array([0.2, 0.3, 0.25])
 def test_lenet_gives_the_logits_of_the_authors_lenet(reference, x64):
     weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
     classifier = models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
-    logits = classifier(jnp.asarray(reference["images"][..., None] / 255))
+    logits = jax.jit(classifier.__call__)(reference["images"][..., None] / 255)
     # Sums of some hundred numbers of the order of 10.
     np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-12)
 
@@ -97,7 +97,7 @@ def test_lenet_on_images_of_other_shapes_agrees_with_numpy(height, width, num_fl
     weights = lenet_weights(np.random.default_rng(0), 3, num_flat, num_classes=7)
     images = random_images(2, height, width, 3)
     classifier = models.from_torch("lenet", weights, image_shape=(height, width, 3), mean=MEAN, std=STD)
-    logits = classifier(jnp.asarray(images))
+    logits = jax.jit(classifier.__call__)(images)
     assert logits.shape == (2, 7)
     np.testing.assert_allclose(logits, numpy_lenet(weights, (images - MEAN) / STD), rtol=0, atol=1e-12)
 
@@ -112,20 +112,27 @@ def test_convolutions_and_their_gradients_agree_with_numpy(shape, size, stride, 
     images, change = normal(rng, 2, *shape, 3), normal(rng, 2, *shape, 3)
     kernel, bias, kernel_change = normal(rng, 4, 3, size, size), normal(rng, 4), normal(rng, 4, 3, size, size)
 
-    def convolve(images, kernel):
+    def convolve(images, kernel, bias):
         layer = _layers.conv(3, 4, size, stride=stride, padding=padding, rngs=nnx.Rngs(0))
-        layer.kernel, layer.bias = nnx.Param(kernel), nnx.Param(jnp.asarray(bias))
+        layer.kernel, layer.bias = nnx.Param(kernel), nnx.Param(bias)
         return layer(images)
 
     def expected(images, kernel, bias):
         every = numpy_conv(channels_first(images), kernel, bias, padding)[:, :, ::stride, ::stride]
         return np.moveaxis(every, 1, -1)
 
-    result, pull_back = jax.vjp(convolve, jnp.asarray(images), jnp.asarray(np.transpose(kernel, (2, 3, 1, 0))))
-    np.testing.assert_allclose(result, expected(images, kernel, bias), rtol=0, atol=1e-13)
+    @jax.jit
+    def result_and_gradients(images, kernel, bias, weights):
+        result, pull_back = jax.vjp(convolve, images, kernel, bias)
+        return result, *pull_back(weights)[:2]
+
+    convolved = expected(images, kernel, bias)
+    weights = normal(rng, *convolved.shape)
+    result, images_gradient, kernel_gradient = result_and_gradients(
+        images, np.transpose(kernel, (2, 3, 1, 0)), bias, weights
+    )
+    np.testing.assert_allclose(result, convolved, rtol=0, atol=1e-13)
     # A convolution is linear in the images and in the kernel: its gradients are the transposed maps.
-    weights = normal(rng, *result.shape)
-    images_gradient, kernel_gradient = pull_back(jnp.asarray(weights))
     along_images = np.sum(weights * expected(change, kernel, np.zeros(4)))
     np.testing.assert_allclose(np.sum(images_gradient * change), along_images, rtol=1e-12)
     along_kernel = np.sum(weights * expected(images, kernel_change, np.zeros(4)))
@@ -172,7 +179,7 @@ def test_the_precision_is_that_of_the_weights_and_images(x64):
 def test_max_pool_takes_maxima_of_whole_windows(height, width, size, x64):
     images = random_images(2, height, width, 3) - 0.5
     expected = np.moveaxis(numpy_max_pool(channels_first(images), size), 1, -1)
-    np.testing.assert_array_equal(_layers.max_pool(jnp.asarray(images), size), expected)
+    np.testing.assert_array_equal(jax.jit(_layers.max_pool, static_argnums=1)(images, size), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(4, 6, 2), (5, 7, 2), (9, 7, 3)])
@@ -180,25 +187,29 @@ def test_the_gradient_of_max_pool_goes_to_the_first_maximum(height, width, size,
     # Three values only, so that most windows tie, and one window all alike.
     images = np.random.default_rng(3).integers(3, size=(2, height, width, 3)).astype(float)
     images[0, :size, :size] = 1
-    pooled, pull_back = jax.vjp(lambda images: _layers.max_pool(images, size), jnp.asarray(images))
-    cotangent = random_images(*pooled.shape)
+    cotangent = random_images(2, height // size, width // size, 3)
+
+    @jax.jit
+    def gradient(images, cotangent):
+        return jax.vjp(lambda images: _layers.max_pool(images, size), images)[1](cotangent)[0]
+
     expected = np.zeros_like(images)
     num_ties = 0
-    for n, i, j, channel in np.ndindex(pooled.shape):
+    for n, i, j, channel in np.ndindex(cotangent.shape):
         rows, columns = slice(size * i, size * (i + 1)), slice(size * j, size * (j + 1))
         window = images[n, rows, columns, channel]
         num_ties += np.sum(window == window.max()) > 1
         first = np.unravel_index(np.argmax(window), window.shape)
         expected[n, size * i + first[0], size * j + first[1], channel] = cotangent[n, i, j, channel]
-    assert num_ties > pooled.size / 2
-    np.testing.assert_array_equal(pull_back(jnp.asarray(cotangent))[0], expected)
+    assert num_ties > cotangent.size / 2
+    np.testing.assert_array_equal(gradient(images, cotangent), expected)
 
 
 @pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_max_pool_keeps_nan(position):
     images = np.ones((1, 4, 4, 1), np.float32)
     images[0, position[0], position[1], 0] = np.nan
-    np.testing.assert_array_equal(_layers.max_pool(jnp.asarray(images))[0, :, :, 0], [[np.nan, 1], [1, 1]])
+    np.testing.assert_array_equal(jax.jit(_layers.max_pool)(images)[0, :, :, 0], [[np.nan, 1], [1, 1]])
 
 
 def num_parameters(classifier):
@@ -716,7 +727,7 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="architecture must hold name, image_shape and num_classes, but lacks name"):
         models.save(tmp_path / "saved", small_classifier(), architecture=dict(list(ARCHITECTURE.items())[1:]))
     for wrong in ({"num_classes": 7}, {"name": "mlp"}):
-        with pytest.raises(ValueError, match=r"the classifier is not of the architecture .*: give the arguments that"):
+        with pytest.raises(ValueError, match=r"the classifier is not of the architecture .*: pass the arguments that"):
             models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, **wrong})
     with pytest.raises(ValueError, match=r"has an option that it does not take: .*num_hiden"):
         models.save(tmp_path / "saved", small_classifier(), architecture={**ARCHITECTURE, "num_hiden": (8,)})

@@ -24,7 +24,7 @@ def logistic(**settings):
 # Name: what a function makes of images.
 TAKE_IMAGES = {
     "measure_margins": lambda x: hmt_jax.measure_margins(linear, x, SUBSPACE).margin,
-    "deepfool": lambda x: hmt_jax.deepfool(linear, x[0], SUBSPACE).margin,
+    "measure_margin": lambda x: hmt_jax.measure_margin(linear, x[0], SUBSPACE).margin,
     "piecewise_linear": lambda x: exact.piecewise_linear(logistic(), x[0], SUBSPACE).margin,
     "sphere": lambda x: exact.sphere(x[1], np.asarray(0.3, x.dtype), x[0], SUBSPACE).margin,
     "certify": lambda x: bounds.certify(logistic(), x, SUBSPACE).radius,
@@ -75,7 +75,21 @@ def test_functions_that_take_a_key_say_how_to_make_one(name):
 
 
 def test_settings_of_solvers_are_single_numbers():
-    for make, name in ((solvers.deepfool, "overshoot"), (solvers.ddn, "num_steps"), (solvers.fmn, "num_steps")):
+    makers = (
+        (solvers.DeepFool, "overshoot"),
+        (solvers.DDN, "num_steps"),
+        (solvers.FMN, "num_steps"),
+        (solvers.Scan, "num_angles"),
+    )
+    for make, name in makers:
         for wrong in ([0.1, 0.2], "0.1", None):
             with pytest.raises(ValueError, match=f"^{name} must be a single number, known when compiling, got"):
                 make(**{name: wrong})
+
+
+def test_equal_settings_are_equal_solvers():
+    """Whatever kind of number they are, so that solvers share their programs."""
+    expected = solvers.DeepFool(num_candidates=3, overshoot=0.5)
+    for number in (np.int64(3), np.asarray(3), jnp.asarray(3)):
+        found = solvers.DeepFool(num_candidates=number, overshoot=np.float64(0.5))
+        assert (found, hash(found), repr(found)) == (expected, hash(expected), repr(expected))

@@ -272,7 +272,7 @@ def test_dykstra_has_finite_gradients():
 
 
 def test_bad_arguments_of_dykstra():
-    with pytest.raises(ValueError, match="projections is empty: give at least one function from point to point"):
+    with pytest.raises(ValueError, match="projections is empty: pass at least one function from point to point"):
         projections.dykstra(CENTER, [], 1)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         projections.dykstra(CENTER, [projections.box], 0)

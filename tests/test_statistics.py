@@ -23,7 +23,7 @@ def make_result(margin, status=None) -> MarginResult:
         gap=np.zeros_like(margin),
         alignment=np.ones_like(margin),
         coordinates=None,
-        solver=solvers.deepfool(),
+        solver=repr(solvers.DeepFool()),
         precision="highest",
         work=lanes.Work(1, 1, 1),
     )
@@ -151,6 +151,6 @@ def test_raise_unless_converged_names_the_pairs():
 
 @pytest.mark.parametrize("wrong", [lambda result: result.margin, lambda result: [result, result]])
 def test_only_a_result_is_summarised(margins, wrong):
-    message = r"give the MarginResult of hmt_jax\.measure_margins, got .*hmt_jax\.statistics\.censored"
+    message = r"pass the MarginResult of hmt_jax\.measure_margins, got .*hmt_jax\.statistics\.censored"
     with pytest.raises(TypeError, match=message):
         statistics.summarize(wrong(make_result(margins)))

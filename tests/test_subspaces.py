@@ -1,4 +1,4 @@
-"""Subspaces against SciPy's DCT and against their dense bases."""
+"""Subspaces against SciPy's DCT and against their dense bases, one by one and in lists."""
 
 import dataclasses
 import math
@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.fft
+from helpers import (
+    Line,
+    basis_of,
+    linear_logits,
+    random_basis,
+    random_images,
+    scipy_dct,
+    scipy_inverse_dct,
+    with_parameters,
+)
 
 import hmt_jax
 from hmt_jax import subspaces
@@ -35,14 +44,10 @@ class PixelRow(subspaces.Subspace):
     row: jax.Array
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
-    @property
-    def num_stacked(self):
-        return None if self.row.ndim == 0 else len(self.row)
-
-    def _project(self, image):
+    def coordinates(self, image):
         return image[self.row].reshape(-1)
 
-    def _lift(self, z):
+    def embed(self, z):
         return jnp.zeros(self.image_shape, z.dtype).at[self.row].set(z.reshape(self.image_shape[1:]))
 
 
@@ -50,8 +55,8 @@ def pixel_row(row):
     return PixelRow(jnp.asarray(row), SHAPE)
 
 
-def orthonormal_columns(num_columns, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(NUM_PIXELS, num_columns)))[0]
+def orthonormal_columns(num_columns):
+    return random_basis(NUM_PIXELS, num_columns)
 
 
 complement = subspaces.orthogonal_complement
@@ -69,78 +74,63 @@ SUBSPACES = {
     "random, large": (lambda: subspaces.random(jax.random.key(2), SHAPE, 69), 69),
     "pixel row": (lambda: pixel_row(3), 14),
 }
-PROPER = [name for name in SUBSPACES if name != "full"]
+# All but that of an author, which checks nothing that it is passed.
+FROM_THE_LIBRARY = [name for name in SUBSPACES if name != "pixel row"]
 
 
 def make(name):
-    """A subspace by name; "complement of" goes before a name any number of times."""
-    if name.startswith("complement of "):
-        return complement(make(name.removeprefix("complement of ")))
     return SUBSPACES[name][0]()
-
-
-def dense_basis(subspace):
-    """The images of the unit vectors as columns."""
-    return np.asarray(jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))).reshape(-1, NUM_PIXELS).T
 
 
 def dense_projection(subspace):
     """The coordinates of the images with one pixel set, as columns."""
-    return np.asarray(jax.vmap(subspace.coordinates)(jnp.eye(NUM_PIXELS).reshape(-1, *SHAPE))).T
+    return np.asarray(coordinates_of_pixels(subspace)).T
 
 
-def random_image(seed=0, shape=SHAPE):
-    return np.random.default_rng(seed).uniform(size=shape)
+@jax.jit
+def coordinates_of_pixels(subspace):
+    return jax.vmap(subspace.coordinates)(jnp.eye(NUM_PIXELS).reshape(-1, *SHAPE))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *SUBSPACES,
-        *(f"complement of {name}" for name in PROPER),
-        *(f"complement of complement of {name}" for name in ("window", "random", "pixel row")),
-    ],
-)
-def test_embed_is_orthonormal_and_the_transpose_of_coordinates(name, dtype):
-    subspace = make(name)
-    basis = dense_basis(subspace)
+def random_image():
+    return random_images(*SHAPE)
+
+
+def assert_coordinates_are_orthonormal(subspace, dtype):
+    """That embed is orthonormal and coordinates its transpose; returns the basis."""
+    basis = basis_of(subspace)
     assert basis.dtype == dtype
     np.testing.assert_allclose(dense_projection(subspace), basis.T, **TOLERANCE[dtype])
     np.testing.assert_allclose(basis.T @ basis, np.eye(subspace.dimension), **TOLERANCE[dtype])
+    return basis
 
 
 @pytest.mark.parametrize("name", SUBSPACES)
-def test_dimension(name):
-    assert make(name).dimension == SUBSPACES[name][1]
-
-
-@pytest.mark.parametrize("name", PROPER)
-def test_a_subspace_and_its_complement_make_up_the_whole_space(name, dtype):
+def test_subspaces_and_their_complements_have_orthonormal_coordinates(name, dtype):
     subspace = make(name)
+    assert subspace.dimension == SUBSPACES[name][1]
+    basis = assert_coordinates_are_orthonormal(subspace, dtype)
+    if name == "full":
+        return
     rest = complement(subspace)
     assert subspace.dimension + rest.dimension == NUM_PIXELS
-    union = np.concatenate([dense_basis(subspace), dense_basis(rest)], axis=1)
+    union = np.concatenate([basis, assert_coordinates_are_orthonormal(rest, dtype)], axis=1)
     np.testing.assert_allclose(union.T @ union, np.eye(NUM_PIXELS), **TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("name", PROPER)
-def test_the_complement_of_the_complement_has_the_same_span(name, x64):
-    basis, twice = dense_basis(make(name)), dense_basis(complement(complement(make(name))))
-    np.testing.assert_allclose(twice @ twice.T, basis @ basis.T, **FLOAT64)
+    twice = assert_coordinates_are_orthonormal(complement(rest), dtype)
+    np.testing.assert_allclose(twice @ twice.T, basis @ basis.T, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 4), (1, 3), (2, 0)])
 def test_window_coordinates_are_the_dct_coefficients_of_the_block(row, column, x64):
     image = random_image()
-    coefficients = scipy.fft.dctn(image, axes=(0, 1), norm="ortho")
+    coefficients = scipy_dct(image)
     window = subspaces.dct_window(SHAPE, row, column, size=3)
     block = coefficients[row : row + 3, column : column + 3]
     np.testing.assert_allclose(window.coordinates(image), block.reshape(-1), **FLOAT64)
 
     only_block = np.zeros(SHAPE)
     only_block[row : row + 3, column : column + 3] = block
-    expected = scipy.fft.idctn(only_block, axes=(0, 1), norm="ortho")
-    np.testing.assert_allclose(window.embed(block.reshape(-1)), expected, **FLOAT64)
+    np.testing.assert_allclose(window.embed(block.reshape(-1)), scipy_inverse_dct(only_block), **FLOAT64)
 
     # The rest of the coefficients, in whatever order.
     rest = coefficients.copy()
@@ -162,15 +152,45 @@ def test_window_coordinates_are_the_dct_coefficients_of_the_block(row, column, x
 )
 def test_the_diagonal_has_all_windows_that_fit(image_shape, size, step, firsts):
     diagonal = subspaces.dct_diagonal(image_shape, size, step)
-    assert len(diagonal) == len(firsts)
-    assert diagonal.dimension == size * size * image_shape[2]
-    for single, first in zip(diagonal, firsts, strict=True):
-        assert single.corner.tolist() == [first, first]
+    assert isinstance(diagonal, list)
+    assert_same_windows(diagonal, [subspaces.dct_window(image_shape, first, first, size) for first in firsts])
+    assert diagonal[0].dimension == size * size * image_shape[2]
+
+
+def assert_same_windows(windows, expected):
+    for window, wanted in zip(windows, expected, strict=True):
+        assert jax.tree.structure(window) == jax.tree.structure(wanted)
+        for leaf, wanted_leaf in zip(jax.tree.leaves(window), jax.tree.leaves(wanted), strict=True):
+            assert leaf.dtype == wanted_leaf.dtype
+            np.testing.assert_array_equal(leaf, wanted_leaf)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "size", "step", "rows", "columns"),
+    [
+        ((5, 7, 2), 3, 1, [0, 1, 2], [0, 1, 2, 3, 4]),
+        ((5, 7, 2), 3, 2, [0, 2], [0, 2, 4]),
+        ((7, 5, 2), 2, 4, [0, 4], [0]),
+        ((8, 12, 1), 4, 3, [0, 3], [0, 3, 6]),
+        ((4, 4, 1), 4, 3, [0], [0]),
+        ((3, 3, 3), 1, 1, [0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_the_grid_has_all_windows_that_fit_row_by_row(image_shape, size, step, rows, columns):
+    grid = subspaces.dct_grid(image_shape, size, step)
+    assert isinstance(grid, list)
+    expected = [subspaces.dct_window(image_shape, row, column, size) for row in rows for column in columns]
+    assert_same_windows(grid, expected)
+    # The next windows would leave the image.
+    with pytest.raises(ValueError, match="leaves the"):
+        subspaces.dct_window(image_shape, rows[-1] + step, 0, size)
+    with pytest.raises(ValueError, match="leaves the"):
+        subspaces.dct_window(image_shape, 0, columns[-1] + step, size)
 
 
 def test_columns_of_the_basis_are_the_embedded_unit_vectors(x64):
     columns = orthonormal_columns(11)
-    np.testing.assert_array_equal(dense_basis(subspaces.from_basis(columns, SHAPE)), columns)
+    np.testing.assert_array_equal(basis_of(subspaces.from_basis(columns, SHAPE)), columns)
 
 
 def test_whole_numbers_are_a_basis_too():
@@ -201,7 +221,7 @@ def test_images_of_whole_numbers_have_no_coordinates():
 
 
 def test_random_subspaces_follow_the_key():
-    first, again, other = (dense_basis(subspaces.random(jax.random.key(k), SHAPE, 3)) for k in (0, 0, 1))
+    first, again, other = (basis_of(subspaces.random(jax.random.key(k), SHAPE, 3)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.linalg.norm(first.T @ other) < 1
 
@@ -216,59 +236,74 @@ def test_random_subspaces_are_uniform(x64):
     np.testing.assert_allclose(np.std(energy), 0.05, atol=0.01)
 
 
-STACKS = {
+# Name: subspaces of one kind, which differ in their arrays alone.
+ALIKE = {
     "diagonal": lambda: subspaces.dct_diagonal(SHAPE, size=3, step=1),
-    "windows": lambda: subspaces.stack(
-        subspaces.dct_window(SHAPE, row, column, 3) for row, column in [(2, 0), (0, 4), (1, 1)]
-    ),
-    "random": lambda: subspaces.stack(subspaces.random(jax.random.key(k), SHAPE, 4) for k in range(3)),
-    "pixel rows": lambda: subspaces.stack(map(pixel_row, [4, 0, 2])),
+    "windows": lambda: [subspaces.dct_window(SHAPE, row, column, 3) for row, column in [(2, 0), (0, 4), (1, 1)]],
+    "random": lambda: [subspaces.random(jax.random.key(k), SHAPE, 4) for k in range(3)],
+    "pixel rows": lambda: [pixel_row(row) for row in [4, 0, 2]],
 }
 
 
-@pytest.mark.parametrize("name", STACKS)
-@pytest.mark.parametrize("of", [lambda stack: stack, complement], ids=["itself", "complement"])
-def test_mapping_over_a_stack_is_indexing_it(name, of, x64):
-    stack = of(STACKS[name]())
-    assert len(stack) == 3
-    image, z = random_image(), np.arange(1.0, 1 + stack.dimension)
-    coordinates = jax.vmap(lambda single: single.coordinates(image))(stack)
-    embedded = jax.vmap(lambda single: single.embed(z))(stack)
-    assert coordinates.shape == (3, stack.dimension)
-    for index in (0, 1, 2, -1):
-        # Embedded numbers reach 60.
-        np.testing.assert_allclose(coordinates[index], stack[index].coordinates(image), **FLOAT64)
-        np.testing.assert_allclose(embedded[index], stack[index].embed(z), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("name", ALIKE)
+def test_subspaces_of_one_kind_can_be_mapped_over(name, x64):
+    image = jnp.asarray(random_image())
+    for members in (ALIKE[name](), [complement(member) for member in ALIKE[name]()]):
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+        z = np.arange(1.0, 1 + members[0].dimension)
+        coordinates = jax.vmap(lambda single: single.coordinates(image))(stacked)
+        embedded = jax.vmap(lambda single, z: single.embed(z), (0, None))(stacked, z)
+        for r, member in enumerate(members):
+            # Embedded numbers reach 60.
+            np.testing.assert_allclose(coordinates[r], member.coordinates(image), **FLOAT64)
+            np.testing.assert_allclose(embedded[r], member.embed(z), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", STACKS)
-def test_the_complement_of_a_stack_is_the_stack_of_complements(name, x64):
-    stack = STACKS[name]()
-    for single, rest in zip(stack, complement(stack), strict=True):
-        union = np.concatenate([dense_basis(single), dense_basis(rest)], axis=1)
-        np.testing.assert_allclose(union.T @ union, np.eye(NUM_PIXELS), **FLOAT64)
+WEIGHTS = np.random.default_rng(1).normal(size=(NUM_PIXELS, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", STACKS)
-@pytest.mark.parametrize("index", [slice(None, None, 2), slice(-1, None, -1), slice(1, 2)], ids=str)
-def test_a_slice_of_a_stack_is_the_stack_of_its_members(name, index, x64):
-    stack, image = STACKS[name](), random_image()
-    members = list(stack)[index]
-    assert len(stack[index]) == len(members)
-    for single, expected in zip(stack[index], members, strict=True):
-        np.testing.assert_array_equal(single.coordinates(image), expected.coordinates(image))
+def measure_in(one_or_several, **settings):
+    """Margins of two linear logits for two images."""
+    images = random_images(2, *SHAPE, dtype="float32")
+    classifier = with_parameters(linear_logits, (WEIGHTS.T, np.zeros(2, np.float32)))
+    return hmt_jax.measure_margins(classifier, images, one_or_several, devices=jax.devices()[:1], **settings)
 
 
-def test_a_slice_without_members_is_refused():
-    with pytest.raises(IndexError, match=r"slice\(2, 2, None\) takes none of a stack of 3 subspaces"):
-        STACKS["diagonal"]()[2:2]
+def test_lists_of_all_kinds_are_measured_in_their_order():
+    """Against the closed form of two linear logits in each dense basis."""
+    members = [
+        subspaces.dct_window(SHAPE, 2, 4, 3),
+        pixel_row(4),
+        subspaces.full(SHAPE),
+        complement(subspaces.dct_window(SHAPE, 1, 0, 4)),
+        subspaces.dct_window(SHAPE, 0, 0, 2),
+        pixel_row(0),
+        subspaces.dct_window(SHAPE, 0, 1, 3),
+        make("from_basis"),
+    ]
+    result = measure_in(members, keep_coordinates=True)
+    assert result.margin.shape == (len(members), 2)
+    assert result.is_converged.all()
+    logits = random_images(2, NUM_PIXELS) @ WEIGHTS
+    labels, gaps = logits.argmax(1), np.abs(logits[:, 0] - logits[:, 1])
+    np.testing.assert_array_equal(result.label, np.tile(labels, (len(members), 1)))
+    for r, member in enumerate(members):
+        assert result.coordinates[r].shape == (2, member.dimension)
+        slopes = basis_of(member).T @ (WEIGHTS[:, 1] - WEIGHTS[:, 0])
+        np.testing.assert_allclose(result.margin[r], 1.02 * gaps / np.linalg.norm(slopes), rtol=1e-4)
+        towards = np.where(labels == 0, 1, -1)[:, None] * slopes
+        expected = 1.02 * (gaps / np.sum(slopes**2))[:, None] * towards
+        np.testing.assert_allclose(result.coordinates[r], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_members_of_a_stack_keep_their_order(x64):
-    image = random_image()
-    stack = subspaces.stack([pixel_row(4), pixel_row(0)])
-    np.testing.assert_array_equal(stack[0].coordinates(image), image[4].ravel())
-    np.testing.assert_array_equal(stack[1].coordinates(image), image[0].ravel())
+def test_lists_are_checked_whole():
+    window = subspaces.dct_window(SHAPE, 0, 0, 2)
+    with pytest.raises(ValueError, match="subspaces is empty"):
+        measure_in([])
+    with pytest.raises(ValueError, match=r"the subspaces are for images of shape \(7, 5, 2\), but images have shape"):
+        measure_in([window, subspaces.dct_window((7, 5, 2), 0, 0, 2)])
+    with pytest.raises(TypeError, match="coordinates and embed, got ndarray"):
+        measure_in([window, np.eye(NUM_PIXELS)])
 
 
 def test_kinds_of_subspaces_with_the_same_fields_share_no_compiled_code():
@@ -281,7 +316,7 @@ def test_kinds_of_subspaces_with_the_same_fields_share_no_compiled_code():
         assert jax.tree.structure(copy) == jax.tree.structure(subspace)
 
 
-def test_one_compilation_serves_a_whole_stack():
+def test_one_compilation_serves_all_windows_of_one_size():
     num_traces = 0
 
     @jax.jit
@@ -291,7 +326,8 @@ def test_one_compilation_serves_a_whole_stack():
         return single.coordinates(image)
 
     image = random_image().astype(np.float32)
-    for single in [*subspaces.dct_diagonal(SHAPE, 3, 1), subspaces.dct_window(SHAPE, 0, 2, 3)]:
+    windows = [*subspaces.dct_diagonal(SHAPE, 3, 1), *subspaces.dct_grid(SHAPE, 3, 2)]
+    for single in [*windows, subspaces.dct_window(SHAPE, 0, 2, 3)]:
         coordinates(single, image)
     assert num_traces == 1
 
@@ -303,14 +339,14 @@ LARGE_IMAGE_BYTES = 4 * math.prod(LARGE)
 def test_a_diagonal_of_large_images_is_kilobytes():
     diagonal = subspaces.dct_diagonal(LARGE, size=16, step=16)
     assert len(diagonal) == 14
-    for stack in (diagonal, complement(diagonal)):
-        assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) < 4096
+    for members in (diagonal, [complement(window) for window in diagonal]):
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(members)) < 4096
 
 
 @pytest.mark.parametrize("of", [lambda subspace: subspace, complement], ids=["window", "complement"])
 def test_large_windows_work_without_a_dense_basis(of):
     subspace = of(subspaces.dct_diagonal(LARGE, size=16, step=16)[5])
-    image = random_image(shape=LARGE).astype(np.float32)
+    image = random_images(*LARGE, dtype="float32")
     there = jax.jit(lambda subspace, image: subspace.coordinates(image)).lower(subspace, image).compile()
     z = there(subspace, image)
     back = jax.jit(lambda subspace, z: subspace.embed(z)).lower(subspace, z).compile()
@@ -318,11 +354,11 @@ def test_large_windows_work_without_a_dense_basis(of):
         # Intermediate products as large as the image, a few at a time; a dense basis is 768 times as large.
         assert compiled.memory_analysis().temp_size_in_bytes < 8 * LARGE_IMAGE_BYTES
 
-    coefficients = scipy.fft.dctn(image.astype(np.float64), axes=(0, 1), norm="ortho")
+    coefficients = scipy_dct(image.astype(np.float64))
     is_window = np.zeros(LARGE, bool)
     is_window[80:96, 80:96] = True
     kept = is_window if subspace.dimension == 768 else ~is_window
-    projected = scipy.fft.idctn(np.where(kept, coefficients, 0), axes=(0, 1), norm="ortho")
+    projected = scipy_inverse_dct(np.where(kept, coefficients, 0))
     assert z.shape == (np.sum(kept),)
     # Coefficients reach 112, so that float32 leaves 1e-5 of them.
     np.testing.assert_allclose(np.sort(z), np.sort(coefficients[kept]), rtol=0, atol=1e-4)
@@ -340,6 +376,7 @@ def test_the_complement_of_a_span_takes_the_memory_of_the_span():
     [
         lambda image_shape: subspaces.dct_window(image_shape, 0, 0, 1),
         lambda image_shape: subspaces.dct_diagonal(image_shape, 1, 1),
+        lambda image_shape: subspaces.dct_grid(image_shape, 1, 1),
         subspaces.full,
         lambda image_shape: subspaces.from_basis(np.eye(4), image_shape),
         lambda image_shape: subspaces.random(jax.random.key(0), image_shape, 1),
@@ -353,8 +390,12 @@ def test_image_shapes_are_checked(image_shape, make_for):
 @pytest.mark.parametrize("size", [0, -1, 6])
 @pytest.mark.parametrize(
     "make_of",
-    [lambda size: subspaces.dct_window(SHAPE, 0, 0, size), lambda size: subspaces.dct_diagonal(SHAPE, size, 1)],
-    ids=["window", "diagonal"],
+    [
+        lambda size: subspaces.dct_window(SHAPE, 0, 0, size),
+        lambda size: subspaces.dct_diagonal(SHAPE, size, 1),
+        lambda size: subspaces.dct_grid(SHAPE, size, 1),
+    ],
+    ids=["window", "diagonal", "grid"],
 )
 def test_window_sizes_are_checked(size, make_of):
     with pytest.raises(
@@ -371,6 +412,8 @@ def test_window_sizes_are_checked(size, make_of):
         ("size", lambda value: subspaces.dct_window(SHAPE, 0, 0, value)),
         ("size", lambda value: subspaces.dct_diagonal(SHAPE, value, 1)),
         ("step", lambda value: subspaces.dct_diagonal(SHAPE, 3, value)),
+        ("size", lambda value: subspaces.dct_grid(SHAPE, value, 1)),
+        ("step", lambda value: subspaces.dct_grid(SHAPE, 3, value)),
         ("dimension", lambda value: subspaces.random(jax.random.key(0), SHAPE, value)),
     ],
 )
@@ -390,10 +433,11 @@ def test_windows_off_the_edge_are_refused(row, column):
         subspaces.dct_window(SHAPE, row, column, 3)
 
 
+@pytest.mark.parametrize("windows", [subspaces.dct_diagonal, subspaces.dct_grid])
 @pytest.mark.parametrize("step", [0, -1])
-def test_the_step_of_the_diagonal_is_checked(step):
+def test_the_step_between_windows_is_checked(step, windows):
     with pytest.raises(ValueError, match=f"step must be at least 1, got {step}"):
-        subspaces.dct_diagonal(SHAPE, 3, step)
+        windows(SHAPE, 3, step)
 
 
 @pytest.mark.parametrize("shape", [(69, 2), (70,), (70, 0), (70, 71), (70, 2, 1)])
@@ -449,9 +493,8 @@ def test_the_dimension_of_a_random_subspace_is_checked(dimension):
         lambda: subspaces.full(SHAPE),
         lambda: subspaces.random(jax.random.key(0), SHAPE, NUM_PIXELS),
         lambda: subspaces.dct_window((4, 4, 3), 0, 0, 4),
-        lambda: subspaces.stack([subspaces.dct_window((4, 4, 3), 0, 0, 4)]),
     ],
-    ids=["full", "random", "window", "stack"],
+    ids=["full", "random", "window"],
 )
 def test_the_whole_space_has_no_complement(whole):
     with pytest.raises(
@@ -460,32 +503,7 @@ def test_the_whole_space_has_no_complement(whole):
         complement(whole())
 
 
-@pytest.mark.parametrize("name", STACKS)
-def test_a_stack_must_be_indexed(name):
-    stack = STACKS[name]()
-    message = r"this is a stack of 3 subspaces: index it, or map over it with jax\.vmap"
-    with pytest.raises(ValueError, match=message):
-        stack.coordinates(np.zeros(SHAPE, np.float32))
-    with pytest.raises(ValueError, match=message):
-        stack.embed(np.zeros(stack.dimension, np.float32))
-
-
-@pytest.mark.parametrize("index", [3, -4])
-def test_indices_are_checked(index):
-    with pytest.raises(IndexError, match=f"index {index} is out of range for a stack of 3 subspaces"):
-        STACKS["diagonal"]()[index]
-
-
-@pytest.mark.parametrize("name", SUBSPACES)
-def test_a_single_subspace_has_no_length_and_no_members(name):
-    message = r"a single subspace has no length; stack several with hmt_jax\.subspaces\.stack"
-    with pytest.raises(TypeError, match=message):
-        len(make(name))
-    with pytest.raises(TypeError, match=message):
-        make(name)[0]
-
-
-@pytest.mark.parametrize("name", SUBSPACES)
+@pytest.mark.parametrize("name", FROM_THE_LIBRARY)
 def test_shapes_of_images_and_coordinates_are_checked(name):
     subspace = make(name)
     with pytest.raises(ValueError, match=r"image must have the subspace's image_shape \(5, 7, 2\), got \(7, 5, 2\)"):
@@ -498,31 +516,21 @@ def test_shapes_of_images_and_coordinates_are_checked(name):
             subspace.embed(np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
-        lambda: [make("window"), make("random")],
-        lambda: [make("window"), make("complement of window")],
-        lambda: [subspaces.dct_window(SHAPE, 0, 0, 2), subspaces.dct_window(SHAPE, 0, 0, 3)],
-        lambda: [subspaces.dct_window(SHAPE, 0, 0, 2), subspaces.dct_window((7, 5, 2), 0, 0, 2)],
-        lambda: [subspaces.random(jax.random.key(0), SHAPE, 3), subspaces.random(jax.random.key(0), SHAPE, 4)],
-        lambda: [make("full"), make("full")],
-        lambda: [STACKS["diagonal"](), STACKS["windows"]()],
-    ],
-    ids=["kinds", "complement", "sizes", "image shapes", "dimensions", "whole spaces", "stacks"],
-)
-def test_only_subspaces_alike_can_be_stacked(members):
-    with pytest.raises(
-        ValueError,
-        match="only single subspaces of one kind, image shape and dimension, such as several DCT windows of one size, "
-        "can be stacked; measure the others in calls of their own",
-    ):
-        subspaces.stack(members())
+# Subspaces of an author's own
 
 
-@pytest.mark.parametrize(
-    "use", [lambda subspace: subspaces.stack([subspace]), lambda subspace: subspace[0]], ids=["stack", "index"]
-)
+def test_both_methods_must_be_there():
+    class OneWay(subspaces.Subspace):
+        image_shape = SHAPE
+
+        def embed(self, z):
+            return z
+
+    with pytest.raises(TypeError, match=r"abstract method '?coordinates"):
+        OneWay()
+
+
+@pytest.mark.parametrize("use", [subspaces.check_orthonormal, measure_in], ids=["check", "measure"])
 def test_classes_that_are_no_pytrees_are_refused(use):
     class Unregistered(PixelRow):
         pass
@@ -532,12 +540,7 @@ def test_classes_that_are_no_pytrees_are_refused(use):
         match="a subspace must be a pytree, but Unregistered is not registered as one: decorate the class with "
         r"jax\.tree_util\.register_dataclass on top of dataclasses\.dataclass\(frozen=True\), image_shape static",
     ):
-        use(Unregistered(jnp.arange(2), SHAPE))
-
-
-def test_a_stack_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="subspaces is empty: give at least one subspace to stack"):
-        subspaces.stack([])
+        use(Unregistered(jnp.asarray(2), SHAPE))
 
 
 @jax.tree_util.register_dataclass
@@ -549,69 +552,69 @@ class Scaled(subspaces.Subspace):
     down: jax.Array
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
-    @property
-    def num_stacked(self):
-        return None if self.up.ndim == 0 else len(self.up)
-
-    def _project(self, image):
+    def coordinates(self, image):
         return self.down * image.reshape(-1)
 
-    def _lift(self, z):
+    def embed(self, z):
         return (self.up * z).reshape(self.image_shape)
 
 
-def measure_in(subspace):
-    images = np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype(np.float32)
-    return hmt_jax.measure_margins(lambda images: images.reshape(len(images), -1)[:, :2], images, subspace)
+def scaled(up, down, of=Scaled):
+    return of(jnp.asarray(up), jnp.asarray(down), SHAPE)
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+def test_orthonormal_coordinates_pass_the_check(name):
+    assert subspaces.check_orthonormal(make(name)) is None
+    if name != "full":
+        subspaces.check_orthonormal(complement(make(name)))
 
 
 @pytest.mark.parametrize(("up", "down"), [(2.0, 2.0), (2.0, 0.5), (1.0, 1.1), (1.0, np.nan)])
 def test_coordinates_that_are_not_orthonormal_are_refused(up, down):
-    with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"):
-        measure_in(Scaled(jnp.asarray(up), jnp.asarray(down), SHAPE))
-    several = (jnp.array([value, 1.0, factor]) for value, factor in ((1.0, up), (1.0, down)))
-    with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"):
-        measure_in(Scaled(*several, SHAPE))
-    expected = measure_in(subspaces.full(SHAPE)).margin
-    np.testing.assert_allclose(
-        measure_in(Scaled(jnp.asarray(1.0), jnp.asarray(1.0), SHAPE)).margin, expected, rtol=1e-5
-    )
+    message = r"coordinates of Scaled are not orthonormal: .* embed must keep lengths"
+    with pytest.raises(ValueError, match=message):
+        subspaces.check_orthonormal(scaled(up, down))
+    with pytest.raises(ValueError, match=message):
+        measure_in([scaled(1.0, 1.0), scaled(up, down), scaled(1.0, 1.0)])
 
 
 def test_a_single_direction_of_another_length_is_refused():
     """Though going back undoes it, and lengths of most images hardly change."""
-
-    class Stretched(Scaled):
-        num_stacked = None
-
-    stretched = jax.tree_util.register_dataclass(Stretched, ["up", "down"], ["image_shape"])
     up = jnp.ones(NUM_PIXELS).at[17].set(1.1)
-    with pytest.raises(ValueError, match=r"coordinates of Stretched are not orthonormal: .* and then its transpo"):
-        measure_in(stretched(up, 1 / up, SHAPE))
+    with pytest.raises(ValueError, match=r"coordinates of Scaled are not orthonormal: .* its transpo"):
+        subspaces.check_orthonormal(scaled(up, 1 / up))
+    subspaces.check_orthonormal(scaled(up**0, up**0))
 
 
-@pytest.mark.parametrize("index", [[0, 1], np.array([0, 1]), None, True, 1.0])
-def test_a_stack_is_indexed_by_numbers_and_slices(index):
-    with pytest.raises(TypeError, match="a stack is indexed by a whole number or a slice, got "):
-        STACKS["diagonal"]()[index]
+def test_the_check_takes_the_image_shape_of_what_has_none():
+    direction = orthonormal_columns(1).reshape(SHAPE).astype(np.float32)
+    with pytest.raises(ValueError, match=r"Line has no image_shape: pass image_shape=\(height, width, channels\)"):
+        subspaces.check_orthonormal(Line(direction))
+    assert subspaces.check_orthonormal(Line(direction), SHAPE) is None
+    with pytest.raises(ValueError, match="coordinates of Line are not orthonormal"):
+        subspaces.check_orthonormal(Line(2 * direction), SHAPE)
 
 
-def test_an_image_of_another_shape_is_told():
-    class Flat(Scaled):
-        def _lift(self, z):
-            return z
-
-    flat = jax.tree_util.register_dataclass(Flat, ["up", "down"], ["image_shape"])(jnp.ones(()), jnp.ones(()), SHAPE)
-    with pytest.raises(ValueError, match=r"_lift of Flat must give an image of shape \(5, 7, 2\), got \(70,\)"):
-        flat.embed(np.zeros(70, np.float32))
+def derived(**methods):
+    """A registered class like `Scaled` but for the methods given."""
+    return jax.tree_util.register_dataclass(type("Derived", (Scaled,), methods), ["up", "down"], ["image_shape"])
 
 
-def test_an_image_shape_among_the_arrays_is_told():
+@pytest.mark.parametrize("use", [subspaces.check_orthonormal, measure_in], ids=["check", "measure"])
+def test_shapes_of_what_the_methods_return_are_checked(use):
+    flat, rows = derived(embed=lambda self, z: z), derived(coordinates=lambda self, image: image)
+    with pytest.raises(ValueError, match=r"embed of Derived must return an image of shape \(5, 7, 2\), got \(70,\)"):
+        use(scaled(1.0, 1.0, flat))
+    with pytest.raises(ValueError, match=r"coordinates of Derived must return one vector .* shape \(5, 7, 2\)"):
+        use(scaled(1.0, 1.0, rows))
+
+
+@pytest.mark.parametrize("use", [subspaces.check_orthonormal, measure_in], ids=["check", "measure"])
+def test_an_image_shape_among_the_arrays_is_refused(use):
     class Loose(Scaled):
         pass
 
-    loose = jax.tree_util.register_dataclass(Loose, ["up", "down", "image_shape"], [])(
-        jnp.ones(()), jnp.ones(()), SHAPE
-    )
+    loose = jax.tree_util.register_dataclass(Loose, ["up", "down", "image_shape"], [])
     with pytest.raises(TypeError, match="image_shape of Loose must be static, and not an array: declare it as"):
-        measure_in(loose)
+        use(scaled(1.0, 1.0, loose))

@@ -11,7 +11,7 @@ import pytest
 import hmt_jax
 from experiments import __main__ as command_line
 from experiments import config, forgetting, linear, nonlinear, synthetic
-from hmt_jax import Status, data, exact, plots, solvers, subspaces
+from hmt_jax import Status, data, plots, solvers, subspaces
 
 KEY = jax.random.key(3)
 NUM = 4000
@@ -107,16 +107,14 @@ def hyperplane_logits(parameters, images):
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("solver", [solvers.deepfool(overshoot=0.0), exact.scan(reach=30.0, resolution=0.01)])
+@pytest.mark.parametrize("solver", [solvers.DeepFool(overshoot=0.0), solvers.Scan(reach=30.0, resolution=0.01)])
 @pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")
 def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
     samples = data.synthetic_linear(KEY, 40, image_shape=(3, 3, 1))
     normal = 2 * samples.basis[:, 0] + 0.5 * samples.basis[:, 1]
     classifier = jax.tree_util.Partial(hyperplane_logits, (normal, jnp.asarray(0.7)))
     rows = synthetic.directions(samples, 1, 2)
-    result = hmt_jax.measure_margins(
-        classifier, samples.images, subspaces.stack([row.subspace for row in rows]), solver
-    )
+    result = hmt_jax.measure_margins(classifier, samples.images, [row.subspace for row in rows], solver)
     gap = np.asarray(samples.images).reshape(40, -1) @ np.asarray(normal) + 0.7
     is_near = np.abs(gap) / 0.5 < 29
     assert is_near.sum() > 30

@@ -1,6 +1,7 @@
 """Training and evaluation, against loops in NumPy."""
 
 import dataclasses
+import functools
 import itertools
 import warnings
 
@@ -280,8 +281,8 @@ def test_streams_are_checked_as_arrays_are(samples, logistic):
     with pytest.raises(ValueError, match="labels must be whole numbers from 0, but the lowest one is -1"):
         train(images, labels - 1)
     with pytest.warns(hmt_jax.PixelRangeWarning, match=r"pixels of 4 of 4 images leave \[0, 1\]"):
-        train(255 * images, labels, attack=attacks.pgd(norm="l2", epsilon=0.1, num_steps=1))
-    with pytest.raises(ValueError, match="the stream gave 17 samples in epoch 0, but its num_samples is 18: let every"):
+        train(255 * images, labels, attack=attacks.PGD(norm="l2", epsilon=0.1, num_steps=1))
+    with pytest.raises(ValueError, match="the stream yielded 17 samples in epoch 0, but its num_samples is 18: let"):
         train(images[:17], labels[:17])
 
 
@@ -292,14 +293,14 @@ def test_batches_of_a_stream_have_its_size(samples, logistic, bounds):
             for first, last in itertools.pairwise(bounds):
                 yield self.images[first:last], self.labels[first:last]
 
-    with pytest.raises(ValueError, match="batch_size is 4, but it gave another number of samples in epoch 0: give as"):
+    with pytest.raises(ValueError, match="batch_size is 4, but a batch of epoch 0 has another number of samples"):
         training.train_on_stream(logistic, Uneven(*samples), RECIPE, jax.random.key(0), devices=ONE)
 
 
 def test_what_is_wrong_with_logits_is_told_in_attacks_too(samples):
     images, _ = samples
     one = models.create("logistic", jax.random.key(0), image_shape=(2, 3, 1), num_classes=1)
-    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)
+    attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=1)
     with pytest.raises(ValueError, match=r"^classifier has one class only"):
         training.train(one, images, np.zeros(18, int), RECIPE, jax.random.key(0), devices=ONE, attack=attack)
 
@@ -326,7 +327,7 @@ def test_bfloat16_comes_close(samples, convolutional):
 def test_nothing_is_promoted_implicitly(samples, compute_dtype):
     images, labels = samples
     recipe = dataclasses.replace(RECIPE, num_epochs=1, compute_dtype=compute_dtype, augment=training.crop_and_mirror)
-    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1, random_start=False)
+    attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=1, random_start=False)
     module = Convolutional(nnx.Rngs(0), rate=0.5)
     with jax.numpy_dtype_promotion("strict"):
         trained = training.train(
@@ -347,7 +348,7 @@ def test_batch_norm_hands_on_bfloat16(samples):
 
     recipe = dataclasses.replace(RECIPE, compute_dtype="bfloat16")
     module = Recorded(nnx.Rngs(0))
-    for attack in (None, attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)):
+    for attack in (None, attacks.PGD(norm="l2", epsilon=0.1, num_steps=1)):
         trained = training.train(module, *samples, recipe, jax.random.key(0), attack=attack, devices=ONE)
     assert len(dtypes) >= 3  # in training mode twice, and in evaluation mode for the attack
     assert set(dtypes) == {jnp.dtype("bfloat16")}
@@ -716,7 +717,7 @@ def test_images_of_another_shape_are_told(samples, logistic):
 
 def test_images_that_an_attack_can_not_move_give_a_warning(samples, logistic):
     images, labels = samples
-    attack = attacks.pgd(norm="l2", epsilon=0.1, num_steps=1)
+    attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=1)
     with pytest.warns(hmt_jax.PixelRangeWarning, match="or an attack with domain='unbounded'") as warned:
         training.train(logistic, images - 0.5, labels, RECIPE, jax.random.key(0), attack=attack, devices=ONE)
     assert len(warned) == 1
@@ -755,11 +756,11 @@ def test_loss_that_is_not_finite_stops_training_at_its_step(samples, logistic, e
         ({"recipe": 0.1}, r"recipe must be a hmt_jax\.training\.Recipe, got 0\.1"),
         ({"on_epoch": True}, r"on_epoch must be a function of an epoch's number, .*, or None, got True"),
         (
-            {"attack": attacks.pgd},
-            r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*<function pgd at",
+            {"attack": functools.partial(attacks.PGD, norm="l2")},
+            r"attack must be an attack, such as hmt_jax\.attacks\.PGD\(norm='l2', epsilon=1\.0\), or .*got functools",
         ),
-        ({"attack": attacks.PGD}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*attacks\.PGD"),
-        ({"attack": "pgd"}, r"pgd\(norm='l2', epsilon=1\.0\) returns, with its parentheses, or .*got 'pgd'"),
+        ({"attack": attacks.PGD}, r"PGD\(norm='l2', epsilon=1\.0\), or a function of .*got <class '.*PGD'>"),
+        ({"attack": "pgd"}, r"PGD\(norm='l2', epsilon=1\.0\), or a function of .*got 'pgd'"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_computed(samples, logistic, settings, message):
@@ -825,7 +826,7 @@ def test_a_batch_has_a_sample(samples, logistic, batch_size):
         training.evaluate(logistic, *samples, batch_size=batch_size)
     with pytest.raises(ValueError, match=message):
         attacks.evaluate(
-            logistic, *samples, attacks.pgd(norm="l2", epsilon=1.0), jax.random.key(0), batch_size=batch_size
+            logistic, *samples, attacks.PGD(norm="l2", epsilon=1.0), jax.random.key(0), batch_size=batch_size
         )
 
 

@@ -26,9 +26,20 @@ def torch_conv_relu_pool(images, kernel, bias, padding, gradient):
     return [value.numpy() for value in values]
 
 
+@functools.partial(jax.jit, static_argnames="padding")
+def value_and_gradients(images, kernel, bias, gradient, padding):
+    value, pull_back = jax.vjp(lambda *arrays: _convolution.conv_relu_pool(*arrays, padding), images, kernel, bias)
+    return value, *pull_back(gradient)
+
+
+def pooled_size(shape):
+    height, width, _, _, size, padding = shape
+    return [(length + 2 * padding - size + 1) // 2 for length in (height, width)]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("is_flat", [False, True])
-def test_values_and_gradients_are_pytorchs(shape, is_flat):
+def test_values_and_gradients_are_pytorchs(shape, is_flat, x64):
     height, width, channels, num_filters, size, padding = shape
     rng = np.random.default_rng(0)
     # Eighths, so that all sums are exact: PyTorch's own rounding breaks ties of flat backgrounds elsewhere.
@@ -37,13 +48,8 @@ def test_values_and_gradients_are_pytorchs(shape, is_flat):
     if is_flat:  # a background that ties in every window, with one object on it
         images[:, :3] = images[:, 6:] = images[:, :, :2] = images[:, :, 5:] = 0.25
     kernel, bias = draw((size, size, channels, num_filters)), draw((num_filters,))
-    with jax.enable_x64(True):
-        pooled = jax.eval_shape(functools.partial(_convolution.conv_relu_pool, padding=padding), images, kernel, bias)
-        gradient = rng.normal(size=pooled.shape)
-        value, pull_back = jax.vjp(
-            lambda *a: _convolution.conv_relu_pool(*a, padding), *map(jnp.asarray, (images, kernel, bias))
-        )
-        found = (value, *pull_back(jnp.asarray(gradient)))
+    gradient = rng.normal(size=(3, *pooled_size(shape), num_filters))
+    found = value_and_gradients(images, kernel, bias, gradient, padding)
     expected = torch_conv_relu_pool(images, kernel, bias, padding, gradient)
     for ours, theirs in zip(found, expected, strict=True):
         # float64; on a flat background any other choice of the winner changes gradients by their own size
@@ -55,14 +61,13 @@ def test_gradients_by_windows_are_those_of_other_devices(shape, x64):
     height, width, channels, num_filters, size, padding = shape
     rng = np.random.default_rng(1)
     images, kernel = rng.normal(size=(2, height, width, channels)), rng.normal(size=(size, size, channels, num_filters))
-    rows, columns = ((length + 2 * padding - size + 1) // 2 for length in (height, width))
-    gradient = jnp.asarray(rng.normal(size=(2, rows, columns, num_filters)))
-    winner = jnp.asarray(rng.integers(0, 5, gradient.shape), jnp.int8)
+    gradient = rng.normal(size=(2, *pooled_size(shape), num_filters))
+    winner = rng.integers(0, 5, gradient.shape).astype(np.int8)
     for by_windows, default, other in (
         (_convolution._image_gradient_by_windows, _convolution._image_gradient, (kernel, padding, images.shape)),
         (_convolution._kernel_gradient_by_windows, _convolution._kernel_gradient, (images, padding, kernel.shape)),
     ):
-        found, expected = (f(gradient, winner, jnp.asarray(other[0]), *other[1:]) for f in (by_windows, default))
+        found, expected = (jax.jit(f, static_argnums=(3, 4))(gradient, winner, *other) for f in (by_windows, default))
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -76,13 +81,12 @@ def test_pooling_by_taps_is_that_of_other_devices(shape, mapped, x64):
     rng = np.random.default_rng(2)
     shapes = (2, height, width, 1), (size, size, 1, num_filters), (num_filters,)
     arrays = [
-        jnp.asarray(rng.normal(size=shape if axis is None else (3, *shape)))
-        for shape, axis in zip(shapes, mapped, strict=True)
+        rng.normal(size=shape if axis is None else (3, *shape)) for shape, axis in zip(shapes, mapped, strict=True)
     ]
     maxima, winners = [], []
     for pool in (_convolution._pool_taps, _convolution._pool_convolution):
         pool = functools.partial(pool, padding=padding)
-        maximum, winner = (pool if mapped[0] is None else jax.vmap(pool, mapped))(*arrays)
+        maximum, winner = jax.jit(pool if mapped[0] is None else jax.vmap(pool, mapped))(*arrays)
         maxima.append(maximum)
         winners.append(winner)
     np.testing.assert_allclose(*maxima, rtol=1e-12, atol=1e-12)
@@ -102,6 +106,6 @@ def test_equal_patches_tie():
 def test_nan_pixels_are_not_pooled_away():
     images = jnp.zeros((1, 6, 6, 1)).at[0, 2, 3, 0].set(jnp.nan)
     kernel = jnp.ones((1, 1, 1, 2))
-    value = np.asarray(_convolution.conv_relu_pool(images, kernel, jnp.zeros(2), 0))
+    value = np.asarray(jax.jit(_convolution.conv_relu_pool, static_argnums=3)(images, kernel, jnp.zeros(2), 0))
     assert np.isnan(value[0, 1, 1]).all()
     assert np.isnan(value).sum() == 2
