@@ -165,7 +165,7 @@ def test_results_are_in_float64_for_images_of_any_precision(dtype, x64):
     assert found.label.dtype == np.int32
 
 
-def test_what_is_not_supported_is_told():
+def test_what_is_not_supported_is_refused():
     images = images_of(1)
     with pytest.raises(TypeError, match=r"named 'logistic', 'mlp' or 'lenet', made by create, load or from_torch.*got"):
         bounds.certify(lambda images: images, images, subspaces.full(SHAPE))

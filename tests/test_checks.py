@@ -154,7 +154,7 @@ def test_numbers_of_claims(statistic, expected, compared):
 
 
 @pytest.mark.parametrize("field", ["none", "window"])
-def test_a_field_without_a_cut_is_told(field, compared):
+def test_a_field_without_a_cut_is_refused(field, compared):
     with pytest.raises(ValueError, match=rf"{field}=.* has no cut between low and high frequencies"):
         claims.least_ratio(claims.above(field))(compared)
 
@@ -162,7 +162,7 @@ def test_a_field_without_a_cut_is_told(field, compared):
 @pytest.mark.parametrize(
     "statistic", [claims.least_ratio(claims.above("high")), claims.least_inside_over_least_beyond("low")]
 )
-def test_a_side_of_the_cut_without_a_window_is_told(statistic, compared):
+def test_a_side_of_the_cut_without_a_window_is_refused(statistic, compared):
     """None of size 8 starts at 12 or behind, none ends within 6."""
     with pytest.raises(ValueError, match=r"no window of .*run is on that side of the cut: take smaller windows, or"):
         statistic(compared)
@@ -202,7 +202,7 @@ def test_energy_of_the_first_and_the_last_epoch(tmp_path):
     np.testing.assert_allclose(claims.growth_of_low_energy(tmp_path), [(0.3 / 3) / 0.2] * 3)
 
 
-def test_a_run_compared_with_none_is_told(tmp_path):
+def test_a_run_compared_with_none_is_refused(tmp_path):
     path = constant(tmp_path / "run", [1, 2])
     with pytest.raises(ValueError, match="is compared with no other run: set baseline to standard_training"):
         claims.correlation_with_baseline(path)

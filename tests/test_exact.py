@@ -205,7 +205,7 @@ def test_the_margin_at_the_center_of_a_sphere_is_its_radius():
 
 
 @pytest.mark.parametrize("dimension", [1, 2])
-def test_scans_find_spheres_from_both_sides_and_tell_what_is_out_of_reach(dimension):
+def test_scans_find_spheres_from_both_sides_within_their_reach(dimension):
     rng = np.random.default_rng(5)
     center, radius = np.full(SHAPE, 0.5), 2.0
     subspace = subspaces.random(jax.random.key(2), SHAPE, dimension)
@@ -294,7 +294,7 @@ def test_a_scan_of_a_line_takes_the_nearer_side_within_one_step():
         ({"reach": 1.0, "resolution": 0.5, "num_angles": 2}, "num_angles must be at least 3, got 2"),
     ],
 )
-def test_settings_of_a_scan_out_of_range_are_told(settings, message):
+def test_settings_of_a_scan_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Scan(**settings)
 
@@ -443,7 +443,7 @@ def test_an_image_that_is_not_finite_has_no_margin():
     assert np.isnan(solution.margin)
 
 
-def test_what_a_search_cannot_take_is_told():
+def test_arguments_of_a_search_are_checked():
     image, space = images_of(1)[0], subspaces.full(SHAPE)
     with pytest.raises(TypeError, match="named 'logistic', 'mlp' or 'lenet', made by create, load or from_torch"):
         exact.piecewise_linear(lambda images: images, image, space)

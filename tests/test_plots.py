@@ -380,6 +380,6 @@ def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
         (lambda: plots.margin_distribution(make_result(MARGINS), ticks=["a"]), "ticks must .* the 4 subspaces, got 1"),
     ],
 )
-def test_lengths_that_do_not_match_are_told(draw, message):
+def test_lengths_that_do_not_match_are_refused(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()

@@ -47,7 +47,7 @@ def test_the_margin_of_a_plane_is_the_nearest_point_of_a_grid_behind_it(num_step
     images = images_of_two_classes()
     distances = distances_of_two_classes(images)
     result = bisect_two(images, measured, num_steps=num_steps)
-    # The boundary is at 2/3 of the way. What is left of it is a multiple of 2^-num_steps.
+    # The boundary is at 2/3 of the way. The part that is left is a multiple of 2^-num_steps.
     part = np.ceil(2 / 3 * 2**num_steps) / 2**num_steps
     np.testing.assert_allclose(result.margin[0], part * 1.5 * distances, rtol=1e-5)
     np.testing.assert_allclose(result.coordinates[0], part * measured.coordinates[0], rtol=1e-6)

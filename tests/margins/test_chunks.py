@@ -167,7 +167,7 @@ def test_batches_are_read_when_they_are_needed(expected):
 
 
 def test_progress_counts_the_images_that_were_read():
-    """Of a stream, nobody knows how many there will be."""
+    """The number of images in a stream is known only at its end."""
     calls = []
     stream = iter(batches(1, 4, 2))
     measure(stream, measure=hmt_jax.measure_margins, progress=lambda *numbers: calls.append(numbers))
@@ -210,7 +210,7 @@ def test_nothing_is_left_open_between_two_chunks():
     assert not np.isclose(alone[0][0].margin, alone[1][0].margin).any()
 
 
-# What can't be measured
+# Images that are refused
 
 
 @pytest.mark.parametrize(

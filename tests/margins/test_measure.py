@@ -47,7 +47,7 @@ def measure_tanh(images=IMAGES, **settings):
     return hmt_jax.measure_margins(tanh_classifier(), images, diagonal(), **settings)
 
 
-# What a result holds
+# The arrays of a result
 
 
 def test_results_are_laid_out_by_subspace_and_image(measured):
@@ -153,7 +153,7 @@ def test_a_single_subspace_is_a_list_of_one(measured, x64):
     assert_same(result, measured, slice(1, 2))
 
 
-# What does not matter
+# Batches, devices, and other images
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 1), (2, 64), (8, 2)])

@@ -373,7 +373,9 @@ def test_a_solver_is_hashable():
         measure_two(images_of_two_classes(), Thawed())
 
 
-@pytest.mark.parametrize("solver", [solvers.tight, "tight", solvers.DeepFool, None], ids=str)
+@pytest.mark.parametrize(
+    "solver", [solvers.tight, "tight", solvers.DeepFool, None], ids=["function", "text", "class", "none"]
+)
 def test_what_is_no_solver_is_refused(solver):
     with pytest.raises(
         TypeError, match=r"^solver must be a solver such as hmt_jax\.solvers\.tight\('fast'\), with its parentheses, "

@@ -243,7 +243,7 @@ def test_a_result_is_read_as_it_was_written(with_coordinates, tmp_path):
     loaded = MarginResult.load(path)
     assert type(loaded) is MarginResult
     assert_equal(loaded, result)
-    # What was read can be joined and compared like the rest.
+    # Such a result can be joined and compared like the rest.
     assert_equal(MarginResult.concatenate([loaded]), result)
     assert_equal(loaded.best_of(result), dataclasses.replace(result, work=result.work + result.work))
 

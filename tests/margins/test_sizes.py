@@ -104,7 +104,7 @@ def test_the_budget_takes_nothing_from_small_networks():
     enough = max(6 * 2**20 // (needs.linearization + 21 * needs.state), -(-20 * sizes.num_lanes // 21))
     assert sizes.chunk == -(-10_000 // -(-10_000 // enough))
     assert sizes.num_lanes_at_end == 2 * sizes.num_lanes
-    # Of a stream, whose end is not known, chunks are as many as are enough.
+    # The end of a stream is not known: its chunks are as large as is enough.
     assert choose(lenet, windows, None, image_shape) == sizes._replace(chunk=enough)
 
 
