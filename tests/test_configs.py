@@ -258,7 +258,7 @@ def test_classes_must_be_those_of_the_network(given, tmp_path):
 @pytest.mark.parametrize(("network", "shape", "num_hidden"), sorted(NETWORKS))
 def test_networks_take_the_images(network, shape, num_hidden):
     options = {"num_hidden": num_hidden} if num_hidden else {}
-    classifier = _create.outline(network, shape, num_classes=10, **options)
+    classifier = _create.abstract(network, shape, num_classes=10, **options)
     classifier.eval()
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
     logits = nnx.eval_shape(lambda classifier, images: classifier(images), classifier, images)

@@ -13,6 +13,7 @@ from flax import nnx
 
 import hmt_jax
 from hmt_jax import _devices, attacks, data, models, training
+from hmt_jax.training import _step, _train
 
 RECIPE = training.Recipe(num_epochs=3, batch_size=4, max_learning_rate=0.5)
 ONE = jax.devices()[:1]
@@ -105,11 +106,11 @@ def test_device_loop_is_the_host_loop(samples):
             self.drawn[...] += jax.random.uniform(self.rngs.noise())
             return super().__call__(images)
 
-    key, mesh = jax.random.key(2), _devices.mesh(ONE, training._AXIS)
+    key, mesh = jax.random.key(2), _devices.mesh(ONE, _step.AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     by_host, by_device = (
-        run_epoch(RECIPE, mesh, training._Functions(None, None), training.start(Drawing(), RECIPE, 18), placed, key)
-        for run_epoch in (training._host_epoch, training._device_epoch)
+        run_epoch(RECIPE, mesh, _step._Functions(None, None), training.start(Drawing(), RECIPE, 18), placed, key)
+        for run_epoch in (_train._host_epoch, _train._device_epoch)
     )
     assert by_host[0].variables["drawn"][...] > 0
     # The same products in another compiled program.

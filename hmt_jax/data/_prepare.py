@@ -4,10 +4,10 @@ import os
 from typing import Any
 
 from hmt_jax._paths import PathLike, shown
-from hmt_jax.data import _originals, _tfds
+from hmt_jax.data import _archives, _tfds
 from hmt_jax.data._load import check_name
 
-_PARSERS = {"cifar10": _originals.cifar10, "mnist": _originals.mnist}
+_PARSERS = {"cifar10": _archives.cifar10, "mnist": _archives.mnist}
 _TIMEOUT = 10  # seconds without an answer
 
 

@@ -85,7 +85,7 @@ def create(
     return in_evaluation_mode(network, mean, std)
 
 
-def outline(name: str, image_shape: ImageShape, num_classes: int, **options: Any) -> nnx.Module:
+def abstract(name: str, image_shape: ImageShape, num_classes: int, **options: Any) -> nnx.Module:
     """The network of a name with shapes in place of arrays, as `nnx.eval_shape` returns it: nothing is computed."""
     build, image_shape = architecture(name), check_image_shape(image_shape)
     return nnx.eval_shape(lambda: build(image_shape, num_classes, rngs=_OneKey(), **options))

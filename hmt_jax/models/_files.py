@@ -76,7 +76,7 @@ def to_bytes(classifier: Normalized, *, architecture: Mapping[str, Any], **heade
 def _outline(architecture: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     """The structure of a network, and the path and the variable, without its array, of each dotted name."""
     try:
-        graphdef, abstract = nnx.split(_create.outline(**architecture))
+        graphdef, abstract = nnx.split(_create.abstract(**architecture))
     except TypeError as error:
         raise ValueError(
             f"the architecture {dict(architecture)} has an option that it does not take: {error}"

@@ -203,9 +203,9 @@ def _match_outline(name, state_dict, image_shape):
 @functools.lru_cache
 def _outline(name, image_shape, **widths):
     try:
-        return _create.outline(name, image_shape, 2, **widths)
+        return _create.abstract(name, image_shape, 2, **widths)
     except ValueError:  # networks for CIFAR take few image sizes, but the size does not change their weights
-        return _create.outline(name, (32, 32, image_shape[2]), 2, **widths)
+        return _create.abstract(name, (32, 32, image_shape[2]), 2, **widths)
 
 
 def _first(names):

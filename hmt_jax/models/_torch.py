@@ -63,7 +63,7 @@ def from_torch(
     >>> classifier(np.ones((1, 2, 2, 1), np.float32)).tolist()
     [[4.0, 4.0]]
     """
-    network = _create.outline(name, image_shape, num_classes or 2, **options)
+    network = _create.abstract(name, image_shape, num_classes or 2, **options)
     _create.check_statistics(image_shape, mean, std)
     if not isinstance(state_dict, Mapping | str | os.PathLike):
         raise TypeError(
@@ -73,7 +73,7 @@ def from_torch(
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict, name, _num_bytes(network))
     if inferred := hidden_widths(name, given, options):
         options = {**options, **inferred}
-        network = _create.outline(name, image_shape, num_classes or 2, **options)
+        network = _create.abstract(name, image_shape, num_classes or 2, **options)
     match = Match.of(network, given, has_any_head=num_classes is None)
     _state_dicts.refuse_packed(match.found)
     if faults := match.faults():
@@ -83,7 +83,7 @@ def from_torch(
     _state_dicts.refuse_nameless_averages(given, match.found, len(match.shapes), is_file=is_file)
     _state_dicts.check_statistics(match.found, np.asarray(mean), np.asarray(std), image_shape[2])
     if num_classes is None:
-        network = _create.outline(name, image_shape, match.num_classes, **options)
+        network = _create.abstract(name, image_shape, match.num_classes, **options)
     graphdef, abstract = nnx.split(network)
     weights = [
         (path, variable.replace(_from_torch(_state_dicts.take(match.entries[path]))))

@@ -157,7 +157,7 @@ def test_networks_agree_with_pytorch(name, request, x64):
     channels = 1 if name.endswith("mnist") else 3
     network = twin_of(name, channels).double()
     expected = sum(parameter.numel() for parameter in network.parameters())
-    assert num_parameters(_create.outline(name, (32, 32, channels), 7)) == expected
+    assert num_parameters(_create.abstract(name, (32, 32, channels), 7)) == expected
     pairs = list(itertools.product(SHAPES[form(name)], TOLERANCES))
     if not request.config.getoption("--all-twins"):
         if not name.startswith(SHALLOW):
@@ -670,7 +670,7 @@ def num_parameters(network):
     ],
 )
 def test_the_number_of_parameters(name, num_classes, expected):
-    assert num_parameters(_create.outline(name, (32, 32, 3), num_classes)) == expected
+    assert num_parameters(_create.abstract(name, (32, 32, 3), num_classes)) == expected
 
 
 @pytest.mark.parametrize(

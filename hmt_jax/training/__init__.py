@@ -1,0 +1,29 @@
+"""Training of classifiers, plain or adversarial, and exact evaluation.
+
+The recipe is the paper's: SGD with momentum, coupled weight decay on all parameters, clipping of the gradient's global
+norm, and a learning rate that rises and falls linearly. Arrays lie on the device, and an epoch is one compiled loop
+over its batches, so that nothing travels between host and device; on CPU, where XLA compiles convolutions badly inside
+loops, the host runs the loop. Batches are split over all local devices: each holds a copy of the parameters and of
+the data, and batch norm takes its statistics over the whole batch.
+"""
+
+from hmt_jax.training._evaluate import evaluate
+from hmt_jax.training._recipe import Recipe, crop_and_mirror, triangular_schedule
+from hmt_jax.training._state import TrainState, classifier_of, start
+from hmt_jax.training._step import Metrics
+from hmt_jax.training._train import Module, Stream, train, train_on_stream
+
+__all__ = [
+    "Metrics",
+    "Module",
+    "Recipe",
+    "Stream",
+    "TrainState",
+    "classifier_of",
+    "crop_and_mirror",
+    "evaluate",
+    "start",
+    "train",
+    "train_on_stream",
+    "triangular_schedule",
+]

@@ -1,0 +1,58 @@
+"""Accuracy and loss of a classifier."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from hmt_jax import _batches, _checks, _devices, _programs
+from hmt_jax._images import as_floats
+from hmt_jax.classifiers import Classifier, as_pytree, logits_of
+from hmt_jax.data import prefetch
+from hmt_jax.training._step import AXIS, Metrics, let_finish
+
+
+def evaluate(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    batch_size: int = 1000,
+    devices: Sequence[jax.Device] | None = None,
+) -> Metrics:
+    """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
+
+    Args:
+      classifier: any classifier that `hmt_jax.measure_margins` takes.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
+      labels: (N,) whole numbers in [0, L).
+      batch_size: number of samples at a time, over all devices.
+      devices: where to compute; all local devices if not given.
+
+    Raises:
+      ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
+    """
+    pixels, targets = _batches.check_samples(images, labels)
+    mesh = _devices.mesh(devices, AXIS)
+    pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    _batches.check_batch_size(batch_size)
+    batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
+    sums: list[Any] = []
+    with _programs.of_call(pytree):
+        for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
+            *found, num_classes = _evaluate_batch(pytree, batch)
+            if not sums:
+                _checks.check_are_classes(targets, int(num_classes))
+            sums.append(found)
+            let_finish(found, mesh)
+    loss = sum(float(loss) for loss, _ in sums)
+    return Metrics(loss / len(pixels), sum(int(num_correct) for _, num_correct in sums) / len(pixels))
+
+
+@_programs.jit
+def _evaluate_batch(classifier, batch):
+    logits = logits_of(classifier, as_floats(batch.images))
+    return *_batches.sum_over(logits, batch), logits.shape[-1]

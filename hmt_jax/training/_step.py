@@ -1,0 +1,170 @@
+"""One step of training."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from hmt_jax import _batches, _programs
+from hmt_jax._images import as_floats
+from hmt_jax.attacks import perturb
+from hmt_jax.attacks._evaluate import as_argument
+from hmt_jax.classifiers import as_new_function, as_pytree, logits_of
+from hmt_jax.training._recipe import Recipe, crop_and_mirror, make_optimizer
+from hmt_jax.training._state import (
+    are_same,
+    carried,
+    classifier_to_compute_with,
+    may_be_cast,
+    renew_random_streams,
+    variables_of,
+)
+
+AXIS = "data"
+NEVER = np.iinfo(np.int32).max
+
+
+class Metrics(NamedTuple):
+    """Means over samples: the cross-entropy in nats, and the share of right labels in [0, 1]."""
+
+    loss: float
+    accuracy: float
+
+
+class Sums(NamedTuple):
+    loss: jax.Array
+    num_correct: jax.Array
+    first_bad_step: jax.Array  # the first step whose loss or gradient is not finite
+
+
+def count_classes(classifier, images) -> int:
+    """The number L of logits (N, L) that the classifier returns for such images in training mode, found by tracing."""
+    structure, state = nnx.split(classifier)
+    shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
+    return _logits_in_training.eval_shape(structure, state, shape).shape[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_in_training(structure, state, images):
+    classifier = nnx.merge(structure, state, copy=True)
+    classifier.train()
+    key = jax.random.key(0)
+    renew_random_streams(classifier, key, key)
+    return logits_of(classifier, as_floats(images))
+
+
+class _Functions(NamedTuple):
+    """The functions, or None, that a step calls besides the classifier, as arguments of compiled functions."""
+
+    attack: Any
+    augment: Any
+
+
+def functions_of(recipe, attack) -> tuple[Recipe, _Functions]:
+    """The recipe without its augmentation, which no compiled program is to keep, and the functions of a step."""
+    augment = recipe.augment
+    if augment is not None:
+        # A user's function is compiled anew in every call, because what it closes over may have changed.
+        augment = jax.tree_util.Partial(augment) if augment is crop_and_mirror else as_new_function(augment)
+    return dataclasses.replace(recipe, augment=None), _Functions(as_argument(attack), augment)
+
+
+def step_at(recipe, functions, state, sums, samples, indices, is_counted, key):
+    images, labels = samples
+    batch = _batches.Batch(images[indices], labels[indices], is_counted)
+    return _step(recipe, len(images), functions, state, sums, batch, key)
+
+
+train_step_at = _programs.jit(step_at, static_argnums=0, donate_argnums=(2, 3))
+
+
+def _step(recipe, num_samples, functions, state, sums, batch, key):
+    """One step of SGD on a batch."""
+    attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
+    images = as_floats(batch.images)
+    if functions.augment is not None:
+        images = functions.augment(augment_key, images)
+    if functions.attack is not None:
+        frozen = as_pytree(classifier_to_compute_with(recipe, state))
+        computing = jax.tree_util.Partial(_ComputeIn(recipe.compute_dtype), frozen)
+        images = perturb(functions.attack, computing, images, batch.labels, attack_key)
+
+    def loss_fn(parameters: nnx.State) -> tuple[jax.Array, tuple]:
+        logits, variables = _apply(recipe, state._replace(parameters=parameters), images, dropout_key, stream_key)
+        loss, num_correct = _batches.sum_over(logits, batch)
+        return loss / jnp.sum(batch.is_counted).astype(loss.dtype), (loss, num_correct, variables)
+
+    gradients, (loss, num_correct, variables) = jax.grad(loss_fn, has_aux=True)(state.parameters)
+    updates, optimizer = make_optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
+    is_good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    sums = Sums(
+        loss=sums.loss + loss,
+        num_correct=sums.num_correct + num_correct,
+        first_bad_step=jnp.minimum(sums.first_bad_step, jnp.where(is_good, NEVER, state.num_steps)),
+    )
+    state = state._replace(
+        parameters=optax.apply_updates(state.parameters, updates),
+        variables=variables,
+        optimizer=optimizer,
+        num_steps=state.num_steps + 1,
+    )
+    return state, sums
+
+
+train_step = _programs.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ComputeIn:
+    """Applies a classifier to images in a dtype; logits are float32 for the loss."""
+
+    dtype: str
+
+    def __call__(self, classifier, images):
+        if self.dtype == "float32":
+            return logits_of(classifier, images)
+        # Flax's batch norm leaves it to JAX to promote its statistics, which stay float32.
+        with jax.numpy_dtype_promotion("standard"):
+            return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
+
+
+def _apply(recipe, state, images, dropout_key, stream_key):
+    """The logits in training mode, and all variables after the call."""
+    written: frozenset[Any] = frozenset()
+    flat = nnx.to_flat_state(state.variables)
+    if recipe.compute_dtype != "float32" and any(may_be_cast(variable) for _, variable in flat):
+        # In lower precision, sums and counts would stop growing. Only a call shows which variables are such.
+        exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
+        jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
+        written = frozenset(called[0])
+    logits, changed = _call(recipe, state, images, dropout_key, stream_key, written)
+    return logits, carried(state.variables, changed)
+
+
+def _call(recipe, state, images, dropout_key, stream_key, written=frozenset()):
+    """The logits in training mode, and the variables that the call has changed or made, by their paths."""
+    classifier = classifier_to_compute_with(recipe, state, written)
+    classifier.train()
+    renew_random_streams(classifier, dropout_key, stream_key)
+    before = {path: jax.tree.leaves(variable) for path, variable in variables_of(classifier)}
+    logits = _ComputeIn(recipe.compute_dtype)(classifier, images)
+    after = variables_of(classifier)
+    return logits, {path: variable for path, variable in after if not are_same(before.get(path), variable)}
+
+
+def let_finish(arrays, mesh) -> None:
+    """Waits for the arrays on simulated devices, which share few threads: two steps' sums over devices could block."""
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(arrays)
+
+
+def zero_sums(mesh) -> Sums:
+    """Zeros on the devices of the mesh, where a step's sums are: on others, the first step would be compiled twice."""
+    zeros = Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(NEVER, jnp.int32))
+    return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,279 @@
+"""Training over epochs, of arrays and of streams."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from hmt_jax import _batches, _checks, _devices, _programs
+from hmt_jax._checks import check_key
+from hmt_jax._images import check_range
+from hmt_jax.attacks import Attack
+from hmt_jax.data import prefetch
+from hmt_jax.training._recipe import Recipe, steps_per_epoch
+from hmt_jax.training._state import TrainState, check_is_module, check_state, classifier_of, start
+from hmt_jax.training._step import (
+    AXIS,
+    NEVER,
+    Metrics,
+    Sums,
+    count_classes,
+    functions_of,
+    let_finish,
+    step_at,
+    train_step,
+    train_step_at,
+    zero_sums,
+)
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+class Stream(Protocol):
+    """Batches that come from outside the device, such as those of `hmt_jax.data.loader`.
+
+    An epoch yields every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
+    depends on the epoch's number alone. B is `batch_size`, except in the last batch, which may be smaller.
+    """
+
+    num_samples: int
+    batch_size: int
+
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of an epoch, which are counted from 0."""
+        ...
+
+
+def train(
+    classifier: Module,
+    images: ArrayLike,
+    labels: ArrayLike,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    attack: Attack | None = None,
+    state: TrainState | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
+) -> Module:
+    """Trains a classifier from the parameters it has, and returns the trained one; the given one stays as it is.
+
+    Args:
+      classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
+        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Its
+        random streams get new keys from `key` in every step. Other variables that a call changes keep their new values
+        for the next step, except those sown as `nnx.Intermediate`, which are dropped.
+      images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
+      labels: (N,) whole numbers in [0, L).
+      recipe: how to train.
+      key: random key of the order of the samples, and of everything else that is random.
+      attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
+        such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode, and training sees its images only.
+      state: a state to go on from, after any epoch of training with the same arguments; the result is the same as
+        without the interruption. The steps may take over its buffers: pass a copy if you need it afterwards.
+      devices: where to train; all local devices if not given.
+      on_epoch: called after every epoch with its number (from 0), the state, and the epoch's metrics on the training
+        batches, each before its step. The state's buffers live until the next step: copy what you want to keep.
+
+    Raises:
+      ValueError: for images and labels of unequal number, or none; labels that are no class; an attack that does not
+        return images of the same shape; a batch size that the devices can't share; a state of another network, or one
+        that is not at the end of an epoch of such a training; or a classifier whose call makes variables, changes their
+        shape or type, or changes its parameters.
+      FloatingPointError: if a loss or a gradient is not finite.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
+
+    Warns:
+      PixelRangeWarning: if the attack keeps pixels in [0, 1], but they leave it, and not because images are flipped.
+      UserWarning: if there is one step in all, which changes nothing, because its learning rate is 0.
+
+    >>> from hmt_jax import models
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> images = jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])
+    >>> trained = train(classifier, images, jnp.array([0, 1]), Recipe(num_epochs=50), jax.random.key(1))
+    >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
+    1.0
+    """
+    _check_kinds(classifier, recipe, key, on_epoch)
+    recipe, functions = functions_of(recipe, attack)
+    pixels, targets = _batches.check_samples(images, labels)
+    _checks.check_are_classes(targets, count_classes(classifier, pixels))
+    check_range(pixels, attack)
+    mesh = _devices.mesh(devices, AXIS)
+    samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
+    run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
+    with _programs.of_call(*functions):
+        return _train(
+            classifier,
+            len(pixels),
+            recipe,
+            lambda state, epoch: run_epoch(recipe, mesh, functions, state, samples, jax.random.fold_in(key, epoch)),
+            mesh,
+            state,
+            on_epoch,
+        )
+
+
+def train_on_stream(
+    classifier: Module,
+    stream: Stream,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    attack: Attack | None = None,
+    state: TrainState | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
+) -> Module:
+    """Trains a classifier like `train`, but on the batches of a stream, for data that do not fit the device.
+
+    Two batches at a time are on the device or on their way there.
+
+    Args:
+      classifier, recipe, attack, state, devices, on_epoch: as in `train`; the recipe's batch size is the stream's.
+      stream: the batches, for example `hmt_jax.data.loader(...)`.
+      key: random key of attacks, dropout and augmentation; the order is the stream's.
+
+    Returns:
+      The trained classifier; the given one stays as it is.
+
+    Raises:
+      ValueError: for a batch size that is not the stream's, or that the devices can't share, for a stream of several
+        processes, for images, labels and states as in `train`, and for an epoch that does not yield `num_samples`
+        samples in batches of that size.
+      FloatingPointError: if a loss or a gradient is not finite.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
+
+    Warns:
+      As `train`, about the pixels of an epoch's first batch.
+    """
+    _check_kinds(classifier, recipe, key, on_epoch)
+    recipe, functions = functions_of(recipe, attack)
+    if stream.batch_size != recipe.batch_size:
+        raise ValueError(
+            f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
+        )
+    if (process_count := getattr(stream, "process_count", 1)) > 1:
+        raise ValueError(
+            f"the stream shares its batches between {process_count} processes, and training is on the devices "
+            "of one: make it with process_count=1"
+        )
+    mesh = _devices.mesh(devices, AXIS)
+    num_classes = functools.partial(count_classes, classifier)
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, Sums]:
+        step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
+        sums = zero_sums(mesh)
+        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
+            state, sums = train_step(recipe, stream.num_samples, functions, state, sums, batch, step_key)
+            let_finish(sums, mesh)
+        return state, sums
+
+    with _programs.of_call(*functions):
+        return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
+
+
+def _check_kinds(classifier, recipe, key, on_epoch):
+    """Raises TypeError for arguments of the wrong kind, before any sample is looked at."""
+    check_is_module(classifier)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
+    check_key(key)
+    _checks.check_callback("on_epoch", on_epoch, "an epoch's number, the state and its metrics")
+
+
+def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
+    """The classifier after the remaining epochs. `run_epoch` maps a state and a number to a state and sums."""
+    if recipe.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
+            "pass fewer devices"
+        )
+    if recipe.num_epochs * steps_per_epoch(recipe, num_samples) == 1:
+        warnings.warn(
+            f"{num_samples} samples in batches of {recipe.batch_size} make one step in all, whose learning rate is 0: "
+            "lower batch_size, or train for more epochs",
+            stacklevel=3,
+        )
+    if state is None:
+        state = start(classifier, recipe, num_samples)
+    else:
+        check_state(state, classifier, recipe, num_samples)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    for epoch in range(int(state.num_steps) // steps_per_epoch(recipe, num_samples), recipe.num_epochs):
+        state, sums = run_epoch(state, epoch)
+        if (bad_step := int(sums.first_bad_step)) != NEVER:
+            raise FloatingPointError(
+                f"the loss or its gradient became NaN or infinite in step {bad_step}, in epoch {epoch}: lower "
+                f"max_learning_rate ({recipe.max_learning_rate}), or check the images for NaN and the labels for "
+                "numbers that are no class"
+            )
+        if on_epoch is not None:
+            on_epoch(epoch, state, Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples))
+    return classifier_of(jax.device_put(state, mesh.devices.flat[0]))
+
+
+def _checked(stream, epoch, attack, num_classes_for):
+    """The batches of an epoch, each checked as `train` checks its samples."""
+    num_samples = 0
+    for images, labels in stream.epoch(epoch):
+        images, labels = _batches.check_samples(images, labels)
+        if num_samples % stream.batch_size or len(images) > stream.batch_size:
+            raise ValueError(
+                f"the stream's batch_size is {stream.batch_size}, but a batch of epoch {epoch} has another number "
+                "of samples: fill every batch, except the last one, which may have fewer"
+            )
+        if not num_samples:
+            num_classes = num_classes_for(images)
+            check_range(images, attack)
+        _checks.check_are_classes(labels, num_classes)
+        num_samples += len(images)
+        yield images, labels
+    if num_samples != stream.num_samples:
+        raise ValueError(
+            f"the stream yielded {num_samples} samples in epoch {epoch}, but its num_samples is {stream.num_samples}: "
+            "let every epoch yield each sample once"
+        )
+
+
+def _host_epoch(recipe, mesh, functions, state, samples, key):
+    """One pass through the samples, in the order that the key draws."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    order_key, step_key = jax.random.split(key)
+    num_samples, sums = len(samples[0]), zero_sums(mesh)
+    for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
+        indices, is_counted = jax.device_put(rows, sharding)
+        state, sums = train_step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key)
+        let_finish(sums, mesh)
+    return state, sums
+
+
+@functools.partial(_programs.jit, static_argnums=(0, 1), donate_argnums=3)
+def _device_epoch(recipe, mesh, functions, state, samples, key):
+    """As `_host_epoch`, as one compiled loop."""
+    order_key, step_key = jax.random.split(key)
+    rows = _order(recipe, len(samples[0]), order_key)
+    rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+
+    def step(carry: tuple[TrainState, Sums], row: tuple[jax.Array, jax.Array]) -> tuple[tuple[TrainState, Sums], None]:
+        state, sums = carry
+        indices, is_counted = row
+        return step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key), None
+
+    return jax.lax.scan(step, (state, zero_sums(mesh)), rows)[0]
+
+
+@functools.partial(_programs.jit, static_argnums=(0, 1))
+def _order(recipe, num_samples, key):
+    """Indices of the samples in a random order, (steps, B), and which of them count: the last row is filled up."""
+    shape = (steps_per_epoch(recipe, num_samples), recipe.batch_size)
+    order = jnp.resize(jax.random.permutation(key, num_samples), shape)
+    return order, jnp.arange(order.size).reshape(shape) < num_samples
