@@ -107,7 +107,7 @@ def as_pytree(classifier: Classifier) -> Classifier:
         )
     if any(base.__module__.startswith("torch.nn.") for base in type(classifier).__mro__):
         raise TypeError(
-            "classifier is a PyTorch module, which JAX can't differentiate: give hmt_jax.models.from_torch(name, "
+            "classifier is a PyTorch module, which JAX can't differentiate: pass hmt_jax.models.from_torch(name, "
             "module.state_dict(), ...), with the name of its architecture"
         )
     if isinstance(classifier, linen.Module):

@@ -6,6 +6,7 @@ import re
 import warnings
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -387,8 +388,7 @@ def test_no_gradient_passes_through_an_attack(make):
     fixed = attack_fn(classifier, images)
     through = jax.jit(jax.grad(partial(loss_fn, attack_fn=attack_fn), argnums=(0, 1)))(classifier, images)
     expected = jax.grad(partial(loss_fn, attack_fn=lambda classifier, images: fixed))(classifier, images)
-    for found, wanted in zip(jax.tree.leaves(through[0]), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)  # the attack in another program, in float32
+    chex.assert_trees_all_close(through[0], expected, rtol=1e-3, atol=1e-5)  # the attack in another program, in float32
     np.testing.assert_array_equal(through[1], 0)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,10 +160,8 @@ def test_the_diagonal_has_all_windows_that_fit(image_shape, size, step, firsts):
 
 def assert_same_windows(windows, expected):
     for window, wanted in zip(windows, expected, strict=True):
-        assert jax.tree.structure(window) == jax.tree.structure(wanted)
-        for leaf, wanted_leaf in zip(jax.tree.leaves(window), jax.tree.leaves(wanted), strict=True):
-            assert leaf.dtype == wanted_leaf.dtype
-            np.testing.assert_array_equal(leaf, wanted_leaf)
+        chex.assert_trees_all_equal(window, wanted)
+        chex.assert_trees_all_equal_shapes_and_dtypes(window, wanted)
 
 
 @pytest.mark.parametrize(

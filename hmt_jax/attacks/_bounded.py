@@ -15,7 +15,8 @@ from hmt_jax import _checks, _programs, solvers
 from hmt_jax.classifiers import Classifier, as_pytree, shape_of_logits
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
-from hmt_jax.subspaces import Subspace, check_fits, full
+from hmt_jax.subspaces import Subspace, full
+from hmt_jax.subspaces._base import check_fits
 
 STATIC = {"static": True}
 

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from hmt_jax import _batches, _checks, _programs
 from hmt_jax._images import as_floats, check_range
 from hmt_jax.classifiers import Classifier, as_new_function, as_pytree, logits_of
-from hmt_jax.subspaces import Subspace, as_list
+from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import as_list
 from hmt_jax.subspaces._groups import grouped
 
 

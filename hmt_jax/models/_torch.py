@@ -67,7 +67,7 @@ def from_torch(
     _create.check_statistics(image_shape, mean, std)
     if not isinstance(state_dict, Mapping | str | os.PathLike):
         raise TypeError(
-            f"state_dict must be a mapping or the name of a file, got {type(state_dict).__name__}: give a module's "
+            f"state_dict must be a mapping or the name of a file, got {type(state_dict).__name__}: pass a module's "
             "weights with module.state_dict()"
         )
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict, name, _num_bytes(network))

@@ -8,7 +8,7 @@ Many subspaces are a Python list, of any kinds and dimensions. Those of one clas
 so `hmt_jax.measure_margins` stacks them and runs one compiled program for all.
 """
 
-from hmt_jax.subspaces._base import Subspace, as_list, check_fits, check_orthonormal
+from hmt_jax.subspaces._base import Subspace, check_orthonormal
 from hmt_jax.subspaces._complement import orthogonal_complement
 from hmt_jax.subspaces._dct import DCTWindow, DCTWindowComplement, dct_diagonal, dct_grid, dct_window
 from hmt_jax.subspaces._span import Span, SpanComplement, WholeSpace, from_basis, full, random
@@ -20,8 +20,6 @@ __all__ = [
     "SpanComplement",
     "Subspace",
     "WholeSpace",
-    "as_list",
-    "check_fits",
     "check_orthonormal",
     "dct_diagonal",
     "dct_grid",

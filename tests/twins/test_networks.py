@@ -732,7 +732,7 @@ def test_modules_of_pytorch_are_told_of_their_way():
     ):
         hmt_jax.measure_margins(module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)))
     with pytest.raises(
-        TypeError, match=r"^state_dict must be .*, got Sequential: give a module's weights with module\.st"
+        TypeError, match=r"^state_dict must be .*, got Sequential: pass a module's weights with module\.st"
     ):
         models.from_torch("logistic", module, image_shape=(2, 2, 1), mean=[0], std=[1])
 
