@@ -1,11 +1,10 @@
 """Images as users pass them: arrays, memory maps and streams of batches, as chunks of one size, and their range."""
 
+import itertools
 import mmap
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -16,6 +15,8 @@ from hmt_jax.frequency import flip
 # What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
+
+_Array = TypeVar("_Array")
 
 
 class PixelRangeWarning(UserWarning):
@@ -54,11 +55,12 @@ class Images:
                 "images must be an array (N, height, width, channels), or an iterable of such batches, got "
                 f"{type(images).__name__}"
             )
-        self._batches = _batches(images)
-        self._first = next(self._batches, None)
-        if self._first is None:
+        self._batches: Iterator[np.ndarray] = _batches(images)
+        first = next(self._batches, None)
+        if first is None:
             raise ValueError("images is an iterable without batches: pass a new one, since an iterator is read once")
-        self.image_shape, self.dtype = self._first.shape[1:], self._first.dtype
+        self.image_shape, self.dtype = first.shape[1:], first.dtype
+        self._batches = itertools.chain([first], self._batches)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """The images in order, in chunks of one size; fewer than that if there are fewer images."""
@@ -72,24 +74,26 @@ class Images:
             _release(rows)
 
     def _chunks_of_stream(self, size) -> Iterator[Chunk]:
-        waiting, num_waiting, has_warned, is_first = [], 0, False, True
-        for batch in _chain(self._first, self._batches):
-            self._first = None
+        waiting: list[np.ndarray] = []
+        num_waiting, has_warned, is_first = 0, False, True
+        for batch in self._batches:
             has_warned = has_warned or _warn_of_range(batch)
-            waiting.append(batch)
-            num_waiting += len(batch)
-            while num_waiting >= size:
-                images = np.concatenate(waiting)
-                yield Chunk(images[:size], size)
-                waiting, num_waiting, is_first = [images[size:]], num_waiting - size, False
+            # Cut where a chunk ends, so that each image is copied once.
+            for first in range(-num_waiting, len(batch), size):
+                piece = batch[max(first, 0) : first + size]
+                waiting.append(piece)
+                num_waiting += len(piece)
+                if num_waiting == size:
+                    yield Chunk(np.concatenate(waiting), size)
+                    waiting, num_waiting, is_first = [], 0, False
         if num_waiting:
-            images = np.concatenate(waiting)
-            yield Chunk(_filled(images, num_waiting if is_first else size), num_waiting)
+            yield Chunk(_filled(np.concatenate(waiting), num_waiting if is_first else size), num_waiting)
 
 
-def as_floats(images: jax.Array) -> jax.Array:
+def as_floats(images: _Array) -> _Array:
     """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    pixels: Any = images
+    return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else images
 
 
 def check_range(images: Any, attack: Any) -> None:
@@ -130,11 +134,6 @@ def _batches(images) -> Iterator[np.ndarray]:
         yield rows
 
 
-def _chain(first, rest) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
-
-
 def _filled(images, size) -> np.ndarray:
     """The images, and copies of them up to a number."""
     return images if len(images) == size else images[np.resize(np.arange(len(images)), size)]
@@ -153,13 +152,13 @@ def _release(array) -> None:
 
 def check_images(images: Any) -> None:
     """Raises ValueError unless these are images (N, height, width, channels), uint8 or floating point."""
+    if not images.size:
+        raise ValueError(f"images is empty, with shape {images.shape}: pass at least one image")
     if images.ndim != 4:
         raise ValueError(
             f"images must have shape (N, height, width, channels), got {images.shape}; add the channel axis of grey "
             "images with images[..., None], and the batch axis of one image with image[None]"
         )
-    if not images.size:
-        raise ValueError(f"images is empty, with shape {images.shape}: pass at least one image")
     check_type("images", images)
 
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _piecewise
 from hmt_jax._checks import as_array
-from hmt_jax._images import check_images
+from hmt_jax._images import as_floats, check_images
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import as_list
 
@@ -77,6 +77,7 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace | Sequence[S
     """
     images = np.asarray(as_array("images", images))
     check_images(images)
+    images = as_floats(images)
     shape = images.shape[1:]
     network = _piecewise.network_of(classifier, shape)
     absolute = jax.tree.map(np.abs, network)

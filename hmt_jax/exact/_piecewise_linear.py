@@ -8,11 +8,12 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _piecewise
 from hmt_jax._checks import as_array, check_image, integer
+from hmt_jax._images import as_floats
 from hmt_jax.exact import _rays, _regions
 from hmt_jax.exact._search import Found, nearest
 from hmt_jax.solvers import Solution, Status
 from hmt_jax.subspaces import Subspace
-from hmt_jax.subspaces._base import as_list
+from hmt_jax.subspaces._base import check_single
 
 # Regions thinner than this part of a typical distance are left out: on flat images many units switch at once, and every
 # set of them has such a region. Logits are continuous, so its points belong to the regions beside it just as well.
@@ -64,7 +65,8 @@ def piecewise_linear(
         raise ValueError(f"reach and max_steps must be positive, got {reach} and {max_steps}")
     image = np.asarray(as_array("image", image))
     check_image(image)
-    as_list(subspace, image.shape)
+    check_single(subspace, image.shape)
+    image = as_floats(image)
     network = _piecewise.network_of(classifier, image.shape)
     basis = _piecewise.basis_of(subspace, image.shape)
     if not np.isfinite(image).all():

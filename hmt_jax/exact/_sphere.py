@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import as_array, check_image
+from hmt_jax._images import as_floats
 from hmt_jax.solvers import Solution, Status, norms_of
 from hmt_jax.subspaces import Subspace
 
@@ -39,6 +40,7 @@ def sphere(center: ArrayLike, radius: ArrayLike, image: ArrayLike, subspace: Sub
     arrays = (("image", image), ("center", center), ("radius", radius))
     image, center, radius = (jnp.asarray(as_array(argument, value)) for argument, value in arrays)
     check_image(image)
+    image, center = as_floats(image), as_floats(center)
     offset = image - center
     inside = subspace.coordinates(offset)  # -p
     norm = norms_of(inside)

@@ -108,13 +108,13 @@ def _is_early(pairs: Pairs, item):
 
 
 def linearize(
-    num_candidates: int, classifier: Classifier, images: np.ndarray, where: Lanes
+    num_candidates: int, classifier: Classifier, images: np.ndarray, num_images: int, where: Lanes
 ) -> tuple[Linearization, Lanes, lanes.Work]:
-    """The linearizations at images (N, ...), with leading axes (N,)."""
+    """The linearizations at the first images, with leading axes (N,); zeros for those that only fill up a chunk."""
     at_images, work = lanes.evaluate(
         _Linearize(num_candidates),
         Pairs(classifier, images, None, None),
-        np.arange(len(images)),
+        np.where(np.arange(len(images)) < num_images, np.arange(len(images)), -1),
         num_lanes=where.num_lanes,
         devices=where.devices,
     )

@@ -19,6 +19,7 @@ from hmt_jax.margins._result import MarginResult
 from hmt_jax.margins._signs import Signs, report, signs_of
 from hmt_jax.solvers import DeepFool, Solution, Solver
 from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import check_fits
 
 
 def measure_margins(
@@ -158,6 +159,7 @@ def measure_margin(
     _states.check_solver(solver)
     image = jnp.asarray(as_array("image", image))
     check_image(image)
+    check_fits(subspace, image.shape)
     pytree = as_pytree(classifier)
     with _programs.of_call(pytree):
         return _solve_one(solver, pytree, image, subspace)
@@ -189,7 +191,9 @@ def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tupl
     if plan.ahead is None:
         plan.ahead = _driver.Ahead(solver, classifier, chunk.images, plan.groups, plan.where)
     plan.ahead.wait_for("linearize")
-    at_images, plan.where, work = _driver.linearize(solver.num_candidates, classifier, chunk.images, plan.where)
+    at_images, plan.where, work = _driver.linearize(
+        solver.num_candidates, classifier, chunk.images, chunk.num_images, plan.where
+    )
     solutions, num_early, num_ended = [], 0, 0
     for group in plan.groups:
         items = _driver.items_of(group, len(chunk.images), chunk.num_images)

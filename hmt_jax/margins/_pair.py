@@ -184,5 +184,5 @@ def _is_found(solver, run) -> jax.Array:
 def _ended_if_lost(solver, run) -> Run:
     """The search, ended as NON_FINITE if the solver met logits that name no label, or its point is NaN."""
     point = _states.point(solver, run.state)
-    is_lost = (point.label == -1) | jnp.isnan(point.z).any()
+    is_lost = (run.status == Status.OUT_OF_STEPS) & ((point.label == -1) | jnp.isnan(point.z).any())
     return run._replace(status=jnp.where(is_lost, Status.NON_FINITE, run.status).astype(jnp.int32))

@@ -50,6 +50,7 @@ class Plan:
     ):
         _states.check_solver(solver)
         self.solver, self.precision = solver, precision
+        self._check_precision()
         self.images = Images(images)
         self.subspaces = as_list(subspaces, self.images.image_shape)
         self.groups = grouped(self.subspaces)
@@ -75,6 +76,13 @@ class Plan:
         self.where = Lanes(devices, sizes.num_lanes, sizes.num_lanes_at_end)
         self.chunk_size = sizes.chunk
         self.ahead: Ahead | None = None
+
+    def _check_precision(self) -> None:
+        try:
+            with jax.default_matmul_precision(self.precision):
+                pass
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"precision must be one that jax.default_matmul_precision takes: {error}") from error
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import jax
@@ -146,8 +147,16 @@ def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
     return members
 
 
-def check_fits(subspace: Any, image_shape: ImageShape) -> None:
-    """Raises unless this is a subspace of images of that shape, registered as a pytree."""
+def check_single(subspace: Any, image_shape: ImageShape) -> None:
+    """Raises unless this is one subspace of images of that shape, with coordinates that are orthonormal."""
+    check_fits(subspace, image_shape)
+    as_list(subspace, image_shape)
+
+
+def check_fits(subspace: Any, image_shape: Sequence[int]) -> None:
+    """Raises unless this is one subspace of images of that shape, registered as a pytree."""
+    if not (hasattr(subspace, "coordinates") and hasattr(subspace, "embed")):
+        raise TypeError(f"subspace must be one subspace of hmt_jax.subspaces, got {type(subspace).__name__}")
     _check_is_pytree(subspace)
     own = tuple(getattr(subspace, "image_shape", image_shape))
     if own != tuple(image_shape):

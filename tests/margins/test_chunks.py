@@ -66,8 +66,8 @@ def test_chunks_are_parts_of_the_whole(expected):
         np.testing.assert_array_equal(found, wanted)
     assert joined.work == whole.work
     assert joined.work.num_lanes == 9
-    # A step a pair, and one for the linearization at each image, those included that fill up the last chunk.
-    assert joined.work.num_busy_lane_steps == whole.num_steps.sum() + 9
+    # A step a pair, and one for the linearization at each image.
+    assert joined.work.num_busy_lane_steps == whole.num_steps.sum() + 7
     assert calls == sorted(calls)
     assert calls[-1] == (21, 21)
 
