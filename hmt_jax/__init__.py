@@ -1,4 +1,4 @@
-"""Where a network's decision boundary is, feature by feature.
+"""Distances from images to a network's decision boundary, feature by feature.
 
 `plots` is imported separately, `from hmt_jax import plots`, because it needs matplotlib.
 """

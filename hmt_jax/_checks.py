@@ -18,7 +18,7 @@ def as_numbers(settings: Any) -> None:
     """Converts the numeric fields of a frozen dataclass to Python numbers, so that equal settings hash alike.
 
     Raises:
-      ValueError: for a value that is no single number, or not known when compiling, or a count that is not whole.
+      ValueError: for a value that is not a single number or is not known when compiling, and for a fractional count.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -42,10 +42,10 @@ def number(argument: str, value: Any) -> int | float:
 
 
 def integer(argument: str, value: Any, at_least: int | None = None) -> int:
-    """The whole number that a value is.
+    """The value as a Python int.
 
     Raises:
-      ValueError: for any other value, and for one that is less than `at_least`.
+      ValueError: for a value that is not a whole number, or is less than `at_least`.
     """
     try:
         whole = operator.index(value)
@@ -57,9 +57,9 @@ def integer(argument: str, value: Any, at_least: int | None = None) -> int:
 
 
 def as_array(argument: str, values: Any) -> jax.Array | np.ndarray:
-    """The values as an array that JAX can take: a JAX array as it is, anything else as a NumPy array.
+    """The values as an array that JAX accepts: JAX arrays are returned unchanged, anything else as a NumPy array.
 
-    Numbers in another byte order, and those wider than float64, are converted; other arrays are not copied.
+    Arrays in another byte order, or wider than float64, are converted; other arrays are not copied.
 
     Raises:
       ValueError: for masked entries, rows of unequal length, and values that are not numbers.
@@ -86,7 +86,7 @@ def as_array(argument: str, values: Any) -> jax.Array | np.ndarray:
 
 
 def check_key(key: Any) -> None:
-    """Raises TypeError if this is no random key, and ValueError if it is an array of several."""
+    """Raises TypeError unless this is a random key, and ValueError if it is an array of keys."""
     is_array = isinstance(key, jax.Array | np.ndarray)
     is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_typed and not (is_array and key.dtype == np.uint32 and key.ndim):
@@ -97,7 +97,7 @@ def check_key(key: Any) -> None:
 
 
 def check_callback(argument: str, function: Any, arguments: str) -> None:
-    """Raises TypeError unless this is None or can be called."""
+    """Raises TypeError unless the function is None or callable."""
     if function is not None and not callable(function):
         raise TypeError(f"{argument} must be a function of {arguments}, or None, got {function!r}")
 
@@ -158,7 +158,7 @@ def check_labels(argument: str, labels: Any) -> None:
 
 
 def check_are_classes(labels: Any, num_classes: int) -> None:
-    """Raises ValueError if a label is no class of a classifier with so many logits."""
+    """Raises ValueError if a label is not below the number of classes."""
     if (greatest := labels.max()) >= num_classes:
         raise ValueError(
             f"labels must be whole numbers from 0 to {num_classes - 1}, since the classifier has {num_classes} logits, "

@@ -1,4 +1,4 @@
-"""Images as users pass them: arrays, memory maps and streams of batches, as chunks of one size, and their range."""
+"""Images as users pass them (arrays, memory maps, streams of batches), cut into equal chunks, and checks of pixels."""
 
 import itertools
 import mmap
@@ -12,7 +12,7 @@ from hmt_jax._checks import ImageShape, as_array, check_type
 from hmt_jax._misc import warn
 from hmt_jax.frequency import flip
 
-# What float32 rounding of a flip there and back leaves, with room; an 8-bit level is 4e-3.
+# Above the float32 rounding of flipping an image and flipping it back; one 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
 
@@ -20,14 +20,14 @@ _Array = TypeVar("_Array")
 
 
 class PixelRangeWarning(UserWarning):
-    """Pixels leave [0, 1], and not because the images are flipped."""
+    """Pixels are outside [0, 1], and flipped frequencies do not explain it."""
 
 
 class Chunk(NamedTuple):
-    """A chunk of images; its last ones may only fill it up."""
+    """A chunk of images. Images after the first `num_images` are padding."""
 
     images: np.ndarray  # (S, height, width, channels)
-    num_images: int  # that count
+    num_images: int  # images that are not padding
 
 
 class Images:
@@ -35,8 +35,8 @@ class Images:
 
     Attributes:
       image_shape: (height, width, channels).
-      dtype: of the images.
-      num_images: how many there are; None for a stream, until it ends.
+      dtype: the dtype of the images.
+      num_images: the number of images; None for a stream.
     """
 
     def __init__(self, images: ArrayLike | Iterable[Any]):
@@ -63,7 +63,7 @@ class Images:
         self._batches = itertools.chain([first], self._batches)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """The images in order, in chunks of one size; fewer than that if there are fewer images."""
+        """The images in order, in chunks of `size` images, or of all images if there are fewer."""
         if self._array is None:
             yield from self._chunks_of_stream(size)
             return
@@ -91,23 +91,23 @@ class Images:
 
 
 def as_floats(images: _Array) -> _Array:
-    """Images in [0, 1]: 8-bit ones divided by 255, others as they are."""
+    """Images in [0, 1]: 8-bit images divided by 255, other images unchanged."""
     pixels: Any = images
     return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else images
 
 
 def check_range(images: Any, attack: Any) -> None:
-    """Warns if pixels leave [0, 1] where an attack keeps them within: it can't move them, which looks like robustness.
+    """Warns of pixels outside [0, 1] if an attack keeps pixels inside: it can't move them, which looks like robustness.
 
     Warns:
-      PixelRangeWarning: if they do, and flipping their frequencies does not explain it.
+      PixelRangeWarning: if there are such pixels, and flipped frequencies do not explain them.
     """
     if getattr(attack, "domain", "unbounded") != "unbounded":
         _warn_of_range(images, "or an attack with domain='unbounded', because this one moves no pixel out of [0, 1]")
 
 
 def _are_batches(images) -> bool:
-    """Whether a list holds batches and not images."""
+    """Whether a list holds batches rather than images."""
     first = images[0] if len(images) else None
     return (isinstance(first, tuple | list) and hasattr(first[0], "ndim")) or getattr(first, "ndim", 0) == 4
 
@@ -135,12 +135,12 @@ def _batches(images) -> Iterator[np.ndarray]:
 
 
 def _filled(images, size) -> np.ndarray:
-    """The images, and copies of them up to a number."""
+    """The images, padded with copies of themselves to `size` images."""
     return images if len(images) == size else images[np.resize(np.arange(len(images)), size)]
 
 
 def _release(array) -> None:
-    """Takes pages of a file that have been read out of this process's memory, which may be less than the file."""
+    """Frees the memory of file pages that have been read, because the file may be larger than the memory."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and base.mode == "c":
@@ -163,7 +163,7 @@ def check_images(images: Any) -> None:
 
 
 def _warn_of_range(images, remedy: str = "or silence hmt_jax.PixelRangeWarning if this is intended") -> bool:
-    """Whether there was reason to warn."""
+    """Warns of pixels outside [0, 1], and returns whether it did."""
     if images.dtype == np.uint8:
         return False
     size = max(_BYTES_AT_A_TIME // images[0].nbytes, 1)

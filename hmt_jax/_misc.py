@@ -1,4 +1,4 @@
-"""Small helpers without a subject of their own."""
+"""Small helpers that belong to no other module."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def promoted(first: Any, second: Any) -> np.dtype:
-    """The dtype that holds both, even if `jax_numpy_dtype_promotion` is strict."""
+    """The dtype that holds values of both arguments, even if `jax_numpy_dtype_promotion` is strict."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)
 
@@ -21,7 +21,7 @@ def take(tree: Any, index: Any) -> Any:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line of the user's that called this library."""
+    """Warns, and points at the line of user code that called this library."""
     package = __name__.partition(".")[0]
     depth, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:

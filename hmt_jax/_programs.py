@@ -118,8 +118,6 @@ def cache_programs(folder: str | os.PathLike[str] | None = None) -> None:
 
     Raises:
       ValueError: if the folder is no path.
-
-    >>> cache_programs()  # doctest: +SKIP
     """
     is_default = folder is None
     if is_default and jax.config.values["jax_compilation_cache_dir"] is None:

@@ -1,9 +1,9 @@
-"""Runs an iterative solver over many items in a fixed number of lanes, each lane refilled as soon as it is free.
+"""Iterative solvers run over many items in a fixed number of lanes, each of which is refilled as soon as it is free.
 
-Batched under `jax.vmap`, a loop runs until its slowest item is done, and every other lane waits. Here B lanes advance
-together by one compiled step; a lane whose item is done writes the result and takes up the next item within that step,
-so that nothing travels to the host. Items are dealt out over the devices of a mesh, each of which works through its
-own queue without a word to the others.
+A loop that is batched by `jax.vmap` runs until its slowest item is done, while all other lanes wait. Here B lanes
+advance together by one compiled step. A lane whose item is done writes the result and starts the next item in the same
+step, so nothing is copied to the host. Items are dealt out to the devices of a mesh. Each device works through its own
+queue and never waits for the others.
 """
 
 import dataclasses
@@ -23,18 +23,19 @@ from hmt_jax._misc import warn
 __all__ = ["Method", "Work", "evaluate", "solve"]
 
 _AXIS = "lanes"
-# Steps between two looks of the host at a loop on an accelerator: rare enough to cost nothing, for progress and errors.
+# Steps after which a loop on an accelerator returns to the host, for progress and errors: rare enough to cost nothing.
 _STEPS_PER_CALL = 32
-# XLA's newer way to compile fusions on CPU takes 1.6 times as long, for programs that are no faster. Later releases of
-# JAX have no other.
+# XLA's newer way to compile fusions on CPU takes 1.6 times as long, and its programs are no faster. Later releases of
+# JAX have only the newer way.
 _OPTIONS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else None
 
 
 class Method(Protocol):
-    """A hashable value (a frozen dataclass, for example) that solves one item at a time; all methods are traced.
+    """An iterative solver of one item: a hashable value, such as a frozen dataclass. All its methods are traced.
 
-    `data` is a pytree of arrays that all items share, `item` a scalar integer. `step` keeps the shapes and dtypes of
-    the state. `start` is computed for all lanes in every step, so it should do no work.
+    `data` is a pytree of arrays that all items share, and `item` is a scalar integer. `start` returns the first state,
+    `step` the next state, with the same shapes and dtypes, `done` a bool, and `result` the item's result, a pytree.
+    `start` is computed for all lanes in every step, so it should be cheap.
     """
 
     def start(self, data: Any, item: jax.Array) -> Any: ...
@@ -48,7 +49,16 @@ class Method(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a run cost. A lane-step is one lane taking part in one compiled step, busy or not."""
+    """The cost of a run. A lane-step is one lane in one compiled step, whether the lane is busy or idle.
+
+    Attributes:
+      num_lanes: lanes on each device.
+      num_lane_steps: lane-steps on all devices.
+      num_busy_lane_steps: lane-steps of busy lanes.
+
+    >>> Work(num_lanes=4, num_lane_steps=40, num_busy_lane_steps=30).utilization
+    0.75
+    """
 
     num_lanes: int
     num_lane_steps: int
@@ -56,11 +66,11 @@ class Work:
 
     @property
     def utilization(self) -> float:
-        """Busy lane-steps over lane-steps."""
+        """The share of lane-steps in which the lane was busy."""
         return self.num_busy_lane_steps / max(self.num_lane_steps, 1)
 
     def __add__(self, later: "Work") -> "Work":
-        """The work so far with that of a later run, whose number of lanes is the last one."""
+        """The work of both runs together, with the number of lanes of the later run."""
         return Work(
             later.num_lanes,
             self.num_lane_steps + later.num_lane_steps,
@@ -71,7 +81,7 @@ class Work:
 class _Lanes(NamedTuple):
     """The lanes of one device. A slot is a position in the device's queue."""
 
-    slots: jax.Array  # (B,); the length of the queue for idle lanes
+    slots: jax.Array  # (B,) the slot of each lane; the length of the queue if the lane is idle
     states: Any  # leaves (B, ...)
     next_slot: jax.Array  # (1,)
     results: Any  # leaves (Q, ...)
@@ -91,30 +101,34 @@ def solve(
     steps_per_call: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Any, Work]:
-    """Solves every item and returns the results in the order of `items`, with the work done.
+    """The results of a method for every item, in the order of `items`, and the work done.
 
-    For each item, `state = start(data, item)`, then `state = step(data, item, state)` until `done(state)`, and
-    the answer is `result(state)`. Answers do not depend on the number of lanes or devices or on the order, but for
-    the rounding of batched products.
+    Each item starts from `state = start(data, item)` and repeats `state = step(data, item, state)` until `done(state)`;
+    its result is then `result(state)`. Except for the rounding of batched products, results do not depend on the number
+    of lanes, the number of devices or the order of the items.
 
-    If the device runs out of memory, the number of lanes is halved with a warning and the unsolved items go on.
+    If a device runs out of memory, the number of lanes is halved, with a warning, and the unsolved items are solved
+    with fewer lanes.
 
     Args:
       method: the solver, as `Method` describes; equal methods share compiled code.
       data: pytree of arrays that all items share, copied to every device.
-      items: whole numbers that `start` and `step` understand. Those below zero are passed over, and their results are
-        zeros: with them, lists of different lengths share compiled code.
+      items: whole numbers that `start` and `step` understand. Negative items are skipped, and their results are zeros:
+        lists of different lengths that are padded with them share compiled code.
       num_lanes: lanes on each device.
       devices: where to run; all local devices if not given.
-      steps_per_call: steps in one call of compiled code. 1 runs the loop on the host, more runs it on the device. If
-        not given: 1 on CPU, where XLA compiles convolutions badly inside loops, and 32 elsewhere.
-      progress: called with the numbers of items solved and of all items after every call.
+      steps_per_call: steps in one call of compiled code. With 1, the loop runs on the host; with more, on the device.
+        If not given, it is 1 on CPU, where XLA compiles convolutions badly inside loops, and 32 elsewhere.
+      progress: called with the number of solved items and the number of all items, after every call of compiled code.
 
     Returns:
-      A pytree like `result`'s with NumPy leaves of shape (len(items), ...), and the `Work`.
+      The results, a pytree as `result` returns it with NumPy leaves of shape (len(items), ...), and the `Work`.
 
     Raises:
-      ValueError: if there are no items (at or above zero) or no devices, or num_lanes or steps_per_call is below 1.
+      ValueError: if no item is at or above zero, if there is no device, or if num_lanes or steps_per_call is below 1.
+
+    Warns:
+      UserWarning: if memory runs out and the number of lanes is halved.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Halve:
@@ -150,7 +164,7 @@ def solve(
             num_solved = 0
             while num_solved < solved.num_missing:
                 advanced = _advance(method, mesh, steps_per_call, data, queue, lanes)
-                # Waits, so that a failed call shows here. Sums of JAX arrays would be programs of their own.
+                # Waits, so that a failed call raises here. NumPy sums, because JAX would compile a program for each.
                 num_solved = _sum(advanced.num_solved)
                 lanes = advanced
                 work += Work(num_lanes, num_lanes * _sum(lanes.num_steps), _sum(lanes.num_busy))
@@ -171,9 +185,22 @@ def evaluate(
     num_lanes: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Any, Work]:
-    """`function(data, item)` for every item, in the order of `items`: `solve` for work that one step completes.
+    """The values of `function(data, item)` for every item, in the order of `items`, and the work done.
 
-    The function must be hashable; equal ones share compiled code. Everything else is as in `solve`.
+    This is `solve` for work that takes one step.
+
+    Args:
+      function: a hashable function of (data, item); equal functions share compiled code.
+      data, items, num_lanes, devices: as in `solve`.
+
+    Returns:
+      The values, a pytree with NumPy leaves of shape (len(items), ...), and the `Work`.
+
+    Raises:
+      ValueError: if no item is at or above zero, if there is no device, or if num_lanes is below 1.
+
+    Warns:
+      UserWarning: if memory runs out and the number of lanes is halved.
 
     >>> squares, work = evaluate(lambda data, item: data[item] ** 2, jnp.array([1.0, 2.0, 3.0]), [2, 0], num_lanes=2)
     >>> squares.tolist(), work.num_busy_lane_steps
@@ -203,7 +230,7 @@ def evaluate(
 def lower_evaluate(
     function: Callable[[Any, jax.Array], Any], data: Any, *, num_lanes: int, devices: Sequence[jax.Device]
 ) -> jax.stages.Lowered:
-    """The program of `evaluate`, traced and to be compiled, for data of which only shapes and dtypes are used."""
+    """The program of `evaluate`, traced but not compiled. Only the shapes and dtypes of the data are used."""
     mesh = _devices.mesh(devices, _AXIS)
     batch = _outlines(np.zeros(num_lanes * len(devices), np.int32), mesh, PartitionSpec(_AXIS))
     return _evaluate.lower(function, mesh, _outlines(data, mesh, PartitionSpec()), batch)
@@ -212,7 +239,7 @@ def lower_evaluate(
 def lower_solve(
     method: Method, data: Any, num_items: int, *, num_lanes: int, devices: Sequence[jax.Device]
 ) -> jax.stages.Lowered:
-    """The program of `solve` for a number of items, traced and to be compiled, as `lower_evaluate`."""
+    """The program of `solve` for `num_items` items, traced but not compiled. See `lower_evaluate`."""
     mesh = _devices.mesh(devices, _AXIS)
     data = _outlines(data, mesh, PartitionSpec())
     num_slots = -(-num_items // len(devices)) * len(devices)
@@ -222,7 +249,7 @@ def lower_solve(
 
 
 class _Solved:
-    """The results gathered on the host."""
+    """The results that have been gathered on the host."""
 
     def __init__(self, items):
         self.is_solved = items < 0
@@ -236,7 +263,7 @@ class _Solved:
         return np.flatnonzero(~self.is_solved)
 
     def store(self, positions, results, is_new):
-        """Stores those rows of the results that are new, at the positions given."""
+        """Stores the new rows of the results at the given positions."""
         rows = jax.tree.map(np.asarray, results)
         if self.results is None:
             self.results = jax.tree.map(lambda row: np.zeros((self.is_solved.size, *row.shape[1:]), row.dtype), rows)
@@ -252,7 +279,7 @@ def _as_items(items) -> np.ndarray:
 
 
 def _fewer(num_lanes, error) -> int:
-    """Half as many lanes, with a warning, if an error means lack of memory; any other error is raised again."""
+    """Half the number of lanes, with a warning, if the error means that memory ran out; else raises the error."""
     if not _devices.is_out_of_memory(error) or num_lanes == 1:
         raise error
     num_lanes //= 2
@@ -265,7 +292,7 @@ def _steps_per_call(devices) -> int:
 
 
 def _outlines(tree, mesh, spec):
-    """The shapes, dtypes and places of what `_spread` makes of the tree."""
+    """The shapes, dtypes and shardings of the arrays that `_spread` makes from the tree."""
     sharding = _sharding(mesh, spec)
 
     def outline(leaf):
@@ -285,19 +312,19 @@ def _spread(tree, mesh, spec):
 
 
 def _sharding(mesh, spec):
-    # That of results on one device: lanes go on with the program that they began with.
+    # On one device, the sharding that results have: with another one, the next call would be compiled again.
     return NamedSharding(mesh, PartitionSpec() if mesh.size == 1 else spec)
 
 
 def _deal(positions, length, num_devices):
-    """Positions dealt out in turn, as one queue after the other, all of the length given: -1 fills up."""
+    """Positions dealt out to the devices in turn: the queues, one after the other, padded with -1 to `length`."""
     padded = np.full(length * num_devices, -1)
     padded[: len(positions)] = positions
     return padded.reshape(length, num_devices).T.reshape(-1)
 
 
 def _idle(method, mesh, num_lanes, data, num_slots) -> _Lanes:
-    """Lanes that have no item yet, made on the host so that nothing is compiled for them."""
+    """Lanes without items, made on the host so that nothing is compiled."""
     state = jax.eval_shape(method.start, data, jax.ShapeDtypeStruct((), jnp.int32))
     result = jax.eval_shape(method.result, state)
     num_devices = mesh.size
@@ -340,14 +367,14 @@ def _advance(method, mesh, num_steps, data, queue, lanes):
 
 
 def _step(method, data, queue, lanes):
-    """One step of all lanes: idle ones take up the next items first, and those that are then done write results."""
+    """The lanes after one step: idle lanes first start the next items, and lanes that are then done write results."""
     num_queued = jnp.sum(queue >= 0, dtype=jnp.int32)
     is_idle = lanes.slots == queue.size
     next_slots = lanes.next_slot + jnp.cumsum(is_idle, dtype=jnp.int32) - 1
     is_refilled = is_idle & (next_slots < num_queued)
     slots = jnp.where(is_refilled, next_slots, lanes.slots)
     is_taken = slots < queue.size
-    items = queue[jnp.where(is_taken, slots, 0)]  # idle lanes work on the first one, which every busy queue has
+    items = queue[jnp.where(is_taken, slots, 0)]  # idle lanes repeat the first item
     started = jax.vmap(method.start, in_axes=(None, 0))(data, items)
     states = _where(is_refilled, started, lanes.states)
 
@@ -356,7 +383,7 @@ def _step(method, data, queue, lanes):
     states = _where(is_busy, stepped, states)
 
     is_finished = is_taken & jax.vmap(method.done)(states)
-    rows = jnp.where(is_finished, slots, queue.size)  # rows behind the end are dropped
+    rows = jnp.where(is_finished, slots, queue.size)  # rows beyond the end are dropped
     results = jax.tree.map(
         lambda table, row: table.at[rows].set(row, mode="drop"), lanes.results, jax.vmap(method.result)(states)
     )
@@ -382,6 +409,6 @@ def _where(condition, new, old):
 def _shard(function, mesh, in_specs):
     if mesh.size == 1:
         return function
-    # Classifiers may hold loops whose carry starts from a constant, which the check of varying axes would refuse;
-    # it guards collectives, of which there are none here.
+    # The check of varying axes would refuse classifiers with loops whose carry starts from a constant. It guards
+    # collectives, and there are none here.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(_AXIS), check_vma=False)

@@ -1,4 +1,4 @@
-"""What the attacks share: the bounds of a perturbation, the checks of an attack's arguments, and a loop."""
+"""Shared parts of the attacks: the bounds of a perturbation, the checks of an attack's arguments, and a loop."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ from hmt_jax.subspaces._base import check_fits
 
 STATIC = {"static": True}
 
-# Steps of Dykstra's algorithm in a projection. A point that they leave outside the bounds is scaled back.
+# Steps of Dykstra's algorithm in a projection. A point that is still outside the bounds is scaled back.
 NUM_PROJECTIONS = 10
-# Flipping an image and flipping it back leaves black pixels black to within this, in float32.
+# The float32 rounding of black pixels in an image that is flipped and flipped back.
 _ROUNDING = 1e-6
 
 NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -57,13 +57,13 @@ class Bounds:
         return full(image.shape) if self.subspace is None else self.subspace
 
     def project(self, point: jax.Array, image: jax.Array) -> jax.Array:
-        """A point near `point` that is within the bounds around the image."""
+        """A point near `point` within the bounds around the image."""
         ball = partial(_BALLS[self.norm], center=image, radius=self.epsilon)
         to_box = BOXES[self.domain]
         if self.subspace is None:
             if self.domain == "flipped":
                 point = dykstra(point, (ball, to_box), NUM_PROJECTIONS)
-            # The image is in the box, so the projection onto the box leaves the ball only if their axes differ.
+            # Projection onto the box can leave the ball only in the flipped domain, where their axes differ.
             return image + self.shorten(to_box(ball(point)) - image)
         in_subspace = partial(affine, center=image, subspace=self.subspace)
         change = self.shorten(dykstra(point, (ball, to_box, in_subspace), NUM_PROJECTIONS) - image)
@@ -74,7 +74,7 @@ class Bounds:
         return change * (self.epsilon / jnp.maximum(NORMS[self.norm](change), self.epsilon))
 
     def _share_in_box(self, image, change):
-        """The largest t <= 1 for which image + t change is in the box."""
+        """The largest t <= 1 for which image + t * change is in the box."""
         if self.domain == "unbounded":
             return 1
         pixels, change = (flip(image), flip(change)) if self.domain == "flipped" else (image, change)
@@ -88,13 +88,13 @@ def checked(
     """The classifier, images and labels as arguments of the compiled attack.
 
     Raises:
-      ValueError: for images and labels of the wrong shape or type, labels that are no class, or a subspace for other
-        images.
-      TypeError: if the key is no random key, or the subspace no subspace.
+      ValueError: for images and labels of the wrong shape or type, labels that are not below the number of classes, or
+        a subspace for images of another shape.
+      TypeError: if the key is no random key, or the subspace is no subspace.
     """
     _checks.check_key(key)
     classifier, images = as_pytree(classifier), jnp.asarray(_checks.as_array("images", images))
-    # Checked before JAX converts them, because it wraps labels that are too large for int32 around.
+    # Checked before JAX converts them: labels that are too large for int32 would wrap around.
     labels = _checks.as_array("labels", labels)
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError(
@@ -118,13 +118,13 @@ def checked(
 
 
 def loop(body: Callable, carry: Any, items: Any = None, length: int | None = None) -> Any:
-    """The last carry of a loop like `jax.lax.scan`'s.
+    """The last carry of a loop as in `jax.lax.scan`.
 
-    On CPU it is unrolled, because XLA compiles convolutions inside loops badly there.
+    On CPU the loop is unrolled, because XLA compiles convolutions inside loops badly there.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, items, length)[0]
-    # Not by scan's `unroll`, which keeps a loop of one turn.
+    # In Python, because the `unroll` of `scan` keeps a loop of one turn.
     for turn in range(len(items) if length is None else length):
         carry, _ = body(carry, None if items is None else items[turn])
     return carry

@@ -19,38 +19,39 @@ from hmt_jax.subspaces import Subspace
 
 # The shortest step, in pixels, as in `hmt_jax.solvers.DeepFool`.
 _SHORTEST_STEP = 1e-4
-# A boundary counts as reached if at most this share of the distance to it is left, which may be rounding.
+# A boundary counts as reached if at most this share of the distance to it remains, which may be rounding.
 _UNREACHED = 1e-4
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepFool:
-    """Moves each image across its nearest decision boundary, or towards it as far as the bounds allow.
+    """An attack that moves each image across its nearest decision boundary, or as far towards it as the bounds allow.
 
-    The steps are those of `hmt_jax.solvers.DeepFool`, except that each goes to the nearest point of the linearised
-    boundary within the box, or as near to the boundary as the box allows. If the last point is outside the L2 ball,
-    the sum of the steps is scaled down and clipped to the box again so that it ends on the sphere. For two classes
-    with linear logits this is exact: the label changes if any image in the box within epsilon / (1 + overshoot) has the
-    other label. In a subspace, points of the search may be slightly outside the box; the last one is projected onto
+    It takes the steps of `hmt_jax.solvers.DeepFool`, except that each step goes to the nearest point of the linearised
+    boundary within the box, or as near to the boundary as the box allows. If the last point is outside the L2 ball, the
+    sum of the steps is scaled down and clipped to the box again, so that it ends on the sphere. For two classes with
+    linear logits this is exact: the label changes if any image in the box within epsilon / (1 + overshoot) has the
+    other label. In a subspace, points of the search may be slightly outside the box; the last point is projected onto
     all bounds, as in `PGD`.
 
-    Images that the classifier gets wrong are returned unchanged, and so are those for which the search meets logits or
-    gradients that are not finite, or no gradient at all. The attack is not random and ignores its key.
+    Misclassified images are returned unchanged. So are images for which the search meets logits or gradients that are
+    not finite, or finds no gradient at all. The attack is not random and ignores its key.
 
-    An attack is a pytree whose only arrays are those of the subspace. Other settings are static: attacks that differ in
+    An attack is a pytree whose only arrays belong to the subspace. Other settings are static: attacks that differ in
     them are compiled separately.
 
     Args:
       epsilon: greatest L2 norm of the perturbation, over all channels, in pixels in [0, 1].
       num_steps: steps of DeepFool.
       overshoot: relative length added to the perturbation.
-      num_candidates: classes to move towards, including the label. Each of the others costs a backward pass.
+      num_candidates: number of candidates, including the label: the classes with the largest logits. Each candidate
+        other than the label costs a backward pass in each step.
       subspace: as in `PGD`.
       domain: as in `PGD`.
 
     Raises:
-      ValueError: for settings out of range, and an unknown domain.
+      ValueError: for settings out of range, or an unknown domain.
 
     References:
       Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool", CVPR 2016, arXiv:1511.04599.
@@ -84,6 +85,11 @@ class DeepFool:
           images: (N, height, width, channels), floating point.
           labels: (N,) whole numbers in [0, L).
           key: any random key; it is ignored.
+
+        Raises:
+          ValueError: for images and labels of the wrong shape or type, labels that are not below L, or a subspace for
+            images of another shape.
+          TypeError: for a classifier that can't be called, a key that is no random key, or a subspace that is none.
         """
         arguments = checked(self.subspace, classifier, images, labels, key)
         with _programs.of_call(*arguments):
@@ -117,16 +123,16 @@ def _perturbed(attack, classifier, image, label):
 
 
 class _Walk(NamedTuple):
-    """The state of a search by DeepFool."""
+    """The state of a search."""
 
     z: jax.Array  # (d,) the change so far, before the overshoot
-    pull: jax.Array  # (d,) the sum of the steps before the box clips them; z itself if the box clipped none
+    pull: jax.Array  # (d,) the sum of the steps before the box clipped them; z itself if it clipped none
     candidates: jax.Array  # (C,) classes by falling logit, the label first; -1 if those logits are not finite
     status: jax.Array  # OUT_OF_STEPS while the search goes on
 
 
 class _Search:
-    """A search by DeepFool around one image, as `hmt_jax.solvers.DeepFool`, but with every point in the box.
+    """A search like `hmt_jax.solvers.DeepFool`, around one image, with every point in the box.
 
     A step goes to the nearest point of the linearised boundary within the box. Without a subspace, z is the change of
     the pixels (of the image flipped back, if the domain is "flipped"), and that point is found exactly.
@@ -160,8 +166,8 @@ class _Search:
         distances = jnp.maximum(distances, _SHORTEST_STEP)
         units = normals / jnp.where(has_direction, norms, 1)[:, None]
         points, pulls = jax.vmap(partial(self._toward, walk.z))(units, distances)
-        # The nearest boundary that can be reached in the box; if there is none, the one that the point comes closest
-        # to.
+        # The nearest boundary that can be reached in the box; if there is none, the boundary that the step comes
+        # closest to.
         steps = (points - walk.z[None]).astype(promoted(points.dtype, jnp.float32))
         left = jnp.where(has_direction, distances - jnp.sum(units * steps, axis=1), jnp.inf)
         is_reached = left <= _UNREACHED * distances
@@ -178,7 +184,7 @@ class _Search:
         return walk._replace(z=z, pull=walk.pull + pulls[nearest], status=status)
 
     def _toward(self, z, unit, distance):
-        """The nearest point of the box at this distance along a unit normal, and the step before the box clips it."""
+        """The nearest point in the box at this distance along a unit normal, and the step before the box clips it."""
         if self.attack.domain == "unbounded":
             return z + distance * unit, distance * unit
         if self.attack.subspace is None:
@@ -198,7 +204,7 @@ class _Search:
         return box((1 + self.attack.overshoot) * z, self.low, self.high)
 
     def result(self, walk):
-        """The image at the end of a walk, or the point on the way there that the bounds still allow."""
+        """The image at the end of a walk, or the last point on the way there that the bounds allow."""
         z, epsilon = self._overshot(walk.z), self.attack.epsilon
         if self.attack.subspace is not None:
             return self.bounds.project(self.image + self.space.embed(z), self.image)

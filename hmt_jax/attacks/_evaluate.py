@@ -19,7 +19,7 @@ from hmt_jax.subspaces._groups import grouped
 
 
 class Attack(Protocol):
-    """A callable pytree that returns perturbed images of the same shape."""
+    """An attack: a callable pytree that returns perturbed images of the same shape."""
 
     def __call__(self, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array: ...
 
@@ -46,7 +46,7 @@ def as_argument(attack: Attack | None) -> Any:
     """The attack as an argument of compiled functions. A plain function is compiled anew in every call.
 
     Raises:
-      TypeError: if it can't be called on (classifier, images, labels, key), such as the class `PGD` itself.
+      TypeError: if it can't be called on (classifier, images, labels, key), as the class `PGD` can't.
     """
     if attack is None or _can_attack(attack):
         return as_new_function(attack) if callable(attack) and jax.tree_util.all_leaves([attack]) else attack
@@ -69,10 +69,24 @@ def _can_attack(attack) -> bool:
 
 
 def perturb(attack: Attack, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
-    """The perturbed images that an attack returns, converted to the dtype of the images.
+    """The perturbed images that an attack returns, checked and converted to the dtype of the images.
+
+    Args:
+      attack: a `PGD` or `DeepFool`, or another function of (classifier, images, labels, key).
+      classifier: anything that `hmt_jax.classifiers.as_pytree` takes, in evaluation mode.
+      images: (N, height, width, channels), floating point.
+      labels: (N,) whole numbers in [0, L).
+      key: random key of the attack.
 
     Raises:
-      ValueError: if it returns anything but floating-point images of the same shape.
+      ValueError: if the attack returns anything but floating-point images of the same shape.
+
+    >>> from hmt_jax.attacks import PGD
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images, attack = jnp.full((1, 2, 2, 1), 0.5), PGD(norm="linf", epsilon=0.1, random_start=False)
+    >>> perturbed = perturb(attack, classifier, images, jnp.array([0]), jax.random.key(0))
+    >>> [round(pixel, 4) for pixel in perturbed.ravel().tolist()]
+    [0.4, 0.6, 0.5, 0.5]
     """
     perturbed = attack(classifier, images, labels, key)
     is_array = isinstance(perturbed, jax.Array | np.ndarray)
@@ -95,26 +109,29 @@ def evaluate(
     batch_size: int = 500,
     subspaces: Subspace | Sequence[Subspace] | None = None,
 ) -> RobustMetrics:
-    """Accuracy and loss under an attack over all samples. They are exact: padding of the last batch does not count.
+    """Accuracy and loss over all samples, with and without an attack; padding of the last batch does not count.
 
     Args:
       classifier: anything that `hmt_jax.classifiers.as_pytree` takes, in evaluation mode.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       attack: a `PGD` or `DeepFool`, another callable pytree of that kind, or a plain function.
-      key: random key of the attack; each batch gets its own, made from it.
+      key: random key of the attack, from which the keys of all batches are made.
       batch_size: number of samples attacked together.
-      subspaces: in which to measure the perturbations: one subspace, or a list of subspaces of any kinds and
+      subspaces: subspaces in which the energy of perturbations is measured: one subspace, or a list of any kinds and
         dimensions, such as `hmt_jax.subspaces.dct_diagonal` returns.
 
+    Returns:
+      A `RobustMetrics`.
+
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, a batch size below 1,
-        subspaces for other images, or an attack that does not return images of the same shape.
-      TypeError: if the subspaces, the attack or the key are of another kind.
+      ValueError: if there are no images or not as many labels; for labels that are not below L, a batch size below 1,
+        subspaces for images of another shape, or an attack that does not return images of the same shape.
+      TypeError: if the classifier, the subspaces, the attack or the key are of the wrong kind.
 
     Warns:
-      PixelRangeWarning: if pixels leave [0, 1], flipping the images does not explain it, and the attack keeps pixels
-        within [0, 1].
+      PixelRangeWarning: if pixels are outside [0, 1], flipped frequencies do not explain it, and the attack keeps
+        pixels within [0, 1].
 
     >>> from hmt_jax.attacks import DeepFool
     >>> from hmt_jax.subspaces import dct_diagonal
@@ -156,9 +173,9 @@ def evaluate(
 
 @partial(_programs.jit, static_argnums=0)
 def _evaluate_batch(sizes, classifier, attack, stacks, batch, key):
-    """The fields of `RobustMetrics`, as sums over the samples of a batch that count, and the number of classes.
+    """The fields of `RobustMetrics` as sums over the samples of a batch, without padding, and the number of classes.
 
-    The energies are in a list, one array for each group of `sizes` subspaces that are stacked.
+    The energies are a list of arrays, one for each group of stacked subspaces; `sizes` are the lengths of the groups.
     """
     images = as_floats(batch.images)
     clean_logits = logits_of(classifier, images)
@@ -170,6 +187,6 @@ def _evaluate_batch(sizes, classifier, attack, stacks, batch, key):
 
     loss, num_correct = _batches.sum_over(logits_of(classifier, perturbed), batch)
     clean_loss, num_clean_correct = _batches.sum_over(clean_logits, batch)
-    # The size is passed for subspaces without arrays, which have no axis to map over.
+    # The size is passed because subspaces without arrays have no axis to map over.
     energies = [jax.vmap(energy, axis_size=size)(stack) for size, stack in zip(sizes, stacks, strict=True)]
     return num_correct, num_clean_correct, loss, clean_loss, energies, clean_logits.shape[-1]

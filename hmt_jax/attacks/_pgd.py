@@ -1,4 +1,4 @@
-"""Projected gradient ascent."""
+"""Projected gradient ascent as an attack."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from hmt_jax.subspaces import Subspace
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Projected gradient ascent on the cross-entropy, within a ball around each image.
+    """An attack by projected gradient ascent on the cross-entropy, within a ball around each image.
 
     Let g be the gradient of the loss at x, projected orthogonally onto the subspace if there is one, and P the
     projection onto the bounds. A step is
@@ -26,35 +26,35 @@ class PGD:
       x <- P(x + step_size g / ||g||_2)   or, in the L-infinity norm,   x <- P(x + step_size sign(g)).
 
     The attack returns the point with the greatest loss among all points of all restarts, including the image itself, so
-    the loss never falls. It climbs the log-odds against the label. The cross-entropy is the softplus of the log-odds,
-    so both are greatest at the same points and their gradients differ only in length, but in float32 the cross-entropy
-    of a confident classifier is rounded to 0.
+    the loss never falls. The ascent itself is on the log-odds against the label, because in float32 the cross-entropy
+    of a confident classifier is rounded to 0. The cross-entropy is the softplus of the log-odds, so both are greatest
+    at the same points, and their gradients differ only in length.
 
-    P projects onto the ball and then onto the box. For flipped images, and in a subspace, P first runs a few steps of
-    Dykstra's algorithm, which come close to the nearest point of the intersection, and in the end scales down what is
-    still outside.
+    P projects onto the ball and then onto the box. For flipped images, and in a subspace, P runs a few steps of
+    Dykstra's algorithm, which come close to the nearest point of the intersection. A perturbation that is still outside
+    is then scaled down.
 
     A random start is uniform in the ball, or in the intersection of the ball and the subspace, and is then projected by
-    P. (In the L-infinity norm within a subspace of dimension d it has a Gaussian direction, and a length distributed as
-    that of a point that is uniform in a d-dimensional ball.)
+    P. The L-infinity norm in a subspace is an exception: there the direction is Gaussian, and the norm has the
+    distribution of epsilon u^(1/d), with u uniform in [0, 1] and d the dimension of the subspace.
 
-    An attack is a pytree whose only arrays are those of the subspace. Other settings are static: attacks that differ in
+    An attack is a pytree whose only arrays belong to the subspace. Other settings are static: attacks that differ in
     them are compiled separately.
 
     Args:
       norm: "l2", over all channels, or "linf".
       epsilon: radius of the ball, in pixels in [0, 1].
       num_steps: gradients computed in each restart.
-      step_size: length of a step, in pixels; 2.5 * epsilon / num_steps if None, as Madry et al. suggest. The number is
-        stored: `dataclasses.replace(attack, epsilon=epsilon, step_size=None)` computes it again.
-      num_restarts: number of searches, each with its own start.
+      step_size: length of a step, in pixels; 2.5 * epsilon / num_steps if None, as Madry et al. suggest. The computed
+        number is stored; `dataclasses.replace(attack, epsilon=epsilon, step_size=None)` computes it again.
+      num_restarts: number of searches, which have different random starts.
       random_start: whether searches start at a random point; if not, they start at the image.
       subspace: a subspace of `hmt_jax.subspaces` that contains the perturbation; if None, all directions are allowed.
       domain: "pixels"; "flipped" for images whose frequencies are flipped; "unbounded" for no limits on the pixels,
         for example if the images themselves are not within [0, 1].
 
     Raises:
-      ValueError: for settings out of range, and an unknown norm or domain.
+      ValueError: for settings out of range, or an unknown norm or domain.
 
     References:
       Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks",
@@ -99,6 +99,11 @@ class PGD:
           images: (N, height, width, channels), floating point.
           labels: (N,) whole numbers in [0, L).
           key: random key of the starts.
+
+        Raises:
+          ValueError: for images and labels of the wrong shape or type, labels that are not below L, or a subspace for
+            images of another shape.
+          TypeError: for a classifier that can't be called, a key that is no random key, or a subspace that is none.
         """
         arguments = checked(self.subspace, classifier, images, labels, key)
         with _programs.of_call(*arguments):

@@ -1,4 +1,4 @@
-"""Margins of classifiers in subspaces: measured whole, chunk by chunk, or for one sample, and made smaller."""
+"""Margins of classifiers in subspaces: measured at once, chunk by chunk or for one image, and reduced by bisection."""
 
 from hmt_jax.margins._measure import measure_in_chunks, measure_margin, measure_margins
 from hmt_jax.margins._refine import bisect

@@ -1,7 +1,8 @@
-"""Runs a solver over all pairs of a subspace and an image, chunk by chunk of the images, in lanes.
+"""A solver run over all pairs of a subspace and an image, one chunk of images at a time, in lanes.
 
 Logits and gradients at the unperturbed sample are the same for all subspaces, so they are computed once for each image.
-From there every pair takes its first step; those that have not ended go on in lanes, and all are looked at in the end.
+From there every pair takes its first step. Pairs that have not ended then continue in lanes. At last, all end points
+are evaluated once more.
 """
 
 import concurrent.futures
@@ -43,7 +44,7 @@ class Pairs(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """Where pairs run, and how many at a time on each device: fewer from where memory has run out on."""
+    """The devices that pairs run on, and the number of pairs at a time on each; it falls once memory has run out."""
 
     devices: Sequence[jax.Device]
     num_lanes: int
@@ -75,7 +76,7 @@ class _Begin:
 
 @dataclasses.dataclass(frozen=True)
 class _Continue:
-    """A `lanes.Method` that goes on from searches under way."""
+    """A `lanes.Method` that continues searches that have begun."""
 
     solver: Solver
 
@@ -98,7 +99,7 @@ def _diagnose(pairs: Pairs, item):
 
 
 def _is_early(pairs: Pairs, item):
-    """Whether the label changes long before the end of the perturbation found."""
+    """Whether the label changes long before the end of the perturbation."""
     z, label = take(pairs.rows, item)
     classifier, image, subspace = pairs.pair(item)
     # At most the diameter of the pixel box: beyond it, a saturated classifier may have the first label again.
@@ -110,7 +111,7 @@ def _is_early(pairs: Pairs, item):
 def linearize(
     num_candidates: int, classifier: Classifier, images: np.ndarray, num_images: int, where: Lanes
 ) -> tuple[Linearization, Lanes, lanes.Work]:
-    """The linearizations at the first images, with leading axes (N,); zeros for those that only fill up a chunk."""
+    """The linearizations at all images (N, ...), zeros for padding; the lanes to use from now on; and the work done."""
     at_images, work = lanes.evaluate(
         _Linearize(num_candidates),
         Pairs(classifier, images, None, None),
@@ -132,7 +133,10 @@ def search(
     ahead: "Ahead",
     progress: Callable[[int], None],
 ) -> tuple[_pair.End, Lanes, lanes.Work]:
-    """The ends (P, ...) of the searches of a group's pairs; `progress` is called with numbers of pairs that ended."""
+    """The ends (P, ...) of the searches of a group's pairs, the lanes to use from now on, and the work done.
+
+    `progress` is called with the number of pairs of the group whose search has ended.
+    """
     pairs = Pairs(classifier, images, group.members, at_images)
     settings: dict[str, Any] = {"devices": where.devices}
     ahead.wait_for(f"begin {group.places}")
@@ -143,7 +147,7 @@ def search(
     progress(num_done)
     if not len(going_on):
         return ends, where, work
-    # Those with the longest first step begin, because they tend to take the most steps, and lanes would run empty.
+    # Pairs with the longest first step go first: they tend to take the most steps, and lanes would idle at the end.
     lengths = np.linalg.norm(ends.z[going_on].astype(np.float32), axis=1)
     queue = np.full(len(items), -1)
     queue[: len(going_on)] = going_on[np.argsort(-lengths, kind="stable")]
@@ -169,7 +173,7 @@ def diagnose(
     items: np.ndarray,
     where: Lanes,
 ) -> tuple[Solution, np.ndarray, Lanes]:
-    """The solutions (P, ...) at the ends of searches, and whether gradients vanished on the way there."""
+    """The solutions (P, ...) at the ends of searches, whether gradients vanished on the way, and the lanes to use."""
     pairs = Pairs(classifier, images, group.members, ends)
     settings: dict[str, Any] = {"devices": where.devices}
     solution, work = lanes.evaluate(_diagnose, pairs, items, num_lanes=where.num_lanes_at_end, **settings)
@@ -188,15 +192,15 @@ def diagnose(
 
 
 def items_of(group: Group, num_images: int, num_counted: int) -> np.ndarray:
-    """The items of a group's pairs, with -1 for the images that only fill up a chunk."""
+    """The items of a group's pairs, -1 for images that are padding."""
     items = np.arange(len(group.places) * num_images)
     return np.where(items % num_images < num_counted, items, -1)
 
 
 class Ahead:
-    """Programs that are compiled in threads while the next ones are traced, which makes the first call faster.
+    """Programs that threads compile while the next programs are traced, which makes the first call faster.
 
-    On CPU only: on accelerators, programs are tuned by running them, and must not run beside others then.
+    Only on CPU: on accelerators, programs are tuned by running them, and nothing else may run meanwhile.
     """
 
     def __init__(self, solver: Solver, classifier: Classifier, images: Any, groups: Sequence[Group], where: Lanes):
@@ -225,11 +229,11 @@ class Ahead:
         return lowered.out_info
 
     def wait_for(self, name: str) -> None:
-        """Returns once a program has been compiled. The call that needs it raises the error if there was one."""
+        """Waits until a program has been compiled. If that failed, the call that runs the program raises the error."""
         if name in self._waiting:
             concurrent.futures.wait([self._waiting.pop(name)])
 
 
 def _resized(tree, length: int):
-    """The shapes of a tree with another length along the first axis of every leaf."""
+    """The shapes and dtypes of a tree, with `length` as the first axis of every leaf."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype), tree)

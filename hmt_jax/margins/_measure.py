@@ -1,4 +1,4 @@
-"""Margins of many samples in many subspaces, whole or chunk by chunk, and of one sample in one subspace."""
+"""Margins of many images in many subspaces, at once or chunk by chunk, and of one image in one subspace."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,47 +34,47 @@ def measure_margins(
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MarginResult:
-    """Margins of every image in every subspace: the smallest perturbations inside it that change the label.
+    """Margins of every image in every subspace: norms of the smallest perturbations inside it that change the label.
 
     All pairs of a subspace and an image run through the same few compiled programs, as many at a time as suit the
-    device; networks of one architecture and subspaces of one kind share them. Images are brought to the device chunk
-    by chunk. Computation is in the precision of images and parameters; JAX rounds float64 ones to float32 unless its
-    option `jax_enable_x64` is set.
+    device. Networks of one architecture and subspaces of one kind share these programs. Images are copied to the device
+    chunk by chunk. Computation is in the precision of the images and the parameters; JAX rounds float64 to float32
+    unless its option `jax_enable_x64` is set.
 
-    The numbers of pairs and of images worked on at a time are chosen to fit a memory budget: on CPU 2 GiB beside the
-    classifier and the result, or more if a single pair needs more; on accelerators, all that JAX may use. If memory
-    runs out nevertheless, the number of pairs is halved, with a warning.
+    The number of pairs and the number of images at a time are chosen to fit a memory budget. On CPU, it is 2 GiB beside
+    the classifier and the result, or more if a single pair needs more. On accelerators, it is all memory that JAX may
+    use. If memory runs out nevertheless, the number of pairs is halved, with a warning.
 
     Args:
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
-        an Equinox module, a `jax.tree_util.Partial`, a plain function. Normalisation belongs to it. A plain function
-        is compiled anew in every call; `jax.tree_util.Partial(function, parameters)` is compiled once.
-      images: (N, height, width, channels): an array, a memory map, or an iterable of such batches, such as an epoch of
-        a data loader, whose labels are ignored. uint8, or floating point in [0, 1], or such images flipped. A sample
-        with a NaN or an infinite pixel gets status NON_FINITE and disturbs no other.
+        an Equinox module, a `jax.tree_util.Partial` or a plain function. It includes the normalisation of its inputs.
+        A plain function is compiled anew in every call; `jax.tree_util.Partial(function, parameters)` is compiled once.
+      images: (N, height, width, channels): an array, a memory map, or an iterable of batches, such as an epoch of a
+        data loader, whose labels are ignored. Pixels are uint8, or floating point in [0, 1] before any flip
+        of frequencies. An image with NaN or infinite pixels gets status NON_FINITE and does not affect other images.
       subspaces: one subspace, or a list of subspaces of any kinds and dimensions.
       solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
-      precision: of float32 matrix products and convolutions, as `jax.default_matmul_precision` names them.
-        Accelerators round inputs to fewer bits by default, and margins are differences of logits near zero.
-      batch_size: pairs advanced together on each device, on CPU twice as many in the last look; chosen for the device
-        if not given.
+      precision: precision of float32 matrix products and convolutions, as in `jax.default_matmul_precision`. By
+        default, accelerators round inputs to fewer bits, and margins depend on differences of logits near zero.
+      batch_size: pairs that advance together on each device; twice as many on CPU when end points are evaluated. It is
+        chosen for the device if not given.
       devices: where to run; all local devices if not given.
-      progress: called with the numbers of finished pairs and of all pairs, every few steps. The number of all pairs of
-        an iterable is that of the images read so far.
+      progress: called every few steps with the number of finished pairs and the number of all pairs. For an iterable,
+        the latter counts the images that have been read so far.
 
     Returns:
       A `MarginResult` with axes (R, N), in the order of the subspaces and the images.
 
     Raises:
-      ValueError: for images or logits of the wrong shape or type, no images at all, a subspace for other images or
-        with coordinates that are not orthonormal, or a classifier whose logits are NaN or infinite for every image.
-      TypeError: for a classifier that can't be called, or a solver or subspace that is none.
+      ValueError: for images or logits of the wrong shape or type; no images; a subspace for images of another shape, or
+        whose coordinates are not orthonormal; or a classifier whose logits are NaN or infinite for every image.
+      TypeError: for a classifier that can't be called, or a solver or subspace of the wrong kind.
 
     Warns:
-      PixelRangeWarning: if pixels leave [0, 1] and are not those of flipped images.
-      UserWarning: if gradients vanish where the classifier is confident, as those of probabilities do; or if every
-        search met NaN or infinite numbers.
+      PixelRangeWarning: if pixels are outside [0, 1], and flipped frequencies do not explain it.
+      UserWarning: if gradients vanish where the classifier is confident, as gradients of probabilities do; if every
+        search met NaN or infinite numbers; or if memory runs out and fewer pairs advance together.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
@@ -99,20 +99,23 @@ def measure_in_chunks(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[MarginResult]:
-    """Margins as `measure_margins` returns them, chunk by chunk of the images, each as soon as it is measured.
+    """An iterator of the results of `measure_margins` for one chunk of images after another.
 
-    All chunks share their compiled programs, and nothing of the size of all images is made. Arguments are checked
-    before the first chunk is measured.
+    Each result is yielded as soon as its chunk has been measured. All chunks share compiled programs, and memory does
+    not grow with the number of images. Arguments are checked at once, before the first chunk is measured.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for `measure_margins`.
 
     Returns:
-      An iterator of results; `MarginResult.concatenate` joins them. Images of a chunk are consecutive.
+      An iterator of results, in the order of the images. `MarginResult.concatenate` joins them.
 
     Raises:
-      ValueError, TypeError: as `measure_margins`; that the logits of all images are NaN or infinite is only known
-        after the last chunk.
+      ValueError, TypeError: as `measure_margins`. The error for logits that are NaN or infinite for every image is
+        raised after the last chunk.
+
+    Warns:
+      As `measure_margins`. Warnings about the classifier come after the last chunk.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
@@ -131,15 +134,15 @@ def measure_margin(
     subspace: Subspace,
     solver: Solver = DeepFool(),  # noqa: B008 - immutable
 ) -> Solution:
-    """The margin of one image in one subspace; pure, so that it can be compiled and mapped.
+    """The margin of one image in one subspace, as a pure function that can be compiled and mapped.
 
     `measure_margins` is faster for many images or subspaces.
 
     Args:
       classifier: callable pytree from images (N, height, width, channels) to logits (N, L).
       image: (height, width, channels), uint8, or floating point in [0, 1].
-      subspace: a subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`, which must be
-        orthonormal: here, where it may be an argument of compiled code, that is not checked.
+      subspace: a subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`. Its coordinates must be
+        orthonormal. That is not checked here, because the subspace may be an argument of compiled code.
       solver: a solver of `hmt_jax.solvers`.
 
     Returns:
@@ -147,7 +150,7 @@ def measure_margin(
 
     Raises:
       ValueError: for an image or logits of the wrong shape or type.
-      TypeError: for a solver that is none.
+      TypeError: for a classifier that can't be called, or a solver or subspace of the wrong kind.
 
     >>> from hmt_jax import subspaces
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
@@ -219,7 +222,7 @@ def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tupl
 
 
 def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:
-    """The progress of a chunk as progress of all."""
+    """A callback that turns the progress within a chunk into the progress over all images."""
     if progress is None:
         return lambda number: None
     num_subspaces = len(plan.subspaces)
@@ -228,5 +231,5 @@ def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:
 
 
 def _later(progress, before: int, number: int) -> None:
-    """The progress after what was done before."""
+    """Reports the pairs of earlier groups together with those of this group."""
     progress(before + number)

@@ -1,6 +1,7 @@
-"""The search for one margin: a classifier, an image, a subspace and a solver. Pure functions, fit for `vmap`.
+"""The search for one margin, given a classifier, an image, a subspace and a solver: pure functions, fit for `vmap`.
 
-A solver says where it goes. Steps, the end of a search, margin, labels and status are counted and decided here.
+A solver decides where the search goes. This module counts the steps, decides when a search has ended, and computes
+margin, labels and status.
 """
 
 import math
@@ -15,25 +16,25 @@ from hmt_jax.margins import _states
 from hmt_jax.solvers import Linearization, Solution, Solver, Status, has_label, linearize, normals_of, norms_of
 from hmt_jax.subspaces import Subspace, full
 
-# Behind a low-pass filter, networks leave 0.6 to 1.4 times the rounding unit in windows and complements.
+# The noise in normals, in rounding units: 0.6 to 1.4 was seen, in networks that do not see high frequencies.
 _ROUNDING = 4
-# A point counts as having another label if at most this share of the sample's gap in logits is left: exact margins end
-# at the boundary, where rounding decides, and half precision leaves that much.
+# A point counts as adversarial if its label leads by at most this share of its lead at the sample. Exact margins end at
+# the boundary, where rounding decides, and rounding in half precision is as large as that.
 _GAP_LEFT = 2e-2
 
 
 class Run(NamedTuple):
-    """A search under way."""
+    """The state of a search."""
 
     state: Any  # the solver's, with random keys as numbers
-    label: jax.Array  # of the sample; -1 if its logits name none
-    gap: jax.Array  # between the two greatest logits of the sample
+    label: jax.Array  # the label of the sample; -1 if its logits name none
+    gap: jax.Array  # the difference of the two greatest logits of the sample
     num_steps: jax.Array
     status: jax.Array  # OUT_OF_STEPS while the search goes on
 
 
 class End(NamedTuple):
-    """Where a search has ended."""
+    """The end of a search."""
 
     z: jax.Array  # (d,)
     adversarial_label: jax.Array
@@ -53,12 +54,12 @@ def linearize_at(num_candidates: int, classifier: Classifier, image: jax.Array) 
 
 
 def in_subspace(image: jax.Array, subspace: Subspace, at_image: Linearization) -> Linearization:
-    """The linearization of the restriction to a subspace, with normals (C - 1, d), from that at the image."""
+    """The linearization of the restriction to a subspace, with normals (C - 1, d), made from the one at the image."""
     dtype = at_image.normals.dtype
     origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
     if not len(at_image.normals):
         return at_image._replace(normals=jnp.zeros((0, origin.size), dtype))
-    # By embed's transpose and not by `coordinates`, which are its inverse: a subspace may have any embedding.
+    # By the transpose of `embed`, because `coordinates` equals it only if coordinates are orthonormal.
     pull_back = jax.vjp(lambda z: image.astype(dtype) + subspace.embed(z), origin)[1]
     normals = jax.vmap(lambda normal: pull_back(normal)[0])(at_image.normals)
     # If the logits do not depend on this subspace, its normals are rounding noise, spread evenly over all pixels.
@@ -68,13 +69,13 @@ def in_subspace(image: jax.Array, subspace: Subspace, at_image: Linearization) -
 
 
 def _lengths(vectors):
-    """In float32 at least: in float16 those of images may be infinite."""
+    """L2 norms of the rows, in at least float32: in float16, norms of images may be infinite."""
     rows = vectors.reshape(len(vectors), -1)
     return norms_of(rows.astype(promoted(rows.dtype, jnp.float32)))
 
 
 def begin(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Subspace, at_image: Linearization) -> Run:
-    """The search after the solver's start, which is its first step."""
+    """The search after its first step, the solver's `start`."""
     at_sample = in_subspace(image, subspace, at_image)
     state = solver.start(restrict(classifier, image, subspace), at_sample)
     logits, normals = at_sample.logits, at_sample.normals
@@ -100,7 +101,7 @@ def advance(solver: Solver, classifier: Classifier, image: jax.Array, subspace: 
     after = solver.step(restrict(classifier, image, subspace), before)
     _states.check_same_types(solver, before, after)
     state = _states.with_numbers(after)
-    # A solver that stands still without being done has no direction to go in.
+    # A solver whose state has not changed has no direction to go in.
     is_same = jax.tree.map(lambda old, new: (old == new).all(), run.state, state)
     is_still = jax.tree.reduce(jnp.logical_and, is_same, jnp.asarray(True))
     status = jnp.where(is_still & ~_is_found(solver, run), Status.ZERO_GRADIENT, run.status).astype(jnp.int32)
@@ -109,13 +110,13 @@ def advance(solver: Solver, classifier: Classifier, image: jax.Array, subspace: 
 
 
 def is_done(solver: Solver, run: Run) -> jax.Array:
-    """Whether a search has ended: the solver is done, or lost, or out of steps."""
+    """Whether a search has ended: the solver is done or out of steps, or there is no way to go on."""
     is_ended = (run.status != Status.OUT_OF_STEPS) | (run.num_steps >= solver.max_steps)
     return is_ended | _states.done(solver, run.state)
 
 
 def end(solver: Solver, run: Run) -> End:
-    """Where a search has ended."""
+    """The end of a search, from its last state."""
     point = _states.point(solver, run.state)
     is_found = (run.status == Status.OUT_OF_STEPS) & (point.label != run.label)
     return End(
@@ -129,10 +130,10 @@ def end(solver: Solver, run: Run) -> End:
 
 
 def diagnose(classifier: Classifier, image: jax.Array, subspace: Subspace, end: End) -> Solution:
-    """The solution at the end of a search, from one more look at the point found.
+    """The solution at the end of a search, from one more evaluation of the point found.
 
-    The status is UNCONFIRMED if the point keeps the label, which happens if the classifier has a state of its own or
-    draws at random, or if two logits are equal to rounding.
+    The status is UNCONFIRMED if the point now has the label of the sample. That happens if the classifier changes
+    between calls or is random, or if two logits are equal up to rounding.
     """
     logits, pull_back = jax.vjp(restrict(classifier, image, subspace), end.z)
     is_label = jnp.arange(logits.size, dtype=end.label.dtype) == end.label
@@ -147,7 +148,7 @@ def diagnose(classifier: Classifier, image: jax.Array, subspace: Subspace, end: 
     margin, is_labelled = norms_of(end.z), has_label(logits)
     is_lost = (end.status == Status.CONVERGED) & (gap < -_GAP_LEFT * end.gap)
     status = jnp.where(is_lost, Status.UNCONFIRMED, end.status)
-    # A point whose distance overflows is not a margin.
+    # An infinite distance is an overflow, and no margin.
     status = jnp.where((end.status == Status.CONVERGED) & jnp.isinf(margin), Status.ZERO_GRADIENT, status)
     has_ended_at_nan = (status != Status.ZERO_GRADIENT) & ~is_labelled
     status = jnp.where(has_ended_at_nan, Status.NON_FINITE, status).astype(jnp.int32)
@@ -182,7 +183,7 @@ def _is_found(solver, run) -> jax.Array:
 
 
 def _ended_if_lost(solver, run) -> Run:
-    """The search, ended as NON_FINITE if the solver met logits that name no label, or its point is NaN."""
+    """The search, with status NON_FINITE if the solver met logits that name no label, or its point is NaN."""
     point = _states.point(solver, run.state)
     is_lost = (run.status == Status.OUT_OF_STEPS) & ((point.label == -1) | jnp.isnan(point.z).any())
     return run._replace(status=jnp.where(is_lost, Status.NON_FINITE, run.status).astype(jnp.int32))

@@ -1,4 +1,4 @@
-"""A measurement that has been checked and laid out, and what its chunks have in common."""
+"""The checked arguments of a measurement, and the settings that all its chunks share."""
 
 import contextlib
 import functools
@@ -27,14 +27,14 @@ class Plan:
     """The checked arguments of a measurement.
 
     Attributes:
-      solver, precision: as they were passed.
-      classifier: a pytree, with a copy of its parameters on every device.
+      solver, precision: the arguments of the measurement.
+      classifier: the classifier as a pytree, with a copy of its parameters on every device.
       images: the images, to be read chunk by chunk.
       subspaces: the list of subspaces.
-      groups: the same subspaces by structure.
-      where: devices and numbers of lanes; fewer once memory has run out.
-      chunk_size: images in a chunk.
-      ahead: the programs, once the first chunk is known.
+      groups: the same subspaces, grouped by structure.
+      where: the devices, and the numbers of lanes, which fall once memory has run out.
+      chunk_size: number of images in a chunk.
+      ahead: the programs that are compiled ahead; None before the first chunk.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Plan:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """A context for all that is compiled: not left open where a generator returns in between."""
+        """A context in which programs compile and run. Generators must close it before they yield."""
         with self.programs.in_use(), jax.default_matmul_precision(self.precision):
             yield
 
     def chunks(self) -> Iterator[Chunk]:
-        """Chunks of the images, on every device."""
+        """The chunks of the images, copied to every device."""
         for chunk in self.images.chunks(self.chunk_size):
             yield chunk._replace(images=jax.device_put(chunk.images, self._everywhere))
 
@@ -114,5 +114,5 @@ class Plan:
 
 
 def _rows_of_member(num_members: int, r: int, num_images: int, leaf: np.ndarray) -> np.ndarray:
-    """The rows (num_images, ...) of member r, from those (num_members N, ...) of all."""
+    """The rows (num_images, ...) of member r, from the rows (num_members N, ...) of all members."""
     return leaf.reshape(num_members, -1, *leaf.shape[1:])[r, :num_images]

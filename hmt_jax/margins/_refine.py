@@ -1,4 +1,4 @@
-"""Margins made smaller by bisection."""
+"""Margins that bisection makes smaller."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import dimension_of
 from hmt_jax.subspaces._groups import Group
 
-# What half precision leaves of a difference of logits at a boundary.
+# Rounding of differences of logits at a boundary, in half precision, relative to the logits.
 _GAP_TOLERANCE = 2e-2
 
 
@@ -39,24 +39,27 @@ def bisect(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> MarginResult:
-    """The result with its margins made smaller: the way from each sample to the point found is halved again and again.
+    """The result with smaller margins, by bisection between each image and the perturbed image that was found.
 
-    The margin is that of the end with another label, so none grows. Each halving costs one forward pass a pair.
+    The new perturbation is the end of the last interval where the label has changed, so no margin grows. Each halving
+    costs one forward pass for each pair.
 
     Args:
       classifier: the classifier that was measured.
       images: the images that were measured, in the same order.
       subspaces: the subspaces that were measured, in the same order.
       result: their margins, measured with `keep_coordinates=True`.
-      num_steps: how often the way is halved: the margin along it is then known to 2^-num_steps of what it was.
+      num_steps: number of halvings. The new margin exceeds the distance at which the label changes in this direction by
+        at most 2^-num_steps of the old margin.
       precision, batch_size, devices: as for `measure_margins`.
 
     Returns:
-      A `MarginResult` with coordinates. Pairs without a margin stay as they are.
+      A `MarginResult` with coordinates. Pairs without a margin are unchanged.
 
     Raises:
-      ValueError: for a result without coordinates or of other pairs, or whose perturbations do not change what this
-        classifier says of these images; and as `measure_margins`.
+      ValueError: for a result without coordinates, a result of other pairs, or perturbations that do not change the
+        labels that this classifier gives these images; and as `measure_margins`.
+      TypeError: for a result that is no `MarginResult`, and as `measure_margins`.
 
     >>> import hmt_jax
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
@@ -87,7 +90,7 @@ def bisect(
 
 @dataclasses.dataclass(frozen=True)
 class _Nowhere:
-    """A solver that stays at the sample: its sizes are those of bisections."""
+    """A solver that stays at the sample. It needs as much memory as a bisection, and stands in for it in the plan."""
 
     num_candidates: int = 2
     max_steps: int = 1
@@ -109,14 +112,14 @@ class _Bisection(NamedTuple):
     z: jax.Array  # (d,) the point found
     label: jax.Array
     adversarial_label: jax.Array
-    inside: jax.Array  # parts of the way to the point found: the greatest where the label is unchanged,
-    outside: jax.Array  # and the least where it has changed
+    inside: jax.Array  # greatest known share of the way to the point at which the label is unchanged
+    outside: jax.Array  # least known share of the way at which the label has changed
     num_steps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class _Bisect:
-    """A `lanes.Method` that halves the way between the sample and the point found, one forward pass each."""
+    """A `lanes.Method` that bisects between the sample and the point found. A step is one forward pass."""
 
     num_steps: int
 
@@ -144,9 +147,10 @@ class _Bisect:
 
 
 def _known_gaps(pairs: Pairs, item):
-    """Gaps that are negative if the sample has the known label, and the point found has another one; and their scale.
+    """The gaps at the sample and at the point found, (3,) with their scale.
 
-    The scale is how far the logits of the label and of the runners-up at both points are from their mean.
+    The first is negative if the sample has the known label, and the second if the point has another label. The scale is
+    how far the logits of the label and of the runner-up at either point are from their mean, at most.
     """
     z, label, _ = take(pairs.rows, item)
     logits = jax.vmap(restrict(*pairs.pair(item)))(jnp.stack([jnp.zeros_like(z), z]))
@@ -158,7 +162,7 @@ def _known_gaps(pairs: Pairs, item):
 
 
 def _bisect_chunk(plan: Plan, chunk: Chunk, known: MarginResult, num_steps: int) -> MarginResult:
-    # Rows of images that only fill up the chunk are passed over: any will do.
+    # Rows of padding are skipped later, so any column will do.
     columns = np.where(np.arange(len(chunk.images)) < chunk.num_images, np.arange(len(chunk.images)), 0)
     work, solutions = lanes.Work(plan.where.num_lanes, 0, 0), []
     for group in plan.groups:
@@ -182,7 +186,7 @@ def _solution_of(known: MarginResult, group: Group, columns) -> Solution:
 
 
 def _bisect_group(plan: Plan, chunk: Chunk, group: Group, before: Solution, items, num_steps):
-    """The solutions (P, ...) with those of the items bisected, and the work done."""
+    """The solutions (P, ...) of a group, bisected for the items at or above zero, and the work done."""
     settings: dict[str, Any] = {"devices": plan.where.devices, "num_lanes": plan.where.num_lanes_at_end}
     rows = (before.coordinates, before.label, before.adversarial_label)
     pairs = Pairs(plan.classifier, chunk.images, group.members, rows)
@@ -200,9 +204,9 @@ def _bisect_group(plan: Plan, chunk: Chunk, group: Group, before: Solution, item
 
 
 def _check_known(gaps) -> None:
-    """Raises ValueError unless all labels and points (P, 3) fit the classifier, as `_known_gaps` computes that."""
-    # Near a boundary logits are equal but for rounding, in lower precision, too: measured by what is usual, and not by
-    # the pair alone, because its own logits may be near zero.
+    """Raises ValueError unless the gaps (P, 3) of `_known_gaps` show that labels and points fit the classifier."""
+    # Near a boundary logits differ by rounding alone, perhaps in a lower precision. The median scale counts as well,
+    # because the logits of a single pair may be near zero.
     room = _GAP_TOLERANCE * np.maximum(gaps[:, 2], np.median(gaps[:, 2]))
     is_wrong = ~(np.max(gaps[:, :2], axis=1) <= room)
     if is_wrong.any():
@@ -227,7 +231,7 @@ def _check_fits(result, plan: Plan) -> None:
 
 
 def _columns(result: MarginResult, first: int, number: int) -> MarginResult:
-    """The margins of some of the images."""
+    """The margins of `number` images from `first` on."""
     columns = slice(first, first + number)
     arrays: dict[str, Any] = {
         field.name: value[:, columns]

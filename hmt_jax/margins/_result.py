@@ -16,24 +16,26 @@ _ARRAYS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap",
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MarginResult:
-    """Margins of N samples in R subspaces. Arrays are NumPy's, with axes (R, N); R = 1 for a single subspace.
+    """Margins of N samples in R subspaces, as NumPy arrays with axes (R, N); R = 1 for a single subspace.
 
     Attributes:
-      margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. Where `status` is
-        not converged it is no margin: the distance reached, NaN, or infinity, as `hmt_jax.Status` says.
-      label: the predicted label of the sample, right or wrong; -1 if its logits name none: one is NaN or +infinite, or
-        all are -infinite.
-      adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
-      num_steps: steps that the solver took; its start is the first.
+      margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. If `status` is not
+        CONVERGED, it is not a margin but the distance reached, NaN or infinity, as `hmt_jax.Status` says.
+      label: the predicted label of the sample, right or wrong; -1 if its logits name no label, because one is NaN or
+        +infinite, or all are -infinite.
+      adversarial_label: the label at the perturbed sample; equal to `label` if the search did not converge.
+      num_steps: steps that the solver took, including its start.
       status: a `hmt_jax.Status` for each pair.
       gap: max over k != label of g_k - g_label at the perturbed sample, in logits: negative before the boundary,
-        positive beyond it. NaN where there is no point.
-      alignment: cosine of the angle between the perturbation and the gradient of that gap in the subspace, which is
-        the boundary's normal if the gap is small. 1 at a minimal perturbation; any less, and a smaller one is near.
-      solver: the solver that was run, as text.
+        positive beyond it. NaN if there is no perturbed sample.
+      alignment: cosine of the angle between the perturbation and the gradient of that gap in the subspace. If the gap
+        is small, the gradient is normal to the boundary. The alignment of a minimal perturbation is 1; if it is less,
+        there is a smaller perturbation nearby.
+      solver: the solver, as text.
       precision: the precision of matrix products in the classifier.
-      work: the steps that all lanes made.
-      coordinates: the perturbations, if they were kept: for each subspace an array (N, d), in its own coordinates.
+      work: the cost of the run, as `hmt_jax.lanes.Work`.
+      coordinates: the perturbations, an array (N, d) for each subspace in the coordinates of that subspace; None if
+        they were not kept.
 
     >>> import jax, jax.numpy as jnp
     >>> import hmt_jax
@@ -59,11 +61,15 @@ class MarginResult:
 
     @property
     def is_converged(self) -> np.ndarray:
-        """Which pairs have a margin, (R, N)."""
+        """Whether each pair has a margin, (R, N)."""
         return self.status == Status.CONVERGED
 
     def raise_unless_converged(self) -> None:
-        """Raises a ValueError that names the first pairs without a margin, if there are any."""
+        """None if every pair has a margin.
+
+        Raises:
+          ValueError: if pairs have no margin; it names the first of them.
+        """
         missing = np.argwhere(~self.is_converged)
         if len(missing):
             first = ", ".join(f"({r}, {n}) {Status(self.status[r, n]).name}" for r, n in missing[:5].tolist())
@@ -73,14 +79,14 @@ class MarginResult:
 
     @classmethod
     def concatenate(cls, results: Iterable["MarginResult"]) -> Self:
-        """The results of several sets of images in the same subspaces as one; what they cost adds up.
+        """One result for several sets of images in the same subspaces, with the work of all.
 
         Args:
-          results: at least one, in the order of their images; by the same solver, in the same precision.
+          results: at least one result, in the order of their images, all by one solver in one precision.
 
         Raises:
           ValueError: for no results, or results that differ in subspaces, solver or precision.
-          TypeError: for anything but results.
+          TypeError: if one of them is no `MarginResult`.
         """
         results = list(results)
         for result in results:
@@ -114,18 +120,18 @@ class MarginResult:
         )
 
     def best_of(self, other: "MarginResult") -> Self:
-        """For each pair the smaller of two margins of the same images in the same subspaces, so that none grows.
+        """The result with the smaller of two margins for each pair, so that no margin grows.
 
-        Where one search has not converged, the other is taken; where neither has, this one. Coordinates are kept if
-        both results have them.
+        If only one of the two searches converged, its margin is taken; if neither did, this result's. Coordinates are
+        kept if both results have them.
 
         Args:
-          other: margins of the same pairs by another solver, or the same one with other settings.
+          other: margins of the same images in the same subspaces, by another solver or with other settings.
 
         Raises:
-          ValueError: if the numbers of pairs or the labels of the samples differ: those are not the same images, or
-            not the same classifier.
-          TypeError: for anything but a result.
+          ValueError: if the numbers of pairs, the dimensions of coordinates or the labels of the samples differ: then
+            the images, the subspaces or the classifiers are not the same.
+          TypeError: if `other` is no `MarginResult`.
         """
         _check_is_result("best_of", other)
         if self.margin.shape != other.margin.shape:
@@ -160,13 +166,14 @@ class MarginResult:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the result to an npz file, which `np.load` reads as well; an older file stays until all is written.
+        """Writes the result to an npz file, which `np.load` reads as well.
 
-        The file holds every array by its name, coordinates as `coordinates_0`, `coordinates_1` and so on, `solver` and
-        `precision` as text, and `work` as three whole numbers.
+        An existing file is replaced only once the new one is complete. The file holds every array by its name,
+        coordinates as `coordinates_0`, `coordinates_1` and so on, `solver` and `precision` as text, and `work` as three
+        whole numbers.
 
         Args:
-          path: of the file, as it is: no ending is added.
+          path: the path of the file; no ending is added.
 
         Raises:
           OSError: if the file cannot be written.
@@ -183,11 +190,11 @@ class MarginResult:
         """The result in a file that `save` wrote.
 
         Args:
-          path: of the file.
+          path: the path of the file.
 
         Raises:
           OSError: if the file cannot be read.
-          ValueError: if it is no such file.
+          ValueError: if `save` did not write the file.
         """
         try:
             with np.load(_paths.expand("path", path), allow_pickle=False) as arrays:

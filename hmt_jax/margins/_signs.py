@@ -1,4 +1,4 @@
-"""Signs that the margins of a classifier mean nothing: logits that are NaN, and gradients that vanish."""
+"""Signs that the margins of a classifier are meaningless: logits that are NaN, and gradients that vanish."""
 
 from typing import Any, NamedTuple
 
@@ -8,25 +8,27 @@ from hmt_jax._misc import promoted, warn
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.solvers import Linearization, Status, has_label
 
-# The shares of margins and of images with vanishing gradients above which we warn. Ordinary networks have few such
-# margins, where units saturate or DeepFool leaps, and may be flat at images where all units of a layer are off.
+# Shares of margins and of images with vanishing gradients above which there is a warning. Ordinary networks have a few
+# such margins, where units saturate or DeepFool takes too long a step, and a few such images, where all units of a
+# layer are off.
 _EARLY_PART, _FLAT_PART = 0.15, 0.25
-# How far rounding, in half precision too, takes the sum of a row of probabilities from 1.
+# Largest difference from 1, by rounding in half precision, of the sum of a row of probabilities.
 _SUM_TOLERANCE = 1e-2
 
 
 class Signs(NamedTuple):
-    """Counts over images and pairs; those of chunks add up.
+    """Counts over images and pairs; `plus` adds the counts of a later chunk.
 
     Attributes:
       num_images: images with finite pixels.
-      labels: labels seen.
+      labels: the labels of all images so far.
       num_labelled: images whose logits name a label.
       num_flat: images at which the gradients of all candidates are exactly 0.
       num_distributions: images whose logits look like the outputs of a softmax.
       num_finite: pairs whose search met no NaN.
       num_converged: pairs with a margin.
-      num_early: pairs whose margin exceeds the diameter of the pixel box, although the label changes long before.
+      num_early: pairs whose margin exceeds the diameter of the pixel box, although the label changes
+        long before its end.
     """
 
     num_images: int = 0
@@ -45,7 +47,7 @@ class Signs(NamedTuple):
 
 
 def signs_of(images: np.ndarray, at_images: Linearization, result: MarginResult, num_early: int) -> Signs:
-    """The signs in one chunk of images and what was measured of it."""
+    """The signs in one chunk of images, its linearizations and its result."""
     logits = at_images.logits[: len(images)]
     is_labelled = np.asarray(has_label(logits)) & (result.label[0] >= 0)
     normals = at_images.normals[: len(images)]
@@ -70,7 +72,7 @@ def signs_of(images: np.ndarray, at_images: Linearization, result: MarginResult,
 
 
 def report(signs: Signs) -> None:
-    """Raises or warns if the signs of all images say that the margins mean nothing.
+    """Raises or warns if the signs of all images show that the margins are meaningless.
 
     Raises:
       ValueError: if the logits of all images with finite pixels are NaN or infinite.
@@ -108,7 +110,7 @@ def report(signs: Signs) -> None:
 
 
 def _gaps(logits) -> np.ndarray:
-    """The greatest of logits (N, L) minus the next, in float32 at least."""
+    """The greatest minus the second greatest of logits (N, L), in at least float32."""
     second, first = np.partition(logits.astype(promoted(logits.dtype, np.float32)), -2, axis=1)[:, -2:].T
-    with np.errstate(invalid="ignore"):  # of logits that name no label
+    with np.errstate(invalid="ignore"):  # logits that name no label
         return first - second

@@ -1,4 +1,4 @@
-"""How many pairs are worked on at a time, and how many images: what the memory holds and the device likes."""
+"""The numbers of pairs and images at a time, chosen by the memory and the kind of the device."""
 
 import math
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from hmt_jax.subspaces._base import dimension_of
 
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
-# of the next phase, and on the host. Copies of a lane's state: before, after, its start, and the linearization.
+# of the next phase, and on the host. Copies of a lane's state: before a step, after it, at the start, and in the
+# linearization.
 _NUM_COPIES = 4
-# Images of a batch whose sizes are computed. A prime, to be found again in the shapes of arrays.
+# Images in the batch whose arrays are counted. A prime, so that the axis of images is recognised in their shapes.
 _NUM_TRIED = 131
 
 
 class Sizes(NamedTuple):
-    """Pairs on each device at a time, in searches and in the passes at the end, and images in a chunk."""
+    """Numbers of pairs at a time on each device, in searches and in the passes at the end, and of images in a chunk."""
 
     num_lanes: int
     num_lanes_at_end: int
@@ -32,16 +33,16 @@ class Sizes(NamedTuple):
 
 
 class _Limits(NamedTuple):
-    """What suits a kind of device.
+    """The settings for a kind of device.
 
     Attributes:
-      budget: the most bytes on each device for everything but the classifier and the results. Half of them are for the
-        lanes, half for a chunk of images. At least one lane and one image are taken, whatever they need.
-      bytes_of_lanes: how much all lanes together should keep for the backward pass.
-      bytes_of_chunk: how much the linearizations and first steps of a chunk of images should take; more if that is too
-        few pairs for the lanes.
-      pairs_per_lane: at the end lanes run empty one by one; with so many for each, that is a small part of the whole.
-      more_at_end: lanes for bisections and the last look, for each one before.
+      budget: bytes on each device for everything except the classifier and the results: half for the lanes, half for a
+        chunk of images. One lane and one image always run, even if they need more.
+      bytes_of_lanes: bytes that all lanes together should keep for the backward pass.
+      bytes_of_chunk: bytes that the linearizations and first steps of a chunk should take. The chunk is larger if it
+        would have too few pairs for the lanes.
+      pairs_per_lane: pairs for each lane. Towards the end lanes idle one by one; with so many pairs, that costs little.
+      more_at_end: factor on the number of lanes in bisections and when end points are evaluated.
     """
 
     budget: float
@@ -51,19 +52,19 @@ class _Limits(NamedTuple):
     more_at_end: int
 
 
-# With more bytes, lanes would not fit the caches. The last look takes one gradient, not one a candidate.
+# With more bytes, lanes would not fit the caches. At the end, a pair needs one gradient, not one for each candidate.
 _ON_CPU = _Limits(2**31, 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
 
 
 class _Needs(NamedTuple):
-    """The memory that parts of the work need, in bytes.
+    """The memory that the parts of the work need, in bytes.
 
     Attributes:
-      image: an image.
+      image: one image.
       linearization: the linearization of the logits at an image.
       state: the state of the solver for one pair.
       kept: what the forward pass of one image keeps for the backward pass.
-      num_candidates: not bytes, but the number of backward passes that a lane does at a time.
+      num_candidates: not bytes, but the number of backward passes in a lane at a time.
     """
 
     image: int
@@ -74,7 +75,7 @@ class _Needs(NamedTuple):
 
     @property
     def of_lane(self) -> int:
-        """Bytes of one lane, with gradients of all candidates; each backward pass needs about as much as is kept."""
+        """Bytes of one lane with gradients of all candidates. A backward pass needs about as many bytes as `kept`."""
         passes = (1 + self.num_candidates) * self.kept + 2 * self.linearization
         return passes + self.image + _NUM_COPIES * max(self.linearization, self.state)
 
@@ -90,10 +91,11 @@ def choose(
     num_lanes: int | None,
     devices: Sequence[jax.Device],
 ) -> Sizes:
-    """The sizes for a number of images, or for a stream of them, in subspaces of the kinds given (one of each).
+    """The sizes for `num_images` images, or for a stream if None.
 
-    The number of lanes is a power of two that suits device and network, or less for few pairs or little memory; a
-    chunk holds enough images to keep all lanes busy, and no more than the memory allows.
+    `subspaces` has a pair for each kind of subspace: the number of subspaces and one of them. The number of lanes is a
+    power of two that suits the device and the network, or less if there are few pairs or little memory. A chunk holds
+    enough images to keep all lanes busy, and no more than the memory allows.
     """
     limits = _limits(devices)
     kinds = [subspace for _, subspace in subspaces]
@@ -136,7 +138,7 @@ def _needs_of(solver, classifier, kinds, image_shape, dtype) -> _Needs:
 
 
 def _state_of(solver, subspace, image_shape, dtype, logits, num_candidates):
-    """The shapes of a solver's state, without the network: the logits of its restriction are zeros."""
+    """The shapes of a solver's state. The network is not traced: a restriction with logits of zero stands in for it."""
     dtype, num_classes = promoted(dtype, logits.dtype), logits.shape[1]
     shapes: list[Any] = [
         jax.ShapeDtypeStruct((num_classes,), logits.dtype),
@@ -162,25 +164,25 @@ def _num_bytes(tree) -> int:
 
 
 def _num_bytes_of_one(tree) -> int:
-    """Bytes for each of the images tried; arrays without an axis of that length are parameters, kept once for all."""
+    """Bytes for each image of the batch. Arrays without an axis of images are parameters, and do not count."""
     of_images = [leaf for leaf in jax.tree.leaves(tree) if any(length % _NUM_TRIED == 0 for length in leaf.shape)]
     return _num_bytes(of_images) // _NUM_TRIED
 
 
 def _limits(devices) -> _Limits:
-    if devices[0].platform == "cpu":  # where all devices share one memory
+    if devices[0].platform == "cpu":  # all CPU devices share one memory
         return _ON_CPU._replace(budget=_ON_CPU.budget / len(devices))
     memory = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"]
-    # Ten backward passes at a time have about as much in flight each, and half is to spare.
+    # Ten backward passes at a time, each with about as much in flight, take half of the memory.
     share = memory / 24
-    # More pairs for each of what may be hundreds of lanes, because half of the pairs can end with their first step; and
-    # no more lanes at the end, because XLA tunes every shape of a convolution anew.
+    # More pairs for each lane, because there may be hundreds of lanes, and half of the pairs may end with their first
+    # step. No more lanes at the end, because XLA tunes convolutions anew for every shape.
     return _Limits(memory, share, share, pairs_per_lane=50, more_at_end=1)
 
 
 @_programs.jit
 def _kept(classifier, images):
-    """Arrays that the backward pass keeps, and the logits. Not a closure, so networks of one architecture share it."""
+    """Arrays that the backward pass keeps, and the logits. No closure, so networks of one architecture share it."""
     with differentiated(classifier, images):
         logits, pull_back = jax.vjp(jax.vmap(lambda image: traced_logits_of(classifier, image[None])[0]), images)
     return pull_back, logits

@@ -1,4 +1,4 @@
-"""The states of solvers: their random keys as numbers, and their answers with types that are checked."""
+"""The states of solvers, with random keys as numbers, and checks of the values that solvers return."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,14 @@ from hmt_jax.solvers import Point, Solver
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Key:
-    """A random key as an array of numbers, because NumPy can't hold keys."""
+    """A random key as an array of numbers, because NumPy arrays can't hold keys."""
 
     data: jax.Array
     kind: str = dataclasses.field(metadata={"static": True})
 
 
 def with_numbers(state: Any) -> Any:
-    """A solver's state with its random keys turned into arrays of numbers."""
+    """A solver's state with arrays of numbers in place of random keys."""
 
     def numbers(leaf):
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -31,7 +31,7 @@ def with_numbers(state: Any) -> Any:
 
 
 def with_keys(state: Any) -> Any:
-    """The state with its random keys, as the solver takes it: the inverse of `with_numbers`."""
+    """A solver's state with its random keys: the inverse of `with_numbers`."""
     return jax.tree.map(
         lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.kind) if isinstance(leaf, _Key) else leaf,
         state,
@@ -65,7 +65,7 @@ def point(solver: Solver, state: Any) -> Point:
 
 
 def check_same_types(solver: Solver, before: Any, after: Any) -> None:
-    """Raises TypeError unless a step keeps structure, shapes and dtypes of a state."""
+    """Raises TypeError unless a step keeps the structure, shapes and dtypes of the state."""
     name = type(solver).__name__
     structures = [str(jax.tree.structure(state)) for state in (before, after)]
     if structures[0] != structures[1]:
@@ -83,7 +83,7 @@ def check_same_types(solver: Solver, before: Any, after: Any) -> None:
 
 
 def check_solver(solver: Any) -> None:
-    """Raises TypeError unless this is a solver, as far as its attributes show."""
+    """Raises TypeError unless this has the attributes of a solver."""
     names = ("num_candidates", "max_steps", "start", "step", "done", "point")
     missing = [name for name in names if not hasattr(solver, name)]
     if isinstance(solver, type) or len(missing) == len(names):

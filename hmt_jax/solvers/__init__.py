@@ -1,24 +1,24 @@
-"""Solvers that find the smallest perturbation that changes a label, one sample at a time.
+"""Solvers that search for the smallest perturbation that changes a label, one sample at a time.
 
-A solver is an immutable value with four pure methods on a *restriction* g, a function from coordinates z of shape
-(d,) to logits of shape (L,), where g(0) are the logits of the unperturbed sample:
+A *restriction* g is a function from coordinates z of shape (d,) to logits of shape (L,). Its value g(0) is the logits
+of the unperturbed sample. A solver is an immutable value with four pure methods:
 
   start(restriction, at_sample) -> state   the first step, from the linearization of g at z = 0
   step(restriction, state) -> state        one more step
   done(state) -> bool                      whether the search has ended
-  point(state) -> Point                    the least adversarial point so far, and its label
+  point(state) -> Point                    the nearest adversarial point so far, and its label
 
-and two numbers: `num_candidates`, the classes that the linearization holds, the label included (1 if the solver needs
-no gradients at the sample), and `max_steps`, after which a search is stopped. States are pytrees of arrays, random keys
-included, that keep their shapes and dtypes.
+and two numbers. `num_candidates` is the number of classes in the linearization, including the label; it is 1 if the
+solver needs no gradients at the sample. `max_steps` is the number of steps after which a search is stopped. States are
+pytrees of arrays, which may be random keys. A step keeps their shapes and dtypes.
 
-A solver says where it goes; `hmt_jax.measure_margins` keeps the books. It linearizes the classifier once for each
-sample, shares that among all subspaces, counts the steps, stops searches that meet NaN or have no gradient, looks at
-the point found once more, and makes margin, labels and `Status` from it.
+A solver decides where to go, and `hmt_jax.measure_margins` does the rest. It linearizes the classifier once for each
+sample and shares the linearization among all subspaces. It counts the steps, and stops searches that meet NaN or have
+no gradient. At the end it evaluates the point found once more, and computes the margin, the labels and the `Status`.
 
 `DeepFool` is the solver of the paper; its margins are upper bounds, 1.5 to 2.5 times too large on a LeNet. `tight`
-comes within a few percent of the least margins known. `Scan` and `Linear` are exact where they apply. Here is a solver
-of one's own: it walks along the first-order direction and doubles the distance until the label changes.
+comes within a few percent of the smallest known margins. `Scan` and `Linear` are exact where they apply. This example
+is a solver that walks along the first-order direction and doubles the distance until the label changes:
 
 >>> import dataclasses
 >>> import jax, jax.numpy as jnp

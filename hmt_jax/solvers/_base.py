@@ -16,27 +16,27 @@ Restriction = Callable[[jax.Array], jax.Array]
 
 
 class Status(enum.IntEnum):
-    """How the search for a margin ended."""
+    """The way in which the search for a margin ended."""
 
-    CONVERGED = 0  #: the label changed; the margin is the distance of the point found
+    CONVERGED = 0  #: the label changed; the margin is the distance to the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
     NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite; the margin is NaN
     ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
-    UNCONFIRMED = 4  #: evaluated again, the point found has the first label; the margin is the distance of that point
+    UNCONFIRMED = 4  #: evaluated again, the point found has the label of the sample; the margin is its distance
 
 
 class Solution(NamedTuple):
-    """The outcome of a search for one sample in one subspace. Every field but `coordinates` is a scalar.
+    """The outcome of a search for one sample in one subspace. Every field except `coordinates` is a scalar.
 
     Attributes:
-      margin: L2 norm of the perturbation found; `Status` says what it is where the search did not converge.
-      label: the predicted label of the unperturbed sample; -1 if its logits name none, as `has_label` says.
-      adversarial_label: the label at the perturbed sample; equal to `label` where the search did not converge.
-      num_steps: steps taken; the solver's `start` is the first.
+      margin: L2 norm of the perturbation found. `Status` says what it means if the search did not converge.
+      label: the predicted label of the unperturbed sample; -1 if its logits name no label, as `has_label` says.
+      adversarial_label: the label at the perturbed sample; equal to `label` if the search did not converge.
+      num_steps: steps taken, including the solver's `start`.
       status: a `Status`.
       coordinates: (d,) the perturbation in the subspace's coordinates; None if they were not kept.
       gap: max over k != label of g_k - g_label at the perturbed sample, in logits; None if it was not computed.
-      alignment: cosine of the angle between the perturbation and the gradient of that gap; None like it.
+      alignment: cosine of the angle between the perturbation and the gradient of that gap; None if `gap` is None.
     """
 
     margin: jax.Array
@@ -50,12 +50,12 @@ class Solution(NamedTuple):
 
 
 class Point(NamedTuple):
-    """The least adversarial point that a search has found so far; the last point it saw, before it has found one.
+    """The nearest adversarial point that a search has found so far, or the last point it saw if there is none yet.
 
     Attributes:
-      z: (d,) its coordinates in the subspace.
-      label: its label, such as `label_of` returns: the sample's own before an adversarial point is found, and -1 if
-        the search met logits that name no label.
+      z: (d,) coordinates of the point in the subspace.
+      label: the label of the point, as `label_of` returns it. It is the label of the sample until an adversarial point
+        is found, and -1 if the search met logits that name no label.
     """
 
     z: jax.Array
@@ -63,12 +63,13 @@ class Point(NamedTuple):
 
 
 class Linearization(NamedTuple):
-    """First order of a restriction g at the unperturbed sample, z = 0, towards its most likely classes.
+    """The linearization of a restriction g at the unperturbed sample, z = 0, for its most likely classes.
 
     Attributes:
       logits: (L,), g(0).
-      candidates: (C,) classes by falling logit, the label first; C is L where there are no more classes.
-      normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k; 0 for a class that is ruled out.
+      candidates: (C,) classes by falling logit, the label first; C is L if there are fewer classes than asked for.
+      normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k; 0 for a class that is ruled out by
+        a logit of -infinity.
     """
 
     logits: jax.Array
@@ -78,6 +79,14 @@ class Linearization(NamedTuple):
 
 def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_candidates: int) -> Linearization:
     """The linearization of logits (L,) at a point of any shape, by one forward pass and C - 1 backward passes.
+
+    Args:
+      function: function from points to logits (L,).
+      point: an array of any shape.
+      num_candidates: the number C of candidates, including the label; at most L are taken.
+
+    Returns:
+      A `Linearization` at the point, whose normals have shape (C - 1, ...), with the axes of the point.
 
     >>> weights = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> at_sample = linearize(lambda z: weights @ z, jnp.array([1.0, 3.0]), num_candidates=2)
@@ -94,9 +103,15 @@ def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_
 
 
 def has_label(logits: jax.Array) -> jax.Array:
-    """Whether logits (..., L) name a class: none is NaN or +infinite, and not all are -infinite.
+    """Whether logits (..., L) name a label: none is NaN or +infinite, and at least one is finite.
 
-    A logit of -inf rules its class out, as in masked classifiers: that class is never the label.
+    A logit of -infinity rules its class out, as in masked classifiers: that class is never the label.
+
+    Args:
+      logits: (..., L).
+
+    Returns:
+      (...) bool.
 
     >>> has_label(jnp.array([[1.0, -jnp.inf], [1.0, jnp.inf], [jnp.nan, 1.0], [-jnp.inf, -jnp.inf]])).tolist()
     [True, False, False, False]
@@ -105,7 +120,13 @@ def has_label(logits: jax.Array) -> jax.Array:
 
 
 def label_of(logits: jax.Array) -> jax.Array:
-    """The label of logits (..., L): the class of the greatest one, or -1 if they name none, as `has_label` says.
+    """The label of logits (..., L): the class of the greatest logit, or -1 if they name no label, as `has_label` says.
+
+    Args:
+      logits: (..., L).
+
+    Returns:
+      (...) int32.
 
     >>> label_of(jnp.array([[1.0, 2.0], [jnp.nan, 1.0]])).tolist()
     [1, -1]
@@ -114,9 +135,22 @@ def label_of(logits: jax.Array) -> jax.Array:
 
 
 def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Gradients (C - 1, ...) of g_k - g_y, y the first of the candidates and k the others, by g's pull-back.
+    """Gradients (C - 1, ...) of g_k - g_y, where y is the first candidate and k are the others.
 
-    They are 0 where g_k or g_y is -infinite, because no direction changes that.
+    A gradient is 0 if g_k or g_y is -infinite, because no direction changes that.
+
+    Args:
+      pull_back: the pull-back of g, as `jax.vjp` returns it.
+      logits: (L,) the value of g.
+      candidates: (C,) classes.
+
+    Returns:
+      (C - 1, ...), with the axes of the argument of g.
+
+    >>> weights = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> logits, pull_back = jax.vjp(lambda z: weights @ z, jnp.array([1.0, 3.0]))
+    >>> normals_of(pull_back, logits, jnp.array([2, 1])).tolist()
+    [[1.0, -2.0]]
     """
     label, others = candidates[0], candidates[1:]
     cotangents = jax.nn.one_hot(others, logits.size, dtype=logits.dtype)
@@ -127,20 +161,26 @@ def normals_of(pull_back: Callable, logits: jax.Array, candidates: jax.Array) ->
 
 
 def norms_of(vectors: jax.Array) -> jax.Array:
-    """L2 norms along the last axis, of vectors whose squares would leave the range of their type, too.
+    """L2 norms along the last axis, without overflow or underflow of the squares.
+
+    Args:
+      vectors: (..., d), floating point.
+
+    Returns:
+      (...), in the dtype of the vectors.
 
     >>> norms_of(jnp.array([[3e-30, 4e-30], [0.0, 0.0]])).tolist() == [jnp.float32(5e-30), 0]
     True
     """
     wide = vectors.astype(promoted(vectors.dtype, jnp.float32))
     exponent = jnp.frexp(jnp.max(jnp.abs(wide), axis=-1))[1]
-    # A power of two, by which division is exact. Its reciprocal, by which XLA multiplies, must be a normal number, too.
+    # Division by a power of two is exact. XLA multiplies by its reciprocal, which must be a normal number, too.
     scale = jnp.ldexp(jnp.ones((), wide.dtype), jnp.minimum(exponent - 1, jnp.finfo(wide.dtype).maxexp - 2))
     return (scale * jnp.linalg.norm(wide / scale[..., None], axis=-1)).astype(vectors.dtype)
 
 
 class Solver(Protocol):
-    """A hashable value with the numbers and methods that `hmt_jax.solvers` describes."""
+    """A solver: a hashable value with the numbers and methods that `hmt_jax.solvers` describes."""
 
     @property
     def num_candidates(self) -> int: ...
@@ -161,18 +201,18 @@ def check_settings(settings: Any) -> None:
     """Converts a solver's fields to numbers, as `as_numbers` does, and checks them.
 
     Raises:
-      ValueError: for what is no number, a count below the least that makes sense, or an overshoot that is negative or
+      ValueError: for a value that is not a number, a count that is too small, or an overshoot that is negative or
         infinite.
     """
     as_numbers(settings)
-    # Fields only: properties are computed from settings that are not checked yet.
+    # Only fields, because properties are computed from settings that are not checked yet.
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     if fields.get("num_candidates", 2) < 2:
         raise ValueError(
             f"num_candidates must be at least 2, the label and one other class, got {settings.num_candidates}"
         )
     overshoot: float = fields.get("overshoot", 0)
-    if not 0 <= overshoot < math.inf:  # so written that NaN fails, too
+    if not 0 <= overshoot < math.inf:  # written so that NaN fails, too
         raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
     num_steps: int = fields.get("num_steps", 1)
     max_steps: int = fields.get("max_steps", num_steps)

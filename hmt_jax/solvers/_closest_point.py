@@ -1,4 +1,4 @@
-"""Closest points of the linearised boundary, approached in damped steps."""
+"""Damped steps to the closest points of linearised boundaries."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._base import Linearization, Restriction, norms_of
 from hmt_jax.solvers._search import InSteps, Search
 
-_DAMPING = 0.3  # the part of the way that is gone at first
+_DAMPING = 0.3  # the share of the way that the first step takes
 _GROWTH, _SHRINKAGE = 1.3, 0.5
-_TRUST = 0.3  # a point is moved to the boundary by at most this part of its norm
-# The point looked at lies so far behind the boundary, to be adversarial: more after one that was not.
+_TRUST = 0.3  # a point is moved to the boundary by at most this share of its norm
+# Points are evaluated this far behind the boundary, so that they are adversarial; farther after one that was not.
 _OVERSHOOT, _OVERSHOOT_GROWTH = 0.01, 1.5
 
 
@@ -26,29 +26,30 @@ class _Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosestPoint(InSteps):
-    """Damped steps to the closest point of the linearised boundary.
+    """A solver that takes damped steps to the closest point of the linearised boundary.
 
-    At a point on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n. A
-    step goes a part of the way there and then back to the boundary, to first order along the ray. If the norm has
-    fallen, the next step starts there and goes a larger part of its way, else it is halved. Undamped, such steps go
-    back and forth between the facets of a network.
+    At a point z on the boundary with unit normal n, the point of the tangent plane nearest to the sample is (n . z) n.
+    A step takes a share of the way there, and then returns to the boundary along the ray, to first order. If the norm
+    has fallen, the next step starts there and takes a larger share of its way; if not, the share is halved. Undamped
+    steps would alternate between the facets of a network.
 
-    Takes one forward and one backward pass a step.
+    A step takes one forward and one backward pass.
 
     Attributes:
-      num_steps: steps in all.
-      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
-      num_candidates: classes considered for the first step, the label included.
+      num_steps: number of steps, if the search has found an adversarial point by then.
+      max_steps: steps after which the search is given up if it has not found an adversarial point. Until it finds one,
+        it continues beyond `num_steps`.
+      num_candidates: classes considered for the first step, including the label.
 
     Raises:
-      ValueError: for no step, or a `max_steps` below `num_steps`.
+      ValueError: for a `num_steps` below 1, a `max_steps` below `num_steps`, or fewer than 2 candidates.
 
     >>> import jax, hmt_jax
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
     >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
     >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), ClosestPoint())
-    >>> f"{result.margin[0, 0]:.2f}"  # (0.9 - 0.5) / sqrt(2) = 0.283
-    '0.28'
+    >>> f"{result.margin[0, 0]:.2f}"  # above (0.9 - 0.5) / sqrt(2) = 0.283, by an overshoot
+    '0.29'
     """
 
     num_steps: int = 20
@@ -67,7 +68,7 @@ class ClosestPoint(InSteps):
         slope = near.normal @ seen.along
         radius = jnp.where(slope > 0, near.offset / jnp.where(slope > 0, slope, 1), jnp.inf)
         radius = jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST) * seen.norm)
-        # A corrected point counts once the boundary has been met, that is within reach of the correction.
+        # A corrected point counts only if the boundary is within reach of the correction.
         is_met = jnp.abs(near.depth) < _TRUST * slope * seen.norm
         is_nearer = is_met & (radius < norms_of(anchor))
         is_first = ~jnp.isfinite(anchor).all()
@@ -79,7 +80,7 @@ class ClosestPoint(InSteps):
         )
         new = new._replace(damping=jnp.where(is_first, damping, new.damping))
         ahead = new.anchor + new.damping * (new.target - new.anchor)
-        # As DeepFool goes, until the boundary has been met.
+        # A step of DeepFool, until the boundary has been met.
         onwards = search.z + jnp.clip(-near.depth, -_TRUST * seen.norm, seen.norm) * near.normal
         z = jnp.where(jnp.isfinite(new.anchor).all(), ahead, onwards)
         return search._replace(z=(1 + new.overshoot) * z, memory=new)

@@ -1,4 +1,4 @@
-"""Decoupled direction and norm, with scales that come from the sample."""
+"""Decoupled direction and norm, with all scales taken from the sample."""
 
 import dataclasses
 
@@ -8,35 +8,37 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._base import Linearization, Restriction
 from hmt_jax.solvers._search import InSteps, Search
 
-# Parts of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
+# In units of the radius: the step along the sphere, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.05
 _CHANGE, _LAST_CHANGE = 0.15, 0.005
-# Of the cross-entropy, in units of the sample's gap: 1 in units of logits for a sample whose label leads by 12.
+# The temperature of the cross-entropy, in units of the sample's gap: 1 in logits if the label leads by about 12.
 _TEMPERATURE = 0.08
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDN(InSteps):
-    """Decoupled direction and norm: on a sphere towards the other labels, while its radius closes in on the boundary.
+    """Decoupled direction and norm: steps on a sphere towards other labels, as its radius closes in on the boundary.
 
-    At every step z moves by a part of the radius along the gradient of the cross-entropy and returns to the sphere,
-    whose radius grows by a part where the label is unchanged and shrinks by it where it has changed. Both parts fall by
-    a cosine over the steps. Unlike in the publication, the radius starts at the first-order distance, steps are in
-    units of it, and the cross-entropy is that of logits in units of the sample's own gap: no scale is absolute.
+    In every step z moves along the gradient of the cross-entropy, by a share of the radius, and returns to a sphere.
+    The radius grows by another share if the label is unchanged, and shrinks by it if the label has changed. Both shares
+    fall by half a cosine over the steps. Unlike in the publication, the radius starts at the first-order
+    distance, steps are in units of the radius, and logits enter the cross-entropy in units of the sample's gap, so that
+    no scale is absolute.
 
-    Takes one forward and one backward pass a step.
+    A step takes one forward and one backward pass.
 
-    The first step is towards the runner-up. If no direction in the subspace changes the gap between the runner-up and
-    the label, it is towards the next of the ten candidates for which one does; if there is none, the status is
+    The first step goes towards the runner-up. If no direction in the subspace changes the gap between the runner-up and
+    the label, it goes towards the most likely candidate whose gap can be changed. If there is none, the status is
     ZERO_GRADIENT.
 
     Attributes:
       num_steps: steps over which the search closes in.
-      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
-      num_candidates: classes considered for the first step, the label included.
+      max_steps: steps after which the search is given up if it has not found an adversarial point. Until it finds one,
+        it continues beyond `num_steps`.
+      num_candidates: classes considered for the first step, including the label.
 
     Raises:
-      ValueError: for no step, or a `max_steps` below `num_steps`.
+      ValueError: for a `num_steps` below 1, a `max_steps` below `num_steps`, or fewer than 2 candidates.
 
     References:
       Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger, "Decoupling direction and norm for efficient

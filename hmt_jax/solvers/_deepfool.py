@@ -29,18 +29,18 @@ class DeepFool:
 
       k* = argmin_k rho_k,    z <- z + max(rho_k*, 1e-4) w_k* / ||w_k*||,
 
-    and the search ends when the label at (1 + overshoot) z is not y. The perturbation is (1 + overshoot) z, an upper
-    bound of the margin. A candidate whose w_k is zero is passed over.
+    and the search ends when the label at (1 + overshoot) z is not y. The perturbation is (1 + overshoot) z, and its
+    norm is an upper bound of the margin. A candidate whose w_k is zero is skipped.
 
     Attributes:
-      num_candidates: classes to move towards, the label included: those with the largest logits at z = 0. A
-        classifier with fewer classes has them all as candidates.
+      num_candidates: number of candidates, including the label: the classes with the largest logits at z = 0. If the
+        classifier has fewer classes, all are candidates.
       overshoot: relative length added to every iterate before the label is checked.
       max_steps: steps after which a sample is given up.
 
     Raises:
-      ValueError: for fewer than 2 candidates, a negative overshoot, or no step; or what is no single number, known
-        when compiling.
+      ValueError: for fewer than 2 candidates, a negative overshoot, or a `max_steps` below 1; and for a setting that is
+        not a single number, or not known when compiling.
 
     References:
       Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool", CVPR 2016, arXiv:1511.04599.
@@ -77,12 +77,12 @@ class DeepFool:
         return Point((1 + self.overshoot) * state.z, state.label)
 
     def _move(self, restriction, state, logits, normals) -> DeepFoolState:
-        """The nearest of the linearised boundaries, where the label is looked at."""
+        """The state at the nearest of the linearised boundaries, with the label there."""
         label, others = state.candidates[0], state.candidates[1:]
         norms = norms_of(normals)
         gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
         distances = jnp.where(norms == 0, jnp.inf, gaps / jnp.where(norms == 0, 1, norms))
-        nearest = jnp.argmin(distances)  # NaN if one is, and then z is NaN
+        nearest = jnp.argmin(distances)  # of a NaN if there is one, and then z is NaN
         has_direction = ~jnp.isinf(distances[nearest])
         length = jnp.maximum(distances[nearest], _SHORTEST_STEP)
         unit_normal = normals[nearest] / jnp.where(has_direction, norms[nearest], 1)

@@ -1,4 +1,4 @@
-"""Fast minimum-norm, with scales that come from the sample."""
+"""Fast minimum-norm, with all scales taken from the sample."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from hmt_jax.solvers import _search
 from hmt_jax.solvers._base import Linearization, Restriction, norms_of
 from hmt_jax.solvers._search import InSteps, Search
 
-# Parts of the radius: the step, and the change of the radius, at the start and at the end.
+# In units of the radius: the step, and the change of the radius, at the start and at the end.
 _STEP, _LAST_STEP = 1.0, 0.01
 _CHANGE, _LAST_CHANGE = 0.05, 0.001
 
@@ -17,23 +17,24 @@ _CHANGE, _LAST_CHANGE = 0.05, 0.001
 class FMN(InSteps):
     """Fast minimum-norm: gradient steps on the gap in logits, in a ball whose radius closes in on the boundary.
 
-    As `ddn`, but along the gradient of the gap to the runner-up, inside the ball and not on its sphere, and with a
-    radius that is taken from the linearised boundary until that has been crossed. Unlike in the publication, steps are
-    in units of the radius, so that no scale is absolute.
+    It differs from `DDN` in three ways: steps follow the gradient of the gap to the runner-up, they end inside the ball
+    rather than on its sphere, and until the boundary has been crossed the radius comes from the linearised boundary.
+    Unlike in the publication, steps are in units of the radius, so that no scale is absolute.
 
-    Takes one forward and one backward pass a step.
+    A step takes one forward and one backward pass.
 
-    The first step is towards the runner-up. If no direction in the subspace changes the gap between the runner-up and
-    the label, it is towards the next of the ten candidates for which one does; if there is none, the status is
+    The first step goes towards the runner-up. If no direction in the subspace changes the gap between the runner-up and
+    the label, it goes towards the most likely candidate whose gap can be changed. If there is none, the status is
     ZERO_GRADIENT.
 
     Attributes:
       num_steps: steps over which the search closes in.
-      max_steps: steps after which a sample without an adversarial point is given up; it goes on beyond `num_steps`.
-      num_candidates: classes considered for the first step, the label included.
+      max_steps: steps after which the search is given up if it has not found an adversarial point. Until it finds one,
+        it continues beyond `num_steps`.
+      num_candidates: classes considered for the first step, including the label.
 
     Raises:
-      ValueError: for no step, or a `max_steps` below `num_steps`.
+      ValueError: for a `num_steps` below 1, a `max_steps` below `num_steps`, or fewer than 2 candidates.
 
     References:
       Pintor, Roli, Brendel and Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
@@ -61,7 +62,7 @@ class FMN(InSteps):
         change = _search.cosine(_LAST_CHANGE, _CHANGE, fraction)
         is_found = _search.is_found(search)
         shrunk = (1 - change) * jnp.minimum(search.memory, search.best_norm)
-        # Before the boundary has been crossed, the radius reaches for where it is linearised.
+        # Before the boundary has been crossed, the radius extends to the linearised boundary.
         reached = seen.norm + jnp.clip(jnp.abs(near.depth), change * seen.norm, seen.norm)
         grown = jnp.where(is_found, (1 + change) * search.memory, reached)
         radius = jnp.minimum(jnp.where(seen.is_adversarial, shrunk, grown), search.best_norm)

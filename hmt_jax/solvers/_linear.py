@@ -14,12 +14,13 @@ class Linear:
     """Exact margins of classifiers whose logits are affine in the image, for any number of classes in any subspace.
 
     With g the restriction and y the label, the margin is the distance to the nearest of the hyperplanes between y and
-    another class,
+    the other classes,
 
-      min_k (g_y - g_k) / ||grad (g_k - g_y)||,
+      min_k (g_y - g_k) / ||grad (g_k - g_y)||.
 
-    infinite, with status ZERO_GRADIENT, if no other class can gain on y except by rounding. `coordinates` are on that
-    hyperplane, where both logits are equal. For any other classifier it is the first-order estimate, which is no bound.
+    If no other class can gain on y except by rounding, it is infinite, and the status is ZERO_GRADIENT. `coordinates`
+    are a point on that hyperplane, where both logits are equal. For any other classifier, this is the first-order
+    estimate of the margin, which is no bound.
 
     >>> import hmt_jax
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
@@ -36,7 +37,7 @@ class Linear:
 
     @property
     def max_steps(self) -> int:
-        """One: the linearization at the sample is all that is needed."""
+        """One step: the linearization at the sample is all that is needed."""
         return 1
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Point:

@@ -1,4 +1,4 @@
-"""Margins in one and two dimensions by looking at all directions, from near to far: no local minimum can mislead it."""
+"""Margins in one and two dimensions, by a scan of all directions from near to far: no local minimum misleads it."""
 
 import dataclasses
 import math
@@ -10,57 +10,60 @@ import jax.numpy as jnp
 from hmt_jax.solvers import _search
 from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, has_label
 
-# What is not given, in units of the sample's first-order distance.
+# Default resolution and reach, in units of the sample's first-order distance.
 _RESOLUTION, _REACH = 1 / 16, 64
-_POINTS_IN_A_STEP = 32  # at least: products of matrices are large enough then
+_POINTS_IN_A_STEP = 32  # at least, so that matrix products are large enough
 _LEAST_RINGS = 4
-# The bracket of a margin is narrowed to this part of it, a few units in the last place of float32, in 24 steps at most:
-# two arcs of directions that are equally near can't both be looked at closely.
+# The bracket of a margin is narrowed to this share of the margin, a few units in the last place of float32. The number
+# of steps is limited, because two arcs that are equally near can't both be refined.
 _ACCURACY, _MOST_REFINEMENTS = 1e-6, 24
 
 
 class _State(NamedTuple):
-    """What has been seen so far, in order of distance."""
+    """The state of a scan."""
 
     resolution: jax.Array
     reach: jax.Array
-    low: jax.Array  # up to here the label did not change in any direction looked at
-    high: jax.Array  # to be looked at up to here; once the label has been seen to change, the nearest point of that
-    arc: jax.Array  # (2,) angles looked at: the middle one, and how far they reach on either side
+    low: jax.Array  # up to this radius no direction evaluated has another label
+    high: jax.Array  # the next step scans up to this radius; once an adversarial point is found, its radius
+    arc: jax.Array  # (2,) the middle angle, and how far angles extend on either side of it
     z: jax.Array  # (d,) the nearest point with another label
     label: jax.Array
-    adversarial_label: jax.Array  # -1 if logits named no label nearer by
+    adversarial_label: jax.Array  # -1 if logits at a nearer point named no label
     num_steps: jax.Array
     num_refinements: jax.Array
-    is_found: jax.Array  # whether the label has been seen to change
+    is_found: jax.Array  # whether an adversarial point has been found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Exact margins in subspaces of 1 and 2 dimensions: the label is looked at everywhere, from near to far.
+    """Exact margins in subspaces of 1 and 2 dimensions, from labels on a fine grid of points, from near to far.
 
-    In one dimension that is every `resolution` on both sides, in two every `resolution` along rays in `num_angles`
-    directions. What lies between the last radius without another label and the first one with it is then looked at
-    more closely, in the plane in the arc of directions that have changed, until the margin is known to one part in
-    10^6. It is that of a point with another label, hence never too small; and it is too large only if another label
-    nearer by takes up less than `resolution` on every ray, or lies between two of them: a flat boundary can't, nor can
-    a corner of more than 360 / num_angles degrees as seen from the sample.
+    In one dimension, the points are `resolution` apart on both sides of the sample. In two dimensions, they are
+    `resolution` apart along rays in `num_angles` directions. The interval between the last radius without another label
+    and the first radius with one is then refined, until the margin is known to one part in 10^6. In the plane, only the
+    arc of directions with another label is refined.
 
-    If neither is given, the resolution is a 16th of the sample's first-order distance and the reach 64 times that
-    distance, so that no scale is absolute; where no class can gain on the label to first order, the status is then
-    ZERO_GRADIENT.
+    The margin is the distance to a point with another label, so it is never too small. It is too large only if a nearer
+    region of another label is shorter than `resolution` on every ray, or lies between two rays. That can't happen if
+    the boundary is flat, or is a corner of more than 360 / num_angles degrees as seen from the sample.
 
-    Costs about 2 (margin / resolution) forward passes in one dimension, `num_angles` / 2 times as many in two, and no
-    backward passes but those of the linearization at the sample.
+    If resolution and reach are not given, they are 1/16 and 64 times the sample's first-order distance, so that no
+    scale is absolute. If then no class can gain on the label to first order, the status is ZERO_GRADIENT.
+
+    In one dimension this takes about 2 (margin / resolution) forward passes, and in two dimensions `num_angles` / 2
+    times as many. The only backward passes are in the linearization at the sample.
 
     Attributes:
-      reach: the greatest distance looked at, in pixels; without another label there, the status is OUT_OF_STEPS.
-      resolution: the step along a ray, in pixels.
-      num_angles: rays in the plane.
+      reach: the greatest distance scanned, in pixels. If no other label is found up to there, the status is
+        OUT_OF_STEPS.
+      resolution: the distance of neighbouring points on a ray, in pixels.
+      num_angles: number of rays in the plane.
 
     Raises:
-      ValueError: for a resolution that is not positive or above the reach, a reach that is not finite, fewer than 3
-        angles, or, when run, a subspace of more than 2 dimensions.
+      ValueError: for a resolution without a reach or the reverse, a resolution that is not positive or exceeds the
+        reach, a reach that is not finite, or fewer than 3 angles; and, when run, for a subspace of more than 2
+        dimensions.
 
     >>> import hmt_jax
     >>> disc = jax.tree_util.Partial(lambda r, x: jnp.stack([(x**2).sum((1, 2, 3)), r**2 + 0 * x[:, 0, 0, 0]], 1), 0.5)
@@ -87,12 +90,12 @@ class Scan:
 
     @property
     def num_candidates(self) -> int:
-        """Ten for the sample's first-order distance; one, so that no gradients are taken, if the scale is set."""
+        """Ten, for the first-order distance; one if the reach is set, because no gradients are needed then."""
         return 10 if self.reach is None else 1
 
     @property
     def max_steps(self) -> int:
-        """The steps to the end of the reach, with the fewest rings a step, and to the last refinement."""
+        """The steps to the end of the reach, with the fewest rings in each step, and all refinements."""
         resolutions = _REACH / _RESOLUTION if self.reach is None else self.reach / (self.resolution or self.reach)
         return math.ceil(resolutions / _LEAST_RINGS) + _MOST_REFINEMENTS + 3
 
@@ -132,7 +135,7 @@ class Scan:
         changed = is_other[ring]
         middle = jnp.argmax(2 * jnp.cumsum(changed) >= jnp.sum(changed))
         width = jnp.max(jnp.abs(_wrapped(angles - angles[middle])), where=changed, initial=0) + spacing
-        # In an arc looked at more closely the label may have changed nearer by than `low`: back by a whole bracket.
+        # In a refined arc, the label may change at a radius below `low`: go back by a whole bracket.
         closer = jnp.where(was_found & (spacing > 0), jnp.maximum(2 * state.low - state.high, 0), state.low)
 
         def now(found, not_found):
@@ -140,7 +143,7 @@ class Scan:
 
         stride = state.resolution * num_rings
         farther = stride * (state.num_steps + 1).astype(state.z.dtype)
-        # What is found stands, unless nearer by there are points of no label at all.
+        # The point found counts, unless logits at a nearer point name no label.
         is_seen = is_within & now(radii < radii[ring], True)
         adversarial_label = now(labels[ring, middle], state.adversarial_label)
         return _State(
@@ -162,7 +165,7 @@ class Scan:
         return jnp.where(state.is_found, is_narrow, state.low >= state.reach)
 
     def point(self, state: _State) -> Point:
-        # Before the label has been seen to change: as far as the search has been or will be.
+        # Before an adversarial point is found: the distance that the search will reach.
         farthest = jnp.zeros_like(state.z).at[0].set(state.reach)
         return Point(jnp.where(state.is_found, state.z, farthest), state.adversarial_label)
 
@@ -170,13 +173,13 @@ class Scan:
         return max(_POINTS_IN_A_STEP // (2 if dimension == 1 else self.num_angles), _LEAST_RINGS)
 
     def _angles(self, state):
-        """The directions of a step, and what is between neighbours: both of a line, or those of an arc."""
+        """The angles of a step and the angle between neighbours: both directions of a line, or the arc in a plane."""
         if state.z.size == 1:
             return jnp.asarray([0, jnp.pi], state.z.dtype), jnp.zeros((), state.z.dtype)
-        fractions = jnp.linspace(-1, 1, self.num_angles | 1, dtype=state.z.dtype)  # an odd number, with the middle one
+        fractions = jnp.linspace(-1, 1, self.num_angles | 1, dtype=state.z.dtype)  # an odd number has a middle
         return state.arc[0] + state.arc[1] * fractions, state.arc[1] * (fractions[1] - fractions[0])
 
 
 def _wrapped(angles):
-    """Angles between -pi and pi."""
+    """Angles brought between -pi and pi."""
     return jnp.pi - (jnp.pi - angles) % (2 * jnp.pi)

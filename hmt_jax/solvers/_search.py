@@ -1,4 +1,4 @@
-"""A search that looks at one point a step and keeps the best it has seen: the base of all solvers but DeepFool."""
+"""A search that evaluates one point in each step and keeps the nearest adversarial point, the base of most solvers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,27 +9,27 @@ import jax.numpy as jnp
 
 from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, label_of, norms_of
 
-_COLDEST = 1e-6  # a softmax of the runner-up alone
+_COLDEST = 1e-6  # a temperature at which only the runner-up counts
 _SAME_GAP = 0.99  # a class has not moved if its gap to the label is still at least this share of the first gap
 
 
 class Search(NamedTuple):
-    """The state of a search. The next point to be looked at is `z`."""
+    """The state of a search. The next point to be evaluated is `z`."""
 
     z: jax.Array  # (d,)
     label: jax.Array
     gap: jax.Array  # at z = 0, between the label and the first candidate that can gain on it
     unmoved: jax.Array  # (L,) gaps at z = 0 of candidates that can't gain on the label; infinite for other classes
-    best_z: jax.Array  # (d,) the least adversarial point seen; the last point seen, before there is one
-    best_norm: jax.Array  # infinite before there is one
-    best_label: jax.Array  # before there is one: the label, or -1 if the last logits named none
-    num_found: jax.Array  # looks since the first adversarial point, that one included
-    num_looks: jax.Array
-    memory: Any  # the solver's own
+    best_z: jax.Array  # (d,) the nearest adversarial point; the last point evaluated if there is none yet
+    best_norm: jax.Array  # infinite if there is none yet
+    best_label: jax.Array  # if there is none yet: the label, or -1 if the last logits named none
+    num_found: jax.Array  # points evaluated since the first adversarial point, including it
+    num_looks: jax.Array  # points evaluated
+    memory: Any  # whatever else the solver remembers
 
 
 class Look(NamedTuple):
-    """What is seen at one point."""
+    """The evaluation of one point."""
 
     norm: jax.Array
     along: jax.Array  # (d,) z / ||z||
@@ -41,7 +41,7 @@ class Look(NamedTuple):
 class Boundary(NamedTuple):
     """The linearised boundary, { z' : normal . z' = offset }, seen from a point."""
 
-    normal: jax.Array  # (d,) unit vector, from the label's side to the other
+    normal: jax.Array  # (d,) unit vector from the label's side to the other side
     depth: jax.Array  # how far the point is behind the boundary; negative before it
     offset: jax.Array
     steepness: jax.Array  # of the gap in logits along the normal
@@ -49,7 +49,7 @@ class Boundary(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Searcher:
-    """Base of the solvers whose state is a search."""
+    """Base class of the solvers whose state is a `Search`."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -60,7 +60,7 @@ class Searcher:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InSteps(Searcher):
-    """Base of the solvers that look `num_steps` times, and longer until there is an adversarial point."""
+    """Base class of the solvers that take `num_steps` steps, or more until they find an adversarial point."""
 
     num_steps: int
     max_steps: int
@@ -71,18 +71,19 @@ class InSteps(Searcher):
 
 
 def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Search, jax.Array, jax.Array]:
-    """A search that starts at a linearised boundary: the nearest, or that of the likeliest candidate.
+    """A search that starts at the linearised boundary of the nearest candidate, or of the likeliest.
 
     Returns:
-      The search, with its memory still to be set; the distance to that boundary, or 0 if no class can gain on the
-      label; and the unit directions (C - 1, d) to all candidates' boundaries in the order of the search. The first one
-      stands in for candidates that can't gain on the label.
+      The search, without a memory; the distance to that boundary, or 0 if no class can gain on the label; and the unit
+      directions (C - 1, d) to the boundaries of all candidates, the nearest or the likeliest first. For candidates that
+      can't gain on the label, the first direction is repeated.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
     norms = norms_of(at_sample.normals)
     gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
-    # A sample on the boundary has no distance to go by. What rounding hides of it has one: that of the two logits, or,
-    # where both are 0, of those one pixel away. Others do not count: a class may be ruled out by a logit of -1e9.
+    # The distance of a sample on the boundary is 0, and sets no scale. It is therefore at least the rounding error of
+    # the two logits or, if both are 0, of the logits one pixel away. Other logits do not count, because one of -1e9 may
+    # rule a class out.
     sizes = jnp.abs(at_sample.logits)
     greatest = jnp.maximum(jnp.maximum(sizes[label], sizes[others]).astype(norms.dtype), norms)
     hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
@@ -112,7 +113,7 @@ def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Sear
 
 
 def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
-    """Looks at the search's point, and remembers it if it is the least adversarial one so far."""
+    """The search after its point has been evaluated, with the nearest adversarial point so far, and the evaluation."""
     logits, pull_back = jax.vjp(restriction, search.z)
     norm, label = norms_of(search.z), label_of(logits)
     is_adversarial = (label >= 0) & (label != search.label)
@@ -129,17 +130,17 @@ def look(restriction: Restriction, search: Search) -> tuple[Search, Look]:
 
 
 def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boundary:
-    """The linearised boundary between the label and the others, weighed by a softmax of this temperature.
+    """The linearised boundary between the label and the other classes, weighted by a softmax of this temperature.
 
     The temperature is in units of the gap at the sample. At 0, only the runner-up counts. If it is 1 in units of the
-    logits, the direction is that in which the cross-entropy grows. Classes that could not gain on the label at the
-    sample, and have not gained since, count only if there are no others.
+    logits, the normal is the direction in which the cross-entropy grows. Classes that could not gain on the label at
+    the sample, and have not gained since, count only if there are no other classes.
     """
     is_other = jnp.arange(seen.logits.size, dtype=search.label.dtype) != search.label
     gaps = (seen.logits[search.label] - seen.logits).astype(search.unmoved.dtype)
     has_moved = gaps < _SAME_GAP * search.unmoved
     is_rival = is_other & (has_moved | ~(is_other & has_moved).any())
-    # Finite even if all are ruled out: there must be a greatest one, and infinity less infinity is NaN.
+    # Finite even if all classes are ruled out, because infinity minus infinity is NaN.
     lowest = jnp.asarray(jnp.finfo(seen.logits.dtype).min, seen.logits.dtype)
     others = jnp.where(is_rival, jnp.maximum(seen.logits, lowest), -jnp.inf)
     runner_up = jnp.max(others)
@@ -155,7 +156,7 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
 
 
 def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Array:
-    """From `high` to `low` by half a cosine, as the fraction goes from 0 to 1."""
+    """A value that falls from `high` to `low` by half a cosine, as the fraction goes from 0 to 1."""
     return low + (high - low) * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1))) / 2
 
 

@@ -1,4 +1,4 @@
-"""DeepFool, projected onto the boundary's normal again and again."""
+"""DeepFool, with repeated projections onto the boundary's normal."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from hmt_jax.solvers._base import Linearization, Restriction, normals_of, norms_
 from hmt_jax.solvers._search import Search
 
 _LEAST_GAIN = 1e-3
-_LONGEST = 10.0  # a step, in units of the norm: where gradients vanish, there is no way to go by
+_LONGEST = 10.0  # the longest step, in units of the norm: where gradients vanish, lengths mean nothing
 
 
 class _Memory(NamedTuple):
@@ -22,21 +22,22 @@ class _Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuperDeepFool(_search.Searcher):
-    """SuperDeepFool (infinity, 1): DeepFool to the boundary, then a projection onto the boundary's normal, in turn.
+    """SuperDeepFool (infinity, 1): DeepFool to the boundary and projections onto its normal, in turn.
 
-    Where the label has changed, z is replaced by (z . n) n, with n the unit normal there: were the boundary flat, that
-    would be its closest point. DeepFool goes on from there. The search ends when a projected point is adversarial, or
-    the way back to the boundary ends at nearly the same norm as before.
+    Once the label has changed, z is replaced by (z . n) n, where n is the unit normal of the boundary at z. If the
+    boundary were flat, that would be its closest point. DeepFool continues from there. The search ends when a projected
+    point is adversarial, or when DeepFool returns to the boundary at nearly the same norm as before.
 
-    Takes one forward and C - 1 backward passes a step.
+    A step takes one forward and C - 1 backward passes.
 
     Attributes:
-      num_candidates: C, classes to move towards, the label included: those with the largest logits at the sample.
+      num_candidates: the number C of candidates, including the label: the classes with the largest logits at the
+        sample.
       overshoot: relative length added to every step of DeepFool.
       max_steps: steps after which the search is ended.
 
     Raises:
-      ValueError: for fewer than 2 candidates, a negative overshoot, or no step.
+      ValueError: for fewer than 2 candidates, a negative overshoot, or a `max_steps` below 1.
 
     References:
       Abdollahpour, Abroshan and Moosavi-Dezfooli, "Revisiting DeepFool: generalization and improvement", 2023,
@@ -46,8 +47,8 @@ class SuperDeepFool(_search.Searcher):
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
     >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
     >>> result = hmt_jax.measure_margins(classifier, image, hmt_jax.subspaces.full((2, 2, 1)), SuperDeepFool())
-    >>> f"{result.margin[0, 0]:.2f}"  # (0.9 - 0.5) / sqrt(2) = 0.283
-    '0.28'
+    >>> f"{result.margin[0, 0]:.2f}"  # above (0.9 - 0.5) / sqrt(2) = 0.283, by an overshoot
+    '0.29'
     """
 
     num_candidates: int = 10
@@ -63,7 +64,7 @@ class SuperDeepFool(_search.Searcher):
         before = search.best_norm
         search, seen = _search.look(restriction, search)
         candidates, is_projected, _ = search.memory
-        # Behind the boundary the normal is that of the class found, before it that of the nearest candidate.
+        # Behind the boundary, the normal belongs to the class found; before it, to the nearest candidate.
         normals = normals_of(seen.pull_back, seen.logits, candidates)
         norms = norms_of(normals)
         gaps = (seen.logits[candidates[1:]] - seen.logits[search.label]).astype(norms.dtype)
@@ -74,7 +75,7 @@ class SuperDeepFool(_search.Searcher):
         normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
         onwards = search.z + (1 + self.overshoot) * length * normal
         projected = (search.z @ normal) * normal
-        # Ever smaller gains, around a boundary that curves away from the sample, are an end as well.
+        # The search also ends if gains become small, as they do at a boundary that curves away from the sample.
         is_end = is_projected | (seen.norm > (1 - _LEAST_GAIN) * before)
         return search._replace(
             z=jnp.where(seen.is_adversarial, projected, onwards),

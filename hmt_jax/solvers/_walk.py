@@ -1,4 +1,4 @@
-"""Closest points of the boundary by annealed walks along it."""
+"""Annealed walks along the boundary to its closest points."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,29 +13,29 @@ from hmt_jax.solvers._search import Boundary, Look, Search
 
 # How far the direction is turned towards the normal in a step, at the start and at the end of a round.
 _TURN, _LAST_TURN = 2.5, 0.04
-# The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: first the way
-# is away from the label, then towards one class.
+# The temperature of the boundary, in units of the sample's gap, at the start and at the end of a round: at first the
+# walk leads away from the label, later towards one class.
 _TEMPERATURE, _LAST_TEMPERATURE = 0.2, 0.001
-# How far behind the boundary a point is looked at, so that it is adversarial: at the start and at the end of a round.
+# How far behind the boundary points are evaluated, so that they are adversarial, at the start and end of a round.
 _OVERSHOOT, _LAST_OVERSHOOT = 0.02, 0.002
-# Where the linearised boundary cuts the new ray counts by so much, where it cuts the old one by the rest: the slope
-# along the old ray is known where it is needed, and the new ray is the one walked on.
+# The weight of the radius at which the linearised boundary cuts the new ray; the old ray has the rest. The slope along
+# the old ray is known at the point itself, but the new ray is the one that the walk follows.
 _BLEND = 0.5
-_TRUST = 0.45  # the radius changes by at most this part of it in a step
-_FIRST = 0.45  # where the walk begins, in units of the first-order distance, of which margins are 0.5 to 0.75
-_NOISE = 2.0  # of later starts around the best direction
+_TRUST = 0.45  # the radius changes by at most this share in a step
+_FIRST = 0.45  # where the walk begins, in units of the first-order distance; margins are 0.5 to 0.75 of it
+_NOISE = 2.0  # noise of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
-_OUTWARDS = 1e-6  # the polish aims this part behind the boundary, and as far again as rounding may hide
-_CLOSE = 1e-4  # of the norm: so near to the boundary, its linearisation is taken at its word
-_NUM_POLISH = 2  # looks at the end
-_MAX_LOOKS = 100  # after which a sample without an adversarial point is given up
-# Where a walk has so few directions, to look at them all is cheap, and surer.
+_OUTWARDS = 1e-6  # the polish aims this share behind the boundary, plus what rounding may hide
+_CLOSE = 1e-4  # share of the norm: this near to the boundary, its linearisation is trusted
+_NUM_POLISH = 2  # steps of the polish
+_MAX_LOOKS = 100  # steps after which a sample without an adversarial point is given up
+# In so few dimensions, a scan of all directions is cheap, and surer than a walk.
 _FEW_DIMENSIONS, _SCAN = 2, Scan(num_angles=48)
 
 
 class _Memory(NamedTuple):
-    starts: jax.Array  # (S, d) unit directions of later rounds: the next nearest candidates
-    edge: jax.Array  # where the linearised boundary cuts the ray of the best point
+    starts: jax.Array  # (S, d) unit directions to the next nearest candidates, where later rounds start
+    edge: jax.Array  # the radius at which the linearised boundary cuts the ray of the best point
     first_order: jax.Array  # (d,) the closest point of the boundary linearised at the sample
 
 
@@ -68,7 +68,7 @@ class Walk:
             return _SCAN.step(restriction, search)
         before = search.best_norm
         search, seen = _search.look(restriction, search)
-        clock = search.num_found - 1  # 0 at the first adversarial point, before it below
+        clock = search.num_found - 1  # 0 at the first adversarial point, negative before it
         fraction = jnp.where(clock >= 0, clock % self.num_steps / max(self.num_steps - 1, 1), 0).astype(search.z.dtype)
         is_walked = clock >= self._num_walked - 1
         temperature = _TEMPERATURE * (_LAST_TEMPERATURE / _TEMPERATURE) ** fraction
@@ -84,7 +84,7 @@ class Walk:
     def done(self, search: Any) -> jax.Array:
         if not isinstance(search, Search):
             return _SCAN.done(search)
-        # Of a linear classifier the first-order point is the margin, and a walk may have ended at another class.
+        # For a linear classifier, the first-order point is the closest, but a walk may have ended at another class.
         is_nearer = norms_of(search.memory.first_order) * (1 + 10 * _OUTWARDS) < search.best_norm
         num_looks = self._num_walked + _NUM_POLISH + is_nearer.astype(jnp.int32)
         is_given_up = search.num_looks >= _MAX_LOOKS
@@ -94,26 +94,26 @@ class Walk:
         return Point(search.best_z, search.best_label) if isinstance(search, Search) else _SCAN.point(search)
 
     def _walk(self, search: Search, seen: Look, near: Boundary, clock, fraction):
-        """A step along the boundary: the direction turns towards the normal, the radius follows the boundary."""
+        """The next point along the boundary: the direction turns to the normal, the radius follows the boundary."""
         is_found = clock >= 0
         ahead = _search.unit(seen.along + _search.cosine(_LAST_TURN, _TURN, fraction) * near.normal)
         here, there = self._cut(seen, near, seen.along), self._cut(seen, near, ahead)
-        # Before there is an adversarial point the way out counts alone, or the search turns where no boundary is.
+        # Before there is an adversarial point, only the old ray counts: the new one may miss the boundary.
         radius = here + jnp.where(is_found, _BLEND, 0) * (there - here)
         radius *= 1 + _search.cosine(_LAST_OVERSHOOT, _OVERSHOOT, fraction)
         return ahead * jnp.minimum(radius, _CAP * search.best_norm)
 
     def _cut(self, seen: Look, near: Boundary, ray):
-        """The radius where a ray meets the linearised boundary, no farther from here than it is trusted."""
+        """The radius at which a ray meets the linearised boundary, clipped to where the linearisation is trusted."""
         slope = near.normal @ ray
         radius = near.offset / jnp.where(slope > 0, slope, 1)
         radius = jnp.where(slope > 0, radius, jnp.where(near.depth > 0, 0, jnp.inf))
         return jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST) * seen.norm)
 
     def _restart(self, search: Search, num_ended):
-        """Towards the next candidate, then around the best point; always at the least adversarial norm."""
+        """The start of the next round: towards the next candidate, later around the best point, always at its norm."""
         starts = search.memory.starts
-        # One sequence for all pairs: no result depends on which others are measured.
+        # All pairs share one sequence, so no result depends on which other pairs are measured.
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), num_ended), search.z.shape, search.z.dtype)
         direction = _search.unit(search.best_z) + _NOISE * _search.unit(noise)
         if len(starts):
@@ -122,9 +122,10 @@ class Walk:
         return _search.unit(direction) * search.best_norm
 
     def _polish(self, search: Search, seen: Look, near: Boundary, num_polished):
-        """To the point nearest to the sample of the boundary linearised here; where that fails, inwards to its edge.
+        """The next point of the polish: the point of the boundary, linearised here, that is nearest to the sample.
 
-        In the end to that of the boundary linearised at the sample, which is looked at where it is nearer.
+        If the point is too far from the boundary for that, it is the edge on the ray of the best point. The last one is
+        the nearest point of the boundary linearised at the sample; it is evaluated only if it is nearer.
         """
         hidden = jnp.finfo(search.z.dtype).eps * jnp.abs(seen.logits[search.label]) / near.steepness
         outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * jnp.where(num_polished > 0, 3.0, 1.0)
@@ -135,7 +136,7 @@ class Walk:
 
 
 _EFFORTS = {
-    # With the gradients of eight classes it stays under 25 backward passes a pair where six subspaces share them.
+    # With eight candidates, a pair takes fewer than 25 backward passes if six subspaces share the linearization.
     "fast": Walk(num_steps=18, num_rounds=1, num_candidates=8),
     "normal": Walk(num_steps=20, num_rounds=3),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
@@ -143,32 +144,40 @@ _EFFORTS = {
 
 
 def tight(effort: str = "normal") -> Walk:
-    """The recommended solver of small margins: annealed walks along the boundary, at a fixed cost.
+    """The recommended solver for small margins: annealed walks along the boundary, at a fixed cost.
 
     With u = z / ||z||, n the unit normal of the boundary at z and r the radius at which the linearised boundary cuts a
     ray, a step is
 
       u' = unit(u + turn n),   z' = (1 + overshoot) r u'.
 
-    Turn and overshoot fall over the steps of a round by half a cosine, from the first adversarial point on. n is the
-    gradient of a cross-entropy whose temperature, in units of the sample's gap, falls as well, so that no facet between
-    two classes decides alone at first, and no scale is absolute. Later rounds start around the best point, with noise;
-    those of "thorough" first from the next nearest candidates. A polish of two looks ends at the closest point of the
-    boundary's last linearisation, and a third one is at that of the first, at the sample, where that is nearer than
-    what was found: of a linear classifier the margin is exact, as long as the nearest class is one of the candidates, 8
-    for "fast" and 10 for the others.
+    From the first adversarial point on, turn and overshoot fall by half a cosine over the steps of a round. The normal
+    n is the direction in which a cross-entropy grows, whose temperature is in units of the sample's gap and falls as
+    well. At first, therefore, no facet between two classes decides alone; and no scale is absolute. Later rounds start
+    around the best point, with noise; "thorough" first starts rounds at the next nearest candidates.
 
-    In one and two dimensions it is a `hmt_jax.exact.scan` of all directions, whatever the effort, some hundred forward
-    passes a pair on a line and some thousand in the plane.
+    A polish of two steps ends at the closest point of the last linearised boundary. If the closest point of the
+    boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier the margin is
+    therefore exact, provided that the nearest class is a candidate. There are 8 candidates for "fast" and 10 for the
+    others.
 
-    Takes one forward and one backward pass a step, besides the linearization at the sample, which all subspaces share:
+    In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes some hundred
+    forward passes for each pair in one dimension, and some thousand in two.
+
+    A step takes one forward and one backward pass. All subspaces share the linearization at the sample. The steps are
 
       "fast"      one round of 18 steps
       "normal"    three rounds of 20
       "thorough"  twenty rounds of 29
 
-    with those of the polish, and two or three more until the label changes first. More are needed where the
-    boundary is far; a sample whose label has not changed after 100 is given up.
+    as well as the polish, and usually two or three steps until the label first changes. It takes more of them if the
+    boundary is far; if the label has not changed after 100 steps, the search is given up.
+
+    Args:
+      effort: "fast", "normal" or "thorough".
+
+    Returns:
+      A solver.
 
     Raises:
       ValueError: for an unknown effort.

@@ -1,11 +1,12 @@
 """Linear subspaces of image space, with orthonormal coordinates.
 
-A subspace is a pytree with two methods for one image of shape (height, width, channels), each the transpose of the
-other: `coordinates(image) -> z` of shape (dimension,) projects orthogonally, and `embed(z) -> image` goes back.
-`coordinates(embed(z))` is z, and the L2 norm of z is the L2 norm of `embed(z)`, in pixels over all channels.
+A subspace is a pytree with two methods, each the transpose of the other. `coordinates(image)` returns the coordinates z
+(dimension,) of the orthogonal projection of an image (height, width, channels). `embed(z)` returns the image with
+coordinates z. `coordinates(embed(z))` is z, and the L2 norm of z is the L2 norm of `embed(z)`, in pixels over all
+channels.
 
-Many subspaces are a Python list, of any kinds and dimensions. Those of one class and dimension differ only in arrays,
-so `hmt_jax.measure_margins` stacks them and runs one compiled program for all.
+Several subspaces are a Python list, which may mix kinds and dimensions. Subspaces of one class and dimension differ
+only in arrays, so `hmt_jax.measure_margins` stacks them and runs one compiled program for all.
 """
 
 from hmt_jax.subspaces._base import Subspace, check_orthonormal

@@ -11,7 +11,7 @@ import numpy as np
 
 from hmt_jax._checks import ImageShape, as_array, check_floating
 
-# What sums in half precision leave of a length, and of a coordinate that is 1 or -1.
+# Rounding in half precision: of a relative length, and of a coordinate that is 1 or -1.
 _LENGTH_TOLERANCE, _COORDINATE_TOLERANCE = 1e-2, 5e-2
 STATIC = {"static": True}
 
@@ -19,9 +19,9 @@ STATIC = {"static": True}
 class Subspace(abc.ABC):
     """Base class of the library's subspaces, and of your own.
 
-    A subclass is a pytree (a frozen dataclass under `jax.tree_util.register_dataclass`, for example) with a static
-    `image_shape` and two methods, each the transpose of the other. What tells subspaces of one class apart should be
-    arrays, so that they share compiled code. Here the subspaces are the colours of an image:
+    A subclass is a pytree, such as a frozen dataclass under `jax.tree_util.register_dataclass`, with a static
+    `image_shape` and two methods, each the transpose of the other. Subspaces of one class should differ only in arrays,
+    so that they share compiled code. Here the subspaces are the colours of an image:
 
     >>> @jax.tree_util.register_dataclass
     ... @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Subspace(abc.ABC):
     """
 
     image_shape: ImageShape
-    #: Whether coordinates are orthonormal by construction. Those of other classes are checked when they are used.
+    #: Whether coordinates are orthonormal by construction. If not, they are checked when the subspace is used.
     is_orthonormal: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -54,12 +54,12 @@ class Subspace(abc.ABC):
 
     @property
     def dimension(self) -> int:
-        """Dimension of the subspace: the number of its coordinates."""
+        """The dimension of the subspace: the number of its coordinates."""
         return dimension_of(self, self.image_shape)
 
 
 class Checked(Subspace):
-    """A subspace of the library, which checks its arguments and is orthonormal by construction."""
+    """Base class of the library's subspaces. They check their arguments, and are orthonormal by construction."""
 
     is_orthonormal: ClassVar[bool] = True
 
@@ -69,7 +69,7 @@ class Checked(Subspace):
 
     @abc.abstractmethod
     def _lift(self, z: jax.Array) -> jax.Array:
-        """Image of coordinates whose shape has been checked."""
+        """The image of coordinates whose shape has been checked."""
 
     @property
     @final
@@ -87,17 +87,17 @@ class Checked(Subspace):
     @final
     def embed(self, z: jax.Array) -> jax.Array:
         z = jnp.asarray(as_array("z", z))
-        z = z.astype(jnp.result_type(z, 1.0))  # whole numbers, too
+        z = z.astype(jnp.result_type(z, 1.0))  # converts whole numbers
         if z.shape != (self.dimension,):
             raise ValueError(f"z must have shape ({self.dimension},), got {z.shape}")
         return self._lift(z)
 
 
 def pytree(cls: type) -> type:
-    """Registers a dataclass as a pytree with the structure of no other class.
+    """The dataclass, registered as a pytree whose structure no other class has.
 
-    Those of `jax.tree_util.register_dataclass` are equal for all classes with the same fields. Jitted functions then
-    tell a span from its complement by hash alone, and mistake one for the other where hashes collide.
+    With `jax.tree_util.register_dataclass`, classes with the same fields have equal structures. Jitted functions then
+    tell a span from its complement only by hash, and confuse them if hashes collide.
     """
     is_static = {field.name: field.metadata.get("static", False) for field in dataclasses.fields(cls)}
     leaf_names = [name for name in is_static if not is_static[name]]
@@ -115,16 +115,16 @@ def pytree(cls: type) -> type:
 
 
 def dimension_of(subspace: Any, image_shape: ImageShape) -> int:
-    """The number of coordinates of an image of this shape, for any object with `coordinates`."""
+    """The number of coordinates that an object with `coordinates` returns for an image of this shape."""
     return jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape[0]
 
 
 def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
-    """The subspaces as a list, one of them as a list of one, checked for images of this shape.
+    """The subspaces, or a single one, as a list that has been checked for images of this shape.
 
     Raises:
       TypeError: for anything else, and for classes that are not registered as pytrees.
-      ValueError: for an empty list, subspaces of other images, or coordinates that are not orthonormal.
+      ValueError: for an empty list, subspaces for images of another shape, or coordinates that are not orthonormal.
     """
     is_one = hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")
     if not is_one and (isinstance(subspaces, str | dict) or not hasattr(subspaces, "__iter__")):
@@ -140,7 +140,7 @@ def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
                 f"every one of the subspaces must have methods coordinates and embed, got {type(member).__name__}"
             )
         check_fits(member, image_shape)
-    # Those of one structure share the programs of the check.
+    # Subspaces of one structure share the compiled check.
     for member in members:
         if not getattr(type(member), "is_orthonormal", False):
             check_orthonormal(member, image_shape)
@@ -148,13 +148,13 @@ def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
 
 
 def check_single(subspace: Any, image_shape: ImageShape) -> None:
-    """Raises unless this is one subspace of images of that shape, with coordinates that are orthonormal."""
+    """Raises unless this is one subspace for images of this shape, with orthonormal coordinates."""
     check_fits(subspace, image_shape)
     as_list(subspace, image_shape)
 
 
 def check_fits(subspace: Any, image_shape: Sequence[int]) -> None:
-    """Raises unless this is one subspace of images of that shape, registered as a pytree."""
+    """Raises unless this is one subspace for images of this shape, registered as a pytree."""
     if not (hasattr(subspace, "coordinates") and hasattr(subspace, "embed")):
         raise TypeError(f"subspace must be one subspace of hmt_jax.subspaces, got {type(subspace).__name__}")
     _check_is_pytree(subspace)
@@ -169,17 +169,17 @@ def check_fits(subspace: Any, image_shape: Sequence[int]) -> None:
 
 
 def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> None:
-    """None if the coordinates of a subspace are orthonormal, as far as one vector of coordinates shows.
+    """None if the coordinates of a subspace are orthonormal, as far as one random vector z shows.
 
-    A z of random signs is embedded, and both embed's transpose and `coordinates` must bring it back.
+    z has entries 1 and -1. From the image `embed(z)`, both the transpose of `embed` and `coordinates` must return z.
 
     Args:
       subspace: a subspace, or any pytree with `coordinates` and `embed`.
-      image_shape: (height, width, channels); that of the subspace if not given.
+      image_shape: (height, width, channels); the subspace's `image_shape` if not given.
 
     Raises:
-      ValueError: if embed and then its transpose, or `coordinates`, differ from the identity, or shapes do not fit.
-      TypeError: if its class is not registered as a pytree.
+      ValueError: if one of them does not return z, or if shapes do not fit.
+      TypeError: if the class of the subspace is not registered as a pytree.
 
     >>> from hmt_jax import subspaces
     >>> check_orthonormal(subspaces.dct_window((8, 8, 3), row=2, column=0, size=4))
@@ -200,7 +200,7 @@ def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> N
     if image.shape != tuple(shape):
         raise ValueError(f"embed of {name} must return an image of shape {tuple(shape)}, got {image.shape}")
     for back, (length, greatest) in _deviations(subspace, z).items():
-        # So written that NaN fails, too.
+        # Written so that NaN fails, too.
         if length <= _LENGTH_TOLERANCE * z.size**0.5 and greatest <= _COORDINATE_TOLERANCE:
             continue
         raise ValueError(
@@ -212,14 +212,14 @@ def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> N
 
 @jax.jit
 def _deviations(subspace, z):
-    """For two ways back from the image of z: the length of the difference from z, and its greatest entry."""
+    """For both ways back from the image of z, the length and the greatest entry of the difference from z."""
     image, pull_back = jax.vjp(subspace.embed, z)
     ways = {"its transpose": pull_back(image)[0], "coordinates": subspace.coordinates(image)}
     return {back: (jnp.sqrt(jnp.sum((x - z) ** 2)), jnp.max(jnp.abs(x - z))) for back, x in ways.items()}
 
 
 def _check_is_pytree(subspace) -> None:
-    """Classes of the user's own may have been left unregistered: JAX then takes their instances for single leaves."""
+    """Raises TypeError unless the class of the subspace is registered as a pytree with a static `image_shape`."""
     name = type(subspace).__name__
     if jax.tree_util.all_leaves([subspace]):
         raise TypeError(

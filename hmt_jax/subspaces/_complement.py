@@ -1,4 +1,4 @@
-"""Orthogonal complements of subspaces of every kind."""
+"""Orthogonal complements of all kinds of subspaces."""
 
 import math
 
@@ -11,13 +11,16 @@ from hmt_jax.subspaces._span import Span, SpanComplement, basis_of_reflected, re
 
 
 def orthogonal_complement(subspace: Subspace) -> Subspace:
-    """All directions orthogonal to a subspace, with orthonormal coordinates of their own.
+    """The subspace of all directions orthogonal to a subspace.
 
-    Complements of DCT windows are as matrix-free as the windows; those of spans take the memory of the span. The
-    complement of a complement is the subspace again. For subspaces of your own, the basis is formed.
+    Like a DCT window, its complement needs no matrix of a basis. The complement of a span takes as much memory as the
+    span. The complement of a complement is the original subspace. For other classes, a basis of the subspace is formed.
+
+    Args:
+      subspace: a subspace of fewer dimensions than the whole space.
 
     Raises:
-      ValueError: if nothing is left, as for the whole space.
+      ValueError: if the subspace is the whole space, which leaves no directions.
 
     >>> from hmt_jax import subspaces
     >>> rest = orthogonal_complement(subspaces.dct_window((28, 28, 1), row=0, column=0, size=8))

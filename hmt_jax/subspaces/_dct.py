@@ -1,4 +1,4 @@
-"""Blocks of DCT frequencies, and all frequencies but those of a block."""
+"""Blocks of DCT frequencies, and their complements."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from hmt_jax._checks import ImageShape, check_image_shape, integer
 from hmt_jax.frequency import dct_matrix
 from hmt_jax.subspaces._base import STATIC, Checked, pytree
 
-# Products inside a subspace decide how orthonormal it is; on accelerators the default precision may be bfloat16.
+# These products must be exact for coordinates to be orthonormal; the default on accelerators may be bfloat16.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class _Frequencies(Checked):
-    """Shared by the window and its complement: two small matrix products per channel, with rolled DCT matrices."""
+    """Base class of windows and complements: two small matrix products per channel, with rolled DCT matrices."""
 
     size: int
     corner: jax.Array | np.ndarray
@@ -30,7 +30,7 @@ class _Frequencies(Checked):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class DCTWindow(_Frequencies):
-    """A square block of DCT frequencies, all channels at once. Made by `dct_window`, `dct_diagonal` and `dct_grid`."""
+    """A square block of DCT frequencies of all channels. Made by `dct_window`, `dct_diagonal` and `dct_grid`."""
 
     corner: jax.Array | np.ndarray  # first row and column of the block, (2,) integers
     size: int = dataclasses.field(metadata=STATIC)
@@ -52,14 +52,14 @@ class DCTWindow(_Frequencies):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class DCTWindowComplement(_Frequencies):
-    """All DCT frequencies but those of a window. Made by `orthogonal_complement`."""
+    """All DCT frequencies outside a window. Made by `orthogonal_complement`."""
 
     corner: jax.Array | np.ndarray  # as in DCTWindow
     size: int = dataclasses.field(metadata=STATIC)
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
 
     def _kept(self) -> np.ndarray:
-        """Flat positions outside the window, in a coefficient array rolled so that the window is its first block."""
+        """Flat positions outside the window, in coefficients that are rolled so that the window is the first block."""
         height, width, _ = self.image_shape
         is_inside = np.outer(np.arange(height) < self.size, np.arange(width) < self.size)
         return np.flatnonzero(~is_inside)
@@ -78,7 +78,7 @@ class DCTWindowComplement(_Frequencies):
 
 
 def dct_window(image_shape: Sequence[int], row: int, column: int, size: int) -> DCTWindow:
-    """The subspace of the DCT frequencies [row, row + size) x [column, column + size), for all channels at once.
+    """The subspace of the DCT frequencies [row, row + size) x [column, column + size) of all channels.
 
     Args:
       image_shape: (height, width, channels) of the images.
@@ -87,7 +87,7 @@ def dct_window(image_shape: Sequence[int], row: int, column: int, size: int) -> 
       size: frequencies along each side; the dimension is size * size * channels.
 
     Raises:
-      ValueError: if the window does not lie within the height x width frequencies of the image.
+      ValueError: if the window exceeds the height x width frequencies of the image.
 
     >>> window = dct_window((28, 28, 1), row=3, column=5, size=8)
     >>> window.dimension
@@ -108,8 +108,8 @@ def dct_window(image_shape: Sequence[int], row: int, column: int, size: int) -> 
 def dct_diagonal(image_shape: Sequence[int], size: int, step: int) -> list[DCTWindow]:
     """The windows at (0, 0), (step, step), (2 step, 2 step), ... that fit into the image, from low to high frequencies.
 
-    The paper takes size 8 and step 1 for MNIST (21 windows), 8 and 2 for CIFAR-10 (13), and 16 and 16 for
-    ImageNet (14).
+    The paper uses size 8 and step 1 for MNIST (21 windows), size 8 and step 2 for CIFAR-10 (13 windows), and size 16
+    and step 16 for ImageNet (14 windows).
 
     Args:
       image_shape: (height, width, channels) of the images.
@@ -130,7 +130,7 @@ def dct_diagonal(image_shape: Sequence[int], size: int, step: int) -> list[DCTWi
 
 
 def dct_grid(image_shape: Sequence[int], size: int, step: int) -> list[DCTWindow]:
-    """All windows at multiples of `step` that fit into the image, row by row of their first frequencies.
+    """All windows at multiples of `step` along both axes that fit into the image, row by row.
 
     Args:
       image_shape: (height, width, channels) of the images.

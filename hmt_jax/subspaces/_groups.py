@@ -1,4 +1,4 @@
-"""Subspaces of one structure, gathered so that one program serves them all."""
+"""Subspaces grouped by structure, so that one compiled program serves each group."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Group(NamedTuple):
 
 
 def grouped(subspaces: Sequence[Any]) -> list[Group]:
-    """The subspaces in groups of one structure, one kind, and one shape and dtype of every array."""
+    """The subspaces in groups of equal pytree structure, and equal shape and dtype of every array."""
     groups: dict[Any, list[int]] = {}
     for place, subspace in enumerate(subspaces):
         leaves, treedef = jax.tree.flatten(subspace)
@@ -31,5 +31,5 @@ def grouped(subspaces: Sequence[Any]) -> list[Group]:
 
 
 def _stacked(members) -> Any:
-    # On the host, where nothing is compiled for it.
+    # On the host, so that nothing is compiled.
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *members)

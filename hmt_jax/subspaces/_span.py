@@ -1,4 +1,4 @@
-"""Spans of vectors, their complements, and all of image space."""
+"""Spans of vectors, their complements, and the whole space of images."""
 
 import dataclasses
 import math
@@ -13,14 +13,14 @@ from hmt_jax._checks import ImageShape, as_array, check_image_shape, check_key, 
 from hmt_jax.subspaces._base import STATIC, Checked, pytree
 
 _PRECISION = jax.lax.Precision.HIGHEST
-# Largest entry of |S^T S - I| that `from_basis` accepts: ten times what a float32 QR leaves at ImageNet's size.
+# Largest entry of |S^T S - I| that `from_basis` accepts: ten times the error of a float32 QR at ImageNet's size.
 _ORTHONORMALITY_TOLERANCE = 1e-5
 
 
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class WholeSpace(Checked):
-    """All of image space; the coordinates are the pixels. Made by `full`."""
+    """The whole space of images, whose coordinates are the pixels. Made by `full`."""
 
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
 
@@ -49,7 +49,7 @@ class Span(Checked):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpanComplement(Checked):
-    """The orthogonal complement of a span, in as much memory as the span itself. Made by `orthogonal_complement`.
+    """The orthogonal complement of a span, with as many numbers as the span. Made by `orthogonal_complement`.
 
     The block reflector H = I - 2 P P^T (Schreiber and Parlett, 1988) maps the span onto the first d axes, so its last
     D - d columns are an orthonormal basis of the complement, which is never formed.
@@ -70,7 +70,13 @@ class SpanComplement(Checked):
 
 
 def full(image_shape: Sequence[int]) -> WholeSpace:
-    """The whole space of images: margins in it are the ordinary minimal L2 perturbations.
+    """The whole space of images, in which margins are the norms of ordinary minimal L2 perturbations.
+
+    Args:
+      image_shape: (height, width, channels) of the images.
+
+    Raises:
+      ValueError: for any other shape.
 
     >>> full((28, 28, 1)).dimension
     784
@@ -112,7 +118,7 @@ def from_basis(basis: ArrayLike, image_shape: Sequence[int]) -> Span:
 
 
 def random(key: jax.Array, image_shape: Sequence[int], dimension: int) -> Span:
-    """A subspace of the given dimension, drawn uniformly: the span of Gaussian vectors.
+    """A uniformly random subspace of the given dimension: the span of Gaussian vectors.
 
     Args:
       key: random key.
@@ -120,7 +126,8 @@ def random(key: jax.Array, image_shape: Sequence[int], dimension: int) -> Span:
       dimension: from 1 to height * width * channels.
 
     Raises:
-      ValueError: if dimension is out of range.
+      ValueError: if the dimension is out of range.
+      TypeError: if the key is no random key.
 
     >>> random(jax.random.key(0), (28, 28, 1), dimension=3).dimension
     3
@@ -140,9 +147,9 @@ def random(key: jax.Array, image_shape: Sequence[int], dimension: int) -> Span:
 def reflector_of(basis: jax.Array) -> jax.Array:
     """P with orthonormal columns such that I - 2 P P^T maps the span of an orthonormal basis onto the first axes.
 
-    With basis = (S1; S2) and S1 = U diag(s) V^T, the reflector along Y = basis + (U V^T; 0) does it; Y^T Y =
-    2 V (I + diag(s)) V^T is well conditioned because s >= 0. On the host, in float64: the result decides the
-    orthonormality of every later product.
+    With basis = (S1; S2) and S1 = U diag(s) V^T, it is the reflector along Y = basis + (U V^T; 0), where
+    Y^T Y = 2 V (I + diag(s)) V^T is well conditioned because s >= 0. It is computed on the host in float64, because the
+    orthonormality of all later products depends on it.
     """
     columns = np.asarray(basis, np.float64)
     dimension = columns.shape[1]
@@ -153,7 +160,7 @@ def reflector_of(basis: jax.Array) -> jax.Array:
 
 
 def basis_of_reflected(reflector: jax.Array) -> jax.Array:
-    """The orthonormal basis (D, d) of the span whose complement has this reflector P: the first d columns of H."""
+    """The orthonormal basis (D, d) of the span whose complement has reflector P: the first d columns of H."""
     first_axes = jnp.eye(reflector.shape[0], reflector.shape[1], dtype=reflector.dtype)
     head = reflector[: reflector.shape[1]].T
     return first_axes - 2 * jnp.matmul(reflector, head, precision=_PRECISION)

@@ -22,17 +22,26 @@ def evaluate(
     batch_size: int = 1000,
     devices: Sequence[jax.Device] | None = None,
 ) -> Metrics:
-    """Cross-entropy and accuracy over all samples, exactly: the last batch is padded, and the padding masked.
+    """Cross-entropy and accuracy over all samples; padding of the last batch does not count.
 
     Args:
       classifier: any classifier that `hmt_jax.measure_margins` takes.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
-      batch_size: number of samples at a time, over all devices.
+      batch_size: number of samples evaluated together, over all devices.
       devices: where to compute; all local devices if not given.
 
+    Returns:
+      A `Metrics` with the mean loss and the accuracy.
+
     Raises:
-      ValueError: for images and labels of unequal number, or none, labels that are no class, and a batch size below 1.
+      ValueError: if there are no images or not as many labels; for labels that are not below L or a batch size below 1.
+      TypeError: for a classifier that can't be called.
+
+    >>> import jax.numpy as jnp
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> evaluate(classifier, jnp.eye(3, 4).reshape(3, 2, 2, 1), [0, 1, 1]).accuracy == 2 / 3
+    True
     """
     pixels, targets = _batches.check_samples(images, labels)
     mesh = _devices.mesh(devices, AXIS)

@@ -1,4 +1,4 @@
-"""How a network is trained: the paper's recipe, its schedule and its augmentation."""
+"""The settings of training: the paper's recipe, its schedule and its augmentation."""
 
 import dataclasses
 import math
@@ -17,15 +17,21 @@ class Recipe:
 
     Attributes:
       num_epochs: passes through the training set.
-      batch_size: samples in a step, over all devices. The last batch of an epoch is filled up with samples from the
-        beginning of that epoch, which count for the statistics of batch norm and for nothing else.
+      batch_size: samples in a step, over all devices. The last batch of an epoch is padded with samples from the
+        beginning of that epoch, which count only in the statistics of batch norm.
       max_learning_rate: peak of the learning rate, which rises from 0 over 2/5 of the steps and falls to 0 again.
       momentum: momentum of SGD.
-      weight_decay: every parameter, times this factor, is added to its gradient.
-      max_gradient_norm: L2 norm over all parameters to which gradients are clipped, before weight decay.
-      compute_dtype: `float32`, or `bfloat16` for networks that compute in it, with parameters, batch-norm statistics
-        and loss in float32.
-      augment: function of (key, images) that changes a batch's images at random, for example `crop_and_mirror`.
+      weight_decay: factor by which every parameter is multiplied before it is added to its gradient.
+      max_gradient_norm: largest L2 norm of the gradient over all parameters; it is clipped before weight decay.
+      compute_dtype: "float32" or "bfloat16", in which the network computes. Parameters, batch-norm statistics and loss
+        are in float32.
+      augment: function of (key, images) that changes a batch's images at random, such as `crop_and_mirror`; or None.
+
+    Raises:
+      ValueError: for settings out of range, or an `augment` that can't be called.
+
+    >>> Recipe(num_epochs=10, augment=crop_and_mirror).batch_size
+    128
     """
 
     num_epochs: int = 30
@@ -57,13 +63,13 @@ class Recipe:
 
 
 def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
-    """The learning rate of step 0, 1, ...: linear from 0 up to its maximum at 2/5 of the steps, and down to 0.
+    """The learning rate as a function of the step: linear from 0 to its maximum at 2/5 of the steps, and back to 0.
 
-    Step n has the value at n + 1, so that only the last step is lost on a rate of 0.
+    Step n, counted from 0, has the value at n + 1, so that only the last step has a rate of 0.
 
     Args:
       recipe: the recipe, whose `max_learning_rate` is the maximum.
-      num_steps: number of steps in all.
+      num_steps: total number of steps.
 
     >>> [round(float(triangular_schedule(Recipe(), 5)(step)), 3) for step in range(5)]
     [0.105, 0.21, 0.14, 0.07, 0.0]
@@ -74,7 +80,7 @@ def triangular_schedule(recipe: Recipe, num_steps: int) -> optax.Schedule:
 
 
 def crop_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images moved at random by up to four pixels each way, with black at the edges, and mirrored or not.
+    """Images shifted at random by up to four pixels along each axis, padded with black, and mirrored at random.
 
     Args:
       key: random key.

@@ -1,4 +1,4 @@
-"""The state of training, and the variables of a network that a call writes."""
+"""The state of training, and the variables that a call of a network changes."""
 
 import operator
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from flax import nnx
 
 from hmt_jax.training._recipe import Recipe, make_optimizer, steps_per_epoch
 
-# Random streams are new in every step, and the values that a module sows are for observers only.
+# Random streams get new keys in every step, and the values that a module sows are only for observers.
 _NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
 class TrainState(NamedTuple):
     """The state of a classifier in training; `classifier_of` returns the classifier."""
 
-    structure: nnx.GraphDef
+    structure: nnx.GraphDef  # the classifier without its variables
     parameters: nnx.State
     variables: nnx.State  # all other variables of the classifier, such as batch-norm statistics
     optimizer: optax.OptState
@@ -29,8 +29,8 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     """The state before the first step of training.
 
     Args:
-      classifier: a Flax NNX module; it stays as it is.
-      recipe: how to train.
+      classifier: a Flax NNX module; it is not changed.
+      recipe: the settings of training.
       num_samples: number of training samples.
 
     Raises:
@@ -44,7 +44,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
     check_is_module(classifier)
     evaluated = nnx.clone(classifier)
     evaluated.eval()
-    # Copies, because the steps take over the buffers of their state, and the classifier is the caller's.
+    # Copies, because the steps take over the buffers of their state, but the classifier belongs to the caller.
     structure, parameters, variables = jax.tree.map(jnp.copy, nnx.split(evaluated, nnx.Param, ...))
     return TrainState(
         structure,
@@ -59,7 +59,7 @@ def classifier_of(state: TrainState) -> Any:
     """The classifier at a state of training, in evaluation mode.
 
     Args:
-      state: the state, which stays as it is.
+      state: the state; it is not changed.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
@@ -79,7 +79,7 @@ def check_is_module(classifier):
 
 
 def check_state(state, classifier, recipe, num_samples):
-    """Raises ValueError unless the state to go on from is of such a classifier, at the end of an epoch."""
+    """Raises ValueError unless the state fits the classifier and the recipe, and is at the end of an epoch."""
     shapes = jax.eval_shape(lambda: start(classifier, recipe, num_samples)[1:])
     found, expected = (
         {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -107,7 +107,7 @@ def variables_of(classifier):
 
 
 def are_same(leaves, variable) -> bool:
-    """Whether a variable still holds the same array objects as before."""
+    """Whether a variable still holds the same array objects."""
     found = jax.tree.leaves(variable)
     return leaves is not None and len(leaves) == len(found) and all(map(operator.is_, leaves, found))
 
@@ -127,10 +127,11 @@ def renew_random_streams(classifier, dropout_key, stream_key):
 
 
 def carried(variables, changed):
-    """The variables with the values that a call has changed, in their former shapes and types.
+    """The variables with the new values of those that a call has changed, in their former shapes and types.
 
     Raises:
-      ValueError: if the call changed parameters, which only the optimizer may, made new variables, or changed a shape.
+      ValueError: if the call changed parameters, which only the optimizer may change; made new variables; or changed
+        the shape or type of one.
     """
     flat = dict(nnx.to_flat_state(variables))
     for path, variable in changed.items():
@@ -148,7 +149,7 @@ def carried(variables, changed):
 
 
 def _kinds_of(variable):
-    """The structure, shapes and types that a variable must keep; floating-point types count as one."""
+    """The structure, shapes and types that a variable must keep. All floating-point types count as the same type."""
     return jax.tree.structure(variable.get_value()), [
         (jnp.shape(leaf), "floating" if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.result_type(leaf))
         for leaf in jax.tree.leaves(variable)
@@ -170,7 +171,7 @@ def classifier_to_compute_with(recipe, state, written=frozenset()):
         for path, variable in nnx.to_flat_state(state.variables)
     )
     classifier = classifier_of(state._replace(parameters=cast(state.parameters), variables=variables))
-    # Otherwise batch norm would promote its output, and so all that follows, to the float32 of its statistics.
+    # Otherwise batch norm would promote its output, and all later layers, to the float32 of its statistics.
     classifier.set_attributes(nnx.BatchNorm, promote_dtype=_as_they_are, raise_if_not_found=False)
     return classifier
 

@@ -31,13 +31,20 @@ NEVER = np.iinfo(np.int32).max
 
 
 class Metrics(NamedTuple):
-    """Means over samples: the cross-entropy in nats, and the share of right labels in [0, 1]."""
+    """Means over samples.
+
+    Attributes:
+      loss: cross-entropy, in nats.
+      accuracy: share of samples that are classified correctly, in [0, 1].
+    """
 
     loss: float
     accuracy: float
 
 
 class Sums(NamedTuple):
+    """Sums over the samples of an epoch so far."""
+
     loss: jax.Array
     num_correct: jax.Array
     first_bad_step: jax.Array  # the first step whose loss or gradient is not finite
@@ -60,17 +67,17 @@ def _logits_in_training(structure, state, images):
 
 
 class _Functions(NamedTuple):
-    """The functions, or None, that a step calls besides the classifier, as arguments of compiled functions."""
+    """The attack and the augmentation of a step, each None or an argument of compiled functions."""
 
     attack: Any
     augment: Any
 
 
 def functions_of(recipe, attack) -> tuple[Recipe, _Functions]:
-    """The recipe without its augmentation, which no compiled program is to keep, and the functions of a step."""
+    """The recipe without its augmentation, so that no compiled program keeps it, and the functions of a step."""
     augment = recipe.augment
     if augment is not None:
-        # A user's function is compiled anew in every call, because what it closes over may have changed.
+        # A user's function is compiled anew in every call, because the values it closes over may have changed.
         augment = jax.tree_util.Partial(augment) if augment is crop_and_mirror else as_new_function(augment)
     return dataclasses.replace(recipe, augment=None), _Functions(as_argument(attack), augment)
 
@@ -85,7 +92,7 @@ train_step_at = _programs.jit(step_at, static_argnums=0, donate_argnums=(2, 3))
 
 
 def _step(recipe, num_samples, functions, state, sums, batch, key):
-    """One step of SGD on a batch."""
+    """The state and the sums after one step of SGD on a batch."""
     attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
     images = as_floats(batch.images)
     if functions.augment is not None:
@@ -122,14 +129,14 @@ train_step = _programs.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
 
 @dataclasses.dataclass(frozen=True)
 class _ComputeIn:
-    """Applies a classifier to images in a dtype; logits are float32 for the loss."""
+    """A function that applies a classifier to images in a dtype, and returns logits in float32 for the loss."""
 
     dtype: str
 
     def __call__(self, classifier, images):
         if self.dtype == "float32":
             return logits_of(classifier, images)
-        # Flax's batch norm leaves it to JAX to promote its statistics, which stay float32.
+        # Flax's batch norm relies on JAX to promote mixed types, because its statistics stay float32.
         with jax.numpy_dtype_promotion("standard"):
             return logits_of(classifier, images.astype(self.dtype)).astype(jnp.float32)
 
@@ -139,7 +146,7 @@ def _apply(recipe, state, images, dropout_key, stream_key):
     written: frozenset[Any] = frozenset()
     flat = nnx.to_flat_state(state.variables)
     if recipe.compute_dtype != "float32" and any(may_be_cast(variable) for _, variable in flat):
-        # In lower precision, sums and counts would stop growing. Only a call shows which variables are such.
+        # In lower precision, sums and counts would stop growing. Only a call shows which variables are written.
         exact, called = dataclasses.replace(recipe, compute_dtype="float32"), []
         jax.eval_shape(lambda *keys: called.append(_call(exact, state, images, *keys)[1]), dropout_key, stream_key)
         written = frozenset(called[0])
@@ -159,12 +166,12 @@ def _call(recipe, state, images, dropout_key, stream_key, written=frozenset()):
 
 
 def let_finish(arrays, mesh) -> None:
-    """Waits for the arrays on simulated devices, which share few threads: two steps' sums over devices could block."""
+    """Waits for arrays on simulated devices, which share few threads: sums of two steps at a time could deadlock."""
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(arrays)
 
 
 def zero_sums(mesh) -> Sums:
-    """Zeros on the devices of the mesh, where a step's sums are: on others, the first step would be compiled twice."""
+    """Zeros on all devices of the mesh, like the sums of a step: elsewhere, steps would be compiled twice."""
     zeros = Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(NEVER, jnp.int32))
     return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Training over epochs, of arrays and of streams."""
+"""Training over epochs, on arrays and on streams."""
 
 import functools
 import warnings
@@ -37,17 +37,21 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Stream(Protocol):
-    """Batches that come from outside the device, such as those of `hmt_jax.data.loader`.
+    """A source of batches on the host, such as `hmt_jax.data.loader` returns.
 
-    An epoch yields every sample once, as (images (B, height, width, channels), labels (B,)) in NumPy, in an order that
-    depends on the epoch's number alone. B is `batch_size`, except in the last batch, which may be smaller.
+    An epoch yields every sample once, in batches (images (B, height, width, channels), labels (B,)) of NumPy arrays, in
+    an order that depends only on the number of the epoch. B is `batch_size`, except that the last batch may be smaller.
+
+    Attributes:
+      num_samples: number of samples in an epoch.
+      batch_size: number of samples in a batch.
     """
 
     num_samples: int
     batch_size: int
 
     def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of an epoch, which are counted from 0."""
+        """The batches of an epoch. Epochs are counted from 0."""
         ...
 
 
@@ -63,38 +67,46 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
 ) -> Module:
-    """Trains a classifier from the parameters it has, and returns the trained one; the given one stays as it is.
+    """The classifier, trained from its present parameters. The classifier that is passed is not changed.
 
     Args:
-      classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Its batch norm
-        and dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Its
-        random streams get new keys from `key` in every step. Other variables that a call changes keep their new values
-        for the next step, except those sown as `nnx.Intermediate`, which are dropped.
+      classifier: a Flax NNX module from images (N, height, width, channels) in [0, 1] to logits (N, L). Batch norm and
+        dropout are in training mode in the steps, and in evaluation mode in the classifier that is returned. Random
+        streams get new keys from `key` in every step. Other variables that a call changes keep their new values for the
+        next step, except those sown as `nnx.Intermediate`, which are dropped.
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
-      recipe: how to train.
+      recipe: the settings of training.
       key: random key of the order of the samples, and of everything else that is random.
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
-        such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode, and training sees its images only.
-      state: a state to go on from, after any epoch of training with the same arguments; the result is the same as
-        without the interruption. The steps may take over its buffers: pass a copy if you need it afterwards.
+        such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode. Training then uses only the
+        perturbed images.
+      state: a state to continue from, after any epoch of training with the same arguments. The result is the same as
+        without the interruption. The steps may take over the buffers of the state: pass a copy if you need it later.
       devices: where to train; all local devices if not given.
-      on_epoch: called after every epoch with its number (from 0), the state, and the epoch's metrics on the training
-        batches, each before its step. The state's buffers live until the next step: copy what you want to keep.
+      on_epoch: called after every epoch with its number, counted from 0, the state, and the metrics of the epoch's
+        training batches, each evaluated before its step. The buffers of the state live until the next step: copy
+        anything that you want to keep.
+
+    Returns:
+      The trained classifier, in evaluation mode.
 
     Raises:
-      ValueError: for images and labels of unequal number, or none; labels that are no class; an attack that does not
+      ValueError: if there are no images or not as many labels; for labels that are not below L; an attack that does not
         return images of the same shape; a batch size that the devices can't share; a state of another network, or one
         that is not at the end of an epoch of such a training; or a classifier whose call makes variables, changes their
         shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or `on_epoch` is of the
+        wrong kind.
 
     Warns:
-      PixelRangeWarning: if the attack keeps pixels in [0, 1], but they leave it, and not because images are flipped.
-      UserWarning: if there is one step in all, which changes nothing, because its learning rate is 0.
+      PixelRangeWarning: if pixels are outside [0, 1], flipped frequencies do not explain it, and the attack keeps
+        pixels within [0, 1].
+      UserWarning: if training has only one step, which changes nothing because its learning rate is 0.
 
     >>> from hmt_jax import models
+    >>> from hmt_jax.training import evaluate
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
     >>> images = jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])
     >>> trained = train(classifier, images, jnp.array([0, 1]), Recipe(num_epochs=50), jax.random.key(1))
@@ -132,27 +144,40 @@ def train_on_stream(
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
 ) -> Module:
-    """Trains a classifier like `train`, but on the batches of a stream, for data that do not fit the device.
+    """The classifier, trained as by `train` on the batches of a stream, for data that do not fit on the device.
 
-    Two batches at a time are on the device or on their way there.
+    At most two batches at a time are on the device or being copied to it.
 
     Args:
-      classifier, recipe, attack, state, devices, on_epoch: as in `train`; the recipe's batch size is the stream's.
+      classifier, recipe, attack, state, devices, on_epoch: as in `train`. The recipe and the stream must have the same
+        batch size.
       stream: the batches, for example `hmt_jax.data.loader(...)`.
-      key: random key of attacks, dropout and augmentation; the order is the stream's.
+      key: random key of attacks, dropout and augmentation. The stream decides the order of the samples.
 
     Returns:
-      The trained classifier; the given one stays as it is.
+      The trained classifier, in evaluation mode. The classifier that is passed is not changed.
 
     Raises:
-      ValueError: for a batch size that is not the stream's, or that the devices can't share, for a stream of several
-        processes, for images, labels and states as in `train`, and for an epoch that does not yield `num_samples`
-        samples in batches of that size.
+      ValueError: for a batch size that differs from the stream's, or that the devices can't share; a stream of several
+        processes; images, labels and states as in `train`; or an epoch that does not yield `num_samples` samples in
+        batches of that size.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key or the attack is of another kind.
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or `on_epoch` is of the
+        wrong kind.
 
     Warns:
-      As `train`, about the pixels of an epoch's first batch.
+      As `train`. Only the first batch of each epoch is checked for pixels outside [0, 1].
+
+    >>> from hmt_jax import models
+    >>> class Twice:
+    ...     num_samples, batch_size = 4, 2
+    ...     def epoch(self, number):
+    ...         for _ in range(2):
+    ...             yield np.stack([np.zeros((2, 2, 1), np.float32), np.ones((2, 2, 1), np.float32)]), np.array([0, 1])
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> trained = train_on_stream(classifier, Twice(), Recipe(num_epochs=50, batch_size=2), jax.random.key(1))
+    >>> jnp.argmax(trained(jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])), axis=1).tolist()
+    [0, 1]
     """
     _check_kinds(classifier, recipe, key, on_epoch)
     recipe, functions = functions_of(recipe, attack)
@@ -182,7 +207,7 @@ def train_on_stream(
 
 
 def _check_kinds(classifier, recipe, key, on_epoch):
-    """Raises TypeError for arguments of the wrong kind, before any sample is looked at."""
+    """Raises TypeError for arguments of the wrong kind, before any sample is read."""
     check_is_module(classifier)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
@@ -191,7 +216,7 @@ def _check_kinds(classifier, recipe, key, on_epoch):
 
 
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
-    """The classifier after the remaining epochs. `run_epoch` maps a state and a number to a state and sums."""
+    """The classifier after the remaining epochs. `run_epoch` maps a state and an epoch to the next state and sums."""
     if recipe.batch_size % mesh.size:
         raise ValueError(
             f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
@@ -245,7 +270,7 @@ def _checked(stream, epoch, attack, num_classes_for):
 
 
 def _host_epoch(recipe, mesh, functions, state, samples, key):
-    """One pass through the samples, in the order that the key draws."""
+    """The state and the sums after one pass through the samples, in the order that the key draws."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     order_key, step_key = jax.random.split(key)
     num_samples, sums = len(samples[0]), zero_sums(mesh)
@@ -258,7 +283,7 @@ def _host_epoch(recipe, mesh, functions, state, samples, key):
 
 @functools.partial(_programs.jit, static_argnums=(0, 1), donate_argnums=3)
 def _device_epoch(recipe, mesh, functions, state, samples, key):
-    """As `_host_epoch`, as one compiled loop."""
+    """The same as `_host_epoch`, in one compiled loop."""
     order_key, step_key = jax.random.split(key)
     rows = _order(recipe, len(samples[0]), order_key)
     rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, AXIS)))
@@ -273,7 +298,7 @@ def _device_epoch(recipe, mesh, functions, state, samples, key):
 
 @functools.partial(_programs.jit, static_argnums=(0, 1))
 def _order(recipe, num_samples, key):
-    """Indices of the samples in a random order, (steps, B), and which of them count: the last row is filled up."""
+    """Indices (steps, B) of the samples in random order, and which of them count: the last row is padded."""
     shape = (steps_per_epoch(recipe, num_samples), recipe.batch_size)
     order = jnp.resize(jax.random.permutation(key, num_samples), shape)
     return order, jnp.arange(order.size).reshape(shape) < num_samples

@@ -22,7 +22,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import hmt_jax
-from hmt_jax import models, subspaces
+from hmt_jax import models, solvers, subspaces
 from hmt_jax.classifiers import as_pytree
 from hmt_jax.models import _create, _layers
 
@@ -218,12 +218,12 @@ def test_margins_of_an_imported_network_are_those_of_a_plain_loop_in_pytorch(x64
     image_shape, num_candidates = (16, 16, 3), 3
     network = twin_of("resnet18").double()
     images = random_images(2, *image_shape)
-    windows = subspaces.stack([subspaces.dct_window(image_shape, corner, corner, size=4) for corner in (0, 10)])
+    windows = [subspaces.dct_window(image_shape, corner, corner, size=4) for corner in (0, 10)]
     result = hmt_jax.measure_margins(
         imported("resnet18", network, image_shape),
         images,
         windows,
-        num_candidates=num_candidates,
+        solvers.DeepFool(num_candidates=num_candidates),
         devices=jax.devices()[:1],
     )
     for r, corner in enumerate((0, 10)):
