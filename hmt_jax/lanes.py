@@ -232,8 +232,8 @@ def lower_evaluate(
 ) -> jax.stages.Lowered:
     """The program of `evaluate`, traced but not compiled. Only the shapes and dtypes of the data are used."""
     mesh = _devices.mesh(devices, _AXIS)
-    batch = _outlines(np.zeros(num_lanes * len(devices), np.int32), mesh, PartitionSpec(_AXIS))
-    return _evaluate.lower(function, mesh, _outlines(data, mesh, PartitionSpec()), batch)
+    batch = _abstract(np.zeros(num_lanes * len(devices), np.int32), mesh, PartitionSpec(_AXIS))
+    return _evaluate.lower(function, mesh, _abstract(data, mesh, PartitionSpec()), batch)
 
 
 def lower_solve(
@@ -241,10 +241,10 @@ def lower_solve(
 ) -> jax.stages.Lowered:
     """The program of `solve` for `num_items` items, traced but not compiled. See `lower_evaluate`."""
     mesh = _devices.mesh(devices, _AXIS)
-    data = _outlines(data, mesh, PartitionSpec())
+    data = _abstract(data, mesh, PartitionSpec())
     num_slots = -(-num_items // len(devices)) * len(devices)
-    queue = _outlines(np.zeros(num_slots, np.int32), mesh, PartitionSpec(_AXIS))
-    lanes = _outlines(_idle(method, mesh, num_lanes, data, num_slots), mesh, PartitionSpec(_AXIS))
+    queue = _abstract(np.zeros(num_slots, np.int32), mesh, PartitionSpec(_AXIS))
+    lanes = _abstract(_idle(method, mesh, num_lanes, data, num_slots), mesh, PartitionSpec(_AXIS))
     return _advance.lower(method, mesh, _steps_per_call(devices), data, queue, lanes)
 
 
@@ -291,16 +291,16 @@ def _steps_per_call(devices) -> int:
     return 1 if devices[0].platform == "cpu" else _STEPS_PER_CALL
 
 
-def _outlines(tree, mesh, spec):
+def _abstract(tree, mesh, spec):
     """The shapes, dtypes and shardings of the arrays that `_spread` makes from the tree."""
     sharding = _sharding(mesh, spec)
 
-    def outline(leaf):
+    def abstract(leaf):
         return jax.ShapeDtypeStruct(
             leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True), sharding=sharding
         )
 
-    return jax.tree.map(outline, tree)
+    return jax.tree.map(abstract, tree)
 
 
 def _sum(numbers) -> int:
