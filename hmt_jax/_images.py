@@ -24,7 +24,7 @@ class PixelRangeWarning(UserWarning):
 
 
 class Chunk(NamedTuple):
-    """A chunk of images. Images after the first `num_images` are padding."""
+    """A chunk of images. Images before the last `num_images` are padding."""
 
     images: np.ndarray  # (S, height, width, channels)
     num_images: int  # images that are not padding
@@ -69,9 +69,10 @@ class Images:
             return
         size = min(size, len(self._array))
         for first in range(0, len(self._array), size):
-            rows = self._array[first : first + size]
-            yield Chunk(_filled(rows, size), len(rows))
-            _release(rows)
+            last = min(first + size, len(self._array))
+            # A view, so that nothing is copied: the last chunk overlaps the one before.
+            yield Chunk(self._array[last - size : last], last - first)
+            _release(self._array)
 
     def _chunks_of_stream(self, size) -> Iterator[Chunk]:
         waiting: list[np.ndarray] = []
@@ -135,8 +136,8 @@ def _batches(images) -> Iterator[np.ndarray]:
 
 
 def _filled(images, size) -> np.ndarray:
-    """The images, padded with copies of themselves to `size` images."""
-    return images if len(images) == size else images[np.resize(np.arange(len(images)), size)]
+    """The images after as many copies of the first one as make `size` images."""
+    return images[np.maximum(np.arange(len(images) - size, len(images)), 0)]
 
 
 def _release(array) -> None:

@@ -115,7 +115,7 @@ def linearize(
     at_images, work = lanes.evaluate(
         _Linearize(num_candidates),
         Pairs(classifier, images, None, None),
-        np.where(np.arange(len(images)) < num_images, np.arange(len(images)), -1),
+        np.where(np.arange(len(images)) >= len(images) - num_images, np.arange(len(images)), -1),
         num_lanes=where.num_lanes,
         devices=where.devices,
     )
@@ -194,7 +194,7 @@ def diagnose(
 def items_of(group: Group, num_images: int, num_counted: int) -> np.ndarray:
     """The items of a group's pairs, -1 for images that are padding."""
     items = np.arange(len(group.places) * num_images)
-    return np.where(items % num_images < num_counted, items, -1)
+    return np.where(items % num_images >= num_images - num_counted, items, -1)
 
 
 class Ahead:

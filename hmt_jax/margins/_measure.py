@@ -184,6 +184,7 @@ def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
                 )
             signs, num_seen = signs.plus(signs_of_chunk), num_seen + chunk.num_images
             yield result
+            del chunk  # before the next one is read
         report(signs)
     finally:
         plan.programs.drop()
@@ -218,7 +219,7 @@ def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tupl
         num_early += int(is_early.sum())
         num_ended += len(group.places) * chunk.num_images
     result = plan.result_of(solutions, chunk.num_images, repr(solver), work, keep_coordinates=keep_coordinates)
-    return result, signs_of(np.asarray(chunk.images)[: chunk.num_images], at_images, result, num_early)
+    return result, signs_of(np.asarray(chunk.images)[-chunk.num_images :], at_images, result, num_early)
 
 
 def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:

@@ -91,14 +91,17 @@ class Plan:
             yield
 
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks of the images, copied to every device."""
-        for chunk in self.images.chunks(self.chunk_size):
-            yield chunk._replace(images=jax.device_put(chunk.images, self._everywhere))
+        """Chunks of the images, on every device."""
+        # Not a generator, which would hold a chunk while the next one is read.
+        return map(self._on_devices, self.images.chunks(self.chunk_size))
+
+    def _on_devices(self, chunk: Chunk) -> Chunk:
+        return chunk._replace(images=jax.device_put(chunk.images, self._everywhere))
 
     def result_of(
         self, solutions: Sequence[Solution], num_images: int, solver: str, work: lanes.Work, *, keep_coordinates: bool
     ) -> MarginResult:
-        """The result for the first `num_images` images of a chunk, from the solutions (R_g N, ...) of each group."""
+        """The result for the last `num_images` images of a chunk, from the solutions (R_g N, ...) of each group."""
         rows: list[Any] = [None] * len(self.subspaces)
         for (places, _), tree in zip(self.groups, solutions, strict=True):
             for r, place in enumerate(places):
@@ -114,5 +117,5 @@ class Plan:
 
 
 def _rows_of_member(num_members: int, r: int, num_images: int, leaf: np.ndarray) -> np.ndarray:
-    """The rows (num_images, ...) of member r, from the rows (num_members N, ...) of all members."""
-    return leaf.reshape(num_members, -1, *leaf.shape[1:])[r, :num_images]
+    """The last rows (num_images, ...) of member r, from the rows (num_members N, ...) of all members."""
+    return leaf.reshape(num_members, -1, *leaf.shape[1:])[r, -num_images:]

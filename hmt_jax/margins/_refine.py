@@ -163,7 +163,7 @@ def _known_gaps(pairs: Pairs, item):
 
 def _bisect_chunk(plan: Plan, chunk: Chunk, known: MarginResult, num_steps: int) -> MarginResult:
     # Rows of padding are skipped later, so any column will do.
-    columns = np.where(np.arange(len(chunk.images)) < chunk.num_images, np.arange(len(chunk.images)), 0)
+    columns = np.maximum(np.arange(chunk.num_images - len(chunk.images), chunk.num_images), 0)
     work, solutions = lanes.Work(plan.where.num_lanes, 0, 0), []
     for group in plan.groups:
         solution = _solution_of(known, group, columns)

@@ -48,9 +48,9 @@ class Signs(NamedTuple):
 
 def signs_of(images: np.ndarray, at_images: Linearization, result: MarginResult, num_early: int) -> Signs:
     """The signs in one chunk of images, its linearizations and its result."""
-    logits = at_images.logits[: len(images)]
+    logits = at_images.logits[-len(images) :]
     is_labelled = np.asarray(has_label(logits)) & (result.label[0] >= 0)
-    normals = at_images.normals[: len(images)]
+    normals = at_images.normals[-len(images) :]
     is_flat = (
         ~normals.reshape(len(normals), -1).any(axis=1) & np.isfinite(_gaps(logits)) & is_labelled
         if normals.shape[1]
