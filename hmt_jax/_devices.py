@@ -1,7 +1,7 @@
 """The devices that things run on, and errors that mean that their memory is full."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,15 @@ def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
     """The given devices, or all local devices if None is given.
 
     Raises:
-      ValueError: for no devices at all.
+      ValueError: for no devices at all, or the same one twice.
+      TypeError: for anything but devices.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
+    chosen: Any = jax.local_devices() if devices is None else devices
+    if not isinstance(chosen, Iterable) or not all(isinstance(device, jax.Device) for device in chosen):
+        raise TypeError(f"devices must be a list of devices, such as jax.local_devices(), or None, got {devices!r}")
+    devices = list(chosen)
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"devices must be different, got {devices}: pass each one once")
     if not devices:
         raise ValueError("devices is empty: pass at least one, or None for all local devices")
     return devices

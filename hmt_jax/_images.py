@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -40,6 +41,8 @@ class Images:
     """
 
     def __init__(self, images: ArrayLike | Iterable[Any]):
+        if isinstance(images, jax.core.Tracer):
+            raise TypeError("many images can't be measured in compiled code: use hmt_jax.measure_margin there")
         self._array: np.ndarray | None = None
         self.num_images: int | None = None
         if hasattr(images, "__array__") or (isinstance(images, list | tuple) and not _are_batches(images)):
@@ -77,18 +80,26 @@ class Images:
     def _chunks_of_stream(self, size) -> Iterator[Chunk]:
         waiting: list[np.ndarray] = []
         num_waiting, has_warned, is_first = 0, False, True
-        for batch in self._batches:
+        error: Exception | None = None
+        while True:
+            try:
+                batch = next(self._batches, None)
+            except Exception as raised:  # raised again once the images before it are measured
+                batch, error = None, raised
+            if batch is None:
+                break
             has_warned = has_warned or _warn_of_range(batch)
-            # Cut where a chunk ends, so that each image is copied once.
+            # Copied, because the stream may write its next batch to the same memory; and cut where a chunk ends.
             for first in range(-num_waiting, len(batch), size):
-                piece = batch[max(first, 0) : first + size]
-                waiting.append(piece)
-                num_waiting += len(piece)
+                waiting.append(batch[max(first, 0) : first + size].copy())
+                num_waiting += len(waiting[-1])
                 if num_waiting == size:
                     yield Chunk(np.concatenate(waiting), size)
                     waiting, num_waiting, is_first = [], 0, False
         if num_waiting:
             yield Chunk(_filled(np.concatenate(waiting), num_waiting if is_first else size), num_waiting)
+        if error is not None:
+            raise error
 
 
 def as_floats(images: _Array) -> _Array:
@@ -110,14 +121,17 @@ def check_range(images: Any, attack: Any) -> None:
 def _are_batches(images) -> bool:
     """Whether a list holds batches rather than images."""
     first = images[0] if len(images) else None
-    return (isinstance(first, tuple | list) and hasattr(first[0], "ndim")) or getattr(first, "ndim", 0) == 4
+    is_pair = isinstance(first, tuple | list) and len(first) > 0 and hasattr(first[0], "ndim")
+    return is_pair or isinstance(first, dict) or getattr(first, "ndim", 0) == 4
 
 
 def _batches(images) -> Iterator[np.ndarray]:
     first = None
     for number, batch in enumerate(images):
-        rows = batch[0] if isinstance(batch, tuple | list) else batch
-        if isinstance(rows, str | dict) or not hasattr(rows, "__array__"):
+        is_pair = isinstance(batch, tuple | list) and len(batch) > 0
+        rows = batch[0] if is_pair else batch
+        is_two = is_pair and len(batch) > 1 and getattr(batch[1], "ndim", 0) > 2
+        if is_two or isinstance(rows, str | dict) or not hasattr(rows, "__array__"):
             raise TypeError(
                 "images must be an iterable of arrays, or of pairs (images, labels), but batch "
                 f"{number} is of type {type(batch).__name__}"
@@ -140,14 +154,14 @@ def _filled(images, size) -> np.ndarray:
     return images[np.maximum(np.arange(len(images) - size, len(images)), 0)]
 
 
-def _release(array) -> None:
+def _release(array: Any) -> None:
     """Frees the memory of file pages that have been read, because the file may be larger than the memory."""
-    base: Any = array
+    base, is_shared = array, False
     while isinstance(base, np.ndarray):
-        if isinstance(base, np.memmap) and base.mode == "c":
-            return  # changes to this private copy would be lost
+        # Of a private mapping, mode "c" or not of NumPy's making, the changes would be lost.
+        is_shared = base.mode != "c" if isinstance(base, np.memmap) else is_shared
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if is_shared and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)
 
 

@@ -956,3 +956,23 @@ def test_every_batch_of_an_evaluation_has_a_key_of_its_own():
     attacks.evaluate(tanh_classifier(), grey_images(), LABELS, attack, KEY, batch_size=2)
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) == 3
+
+
+def test_subspaces_of_users_must_be_orthonormal():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Doubled(subspaces.Subspace):
+        image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+
+        def coordinates(self, image):
+            return 2 * image.reshape(-1)
+
+        def embed(self, z):
+            return 2 * z.reshape(self.image_shape)
+
+    classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    images, labels, key = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]), jax.random.key(0)
+    attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=1, subspace=Doubled((2, 2, 1)))
+    for call in (attack, jax.jit(lambda *arguments: attack(*arguments))):
+        with pytest.raises(ValueError, match="coordinates of Doubled are not orthonormal"):
+            call(classifier, images, labels, key)

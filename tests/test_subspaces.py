@@ -617,3 +617,30 @@ def test_an_image_shape_among_the_arrays_is_refused(use):
     loose = jax.tree_util.register_dataclass(Loose, ["up", "down", "image_shape"], [])
     with pytest.raises(TypeError, match="image_shape of Loose must be static, and not an array: declare it as"):
         use(scaled(1.0, 1.0, loose))
+
+
+def test_several_subspaces_in_one_are_refused():
+    windows = subspaces.dct_diagonal(SHAPE, size=2, step=1)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *windows)
+    for use in (measure_in, lambda stacked: stacked.coordinates(jnp.zeros(SHAPE)), lambda stacked: stacked.dimension):
+        with pytest.raises(ValueError, match="this DCTWindow is several, stacked along a leading axis: pass a list"):
+            use(stacked)
+    found = jax.vmap(lambda window: window.coordinates(jnp.ones(SHAPE)))(stacked)
+    np.testing.assert_allclose(found, [window.coordinates(jnp.ones(SHAPE)) for window in windows], atol=1e-6)
+
+
+def test_an_embedding_with_an_offset_is_refused():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Offset(subspaces.Subspace):
+        image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+
+        def coordinates(self, image):
+            return image[0].reshape(-1)
+
+        def embed(self, z):
+            row = z.reshape(1, *self.image_shape[1:])
+            return jnp.pad(row, ((0, self.image_shape[0] - 1), (0, 0), (0, 0)), constant_values=0.1)
+
+    with pytest.raises(ValueError, match=r"embed of Offset must be linear, but embed\(0\) has an entry of 0\.1"):
+        subspaces.check_orthonormal(Offset(SHAPE))

@@ -16,7 +16,7 @@ from hmt_jax.classifiers import Classifier, as_pytree, shape_of_logits
 from hmt_jax.frequency import flip
 from hmt_jax.projections import affine, box, dykstra, flipped_box, l2_ball, linf_ball
 from hmt_jax.subspaces import Subspace, full
-from hmt_jax.subspaces._base import check_fits
+from hmt_jax.subspaces._base import check_fits, check_orthonormal
 
 STATIC = {"static": True}
 
@@ -109,6 +109,10 @@ def checked(
             )
         _, height, width, channels = images.shape
         check_fits(subspace, (height, width, channels))
+        is_known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(subspace))
+        if is_known and not getattr(type(subspace), "is_orthonormal", False):
+            with jax.ensure_compile_time_eval():
+                check_orthonormal(subspace, (height, width, channels))
     if not isinstance(labels, jax.core.Tracer):
         values = np.asarray(labels)
         _checks.check_labels("labels", values)

@@ -79,6 +79,8 @@ class Plan:
 
     def _check_precision(self) -> None:
         try:
+            if not isinstance(self.precision, str):
+                raise TypeError(f"a name such as 'highest', got {self.precision!r}")
             with jax.default_matmul_precision(self.precision):
                 pass
         except (TypeError, ValueError) as error:

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -11,6 +13,11 @@ import numpy as np
 from hmt_jax import _disk, _paths, lanes
 from hmt_jax.solvers import Status
 
+# The errors of NumPy and of zipfile for files of other kinds, and for damaged ones.
+_NOT_STORED = (
+    *(ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _ARRAYS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 
 
@@ -88,6 +95,8 @@ class MarginResult:
           ValueError: for no results, or results that differ in subspaces, solver or precision.
           TypeError: if one of them is no `MarginResult`.
         """
+        if isinstance(results, MarginResult):
+            raise TypeError("concatenate takes a list of results, got one: pass [result]")
         results = list(results)
         for result in results:
             _check_is_result("concatenate", result)
@@ -182,7 +191,7 @@ class MarginResult:
         arrays |= {f"coordinates_{r}": rows for r, rows in enumerate(self.coordinates or [])}
         arrays |= {"solver": self.solver, "precision": self.precision, "work": np.array(dataclasses.astuple(self.work))}
         content = io.BytesIO()
-        np.savez(content, **arrays)
+        np.savez(content, allow_pickle=False, **{name: _as_stored(array) for name, array in arrays.items()})
         _disk.write(_paths.expand("path", path), content.getvalue())
 
     @classmethod
@@ -196,21 +205,33 @@ class MarginResult:
           OSError: if the file cannot be read.
           ValueError: if `save` did not write the file.
         """
+        file = _paths.expand("path", path)
+        is_none = f"{_paths.shown(file)} is no file of MarginResult.save"
         try:
-            with np.load(_paths.expand("path", path), allow_pickle=False) as arrays:
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 stored = dict(arrays)
-        except (ValueError, EOFError, AttributeError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} is no file of MarginResult.save: {error}") from error
+        except _NOT_STORED as error:
+            raise ValueError(f"{is_none}: {_paths.reason(error)}") from error
+        names = sorted(name for name in stored if name.startswith("coordinates_"))
         if missing := [name for name in (*_ARRAYS, "solver", "precision", "work") if name not in stored]:
-            raise ValueError(f"{os.fspath(path)} is no file of MarginResult.save: it has no {', '.join(missing)}")
-        names = [f"coordinates_{r}" for r in range(len(stored["margin"])) if f"coordinates_{r}" in stored]
+            raise ValueError(f"{is_none}: it has no {', '.join(missing)}")
+        shape = stored["margin"].shape
+        expected = [f"coordinates_{r}" for r in range(shape[0])] if len(shape) == 2 else []
+        is_whole = len(shape) == 2 and all(stored[name].shape == shape for name in _ARRAYS)
+        if not is_whole or stored["work"].shape != (3,) or names not in ([], sorted(expected)):
+            raise ValueError(f"{is_none}: its arrays do not fit each other")
         return cls(
             **{name: stored[name] for name in _ARRAYS},
             solver=str(stored["solver"]),
             precision=str(stored["precision"]),
             work=lanes.Work(*stored["work"].tolist()),
-            coordinates=[stored[name] for name in names] or None,
+            coordinates=[stored[name] for name in expected] if names else None,
         )
+
+
+def _as_stored(array):
+    """The array in a type that NumPy has itself: bfloat16 as float32, which holds the same numbers."""
+    return array.astype(np.float32) if getattr(array, "dtype", np.dtype(float)).kind == "V" else array
 
 
 def _check_is_result(method, result) -> None:

@@ -117,6 +117,7 @@ def choose(
     if num_images is not None:
         num_chunks = -(-num_images // chunk)
         chunk = -(-num_images // num_chunks)
+    num_lanes = min(num_lanes, chunk * num_subspaces)
     return Sizes(num_lanes, min(limits.more_at_end * num_lanes, chunk * num_subspaces), chunk)
 
 

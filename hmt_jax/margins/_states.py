@@ -95,12 +95,16 @@ def check_solver(solver: Any) -> None:
             f"solver {type(solver).__name__} has no {', '.join(missing)}: a solver has {', '.join(names)}, as "
             "hmt_jax.solvers describes"
         )
-    if getattr(type(solver), "__hash__", None) is None:
+    try:
+        hash(solver)
+    except TypeError as error:
         raise TypeError(
             f"solver {type(solver).__name__} must be hashable: decorate its class with "
-            "dataclasses.dataclass(frozen=True)"
-        )
+            "dataclasses.dataclass(frozen=True), and hold no lists or arrays in it"
+        ) from error
     for name in ("num_candidates", "max_steps"):
         value = getattr(solver, name)
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise TypeError(f"{name} of solver {type(solver).__name__} must be a whole number from 1 on, got {value!r}")
+        if not isinstance(value, int | np.integer) or not 1 <= value <= np.iinfo(np.int32).max:
+            raise TypeError(
+                f"{name} of solver {type(solver).__name__} must be a whole number from 1 on, in int32, got {value!r}"
+            )

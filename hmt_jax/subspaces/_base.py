@@ -62,6 +62,16 @@ class Checked(Subspace):
     """Base class of the library's subspaces. They check their arguments, and are orthonormal by construction."""
 
     is_orthonormal: ClassVar[bool] = True
+    #: The number of axes of each array of a single subspace.
+    num_axes: ClassVar[dict[str, int]] = {}
+
+    def check_is_single(self) -> None:
+        """Raises ValueError for several subspaces stacked in one, as `jax.vmap` maps over them."""
+        if any(np.ndim(getattr(self, name)) != number for name, number in self.num_axes.items()):
+            raise ValueError(
+                f"this {type(self).__name__} is several, stacked along a leading axis: pass a list of single "
+                "subspaces, or map over it with jax.vmap"
+            )
 
     @abc.abstractmethod
     def _project(self, image: jax.Array) -> jax.Array:
@@ -74,10 +84,12 @@ class Checked(Subspace):
     @property
     @final
     def dimension(self) -> int:
+        self.check_is_single()
         return jax.eval_shape(self._project, jax.ShapeDtypeStruct(self.image_shape, jnp.float32)).shape[0]
 
     @final
     def coordinates(self, image: jax.Array) -> jax.Array:
+        self.check_is_single()
         image = jnp.asarray(as_array("image", image))
         if image.shape != self.image_shape:
             raise ValueError(f"image must have the subspace's image_shape {self.image_shape}, got {image.shape}")
@@ -127,7 +139,7 @@ def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
       ValueError: for an empty list, subspaces for images of another shape, or coordinates that are not orthonormal.
     """
     is_one = hasattr(subspaces, "coordinates") and hasattr(subspaces, "embed")
-    if not is_one and (isinstance(subspaces, str | dict) or not hasattr(subspaces, "__iter__")):
+    if not is_one and (isinstance(subspaces, str | dict | set | frozenset) or not hasattr(subspaces, "__iter__")):
         raise TypeError(
             f"subspaces must be one subspace of hmt_jax.subspaces or a list of them, got {type(subspaces).__name__}"
         )
@@ -158,6 +170,8 @@ def check_fits(subspace: Any, image_shape: Sequence[int]) -> None:
     if not (hasattr(subspace, "coordinates") and hasattr(subspace, "embed")):
         raise TypeError(f"subspace must be one subspace of hmt_jax.subspaces, got {type(subspace).__name__}")
     _check_is_pytree(subspace)
+    if isinstance(subspace, Checked):
+        subspace.check_is_single()
     own = tuple(getattr(subspace, "image_shape", image_shape))
     if own != tuple(image_shape):
         is_channels_first = (*image_shape[1:], image_shape[0]) == own
@@ -199,7 +213,10 @@ def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> N
     image = jax.eval_shape(subspace.embed, z)
     if image.shape != tuple(shape):
         raise ValueError(f"embed of {name} must return an image of shape {tuple(shape)}, got {image.shape}")
-    for back, (length, greatest) in _deviations(subspace, z).items():
+    at_zero, deviations = _deviations(subspace, z)
+    if not at_zero <= _COORDINATE_TOLERANCE:
+        raise ValueError(f"embed of {name} must be linear, but embed(0) has an entry of {at_zero:.2g}: it must be 0")
+    for back, (length, greatest) in deviations.items():
         # Written so that NaN fails, too.
         if length <= _LENGTH_TOLERANCE * z.size**0.5 and greatest <= _COORDINATE_TOLERANCE:
             continue
@@ -212,10 +229,14 @@ def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> N
 
 @jax.jit
 def _deviations(subspace, z):
-    """For both ways back from the image of z, the length and the greatest entry of the difference from z."""
+    """The greatest entry of embed(0), and for both ways back from the image of z, the difference from z.
+
+    The difference is a length and a greatest entry.
+    """
     image, pull_back = jax.vjp(subspace.embed, z)
     ways = {"its transpose": pull_back(image)[0], "coordinates": subspace.coordinates(image)}
-    return {back: (jnp.sqrt(jnp.sum((x - z) ** 2)), jnp.max(jnp.abs(x - z))) for back, x in ways.items()}
+    differences = {back: (jnp.sqrt(jnp.sum((x - z) ** 2)), jnp.max(jnp.abs(x - z))) for back, x in ways.items()}
+    return jnp.max(jnp.abs(subspace.embed(jnp.zeros_like(z)))), differences
 
 
 def _check_is_pytree(subspace) -> None:

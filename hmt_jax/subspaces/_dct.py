@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 class _Frequencies(Checked):
     """Base class of windows and complements: two small matrix products per channel, with rolled DCT matrices."""
+
+    num_axes: ClassVar[dict[str, int]] = {"corner": 1}
 
     size: int
     corner: jax.Array | np.ndarray

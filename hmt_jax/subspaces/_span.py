@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class WholeSpace(Checked):
 class Span(Checked):
     """The span of orthonormal columns. Made by `from_basis` and `random`."""
 
+    num_axes: ClassVar[dict[str, int]] = {"basis": 2}
+
     basis: jax.Array  # (D, dimension), D = height * width * channels
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
 
@@ -54,6 +57,8 @@ class SpanComplement(Checked):
     The block reflector H = I - 2 P P^T (Schreiber and Parlett, 1988) maps the span onto the first d axes, so its last
     D - d columns are an orthonormal basis of the complement, which is never formed.
     """
+
+    num_axes: ClassVar[dict[str, int]] = {"reflector": 2}
 
     reflector: jax.Array  # P, (D, d), orthonormal columns
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)

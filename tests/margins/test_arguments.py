@@ -226,3 +226,26 @@ def test_arrays_of_jax_are_images_like_all_others():
     images = images_of_two_classes()
     found, expected = (measure_two(each).margin for each in (jax.device_put(images), images))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"devices": 1},
+            TypeError,
+            r"devices must be a list of devices, such as .*, or None, got 1",
+        ),
+        ({"devices": "cpu"}, TypeError, "devices must be a list of devices"),
+        ({"devices": 2 * jax.devices()[:1]}, ValueError, "devices must be different"),
+        ({"precision": None}, ValueError, r"precision must be one that jax\.default_matmul_precision takes"),
+    ],
+)
+def test_devices_and_precision_are_checked(settings, error, message):
+    with pytest.raises(error, match=message):
+        measure_two(images_of_two_classes(), **settings)
+
+
+def test_many_images_in_compiled_code_are_refused():
+    with pytest.raises(TypeError, match=r"use hmt_jax\.measure_margin there"):
+        jax.jit(lambda images: measure_two(images).margin)(images_of_two_classes())

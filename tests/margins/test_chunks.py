@@ -1,6 +1,7 @@
 """Margins chunk by chunk, and images as they come: arrays, memory maps, and batches of a loader."""
 
 import itertools
+import mmap
 import warnings
 
 import jax
@@ -251,6 +252,7 @@ def test_all_batches_must_be_alike(change, message, expected):
     first, second, third = batches(2, 2, 3)
     results = measure(iter([first, second, change(third)]))
     assert_expected(next(results), expected, slice(0, 3))  # before the third one was read
+    assert_expected(next(results), expected, slice(3, 4))  # all that came before it
     with pytest.raises(ValueError, match=message):
         next(results)
 
@@ -284,6 +286,7 @@ def test_errors_of_a_loader_pass_through(expected):
 
     results = measure(failing())
     assert_expected(next(results), expected, slice(0, 3))
+    assert_expected(next(results), expected, slice(3, 4))  # nothing that was read is lost
     with pytest.raises(OSError, match=r"^the disk is gone$"):
         next(results)
     with pytest.raises(OSError, match=r"^the disk is gone$"):
@@ -327,3 +330,21 @@ def test_images_without_a_label_in_one_chunk_are_no_error(expected):
     found = MarginResult.concatenate(measure(images))
     assert np.isnan(found.margin[:, :3]).all()
     np.testing.assert_allclose(found.margin[:, 3:], [each.margin[3:] for each in expected], rtol=1e-4)
+
+
+def test_a_stream_may_reuse_its_memory(expected):
+    def batches():
+        buffer = np.empty_like(IMAGES[:2])
+        for first in (0, 2, 4):
+            buffer[:] = IMAGES[first : first + 2]
+            yield buffer
+
+    assert_expected(MarginResult.concatenate(measure(batches())), expected, slice(6))
+
+
+def test_private_mappings_keep_what_was_written_to_them(expected):
+    private = mmap.mmap(-1, IMAGES.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    images = np.ndarray(IMAGES.shape, IMAGES.dtype, private)
+    images[:] = IMAGES
+    assert_expected(MarginResult.concatenate(measure(images)), expected)
+    np.testing.assert_array_equal(images, IMAGES)

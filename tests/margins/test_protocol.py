@@ -337,7 +337,7 @@ def test_answers_of_a_solver_have_the_types_that_are_expected(method, answer, me
 @pytest.mark.parametrize("number", ["num_candidates", "max_steps"])
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "3", None])
 def test_numbers_of_a_solver_are_whole_and_positive(number, wrong):
-    message = rf"^{number} of solver Endless must be a whole number from 1 on, got {wrong!r}$"
+    message = rf"^{number} of solver Endless must be a whole number from 1 on, in int32, got {wrong!r}$"
     with pytest.raises(TypeError, match=message):
         measure_two(images_of_two_classes(), Endless(**{number: wrong}))
 

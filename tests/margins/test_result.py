@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import ARRAYS
@@ -291,3 +292,34 @@ def test_files_that_are_no_results_are_refused(tmp_path):
     np.savez(tmp_path / "others.npz", margin=np.ones((1, 2)), status=np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"others\.npz is no file of MarginResult\.save: it has no label, adversarial"):
         MarginResult.load(tmp_path / "others.npz")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "margins.npz"
+    make_result().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"margins\.npz is no file of MarginResult\.save: "):
+        MarginResult.load(path)
+    place = content.index(make_result().margin.tobytes())
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"margins\.npz is no file of MarginResult\.save: "):
+        MarginResult.load(path)
+    path.write_bytes(content)
+    with np.load(path) as arrays:
+        np.savez(path, **{name: array for name, array in arrays.items() if name != "coordinates_1"})
+    with pytest.raises(ValueError, match="its arrays do not fit each other"):
+        MarginResult.load(path)
+
+
+def test_half_precision_is_kept_in_numbers_that_numpy_has(tmp_path):
+    margin = make_result().margin.astype(jnp.bfloat16)
+    make_result(margin=margin).save(tmp_path / "margins.npz")
+    loaded = MarginResult.load(tmp_path / "margins.npz").margin
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, margin.astype(np.float32))
+
+
+def test_one_result_is_no_list():
+    with pytest.raises(TypeError, match=r"concatenate takes a list of results, got one: pass \[result\]"):
+        MarginResult.concatenate(make_result())
