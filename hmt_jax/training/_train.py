@@ -175,7 +175,8 @@ def train_on_stream(
     ...         for _ in range(2):
     ...             yield np.stack([np.zeros((2, 2, 1), np.float32), np.ones((2, 2, 1), np.float32)]), np.array([0, 1])
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
-    >>> trained = train_on_stream(classifier, Twice(), Recipe(num_epochs=50, batch_size=2), jax.random.key(1))
+    >>> recipe, one = Recipe(num_epochs=50, batch_size=2), jax.local_devices()[:1]
+    >>> trained = train_on_stream(classifier, Twice(), recipe, jax.random.key(1), devices=one)
     >>> jnp.argmax(trained(jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])), axis=1).tolist()
     [0, 1]
     """
