@@ -214,16 +214,21 @@ def evaluate(
     work = Work(num_lanes, 0, 0)
     while solved.num_missing:
         batch_size = num_lanes * len(devices)
-        positions = solved.missing()[:batch_size]
-        # The last batch is filled up with its own items, so that all batches share a program.
-        batch = _spread(np.resize(items[positions], batch_size), mesh, PartitionSpec(_AXIS))
+        waiting = solved.missing()
+        under_way: list[Any] = []
         try:
-            results = jax.device_get(_evaluate(function, mesh, data, batch))
+            # The next batch is started before the results of the last one are fetched: the device is never idle.
+            for first in range(0, len(waiting) + batch_size, batch_size):
+                if len(positions := waiting[first : first + batch_size]):
+                    # The last batch is filled with copies of its own items, so that all batches share a program.
+                    batch = _spread(np.resize(items[positions], batch_size), mesh, PartitionSpec(_AXIS))
+                    under_way.append((positions, _evaluate(function, mesh, data, batch)))
+                if len(under_way) > 1 or not len(positions):
+                    done, results = under_way.pop(0)
+                    solved.store(done, jax.device_get(results), np.arange(batch_size) < len(done))
+                    work += Work(num_lanes, batch_size, len(done))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             num_lanes = _fewer(num_lanes, error)
-            continue
-        solved.store(positions, results, np.arange(batch_size) < len(positions))
-        work += Work(num_lanes, batch_size, len(positions))
     return solved.results, work
 
 
@@ -325,8 +330,8 @@ def _deal(positions, length, num_devices):
 
 def _idle(method, mesh, num_lanes, data, num_slots) -> _Lanes:
     """Lanes without items, made on the host so that nothing is compiled."""
-    state = jax.eval_shape(method.start, data, jax.ShapeDtypeStruct((), jnp.int32))
-    result = jax.eval_shape(method.result, state)
+    state = _start.eval_shape(method, data, jax.ShapeDtypeStruct((), jnp.int32))
+    result = _result.eval_shape(method, state)
     num_devices = mesh.size
 
     def zeros(number, tree):
@@ -341,6 +346,17 @@ def _idle(method, mesh, num_lanes, data, num_slots) -> _Lanes:
         **dict.fromkeys(("next_slot", "num_solved", "num_steps", "num_busy"), np.zeros(num_devices, np.int32)),
     }
     return _Lanes(**lanes)
+
+
+# Compiled for their traces alone, which are kept.
+@functools.partial(_programs.jit, static_argnums=0)
+def _start(method, data, item):
+    return method.start(data, item)
+
+
+@functools.partial(_programs.jit, static_argnums=0)
+def _result(method, state):
+    return method.result(state)
 
 
 @functools.partial(_programs.jit, static_argnums=(0, 1), compiler_options=_OPTIONS)

@@ -1,5 +1,6 @@
 """The numbers of pairs and images at a time, chosen by the memory and the kind of the device."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ from hmt_jax import _programs
 from hmt_jax._checks import ImageShape
 from hmt_jax._misc import promoted
 from hmt_jax.classifiers import Classifier, differentiated, traced_logits_of
+from hmt_jax.margins import _states
 from hmt_jax.solvers import Linearization, Solver
-from hmt_jax.subspaces._base import dimension_of
 
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
@@ -140,24 +141,26 @@ def _needs_of(solver, classifier, kinds, image_shape, dtype) -> _Needs:
 
 def _state_of(solver, subspace, image_shape, dtype, logits, num_candidates):
     """The shapes of a solver's state. The network is not traced: a restriction with logits of zero stands in for it."""
-    dtype, num_classes = promoted(dtype, logits.dtype), logits.shape[1]
+    num_classes = logits.shape[1]
+    coordinates = _coordinates.eval_shape(subspace, jax.ShapeDtypeStruct(image_shape, dtype))
     shapes: list[Any] = [
         jax.ShapeDtypeStruct((num_classes,), logits.dtype),
         jax.ShapeDtypeStruct((num_candidates,), jnp.int32),
-        jax.ShapeDtypeStruct((num_candidates - 1, dimension_of(subspace, image_shape)), dtype),
+        jax.ShapeDtypeStruct((num_candidates - 1, *coordinates.shape), promoted(dtype, logits.dtype)),
     ]
-    at_sample = Linearization(*shapes)
+    return _started.eval_shape(solver, Linearization(*shapes))
 
-    def restriction(z):
-        return jnp.zeros(num_classes, logits.dtype) + 0 * z[0].astype(logits.dtype)
 
-    state = jax.eval_shape(lambda at_sample: solver.start(restriction, at_sample), at_sample)
-    return jax.tree.map(
-        lambda leaf: (
-            jax.eval_shape(jax.random.key_data, leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        ),
-        state,
-    )
+# Compiled for their traces alone, which are kept.
+@jax.jit
+def _coordinates(subspace, image):
+    return subspace.coordinates(image)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _started(solver, at_sample):
+    logits = jnp.zeros_like(at_sample.logits)
+    return _states.with_numbers(solver.start(lambda z: logits + 0 * z[0].astype(logits.dtype), at_sample))
 
 
 def _num_bytes(tree) -> int:
