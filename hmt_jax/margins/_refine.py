@@ -19,7 +19,7 @@ from hmt_jax.margins._driver import Pairs
 from hmt_jax.margins._pair import End
 from hmt_jax.margins._plan import Plan
 from hmt_jax.margins._result import MarginResult
-from hmt_jax.solvers import Linearization, Point, Restriction, Solution, Status, label_of
+from hmt_jax.solvers import DeepFool, Solution, Status, label_of
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import dimension_of
 from hmt_jax.subspaces._groups import Group
@@ -71,7 +71,9 @@ def bisect(
     '0.2885 0.2829'
     """
     num_steps = integer("num_steps", num_steps, at_least=0)
-    plan = Plan(classifier, images, subspaces, _Nowhere(), precision=precision, batch_size=batch_size, devices=devices)
+    # The plan is that of a solver which needs as much memory as a bisection.
+    solver = DeepFool(num_candidates=2)
+    plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
     _check_fits(result, plan)
     parts, num_seen = [], 0
     try:
@@ -86,26 +88,6 @@ def bisect(
         raise ValueError(f"result holds margins of {result.margin.shape[1]} images, but images holds {num_seen}")
     bisected = MarginResult.concatenate(parts)
     return dataclasses.replace(bisected, work=result.work + bisected.work)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nowhere:
-    """A solver that stays at the sample. It needs as much memory as a bisection, and stands in for it in the plan."""
-
-    num_candidates: int = 2
-    max_steps: int = 1
-
-    def start(self, restriction: Restriction, at_sample: Linearization) -> Point:
-        return Point(jnp.zeros_like(at_sample.normals[0]), at_sample.candidates[0])
-
-    def step(self, restriction: Restriction, state: Point) -> Point:
-        return state
-
-    def done(self, state: Point) -> jax.Array:
-        return jnp.asarray(True)
-
-    def point(self, state: Point) -> Point:
-        return state
 
 
 class _Bisection(NamedTuple):
