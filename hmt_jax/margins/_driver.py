@@ -109,7 +109,7 @@ def _is_early(pairs: Pairs, item):
 
 
 def linearize(
-    num_candidates: int, classifier: Classifier, images: np.ndarray, num_images: int, where: Lanes
+    num_candidates: int, classifier: Classifier, images: jax.Array, num_images: int, where: Lanes
 ) -> tuple[Linearization, Lanes, lanes.Work]:
     """The linearizations at all images (N, ...), zeros for padding; the lanes to use from now on; and the work done."""
     at_images, work = lanes.evaluate(
@@ -125,7 +125,7 @@ def linearize(
 def search(
     solver: Solver,
     classifier: Classifier,
-    images: np.ndarray,
+    images: jax.Array,
     group: Group,
     at_images: Linearization,
     items: np.ndarray,
@@ -167,7 +167,7 @@ def search(
 
 def diagnose(
     classifier: Classifier,
-    images: np.ndarray,
+    images: jax.Array,
     group: Group,
     ends: _pair.End,
     items: np.ndarray,

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _programs
@@ -191,20 +190,20 @@ def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
 
 
 def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tuple[MarginResult, Signs]:
-    solver, classifier = plan.solver, plan.classifier
+    solver, classifier, images = plan.solver, plan.classifier, plan.on_devices(chunk)
     if plan.ahead is None:
-        plan.ahead = _driver.Ahead(solver, classifier, chunk.images, plan.groups, plan.where)
+        plan.ahead = _driver.Ahead(solver, classifier, images, plan.groups, plan.where)
     plan.ahead.wait_for("linearize")
     at_images, plan.where, work = _driver.linearize(
-        solver.num_candidates, classifier, chunk.images, chunk.num_images, plan.where
+        solver.num_candidates, classifier, images, chunk.num_images, plan.where
     )
     solutions, num_early, num_ended = [], 0, 0
     for group in plan.groups:
-        items = _driver.items_of(group, len(chunk.images), chunk.num_images)
+        items = _driver.items_of(group, len(images), chunk.num_images)
         ends, plan.where, work_of_group = _driver.search(
             solver,
             classifier,
-            chunk.images,
+            images,
             group,
             at_images,
             items,
@@ -213,13 +212,13 @@ def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tupl
             functools.partial(_later, progress, num_ended),
         )
         plan.ahead.wait_for(f"diagnose {group.places}")
-        solution, is_early, plan.where = _driver.diagnose(classifier, chunk.images, group, ends, items, plan.where)
+        solution, is_early, plan.where = _driver.diagnose(classifier, images, group, ends, items, plan.where)
         solutions.append(solution)
         work += work_of_group
         num_early += int(is_early.sum())
         num_ended += len(group.places) * chunk.num_images
     result = plan.result_of(solutions, chunk.num_images, repr(solver), work, keep_coordinates=keep_coordinates)
-    return result, signs_of(np.asarray(chunk.images)[-chunk.num_images :], at_images, result, num_early)
+    return result, signs_of(chunk.images[-chunk.num_images :], at_images, result, num_early)
 
 
 def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:

@@ -93,12 +93,12 @@ class Plan:
             yield
 
     def chunks(self) -> Iterator[Chunk]:
-        """Chunks of the images, on every device."""
-        # Not a generator, which would hold a chunk while the next one is read.
-        return map(self._on_devices, self.images.chunks(self.chunk_size))
+        """Chunks of the images, on the host."""
+        return self.images.chunks(self.chunk_size)
 
-    def _on_devices(self, chunk: Chunk) -> Chunk:
-        return chunk._replace(images=jax.device_put(chunk.images, self._everywhere))
+    def on_devices(self, chunk: Chunk) -> jax.Array:
+        """The images of a chunk, copied to every device."""
+        return jax.device_put(chunk.images, self._everywhere)
 
     def result_of(
         self, solutions: Sequence[Solution], num_images: int, solver: str, work: lanes.Work, *, keep_coordinates: bool

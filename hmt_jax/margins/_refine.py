@@ -146,13 +146,13 @@ def _known_gaps(pairs: Pairs, item):
 def _bisect_chunk(plan: Plan, chunk: Chunk, known: MarginResult, num_steps: int) -> MarginResult:
     # Rows of padding are skipped later, so any column will do.
     columns = np.maximum(np.arange(chunk.num_images - len(chunk.images), chunk.num_images), 0)
-    work, solutions = lanes.Work(plan.where.num_lanes, 0, 0), []
+    images, work, solutions = plan.on_devices(chunk), lanes.Work(plan.where.num_lanes, 0, 0), []
     for group in plan.groups:
         solution = _solution_of(known, group, columns)
         items = _driver.items_of(group, len(columns), chunk.num_images)
         items = np.where(solution.status == Status.CONVERGED, items, -1)
         if (items >= 0).any():
-            solution, work_of_group = _bisect_group(plan, chunk, group, solution, items, num_steps)
+            solution, work_of_group = _bisect_group(plan, images, group, solution, items, num_steps)
             work += work_of_group
         solutions.append(solution)
     return plan.result_of(solutions, chunk.num_images, known.solver, work, keep_coordinates=True)
@@ -167,16 +167,16 @@ def _solution_of(known: MarginResult, group: Group, columns) -> Solution:
     return Solution(**arrays)
 
 
-def _bisect_group(plan: Plan, chunk: Chunk, group: Group, before: Solution, items, num_steps):
+def _bisect_group(plan: Plan, images: jax.Array, group: Group, before: Solution, items, num_steps):
     """The solutions (P, ...) of a group, bisected for the items at or above zero, and the work done."""
     settings: dict[str, Any] = {"devices": plan.where.devices, "num_lanes": plan.where.num_lanes_at_end}
     rows = (before.coordinates, before.label, before.adversarial_label)
-    pairs = Pairs(plan.classifier, chunk.images, group.members, rows)
+    pairs = Pairs(plan.classifier, images, group.members, rows)
     gaps, work = lanes.evaluate(_known_gaps, pairs, items, **settings)
     _check_known(gaps[items >= 0])
     (z, adversarial_label), work_of_steps = lanes.solve(_Bisect(num_steps), pairs, items, **settings)
     ends = End(z, adversarial_label, before.label, -gaps[:, 0], before.num_steps, before.status)
-    after, _, plan.where = _driver.diagnose(plan.classifier, chunk.images, group, ends, items, plan.where)
+    after, _, plan.where = _driver.diagnose(plan.classifier, images, group, ends, items, plan.where)
     is_bisected = items >= 0
 
     def select(new, old):
