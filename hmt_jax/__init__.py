@@ -21,7 +21,15 @@ from hmt_jax import (
 )
 from hmt_jax._images import PixelRangeWarning
 from hmt_jax._programs import cache_programs
-from hmt_jax.margins import MarginResult, bisect, measure_in_chunks, measure_margin, measure_margins
+from hmt_jax.margins import (
+    MarginResult,
+    MarginStore,
+    bisect,
+    measure_in_chunks,
+    measure_margin,
+    measure_margins,
+    measure_to_store,
+)
 from hmt_jax.solvers import Solution, Status
 
 #: The version of this library.
@@ -29,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MarginResult",
+    "MarginStore",
     "PixelRangeWarning",
     "Solution",
     "Status",
@@ -46,6 +55,7 @@ __all__ = [
     "measure_in_chunks",
     "measure_margin",
     "measure_margins",
+    "measure_to_store",
     "models",
     "projections",
     "solvers",

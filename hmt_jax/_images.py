@@ -2,7 +2,7 @@
 
 import itertools
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -29,6 +29,11 @@ class Chunk(NamedTuple):
 
     images: np.ndarray  # (S, height, width, channels)
     num_images: int  # images that are not padding
+
+    @property
+    def own(self) -> np.ndarray:
+        """The images that are not padding."""
+        return self.images[-self.num_images :]
 
 
 class Images:
@@ -65,16 +70,17 @@ class Images:
         self.image_shape, self.dtype = first.shape[1:], first.dtype
         self._batches = itertools.chain([first], self._batches)
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        """The images in order, in chunks of `size` images, or of all images if there are fewer."""
+    def chunks(self, size: int, numbers: Collection[int] | None = None) -> Iterator[Chunk]:
+        """The images in order, in chunks of `size` images, or of all images if there are fewer.
+
+        With `numbers`, only the chunks of these numbers; those of a stream are read all the same.
+        """
         if self._array is None:
-            yield from self._chunks_of_stream(size)
+            chunks = enumerate(self._chunks_of_stream(size))
+            yield from (chunk for number, chunk in chunks if numbers is None or number in numbers)
             return
-        size = min(size, len(self._array))
-        for first in range(0, len(self._array), size):
-            last = min(first + size, len(self._array))
-            # A view, so that nothing is copied: the last chunk overlaps the one before.
-            yield Chunk(self._array[last - size : last], last - first)
+        for chunk in cut(self._array, size, numbers):
+            yield chunk
             _release(self._array)
 
     def _chunks_of_stream(self, size) -> Iterator[Chunk]:
@@ -100,6 +106,18 @@ class Images:
             yield Chunk(_filled(np.concatenate(waiting), num_waiting if is_first else size), num_waiting)
         if error is not None:
             raise error
+
+
+def cut(images: np.ndarray, size: int, numbers: Collection[int] | None = None) -> Iterator[Chunk]:
+    """Chunks of `size` images, or of all images if there are fewer, in order; with `numbers`, only those of them.
+
+    They are views, so that nothing is copied: the last chunk overlaps the one before.
+    """
+    size = min(size, len(images))
+    for number, first in enumerate(range(0, len(images), size)):
+        if numbers is None or number in numbers:
+            last = min(first + size, len(images))
+            yield Chunk(images[last - size : last], last - first)
 
 
 def as_floats(images: _Array) -> _Array:

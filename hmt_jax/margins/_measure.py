@@ -178,7 +178,7 @@ def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
     try:
         for chunk in plan.chunks():
             with plan.in_use():
-                result, signs_of_chunk = _measure_chunk(
+                result, signs_of_chunk = measure_chunk(
                     plan, chunk, keep_coordinates, _of_all(progress, plan, num_seen, chunk)
                 )
             signs, num_seen = signs.plus(signs_of_chunk), num_seen + chunk.num_images
@@ -189,7 +189,11 @@ def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
         plan.programs.drop()
 
 
-def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tuple[MarginResult, Signs]:
+def measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tuple[MarginResult, Signs]:
+    """The result of a chunk, and the signs in it, in a context of `plan.in_use`.
+
+    `progress` is called with the number of finished pairs of the chunk.
+    """
     solver, classifier, images = plan.solver, plan.classifier, plan.on_devices(chunk)
     if plan.ahead is None:
         plan.ahead = _driver.Ahead(solver, classifier, images, plan.groups, plan.where)
@@ -218,7 +222,7 @@ def _measure_chunk(plan: Plan, chunk: Chunk, keep_coordinates, progress) -> tupl
         num_early += int(is_early.sum())
         num_ended += len(group.places) * chunk.num_images
     result = plan.result_of(solutions, chunk.num_images, repr(solver), work, keep_coordinates=keep_coordinates)
-    return result, signs_of(chunk.images[-chunk.num_images :], at_images, result, num_early)
+    return result, signs_of(chunk.own, at_images, result, num_early)
 
 
 def _of_all(progress, plan: Plan, num_seen, chunk) -> Callable[[int], None]:

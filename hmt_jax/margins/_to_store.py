@@ -1,0 +1,284 @@
+"""Margins measured into a store, from where an earlier measurement stopped."""
+
+import concurrent.futures
+import datetime
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+from jax.typing import ArrayLike
+
+import hmt_jax
+from hmt_jax._checks import check_callback, integer
+from hmt_jax._images import Chunk, cut
+from hmt_jax._misc import warn
+from hmt_jax.classifiers import Classifier
+from hmt_jax.margins import _identity
+from hmt_jax.margins._measure import measure_chunk
+from hmt_jax.margins._plan import Plan
+from hmt_jax.margins._result import MarginResult
+from hmt_jax.margins._signs import Signs, report
+from hmt_jax.margins._store import MarginStore
+from hmt_jax.solvers import Solver
+from hmt_jax.subspaces import Subspace
+from hmt_jax.subspaces._base import dimension_of
+
+# A chunk is what is lost if the process is killed, so it is not made as large as the memory of an accelerator allows.
+_MOST_IMAGES = 4096
+
+
+def measure_to_store(
+    classifier: Classifier,
+    images: ArrayLike | Iterable[Any],
+    subspaces: Subspace | Sequence[Subspace],
+    solver: Solver,
+    path: str | os.PathLike[str],
+    *,
+    keep_coordinates: bool = False,
+    precision: str = "highest",
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    num_images: int | None = None,
+    chunk_size: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> MarginStore:
+    """The store at a path, with the margins of every image in every subspace; what is there is not measured again.
+
+    Each chunk of images is written as soon as it has been measured. If the process is killed, the same call goes on
+    from there, on other devices too. On the same CPU, the margins are those of an uninterrupted call, bit for bit.
+
+    The store is refused if it is of another classifier, other images, other subspaces, another solver or other
+    settings. Images are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared
+    as it is read. Classifiers are compared by their parameters. Their code is compared as well, together with the
+    values that functions close over, if JAX and the kind of device are those of the first call.
+
+    Args:
+      classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
+        `hmt_jax.measure_margins`.
+      path: a folder, or an address that TensorStore knows, such as `gs://bucket/margins.zarr`.
+      progress: called every few steps with the number of finished pairs, those found in the store included, and the
+        number of all pairs.
+      num_images: the number of images, for an iterable of batches.
+      chunk_size: images in a chunk of a new store; chosen for the devices if not given.
+      attributes: anything else about the measurement that JSON can hold, for a new store; names of the model and the
+        data, for instance.
+
+    Raises:
+      FileExistsError: if there is something else at the path.
+      OSError: if the store can't be read or written. What was measured before is kept.
+      ValueError: if the store is of another measurement, with a sentence that names the difference; if an iterable has
+        another number of images than `num_images`; and as `measure_margins`.
+      TypeError: as `measure_margins`.
+
+    Warns:
+      UserWarning: if files of the store are damaged. They are moved aside, and their chunks are measured again.
+      As `measure_margins`, about the images measured in this call.
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> from hmt_jax import solvers, subspaces
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(16, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 4, 4, 1))
+    >>> diagonal = subspaces.dct_diagonal((4, 4, 1), size=2, step=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = measure_to_store(classifier, images, diagonal, solvers.DeepFool(), f"{folder}/margins.zarr")
+    ...     store.read().margin.shape
+    (3, 5)
+    """
+    check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
+    plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
+    try:
+        store = _store_for(plan, path, keep_coordinates, num_images, chunk_size, attributes or {})
+        _measure_missing(plan, store, keep_coordinates, progress)
+    finally:
+        plan.programs.drop()
+    return store
+
+
+def _store_for(plan: Plan, path, keep_coordinates, num_images, chunk_size, attributes) -> MarginStore:
+    """The store that is there, once it is found to be of this measurement; a new one if there is none."""
+    if num_images is not None:
+        num_images = integer("num_images", num_images, at_least=1)
+    if plan.images.num_images is not None:
+        if num_images not in (None, plan.images.num_images):
+            raise ValueError(f"num_images must be {plan.images.num_images}, the number of images, got {num_images}")
+        num_images = plan.images.num_images
+    if num_images is None:
+        raise ValueError("images is an iterable of unknown length: pass num_images=, the number of images in it")
+    own = _identity_of(plan, num_images, keep_coordinates)
+    try:
+        store = MarginStore.open(path)
+    except FileNotFoundError:
+        return MarginStore.create(
+            path,
+            num_subspaces=len(plan.subspaces),
+            num_images=num_images,
+            chunk_size=min(plan.chunk_size, _MOST_IMAGES) if chunk_size is None else chunk_size,
+            solver=own["solver"],
+            precision=own["precision"],
+            dtype=_dtype_of(own),
+            dimensions=[each["dimension"] for each in own["subspaces"]] if keep_coordinates else None,
+            attributes={**attributes, **own, "runs": [_run(plan)]},
+        )
+    _check_is_same(store, own)
+    if damaged := store.set_damaged_aside():
+        warn(
+            f"{len(damaged)} files of {store.path} are damaged: {', '.join(damaged[:5])}; they are now in "
+            f"{store.path}-damaged, and their chunks are measured again"
+        )
+    if store.missing():
+        store.set_attributes({"runs": [*store.attributes["runs"], _run(plan)]})
+    return store
+
+
+def _identity_of(plan: Plan, num_images: int, keep_coordinates: bool) -> dict[str, Any]:
+    """What tells this measurement from others, as JSON can hold it."""
+    images = plan.images
+    kind = np.dtype(np.float32) if images.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(images.dtype)
+    with plan.in_use():
+        classifier = _identity.of_classifier(plan.classifier, jax.ShapeDtypeStruct((1, *images.image_shape), kind))
+    return {
+        "classifier": classifier,
+        "data": {"num_images": num_images, "image_shape": list(images.image_shape), "dtype": str(images.dtype)},
+        "subspaces": [
+            _identity.of_subspace(subspace, dimension_of(subspace, images.image_shape)) for subspace in plan.subspaces
+        ],
+        "solver": repr(plan.solver),
+        "precision": plan.precision,
+        "keep_coordinates": keep_coordinates,
+    }
+
+
+def _dtype_of(own: Mapping[str, Any]) -> Any:
+    """The dtype of margins: that of images and logits, in half precision as float32."""
+    is_wide = "float64" in (own["data"]["dtype"], own["classifier"]["dtype"]) and jax.config.values["jax_enable_x64"]
+    return np.float64 if is_wide else np.float32
+
+
+def _run(plan: Plan) -> dict[str, Any]:
+    """When and where a call measures, as JSON can hold it."""
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hmt_jax": hmt_jax.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "devices": [f"{device.device_kind}" for device in plan.where.devices],
+    }
+
+
+def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
+    """Raises ValueError if a store is of another measurement; it names the first difference."""
+    there = store.attributes
+    if there.get("classifier") is None:
+        raise ValueError(f"{store.path} was not made by measure_to_store, so it can't go on: choose another path")
+    is_comparable = there["classifier"]["code_of"] == own["classifier"]["code_of"]
+    differences = [
+        ("images", "number", there["data"]["num_images"], own["data"]["num_images"]),
+        ("images", "shape", there["data"]["image_shape"], own["data"]["image_shape"]),
+        ("images", "dtype", there["data"]["dtype"], own["data"]["dtype"]),
+        ("a classifier", "number of classes", there["classifier"]["num_classes"], own["classifier"]["num_classes"]),
+        ("a classifier", "kind", there["classifier"]["kind"], own["classifier"]["kind"]),
+        ("a classifier", "SHA-256 of parameters", *_checksums("parameters_sha256", there, own)),
+        ("a classifier", "SHA-256 of code", *(_checksums("code_sha256", there, own) if is_comparable else ("", ""))),
+        ("subspaces", "number", len(there["subspaces"]), len(own["subspaces"])),
+        *(
+            ("subspaces", f"subspace {r}", f"{a['kind']} {a['sha256'][:8]}", f"{b['kind']} {b['sha256'][:8]}")
+            for r, (a, b) in enumerate(zip(there["subspaces"], own["subspaces"], strict=False))
+        ),
+        ("a solver", "settings", there["solver"], own["solver"]),
+        ("settings", "precision", there["precision"], own["precision"]),
+        ("settings", "keep_coordinates", there["keep_coordinates"], own["keep_coordinates"]),
+    ]
+    for whose, what, theirs, ours in differences:
+        if theirs != ours:
+            raise ValueError(
+                f"{store.path} holds margins of other {whose.removeprefix('a ')}: {what} {theirs} there, {ours} here; "
+                "choose another path to measure these"
+            )
+
+
+def _checksums(name: str, there: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, str]:
+    return there["classifier"][name][:8], own["classifier"][name][:8]
+
+
+def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress) -> None:
+    missing = frozenset(store.missing())
+    measured = frozenset(range(store.num_chunks)) - missing
+    is_stream = plan.images.num_images is None
+    if not is_stream:  # a stream can be read only once, so its images are compared on the way
+        for number, chunk in _numbered(plan, store, measured):
+            _check_images(store, number, chunk)
+    num_pairs = len(plan.subspaces) * store.num_images
+    num_done = len(plan.subspaces) * sum(_length(store, number) for number in measured)
+    report_progress = _of_all(progress, num_pairs)
+    report_progress(num_done)
+    signs, num_read = Signs(), 0
+    # A chunk is written while the next one is measured.
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hmt_jax-write") as writer:
+        written: concurrent.futures.Future | None = None
+        for number, chunk in _numbered(plan, store, None if is_stream else missing):
+            num_read += chunk.num_images
+            if number >= store.num_chunks or chunk.num_images != _length(store, number):
+                break
+            if number in measured:
+                _check_images(store, number, chunk)
+                continue
+            result, signs_of_chunk = _measure(plan, chunk, keep_coordinates, _after(report_progress, num_done))
+            signs, num_done = signs.plus(signs_of_chunk), num_done + result.margin.size
+            if written is not None:
+                written.result()
+            written = writer.submit(store.write, number, result, _identity.of_images(chunk.own))
+        if written is not None:
+            written.result()
+    if is_stream and num_read != store.num_images:
+        found = f"at least {num_read}" if num_read > store.num_images else f"only {num_read}"
+        raise ValueError(f"images has {found} images, but num_images is {store.num_images}: pass their number")
+    if missing:
+        report(signs)
+
+
+def _numbered(plan: Plan, store: MarginStore, numbers: frozenset[int] | None) -> Iterator[tuple[int, Chunk]]:
+    """The images in the chunks of the store, with their numbers: chunks of the given numbers, or all if None."""
+    order = itertools.count() if numbers is None else sorted(numbers)
+    return zip(order, plan.images.chunks(store.chunk_size, numbers), strict=False)
+
+
+def _length(store: MarginStore, number: int) -> int:
+    images = store.images_of(number)
+    return images.stop - images.start
+
+
+def _check_images(store: MarginStore, number: int, chunk: Chunk) -> None:
+    """Raises ValueError if a chunk of images is not the one that was measured."""
+    if store.image_sha256(number) != _identity.of_images(chunk.own):
+        images = store.images_of(number)
+        raise ValueError(
+            f"{store.path} holds margins of other images: images {images.start} to {images.stop - 1} differ; choose "
+            "another path to measure these"
+        )
+
+
+def _measure(plan: Plan, chunk: Chunk, keep_coordinates: bool, progress) -> tuple[MarginResult, Signs]:
+    """The result of a chunk of the store, which may hold more images than the devices should take at a time."""
+    results, signs, num_done = [], Signs(), 0
+    parts = [chunk] if len(chunk.images) <= plan.chunk_size else cut(chunk.own, plan.chunk_size)
+    with plan.in_use():
+        for part in parts:
+            result, signs_of_part = measure_chunk(plan, part, keep_coordinates, _after(progress, num_done))
+            results.append(result)
+            signs, num_done = signs.plus(signs_of_part), num_done + result.margin.size
+    return MarginResult.concatenate(results), signs
+
+
+def _of_all(progress, num_pairs: int) -> Callable[[int], None]:
+    return lambda number: None if progress is None else progress(int(number), num_pairs)
+
+
+def _after(progress: Callable[[int], None], num_done: int) -> Callable[[int], None]:
+    """A callback that counts on from `num_done`."""
+    return lambda number: progress(num_done + int(number))
