@@ -1,6 +1,8 @@
 """Decoding of images, and cropping to one size."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import IO, Any
 
 from hmt_jax._checks import integer
@@ -18,6 +20,24 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
       Exception: of many classes, because Pillow passes on the errors of its decoders: OSError, SyntaxError, ValueError,
         struct.error and more. The message does not name the file: callers add that.
     """
+    with _opened(file) as image:
+        if image.mode == "P" and "transparency" in image.info:
+            return image.convert("RGBA").convert(mode)  # in one step, Pillow warns
+        return image.convert(mode)
+
+
+def size_and_mode(file: str) -> tuple[tuple[int, int], str]:
+    """The (width, height) and the mode of an image, from the head of its file.
+
+    Raises:
+      Exception: as `decode`.
+    """
+    with _opened(file) as image:
+        return image.size, image.mode
+
+
+@contextlib.contextmanager
+def _opened(file: str | IO[bytes]) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -27,9 +47,7 @@ def decode(file: str | IO[bytes], mode: str) -> Any:
                 raise Image.DecompressionBombError
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"its mode {image.mode} has more than 8 bits")
-            if image.mode == "P" and "transparency" in image.info:
-                return image.convert("RGBA").convert(mode)  # in one step, Pillow warns
-            return image.convert(mode)
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
             f"it has more than {Image.MAX_IMAGE_PIXELS} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"

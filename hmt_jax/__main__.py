@@ -1,0 +1,7 @@
+"""`python -m hmt_jax` is the command `hmt`."""
+
+import sys
+
+from hmt_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,375 @@
+"""The commands of `hmt`: their arguments, and what they do."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import tqdm
+from tyro.conf import Positional, arg
+
+import hmt_jax
+from hmt_jax import data, models, statistics
+from hmt_jax._extras import require
+from hmt_jax._paths import expand
+from hmt_jax.cli import _images, _specs
+from hmt_jax.cli._models import Model
+
+
+def _option(metavar: str, help_text: str, **settings: Any) -> Any:
+    """An option, with its name in the help text. What is not given has its default there, or none."""
+    return arg(metavar=metavar, help=help_text, help_behavior_hint=settings.pop("hint", ""), **settings)
+
+
+_DATA_DIR = _option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or TFDS's own)")
+_JSON = _option("", "Print JSON in place of a table.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What all commands take."""
+
+    debug: Annotated[bool, _option("", "Show the traceback of an error.")] = False
+
+    def run(self) -> None:
+        """Runs the command."""
+        raise NotImplementedError
+
+    def remedy(self, command: str) -> str:
+        """What to do after the command was stopped; `command` is what was typed."""
+        return f"start again with: {command}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure(Command):
+    """Measure margins of a model on images, into a store. A store that is there goes on from where it stopped.
+
+    For example,
+      hmt measure --model lenet --weights lenet.pth --mean 0.1307 --std 0.3081 --images mnist:test[:1000] --out m.zarr
+      hmt measure --model net.py:make --images photos/ --resize 256 --crop 224 --out m.zarr
+      hmt measure --model net.pt2 --images images.npy --subspaces dct-diagonal:8:2 full --solver tight:fast --out m.zarr
+    """
+
+    model: Annotated[
+        str,
+        _option(
+            "MODEL",
+            "A network of `hmt models`, with --weights; a checkpoint of hmt_jax; file.py:function or "
+            "package.module:function that returns a classifier or a module of PyTorch; a .pt2 file of torch.export; or "
+            "a file of hmt_jax.save_exported.",
+        ),
+    ]
+    images: Annotated[
+        str, _option("IMAGES", "A folder of images, .npy, .npz, or a data set with its split: mnist:test[:1000].")
+    ]
+    out: Annotated[str, _option("STORE", "Folder of the store, or an address, such as gs://bucket/m.zarr.")]
+    weights: Annotated[str | None, _option("FILE", "Weights for a network of `hmt models`.")] = None
+    mean: Annotated[
+        tuple[float, ...] | None, _option("X [X ...]", "Subtracted from pixels in [0, 1], for each channel.")
+    ] = None
+    std: Annotated[tuple[float, ...] | None, _option("X [X ...]", "Divides pixels after that.")] = None
+    subspaces: Annotated[
+        tuple[str, ...],
+        _option("SPEC [SPEC ...]", f"{_specs.SUBSPACES}. (default: windows along the diagonal)"),
+    ] = ()
+    solver: Annotated[
+        str,
+        _option("SOLVER", f"{_specs.SOLVERS}, with settings as in deepfool:max_steps=50 or tight:fast.", hint=None),
+    ] = "deepfool"
+    num: Annotated[int | None, _option("N", "Measure the first N images only.")] = None
+    resize: Annotated[int | None, _option("N", "Resize the shorter side of images to N pixels.")] = None
+    crop: Annotated[int | None, _option("N", "Cut a square of N pixels out of the middle.")] = None
+    backend: Annotated[str, _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None)] = (
+        "auto"
+    )
+    keep_coordinates: Annotated[bool, _option("", "Keep the perturbations as well.")] = False
+    precision: Annotated[str, _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None)] = (
+        "highest"
+    )
+    batch_size: Annotated[
+        int | None, _option("N", "Pairs that advance together on a device. (default: what suits it)")
+    ] = None
+    data_dir: Annotated[str | None, _DATA_DIR] = None
+    cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
+        None
+    )
+    json: Annotated[bool, _JSON] = False
+
+    def run(self) -> None:
+        solver = _specs.solver_of(self.solver)
+        hmt_jax.cache_programs(self.cache_dir)
+        source = self.source
+        images = source.images()
+        texts = self.subspaces or (_specs.default_subspaces(images.image_shape),)
+        subspaces, names = _specs.subspaces_of(texts, images.image_shape)
+        classifier = source.classifier(images)
+        with _progress() as progress:
+            store = hmt_jax.measure_to_store(
+                classifier,
+                images.read(),
+                subspaces,
+                solver,
+                self.out,
+                keep_coordinates=self.keep_coordinates,
+                precision=self.precision,
+                batch_size=self.batch_size,
+                progress=progress,
+                num_images=images.num_images,
+                attributes={
+                    "source": dataclasses.asdict(source),
+                    "images": images.description,
+                    "subspace_specs": list(texts),
+                    "subspace_names": names,
+                },
+            )
+        Show(store=store.path, json=self.json).run()
+
+    @property
+    def source(self) -> "Source":
+        """The model and the images."""
+        mean, std = self.mean, self.std
+        model = Model(_absolute(self.model), _absolute(self.weights), mean, std, self.backend)
+        return Source(model, _absolute(self.images), self.num, self.resize, self.crop, _absolute(self.data_dir))
+
+    def remedy(self, command: str) -> str:
+        return f"what was measured is in {self.out}; go on with: {command}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The model and the images of a measurement, as a store remembers them."""
+
+    model: Model
+    images_text: str
+    num: int | None
+    resize: int | None
+    crop: int | None
+    data_dir: str | None
+
+    def images(self) -> _images.Images:
+        found = _images.load(self.images_text, resize=self.resize, crop=self.crop, data_dir=self.data_dir)
+        return found.first(self.num)
+
+    def classifier(self, images: _images.Images) -> Any:
+        return self.model.load(images.image_shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show(Command):
+    """Show the margins in a store as a table: medians with intervals, and counts of searches that found no margin."""
+
+    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    json: Annotated[bool, _JSON] = False
+
+    def run(self) -> None:
+        store = hmt_jax.MarginStore.open(self.store)
+        missing = store.missing()
+        result = store.read(partial=True)
+        summary = statistics.summarize(result, names=names_of(store))
+        if self.json:
+            about = {"store": store.path, "num_images": store.num_images, "num_measured": result.margin.shape[1]}
+            _print_json({**about, "solver": result.solver, "summary": summary})
+            return
+        known = [store.attributes[key] for key in ("images", "solver") if key in store.attributes]
+        print(f"{store.path}: {', '.join(known)}")
+        print(summary)
+        if missing:
+            print(
+                f"{len(missing)} of {store.num_chunks} chunks are not measured yet: the table is of "
+                f"{result.margin.shape[1]} of {store.num_images} images"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write the margins in a store to a file, one row for each subspace and image.
+
+    For example,
+      hmt export m.zarr margins.csv
+      hmt export m.zarr margins.parquet
+    """
+
+    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    file: Annotated[Positional[str], _option("FILE", "The file to write: .csv or .parquet.")]
+
+    def run(self) -> None:
+        suffix = os.path.splitext(self.file)[1].lower()
+        if suffix not in (".csv", ".parquet"):
+            raise ValueError(f"the file must end in .csv or .parquet, got {self.file!r}")
+        require(f"export to {suffix}", "tables", "pandas", *(["pyarrow"] if suffix == ".parquet" else []))
+        store = hmt_jax.MarginStore.open(self.store)
+        frame = store.read().to_dataframe()
+        names = names_of(store)
+        frame.insert(1, "subspace_name", np.array(names)[frame["subspace"]])
+        path = expand("FILE", self.file)
+        if suffix == ".csv":
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_parquet(path, index=False)
+        print(f"{len(frame)} rows in {path}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot(Command):
+    """Draw the margins in one or several stores.
+
+    For example,
+      hmt plot m.zarr margins.png
+      hmt plot standard.zarr robust.zarr compared.pdf
+    """
+
+    paths: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...] PICTURE", "The stores, then the picture.")]
+
+    def run(self) -> None:
+        require("plot", "tool", "matplotlib")
+        from hmt_jax import plots
+
+        if len(self.paths) < 2:
+            raise ValueError("plot needs at least one store and the picture to write, such as: hmt plot m.zarr m.png")
+        *paths, picture = self.paths
+        suffix = os.path.splitext(picture)[1].lower()
+        if suffix not in (".png", ".pdf", ".svg"):
+            raise ValueError(f"the last path must be the picture, ending in .png, .pdf or .svg, got {picture!r}")
+        stores = [hmt_jax.MarginStore.open(path) for path in paths]
+        ticks = names_of(stores[0])
+        if any(names_of(store) != ticks for store in stores):
+            raise ValueError("the stores have different subspaces: draw them one by one")
+        if len(stores) == 1:
+            figure = plots.margin_distribution(stores[0].read(), title=_title(stores[0]), ticks=ticks)
+        else:
+            names = dict(zip(_distinct(paths), stores, strict=True))
+            figure = plots.compare({name: store.read() for name, store in names.items()}, ticks=ticks)
+        figure.savefig(expand("PICTURE", picture))
+        print(picture)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit(Command):
+    """Measure some images of a store again with a tighter solver, and say how much smaller margins become."""
+
+    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    solver: Annotated[str, _option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
+    num: Annotated[int, _option("N", "Measure the first N images.", hint=None)] = 20
+    json: Annotated[bool, _JSON] = False
+    cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
+        None
+    )
+
+    def run(self) -> None:
+        solver = _specs.solver_of(self.solver)
+        hmt_jax.cache_programs(self.cache_dir)
+        store = hmt_jax.MarginStore.open(self.store)
+        if "source" not in store.attributes:
+            raise ValueError(f"{store.path} was not written by hmt measure, so its model and images are not known")
+        result = store.read()
+        known = store.attributes["source"]
+        source = Source(**{**known, "model": Model(**_with_tuples(known["model"]))})
+        number = min(self.num, store.num_images)
+        images = dataclasses.replace(source, num=number).images()
+        subspaces, names = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape)
+        with _progress() as progress:
+            again = hmt_jax.measure_margins(
+                source.classifier(images), images.read(), subspaces, solver, progress=progress
+            )
+        before = result[:, :number]
+        if (before.label != again.label).any():
+            raise ValueError(f"the model or the images of {store.path} are not what they were: their labels differ now")
+        comparison = statistics.compare(before, again, names=names)
+        if self.json:
+            _print_json({"store": store.path, "num_images": number, "solver": again.solver, "comparison": comparison})
+            return
+        print(f"a: {store.path}, by {before.solver}; b: the first {number} images again, by {again.solver}")
+        print(comparison)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models(Command):
+    """List the networks that --model knows by name."""
+
+    json: Annotated[bool, _JSON] = False
+
+    def run(self) -> None:
+        print(json.dumps(list(models.names())) if self.json else "\n".join(models.names()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare(Command):
+    """Download a data set, and prepare it for reading."""
+
+    name: Annotated[Positional[str], _option("DATA", f"One of {', '.join(data.names())}.")]
+    data_dir: Annotated[str | None, _DATA_DIR] = None
+
+    def run(self) -> None:
+        print(data.prepare(self.name, self.data_dir))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A callback that shows pairs, their rate and the time left on stderr; None if that is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    bar: tqdm.tqdm | None = None
+
+    def show(number: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # pairs that an earlier call has measured don't count in the rate
+            bar = tqdm.tqdm(total=total, initial=number, unit=" pairs", file=sys.stderr, dynamic_ncols=True)
+        bar.update(number - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def names_of(store: hmt_jax.MarginStore) -> list[str]:
+    """The names of the subspaces of a store; their numbers if it has no names."""
+    number = len(store.attributes.get("subspaces", ())) or store.attributes["layout"]["num_subspaces"]
+    return store.attributes.get("subspace_names") or [str(r) for r in range(number)]
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    """Prints JSON; numbers that are not finite are null."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in dicts, lists, texts and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _title(store: hmt_jax.MarginStore) -> str:
+    return os.path.basename(store.path.rstrip("/"))
+
+
+def _distinct(paths: list[str]) -> list[str]:
+    """Short names of stores: the last parts of their paths, or whole paths if those are the same."""
+    short = [os.path.splitext(os.path.basename(path.rstrip("/")))[0] for path in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def _with_tuples(model: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+
+
+def _absolute(text: str | None) -> str | None:
+    """The text with an absolute path where it names something that is there, so that a store can be moved."""
+    if text is None:
+        return None
+    path, colon, function = text.rpartition(":") if not os.path.exists(os.path.expanduser(text)) else (text, "", "")
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) + colon + function if path and os.path.exists(expanded) else text

@@ -1,0 +1,214 @@
+"""Images that the command line names: folders, NumPy's files, and prepared data sets."""
+
+import dataclasses
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hmt_jax import data
+from hmt_jax._extras import require
+from hmt_jax._paths import expand, reason, shown
+from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_BATCH_SIZE = 64
+_NUM_THREADS = 2
+_DATA_SET = re.compile(r"(?P<name>[\w/.-]+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
+_GREY = ("1", "L", "LA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images to measure.
+
+    Attributes:
+      description: where they are, for the attributes of a store.
+      image_shape: (height, width, channels).
+      num_images: their number.
+      content: an array, or a source of images for `data.loader`.
+    """
+
+    description: str
+    image_shape: tuple[int, int, int]
+    num_images: int
+    content: Any
+
+    def first(self, number: int | None) -> "Images":
+        """The first images.
+
+        Raises:
+          ValueError: if there are fewer.
+        """
+        if number is None or number == self.num_images:
+            return self
+        if not 1 <= number <= self.num_images:
+            raise ValueError(f"--num {number} must be from 1 to {self.num_images}, the number of images")
+        content = self.content[:number] if isinstance(self.content, np.ndarray) else self.content.first(number)
+        return dataclasses.replace(self, num_images=number, content=content)
+
+    def read(self) -> np.ndarray | Iterator[Any]:
+        """The images as `hmt_jax.measure_to_store` takes them: an array, or batches that are decoded on the way."""
+        if isinstance(self.content, np.ndarray):
+            return self.content
+        return data.loader(self.content, batch_size=_BATCH_SIZE, num_workers=_NUM_THREADS, shuffle=False).epoch(0)
+
+
+def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None) -> Images:
+    """The images that a text names: a folder, a file `.npy` or `.npz`, or a data set as in `mnist:test[:1000]`.
+
+    Raises:
+      ValueError: if there are none, or they can't be read.
+      ModuleNotFoundError: if a package that reads them is missing.
+    """
+    path = expand("--images", text)
+    if not os.path.exists(path) and (match := _DATA_SET.fullmatch(text)):
+        return _data_set(text, match, resize, crop, data_dir)
+    if os.path.isdir(path):
+        return _folder(path, resize, crop)
+    if not os.path.exists(path):
+        raise ValueError(
+            f"there are no images at {shown(path)}: name a folder of images, a file .npy or .npz, or a data set with "
+            "its split, such as mnist:test"
+        )
+    if resize is not None or crop is not None:
+        raise ValueError(f"--resize and --crop are for folders and data sets, and {shown(path)} holds an array")
+    array = _array(path)
+    return Images(os.path.abspath(path), array.shape[1:], len(array), array)
+
+
+def _array(path: str) -> np.ndarray:
+    """The array of images in a file, without reading all of it if the format allows that."""
+    try:
+        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            found = {name: found[name] for name in found.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{shown(path)} can't be read as an array of NumPy ({reason(error)}): write it with numpy.save"
+        ) from error
+    if isinstance(found, dict):
+        wanted = [name for name, array in found.items() if array.ndim == 4]
+        wanted = ["images"] if "images" in found else wanted
+        if len(wanted) != 1:
+            arrays = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "none"
+            raise ValueError(
+                f"{shown(path)} must hold one array of images, or one of the name images; its arrays are {arrays}"
+            )
+        found = found[wanted[0]]
+    if found.ndim == 3:
+        found = found[..., None]
+    if found.ndim != 4 or not found.size:
+        raise ValueError(f"{shown(path)} must hold images (N, height, width, channels), got shape {found.shape}")
+    if found.shape[1] in (1, 3) and found.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{shown(path)} holds images with channels first, {found.shape}: write images.transpose(0, 2, 3, 1)"
+        )
+    return found
+
+
+def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images:
+    name, split = match["name"], match["split"]
+    if name not in data.names():
+        sides = (resize or crop or 256, crop or resize or 224)
+        source: Any = data.tfds_images(name, text.partition(":")[2], data_dir=data_dir, resize=sides[0], crop=sides[1])
+        return Images(text, source[0][0].shape, len(source), _Part(source, len(source)))
+    if resize is not None or crop is not None:
+        raise ValueError(f"--resize and --crop don't apply to {name}, whose images have one size: leave them out")
+    dataset = data.load(name, data_dir)
+    if split not in ("train", "test"):
+        raise ValueError(f"{name} has no split {split!r}: use {name}:train or {name}:test, or a part such as [:1000]")
+    images = dataset.train_images if split == "train" else dataset.test_images
+    bounds = [int(match[end]) if match[end] else None for end in ("first", "last")]
+    images = np.asarray(images)[slice(*bounds)]
+    if not len(images):
+        raise ValueError(f"{text} has no images: the split has {len(dataset.test_images)}")
+    return Images(text, images.shape[1:], len(images), images)
+
+
+def _folder(path: str, resize, crop) -> Images:
+    require("a folder of images", "data", "PIL", "grain")
+    files = sorted(
+        os.path.relpath(os.path.join(folder, name), path)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"{shown(path)} holds no images ({', '.join(_SUFFIXES)}): name another folder")
+    sides = None if resize is None and crop is None else (resize or crop or 0, crop or resize or 0)
+    if sides is not None:
+        check_crop(*sides)
+    heads = [_head(os.path.join(path, file)) for file in files]
+    shapes = {size: file for (size, _), file in reversed(list(zip(heads, files, strict=True)))}
+    if sides is None and len(shapes) > 1:
+        (first, one), (second, other) = list(shapes.items())[:2]
+        raise ValueError(
+            f"the images in {shown(path)} have several sizes, {shown(one)} {first[0]} x {first[1]} and {shown(other)} "
+            f"{second[0]} x {second[1]} for instance: pass --resize and --crop, such as --resize 256 --crop 224"
+        )
+    mode = "L" if all(mode in _GREY for _, mode in heads) else "RGB"
+    width, height = next(iter(shapes)) if sides is None else (sides[1], sides[1])
+    source = _Folder(path, tuple(files), mode, sides)
+    return Images(os.path.abspath(path), (height, width, 1 if mode == "L" else 3), len(files), source)
+
+
+def _head(file: str) -> tuple[tuple[int, int], str]:
+    """The size and the mode of an image, from the head of its file."""
+    try:
+        return size_and_mode(file)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: str, error: Exception) -> ValueError:
+    return ValueError(f"{shown(file)} can't be read ({reason(error)}): replace it, or delete it")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """The images of a folder as a source for `data.loader`, all with the label 0."""
+
+    path: str
+    files: tuple[str, ...]
+    mode: str
+    sides: tuple[int, int] | None  # of `resize_and_crop`
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        file = os.path.join(self.path, self.files[index])
+        try:
+            image = decode(file, self.mode)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable(file, error) from error
+        pixels = np.asarray(image if self.sides is None else resize_and_crop(image, *self.sides))
+        return pixels.reshape(*pixels.shape[:2], -1), 0
+
+    def first(self, number: int) -> "_Folder":
+        return dataclasses.replace(self, files=self.files[:number])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The first samples of a source."""
+
+    source: Sequence[Any]
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[index]
+
+    def first(self, number: int) -> "_Part":
+        return _Part(self.source, number)

@@ -1,0 +1,134 @@
+"""Models that the command line names: architectures with weights, files, and functions in the user's own code."""
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import hmt_jax
+from hmt_jax import models
+from hmt_jax._paths import expand, reason, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What the command line says about a model.
+
+    Attributes:
+      text: a name of `hmt_jax.models.names()`, a file, or `package.module:function` or `file.py:function`.
+      weights: a file of weights, for a name.
+      mean, std: the normalisation, for weights and modules of PyTorch.
+      backend: for modules of PyTorch, as `hmt_jax.from_torch_module` takes it.
+    """
+
+    text: str
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    backend: str = "auto"
+
+    def load(self, image_shape: tuple[int, int, int]) -> Any:
+        """The classifier.
+
+        Raises:
+          ValueError: if there is no such model, or it can't be loaded.
+        """
+        if self.text in models.names():
+            return self._of_weights(image_shape)
+        if self.weights is not None:
+            raise ValueError(f"--weights is for the networks of hmt models, and {self.text!r} is none of them")
+        place, is_function, name = self.text.rpartition(":")
+        if is_function and not os.path.exists(expand("--model", self.text)):
+            return self._of_function(place, name)
+        path = expand("--model", self.text)
+        if os.path.isdir(path):
+            raise ValueError(f"{shown(path)} is a folder: name the file of the model in it")
+        if not os.path.exists(path):
+            raise ValueError(
+                f"there is no model {self.text!r}: name a network of hmt models with --weights FILE, a file, or "
+                "file.py:function"
+            )
+        return self._of_file(path)
+
+    def _of_weights(self, image_shape) -> Any:
+        if self.weights is None:
+            raise ValueError(f"--model {self.text} needs its weights: pass --weights FILE")
+        if self.mean is None or self.std is None:
+            raise ValueError(
+                "weights need the normalisation that the network was trained with: pass --mean and --std, one number "
+                "for each channel; --mean 0 --std 1 if there was none"
+            )
+        return models.from_torch(self.text, self.weights, image_shape=image_shape, mean=self.mean, std=self.std)
+
+    def _of_file(self, path: str) -> Any:
+        kind = _kind_of(path)
+        if kind == "pt2":
+            return models.load_torch_exported(path, mean=self.mean, std=self.std, backend=self.backend)
+        self._refuse_normalization(f"{shown(path)} normalises its images itself")
+        if kind == "exported":
+            return hmt_jax.load_exported(path)
+        if path.endswith(".py"):
+            raise ValueError(
+                f"{shown(path)} is a program: name its function that makes the model, {self.text}:FUNCTION"
+            )
+        return models.load(path)[0]
+
+    def _of_function(self, place: str, name: str) -> Any:
+        function = _imported(place, name)
+        if not callable(function):
+            raise ValueError(f"{self.text} is no function, but {type(function).__name__}")
+        made = function()
+        if _is_torch_module(made):
+            return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
+        if not callable(made):
+            raise ValueError(
+                f"{self.text} must return a classifier or a module of PyTorch when it is called without arguments, got "
+                f"{type(made).__name__}"
+            )
+        self._refuse_normalization(f"{self.text} returns a classifier of JAX, which normalises its images itself")
+        return made
+
+    def _refuse_normalization(self, why: str) -> None:
+        if self.mean is not None or self.std is not None:
+            raise ValueError(f"--mean and --std are for weights and modules of PyTorch, and {why}: leave them out")
+
+
+def _kind_of(path: str) -> str:
+    """The kind of a file: that of `torch.export`, of `save_exported`, or any other."""
+    return "pt2" if path.endswith(".pt2") else "other"
+
+
+def _imported(place: str, name: str) -> Any:
+    """An attribute of a module, by `package.module` or the path of a file."""
+    path = expand("--model", place)
+    if place.endswith(".py"):
+        if not os.path.exists(path):
+            raise ValueError(f"there is no file {shown(path)}")
+        spec = importlib.util.spec_from_file_location("hmt_model", path)
+        assert spec is not None  # its name ends in .py
+        loader: Any = spec.loader
+        module = importlib.util.module_from_spec(spec)
+        # As Python does for a script: it finds modules that lie beside it, and classes their module.
+        sys.modules["hmt_model"] = module
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+        _executed(lambda: loader.exec_module(module), place)
+    else:
+        sys.path.insert(0, os.getcwd())
+        module = _executed(lambda: importlib.import_module(place), place)
+    if not hasattr(module, name):
+        functions = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_") or "none"
+        raise ValueError(f"{place} has no function {name!r}; it has {functions}")
+    return getattr(module, name)
+
+
+def _executed(function, place: str) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{place} can't be imported ({type(error).__name__}: {reason(error)})") from error
+
+
+def _is_torch_module(value: Any) -> bool:
+    return any(base.__module__.startswith("torch.nn.") for base in type(value).__mro__)

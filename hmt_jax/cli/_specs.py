@@ -1,0 +1,119 @@
+"""Subspaces and solvers as texts of the command line."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from hmt_jax import solvers, subspaces
+
+# The least and greatest numbers after the name.
+_SUBSPACES = {"dct-diagonal": (1, 2), "dct-grid": (1, 2), "dct-window": (3, 3), "random": (1, 2), "full": (0, 0)}
+SUBSPACES = (
+    "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
+)
+_SOLVERS: dict[str, Callable[..., Any]] = {
+    "deepfool": solvers.DeepFool,
+    "tight": solvers.tight,
+    "ddn": solvers.DDN,
+    "fmn": solvers.FMN,
+    "superdeepfool": solvers.SuperDeepFool,
+    "closest-point": solvers.ClosestPoint,
+    "linear": solvers.Linear,
+}
+SOLVERS = ", ".join(_SOLVERS)
+_MOST_STEPS = 20
+_LARGE = 128  # pixels along the shorter side from which windows are larger
+
+
+def default_subspaces(image_shape: tuple[int, int, int]) -> str:
+    """The windows of the paper for images of this size: 8:1 for 28 pixels, 8:2 for 32 and 16:16 for 224."""
+    side = min(image_shape[:2])
+    if side >= _LARGE:
+        return "dct-diagonal:16:16"
+    size = min(8, side)
+    return f"dct-diagonal:{size}:{max(math.ceil((side - size) / _MOST_STEPS), 1)}"
+
+
+def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tuple[list[Any], list[str]]:
+    """The subspaces that texts such as `dct-diagonal:8:2` name, and a name for each.
+
+    Raises:
+      ValueError: for an unknown text, with those that are known.
+    """
+    found: list[Any] = []
+    names: list[str] = []
+    for text in texts:
+        kind, *parts = text.split(":")
+        least, most = _SUBSPACES.get(kind, (0, -1))
+        if not least <= len(parts) <= most:
+            raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
+        try:
+            numbers = [int(part) for part in parts]
+        except ValueError:
+            raise ValueError(f"{text!r} must have whole numbers after {kind}: use {SUBSPACES}") from None
+        try:
+            members = _made(kind, numbers, image_shape)
+        except ValueError as error:
+            raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
+        found += members
+        names += [_name_of(kind, member) for member in members]
+    return found, names
+
+
+def _made(kind: str, numbers: list[int], image_shape) -> list[Any]:
+    match kind:
+        case "full":
+            return [subspaces.full(image_shape)]
+        case "random":
+            dimension, seed = (*numbers, 0)[:2]
+            return [subspaces.random(jax.random.key(seed), image_shape, dimension)]
+        case "dct-window":
+            row, column, size = numbers
+            return [subspaces.dct_window(image_shape, row=row, column=column, size=size)]
+    size, step = (*numbers, 1)[:2]
+    function = subspaces.dct_diagonal if kind == "dct-diagonal" else subspaces.dct_grid
+    return function(image_shape, size, step)
+
+
+def _name_of(kind: str, subspace: Any) -> str:
+    """The name of a subspace in tables and pictures."""
+    if kind == "full":
+        return "full"
+    if kind == "random":
+        return f"random {subspace.dimension}"
+    row, column = map(int, subspace.corner)
+    return f"{row},{column}" if row != column or kind != "dct-diagonal" else f"{row}"
+
+
+def solver_of(text: str) -> Any:
+    """The solver that a text such as `deepfool`, `tight:fast` or `deepfool:max_steps=50,overshoot=0.01` names.
+
+    Raises:
+      ValueError: for an unknown solver or setting, with those that are known.
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in _SOLVERS:
+        raise ValueError(f"unknown solver {text!r}: use {SOLVERS}, with settings as in deepfool:max_steps=50")
+    function = _SOLVERS[kind]
+    if kind == "tight" and "=" not in rest:
+        return function(rest or "normal")
+    settings = {}
+    for part in filter(None, rest.split(",")):
+        name, is_setting, value = part.partition("=")
+        if not is_setting or name not in inspect.signature(function).parameters:
+            known = ", ".join(inspect.signature(function).parameters) or "none"
+            raise ValueError(f"{kind} has no setting {part!r}: its settings are {known}, as in {kind}:NAME=VALUE")
+        settings[name] = _number(part, value)
+    return function(**settings)
+
+
+def _number(part: str, value: str) -> int | float:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    raise ValueError(f"{part!r} must have a number after =")
