@@ -21,6 +21,7 @@ from matplotlib.textpath import text_to_path  # noqa: E402
 from matplotlib.ticker import Locator, MaxNLocator, NullFormatter  # noqa: E402
 
 __all__ = [
+    "compare",
     "cross_sections",
     "frame",
     "margin_curves",
@@ -123,6 +124,66 @@ def margin_distribution(
     handles, labels = axes.get_legend_handles_labels()
     handles[0] = Line2D([], [], color=_SAMPLE_COLOR, marker="o", linestyle="", markersize=4)  # a point may be too small
     frame(figure, title, handles, labels)
+    return figure
+
+
+def compare(
+    results: Mapping[str, MarginResult],
+    *,
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+    xlabel: str = "subspace, from low to high frequency",
+    key: jax.Array | None = None,
+) -> Figure:
+    """Median margins of several results over each other: a line for each, in a band that is its 95% interval.
+
+    The band is where the median may lie, and not the spread of the samples, which `margin_distribution` shows. A band
+    that reaches censored margins extends to the upper edge; censored medians are triangles there. For subspaces without
+    an order, or a single one, use `margin_intervals`; for ratios as numbers, `statistics.compare`.
+
+    Args:
+      results: margins (R, N) by the name of the network, solver or other thing compared, all in the same R subspaces,
+        in the order in which these are to stand from left to right. N may differ.
+      title: title above the picture.
+      ticks: a label for each of the R subspaces; their numbers if not given.
+      xlabel: label of the axis of subspaces.
+      key: random key of the bootstrap of the median, as in `statistics.summarize`.
+
+    Raises:
+      ValueError: if there are no results, more than there are colours, or they differ in their numbers of subspaces,
+        and if the number of ticks is not R.
+      TypeError: if `results` is no mapping from names to MarginResults.
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must be a dict of MarginResults by name, got {type(results).__name__}")
+    if not results:
+        raise ValueError("results is empty: pass at least one, by its name")
+    summaries = {name: statistics.summarize(result, key=key) for name, result in results.items()}
+    numbers = {name: len(summary.median) for name, summary in summaries.items()}
+    if len(set(numbers.values())) > 1:
+        found = ", ".join(f"{number} for {name}" for name, number in numbers.items())
+        raise ValueError(f"results must be margins in the same subspaces, got {found}")
+    positions = np.arange(next(iter(numbers.values())))
+    _check_length("ticks", ticks, len(positions), "subspaces")
+    curves = {
+        name: np.stack([summary.median_interval[:, 0], summary.median, summary.median_interval[:, 1]], axis=-1)
+        for name, summary in summaries.items()
+    }
+    figure = Figure(figsize=(max(7.0, 1 + 0.25 * len(positions)), 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    styles = dict(zip(curves, _styles(curves), strict=True))
+    handles = _draw_curves(axes, positions, curves, styles, min(0.25, 1 / len(curves)))
+    if ticks is None:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xticks(positions, ticks)
+        widest = max(_width_of(tick) for tick in ticks)
+        if widest + _PADDING > (figure.get_figwidth() - 1) / len(ticks):
+            axes.tick_params(axis="x", rotation=90)
+            figure.set_figheight(figure.get_figheight() + widest)
+    axes.set(xlim=(-0.6, len(positions) - 0.4), ylabel="median margin (L2), 95% interval")
+    axes.set_xlabel(_wrapped(xlabel, figure.get_figwidth() - 1))
+    frame(figure, title, list(handles.values()), list(handles))
     return figure
 
 
@@ -263,23 +324,12 @@ def margin_curves(
     figure = Figure(figsize=(1 + width * len(panels), 4), dpi=150, layout="constrained")
     for column, (name, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), column + 1)
-        bottom, top = _limits(curves)
         alpha = min(0.15, 0.5 / max(len(curves), 1))  # bands of many curves lie over each other
-        for label, percentiles in curves.items():
-            style = styles[label]
-            color = style["color"]
-            low, median, high = np.asarray(percentiles, float).T
-            axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=alpha, lw=0)
-            line = np.where(np.isfinite(median), median, np.nan)
-            (handles[label],) = axes.plot(positions, line, markersize=5, **style)
-            above = np.asarray(positions)[np.isinf(median)]
-            axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
-        axes.set(yscale="log", ylim=(bottom, top), xlabel=_wrapped(xlabel, width - 0.3))
+        handles |= _draw_curves(axes, positions, curves, styles, alpha)
+        axes.set_xlabel(_wrapped(xlabel, width - 0.3))
         axes.set_title(_wrapped(name, width - 0.3, "large"))
-        _label_plainly(axes.yaxis)
         if ticks is not None:
             axes.set_xticks(positions, ticks)
-        axes.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("margin (L2): median, 5% to 95%")
     frame(figure, title, list(handles.values()), list(handles))
     return figure
@@ -434,6 +484,25 @@ def _styles(names) -> list[dict[str, Any]]:
     ]
 
 
+def _draw_curves(axes, positions, curves, styles, alpha) -> dict[str, Line2D]:
+    """The lines, by their names, that it draws in bands of an opacity, on a logarithmic axis of margins."""
+    bottom, top = _limits(curves)
+    lines = {}
+    for label, percentiles in curves.items():
+        style = styles[label]
+        color = style["color"]
+        low, median, high = np.asarray(percentiles, float).T
+        axes.fill_between(positions, np.minimum(low, top), np.minimum(high, top), color=color, alpha=alpha, lw=0)
+        line = np.where(np.isfinite(median), median, np.nan)
+        (lines[label],) = axes.plot(positions, line, markersize=5, **style)
+        above = np.asarray(positions)[np.isinf(median)]
+        axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
+    axes.set(yscale="log", ylim=(bottom, top))
+    _label_plainly(axes.yaxis)
+    axes.grid(axis="y", alpha=0.3)
+    return lines
+
+
 def _parts(numbers, num_columns) -> list[list[float]]:
     """The entries of each column of a legend, as Matplotlib fills them."""
     return [part.tolist() for part in np.array_split(numbers, num_columns)]
@@ -523,10 +592,11 @@ def _few_ticks(labels, most=_MOST_TICKS) -> tuple[np.ndarray, list[str]]:
 
 
 def _limits(percentiles) -> tuple[float, float]:
-    """Ends of a logarithmic axis for some arrays of margins, with room for censored ones above."""
+    """Ends of a logarithmic axis for some arrays of margins, with room above for censored ones, if there are any."""
     values = np.concatenate([np.ravel(array) for array in percentiles.values()])
     finite = values[np.isfinite(values) & (values > 0)]
-    return (finite.min() / 1.5, finite.max() * 3) if finite.size else (0.1, 1.0)
+    room = 3 if np.isinf(values).any() else 1.5
+    return (finite.min() / 1.5, finite.max() * room) if finite.size else (0.1, 1.0)
 
 
 def _swarm(margins) -> tuple[np.ndarray, np.ndarray]:

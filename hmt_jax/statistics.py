@@ -13,16 +13,26 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from hmt_jax import _tables
 from hmt_jax._checks import as_array, check_key
 from hmt_jax.margins import MarginResult
 from hmt_jax.solvers import Status
 
-__all__ = ["MarginSummary", "bootstrap_medians", "censored", "censored_margins", "percentile", "summarize"]
+__all__ = [
+    "MarginComparison",
+    "MarginSummary",
+    "bootstrap_medians",
+    "censored",
+    "censored_margins",
+    "compare",
+    "percentile",
+    "summarize",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class MarginSummary:
-    """Order statistics of margins, for each of R subspaces.
+    """Order statistics of margins, for each of R subspaces. Printed, they are a table with a row for each.
 
     Attributes:
       median: (R,) medians; infinite where half of the margins or more are censored, NaN where there are none.
@@ -31,6 +41,7 @@ class MarginSummary:
       percentiles: (R, P) percentiles of the margins.
       ranks: the P percentages that `percentiles` holds, in [0, 100].
       counts: for each `hmt_jax.Status`, by its lower-case name, the (R,) numbers of samples.
+      names: the names of the R subspaces; None for their numbers.
     """
 
     median: np.ndarray
@@ -39,6 +50,76 @@ class MarginSummary:
     percentiles: np.ndarray
     ranks: tuple[float, ...]
     counts: dict[str, np.ndarray]
+    names: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        num_samples = int(np.sum(list(self.counts.values()), axis=0).max(initial=0))
+        rows = _tables.table(
+            [
+                _name_column(self.names, len(self.median)),
+                ("median", _tables.numbers(self.median)),
+                (_interval_title(self.confidence), _tables.intervals(self.median_interval)),
+                *(
+                    (f"{rank:g}%", _tables.numbers(values))
+                    for rank, values in zip(self.ranks, self.percentiles.T, strict=True)
+                    if rank != 50  # the median
+                ),
+                *_count_columns(self.counts),
+            ]
+        )
+        return f"Margins of {_tables.counted(num_samples, 'image')} (L2, pixels in [0, 1])\n{rows}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MarginComparison:
+    """Ratios of paired margins b / a, for each of R subspaces. Printed, they are a table with a row for each.
+
+    A pair is one sample, with a margin in a and one in b. If the margin in b is censored, the ratio is infinite; if the
+    one in a is, the ratio is 0. If both are, nothing is known of the ratio, and the pair is left out of the ratios and
+    of the shares. If either status is NON_FINITE, the pair is left out of everything.
+
+    Attributes:
+      median_ratio: (R,) medians of the ratios of pairs; infinite or 0 where half of them or more are censored in one
+        result, NaN where there are none.
+      median_ratio_interval: (R, 2) bootstrap interval of each.
+      ratio_of_medians: (R,) median margin of b over that of a, where censored margins are larger than all others; NaN
+        where both medians are censored.
+      ratio_of_medians_interval: (R, 2) bootstrap interval of each.
+      confidence: the probability with which an interval should cover its ratio.
+      larger: (R,) share of the pairs with a known ratio in which the margin of b is larger; NaN if there are none.
+      smaller: (R,) share in which it is smaller.
+      equal: (R,) share in which both are equal, to the last bit.
+      counts: (R,) numbers of pairs: `compared`, with a known ratio, of which `censored_in_a` have no margin in a,
+        `censored_in_b` none in b, and `other_label` another label in b than in a; and those left out,
+        `censored_in_both` and `non_finite`.
+      names: the names of the R subspaces; None for their numbers.
+    """
+
+    median_ratio: np.ndarray
+    median_ratio_interval: np.ndarray
+    ratio_of_medians: np.ndarray
+    ratio_of_medians_interval: np.ndarray
+    confidence: float
+    larger: np.ndarray
+    smaller: np.ndarray
+    equal: np.ndarray
+    counts: dict[str, np.ndarray]
+    names: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        interval = _interval_title(self.confidence)
+        rows = _tables.table(
+            [
+                _name_column(self.names, len(self.median_ratio)),
+                ("median ratio", _tables.numbers(self.median_ratio)),
+                (interval, _tables.intervals(self.median_ratio_interval)),
+                ("ratio of medians", _tables.numbers(self.ratio_of_medians)),
+                (interval, _tables.intervals(self.ratio_of_medians_interval)),
+                *((name, _tables.shares(getattr(self, name))) for name in ("larger", "smaller", "equal")),
+                *_count_columns(self.counts),
+            ]
+        )
+        return f"Ratios b / a of paired margins\n{rows}"
 
 
 def summarize(
@@ -48,6 +129,7 @@ def summarize(
     confidence: float = 0.95,
     num_resamples: int = 1000,
     key: jax.Array | None = None,
+    names: Sequence[str] | None = None,
 ) -> MarginSummary:
     """Medians, percentiles and counts for each subspace, over its samples.
 
@@ -60,29 +142,112 @@ def summarize(
       confidence: confidence of the interval, in (0, 1).
       num_resamples: number of bootstrap draws.
       key: random key of the draws; `jax.random.key(0)` if not given.
+      names: names of the R subspaces, for the printed table.
 
     Raises:
-      ValueError: if the ranks, the confidence or the number of resamples are out of range.
+      ValueError: if the ranks, the confidence or the number of resamples are out of range, or there are not R names.
       TypeError: if `result` is no MarginResult, or `key` no random key.
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
         raise ValueError(f"ranks must be percentages between 0 and 100, got {ranks}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    _check_bootstrap(confidence, num_resamples)
     margins = censored_margins(result)
-    tail = 50 * (1 - confidence)
-    key = jax.random.key(0) if key is None else key
-    medians = bootstrap_medians(key, margins, num_resamples)
+    names = _checked_names(names, len(margins))
+    medians = bootstrap_medians(jax.random.key(0) if key is None else key, margins, num_resamples)
     return MarginSummary(
         median=percentile(margins, 50),
-        median_interval=np.stack([percentile(medians, tail), percentile(medians, 100 - tail)], axis=-1),
+        median_interval=_interval(medians, confidence),
         confidence=confidence,
         percentiles=np.array([percentile(margins, rank) for rank in ranks]).reshape(-1, len(margins)).T,
         ranks=ranks,
         counts={status.name.lower(): np.sum(result.status == status, axis=1) for status in Status},
+        names=names,
+    )
+
+
+def compare(
+    a: MarginResult,
+    b: MarginResult,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    key: jax.Array | None = None,
+    names: Sequence[str] | None = None,
+) -> MarginComparison:
+    """Ratios b / a of the margins of the same samples, for each subspace, and the shares that moved each way.
+
+    The results may be of two networks, which may give a sample different labels: `counts["other_label"]` says how many.
+    Intervals are a percentile bootstrap over samples: a draw takes a sample's margins in a and in b together, and the
+    draws are the same for every subspace. An interval is NaN where more draws than lie beyond one of its ends have no
+    ratio, because both of their medians are censored, or all of their pairs are left out.
+
+    Args:
+      a: margins with axes (R, N).
+      b: margins of the same N samples in the same R subspaces, in the same order.
+      confidence: confidence of the intervals, in (0, 1).
+      num_resamples: number of bootstrap draws.
+      key: random key of the draws; `jax.random.key(0)` if not given.
+      names: names of the R subspaces, for the printed table.
+
+    Raises:
+      ValueError: if the shapes of the results differ, the confidence or the number of resamples are out of range, or
+        there are not R names.
+      TypeError: if `a` or `b` is no MarginResult, or `key` no random key.
+
+    >>> from hmt_jax import measure_margins, subspaces
+    >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 2, 2, 1))
+    >>> margins = measure_margins(network, images, subspaces.full((2, 2, 1)))
+    >>> twice = dataclasses.replace(margins, margin=2 * margins.margin)
+    >>> compare(margins, twice)
+    Ratios b / a of paired margins
+    subspace  median ratio  95% interval  ratio of medians  95% interval  larger  smaller  equal  compared
+    0                 2.00  2.00 to 2.00              2.00  2.00 to 2.00  100.0%     0.0%   0.0%         5
+    """
+    _check_bootstrap(confidence, num_resamples)
+    of_a, of_b = (censored_margins(result).astype(float) for result in (a, b))
+    if of_a.shape != of_b.shape:
+        raise ValueError(
+            "a and b must hold margins of the same images in the same subspaces, got results of "
+            f"{of_a.shape} and {of_b.shape} (subspaces, images): select those that both have, as in a[:, is_in_both]"
+        )
+    names = _checked_names(names, len(of_a))
+    is_missing = np.isnan(of_a) | np.isnan(of_b)
+    of_a, of_b = (np.where(is_missing, np.nan, margins) for margins in (of_a, of_b))
+    ratios = _ratios(of_b, of_a)
+    is_compared = ~np.isnan(ratios)
+
+    rows = np.concatenate([of_a, of_b, ratios])  # together, so that all have the same draws
+    medians_a, medians_b, median_ratio = np.split(percentile(rows, 50), 3)
+    resampled = bootstrap_medians(jax.random.key(0) if key is None else key, rows, num_resamples)
+    resampled_a, resampled_b, resampled_ratios = np.split(resampled, 3)
+
+    def share(is_so):
+        num_compared = is_compared.sum(axis=1)
+        return np.where(num_compared > 0, (is_so & is_compared).sum(axis=1) / np.maximum(num_compared, 1), np.nan)
+
+    return MarginComparison(
+        median_ratio=median_ratio,
+        median_ratio_interval=_known_interval(resampled_ratios, confidence),
+        ratio_of_medians=_ratios(medians_b, medians_a),
+        ratio_of_medians_interval=_known_interval(_ratios(resampled_b, resampled_a), confidence),
+        confidence=confidence,
+        larger=share(of_b > of_a),
+        smaller=share(of_b < of_a),
+        equal=share(of_b == of_a),
+        counts={
+            name: np.sum(is_counted, axis=1)
+            for name, is_counted in {
+                "compared": is_compared,
+                "censored_in_a": np.isinf(of_a) & is_compared,
+                "censored_in_b": np.isinf(of_b) & is_compared,
+                "other_label": (a.label != b.label) & is_compared,
+                "censored_in_both": np.isinf(of_a) & np.isinf(of_b),
+                "non_finite": is_missing,
+            }.items()
+        },
+        names=names,
     )
 
 
@@ -164,3 +329,50 @@ def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -
     num_samples = margins.shape[1]
     draws = np.asarray(jax.random.randint(key, (num_resamples, num_samples), 0, num_samples))
     return np.array([percentile(row[draws], 50) for row in margins])
+
+
+def _ratios(upper, lower) -> np.ndarray:
+    """Ratios of margins, 1 for two that are 0; NaN for two that are infinite, of which nothing is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((upper == 0) & (lower == 0), 1.0, upper / lower)
+
+
+def _interval(resampled, confidence) -> np.ndarray:
+    """The percentile interval (R, 2) of resampled values (R, num_resamples)."""
+    tail = 50 * (1 - confidence)
+    return np.stack([percentile(resampled, tail), percentile(resampled, 100 - tail)], axis=-1)
+
+
+def _known_interval(resampled, confidence) -> np.ndarray:
+    """The same, but NaN where an end may lie among the values that are NaN."""
+    is_known = np.isnan(resampled).mean(axis=-1, keepdims=True) <= (1 - confidence) / 2
+    return np.where(is_known, _interval(resampled, confidence), np.nan)
+
+
+def _check_bootstrap(confidence, num_resamples) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+
+
+def _checked_names(names, num_subspaces) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) != num_subspaces:
+        found = repr(names) if isinstance(names, str) else len(names)
+        raise ValueError(f"names must be a list with one name for each of the {num_subspaces} subspaces, got {found}")
+    return tuple(map(str, names))
+
+
+def _name_column(names, num_subspaces) -> tuple[str, Sequence[str]]:
+    return "subspace", names if names is not None else [str(r) for r in range(num_subspaces)]
+
+
+def _interval_title(confidence) -> str:
+    return f"{100 * confidence:g}% interval"
+
+
+def _count_columns(counts) -> list[tuple[str, list[str]]]:
+    """The first count, and those of the others that are not 0 everywhere."""
+    return [(name, [str(n) for n in found]) for i, (name, found) in enumerate(counts.items()) if i == 0 or found.any()]

@@ -4,6 +4,8 @@ import io
 import itertools
 import types
 
+import jax
+import matplotlib.collections
 import matplotlib.colors
 import numpy as np
 import pytest
@@ -146,7 +148,11 @@ def draw_intervals(number):
     return plots.margin_intervals(["a", "b"], {str(i): np.tile([[1.0, 2.0, 3.0]], (2, 1)) for i in range(number)})
 
 
-@pytest.mark.parametrize("draw", [draw_curves, draw_intervals])
+def draw_compared(number):
+    return plots.compare({str(i): make_result(np.full((2, 3), 1.5**i)) for i in range(number)})
+
+
+@pytest.mark.parametrize("draw", [draw_curves, draw_intervals, draw_compared])
 def test_every_curve_is_drawn_in_a_colour_of_its_own(draw):
     figure = draw(10)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(i) for i in range(10)]
@@ -169,6 +175,72 @@ def test_a_curve_has_one_colour_in_all_panels_and_stands_in_the_legend_once():
         plots.margin_curves([0, 1], {})
 
 
+# Several results
+
+
+def test_medians_of_several_results_lie_over_each_other_in_their_intervals():
+    """The networks may have been measured on different numbers of images, but in the same subspaces."""
+    results = {"standard": make_result(MARGINS), "robust": make_result(2 * MARGINS[:, :150])}
+    key = jax.random.key(3)
+    figure = plots.compare(results, title="two networks", ticks=list("abcd"), key=key)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(results)
+    bands = [each for each in axes.collections if isinstance(each, matplotlib.collections.PolyCollection)]
+    for line, band, result in zip(axes.lines, bands, results.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(4))
+        np.testing.assert_allclose(line.get_ydata(), np.median(result.margin, axis=1))
+        # The band is as wide as the percentile bootstrap of the median, draw by draw.
+        num_images = result.margin.shape[1]
+        draws = np.asarray(jax.random.randint(key, (1000, num_images), 0, num_images))
+        ends = np.percentile([np.median(result.margin[:, draw], axis=1) for draw in draws], [2.5, 97.5], axis=0)
+        vertices = band.get_paths()[0].vertices
+        for position in range(4):
+            heights = vertices[vertices[:, 0] == position, 1]
+            np.testing.assert_allclose([heights.min(), heights.max()], ends[:, position])
+        assert matplotlib.colors.same_color(band.get_facecolor()[0][:3], line.get_color())
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == list("abcd")
+    assert figure.get_suptitle() == "two networks"
+
+
+def test_compared_medians_that_are_censored_are_triangles_on_the_edge():
+    status = np.zeros(MARGINS.shape, int)
+    status[2] = Status.OUT_OF_STEPS
+    status[3] = Status.NON_FINITE
+    figure = plots.compare({"whole": make_result(MARGINS), "failed": make_result(MARGINS, status)})
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    top = axes.get_ylim()[1]
+    triangles = [each.get_offsets().tolist() for each in axes.collections if len(each.get_offsets())]
+    assert triangles[-1] == [[2, top]]
+    np.testing.assert_array_equal(np.isnan(axes.lines[1].get_ydata()), [False, False, True, True])
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 30])
+def test_names_of_compared_subspaces_do_not_overlap(length):
+    figure = plots.compare({"a": make_result(np.ones((30, 2)))}, ticks=["m" * length] * 30)
+    figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(labels) == 30
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(labels))
+
+
+def test_numbers_of_compared_subspaces_are_whole():
+    figure = plots.compare({"a": make_result(np.ones((3, 2)))})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert [place for place in axes.get_xticks() if low <= place <= high] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(lambda result: [result], "list"), (lambda result: result, "MarginResult")]
+)
+def test_compared_results_have_names(wrong, found):
+    with pytest.raises(TypeError, match=f"^results must be a dict of MarginResults by name, got {found}$"):
+        plots.compare(wrong(make_result(MARGINS)))
+
+
 def test_many_networks_stay_beside_their_subspace():
     axes = draw_intervals(10).axes[0]
     places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections if c.get_label() in "0123456789"])
@@ -185,6 +257,9 @@ DRAWN = {
     "history": lambda title: plots.margin_history(range(60), np.ones((60, 30)), title=title, xlabel=title),
     "maps": lambda title: plots.margin_maps(np.ones((3, 2, 2)), [0, 1], [0, 1], titles=[title] * 3, title=title),
     "curves": lambda title: plots.margin_curves(range(3), {title: RUNS}, title=title, xlabel=title),
+    "compared": lambda title: plots.compare(
+        {name: make_result(curve) for name, curve in RUNS.items()}, title=title, xlabel=title, ticks=[LONG[:16]] * 3
+    ),
     "intervals": lambda title: plots.margin_intervals(list("abc"), RUNS, title=title),
     "sections": lambda title: plots.cross_sections(
         np.eye(3)[None].repeat(2, 0), np.arange(3), np.arange(3), titles=[title, "b"], title=title
@@ -217,7 +292,7 @@ def test_long_texts_are_not_cut_off(name, title):
     assert min(axes.get_window_extent().height for axes in panels) > figure.dpi
 
 
-@pytest.mark.parametrize("draw", [draw_curves, draw_intervals])
+@pytest.mark.parametrize("draw", [draw_curves, draw_intervals, draw_compared])
 def test_curves_differ_without_their_colours(draw):
     handles = draw(10).legends[0].legend_handles
     shapes = [
@@ -278,7 +353,7 @@ def test_most_of_many_samples_are_left_out_evenly_and_the_legend_says_so(of_many
     ("kind", "ends"),
     [
         *[("curves", ends) for ends in ((5.1, 6.4), (4, 17), (0.02, 3), (1e-4, 1e5), (1e-12, 1e12), (2, 2))],
-        *[(kind, (6, 60)) for kind in ("intervals", "distribution", "history", "maps")],
+        *[(kind, (6, 60)) for kind in ("intervals", "compared", "distribution", "history", "maps")],
     ],
 )
 def test_ticks_are_plain_numbers(kind, ends):
@@ -287,6 +362,7 @@ def test_ticks_are_plain_numbers(kind, ends):
     figure = {
         "curves": lambda: plots.margin_curves(range(2), {"": {"a": values}}),
         "intervals": lambda: plots.margin_intervals(["a", "b"], {"a": values}),
+        "compared": lambda: plots.compare({"a": make_result(values)}),
         "distribution": lambda: plots.margin_distribution(make_result(values)),
         "history": lambda: plots.margin_history([1, 2], values),
         "maps": lambda: plots.margin_maps(values[None], range(2), range(3), titles=["a"]),
@@ -378,6 +454,12 @@ def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
             "points and labels belong together: pass both, or neither",
         ),
         (lambda: plots.margin_distribution(make_result(MARGINS), ticks=["a"]), "ticks must .* the 4 subspaces, got 1"),
+        (lambda: plots.compare({"a": make_result(MARGINS)}, ticks=["a"]), "ticks must .* the 4 subspaces, got 1"),
+        (
+            lambda: plots.compare({"a": make_result(MARGINS), "b": make_result(MARGINS[:3])}),
+            "^results must be margins in the same subspaces, got 4 for a, 3 for b$",
+        ),
+        (lambda: plots.compare({}), "^results is empty: pass at least one, by its name$"),
     ],
 )
 def test_lengths_that_do_not_match_are_refused(draw, message):

@@ -5,25 +5,34 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hmt_jax import _disk, _paths, lanes
+from hmt_jax import _disk, _paths, _tables, lanes
+from hmt_jax._extras import require
 from hmt_jax.solvers import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The errors of NumPy and of zipfile for files of other kinds, and for damaged ones.
 _NOT_STORED = (
     *(ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error),
 )
+_MOST_CHARACTERS = 110  # of the solver's settings in a line of text
 _ARRAYS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MarginResult:
     """Margins of N samples in R subspaces, as NumPy arrays with axes (R, N); R = 1 for a single subspace.
+
+    `result[subspaces, images]` is the result for some of them, of which each is a whole number, a slice, or a list or a
+    mask along its axis; `result[subspaces]` keeps all images. See `__getitem__`.
 
     Attributes:
       margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. If `status` is not
@@ -40,7 +49,7 @@ class MarginResult:
         there is a smaller perturbation nearby.
       solver: the solver, as text.
       precision: the precision of matrix products in the classifier.
-      work: the cost of the run, as `hmt_jax.lanes.Work`.
+      work: the cost of the run, as `hmt_jax.lanes.Work`; of a selection, that of the run it is from.
       coordinates: the perturbations, an array (N, d) for each subspace in the coordinates of that subspace; None if
         they were not kept.
 
@@ -50,8 +59,14 @@ class MarginResult:
     >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
     >>> whole = hmt_jax.subspaces.full((2, 2, 1))
     >>> parts = [hmt_jax.measure_margins(classifier, part, whole) for part in (images[:4], images[4:])]
-    >>> MarginResult.concatenate(parts).margin.shape
+    >>> result = MarginResult.concatenate(parts)
+    >>> result.margin.shape
     (1, 6)
+    >>> result[:, result.label[0] == 0].margin.shape
+    (1, 4)
+    >>> result[:, 1:3]  # doctest: +ELLIPSIS
+    MarginResult(1 subspace x 2 images, all converged, median margin 0.35...;
+      DeepFool(num_candidates=10, overshoot=0.02, max_steps=100), highest precision)
     """
 
     margin: np.ndarray
@@ -65,6 +80,53 @@ class MarginResult:
     precision: str
     work: lanes.Work
     coordinates: list[np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        from hmt_jax import statistics  # which imports this module
+
+        num_subspaces, num_images = self.margin.shape
+        num_converged = int(np.sum(self.is_converged))
+        medians = statistics.percentile(statistics.censored_margins(self), 50)
+        medians = medians[~np.isnan(medians)]
+        parts = [
+            f"{_tables.counted(num_subspaces, 'subspace')} x {_tables.counted(num_images, 'image')}",
+            "all converged"
+            if num_converged == self.margin.size
+            else f"{num_converged:,} of {self.margin.size:,} converged",
+        ]
+        if len(medians):
+            ends = [_tables.number(end) for end in (medians.min(), medians.max())]
+            parts.append(f"median margin {ends[0]}" if len(medians) == 1 else f"median margins {' to '.join(ends)}")
+        if self.coordinates is not None:
+            parts.append("with coordinates")
+        solver = self.solver if len(self.solver) <= _MOST_CHARACTERS else f"{self.solver[: _MOST_CHARACTERS - 3]}..."
+        return f"MarginResult({', '.join(parts)};\n  {solver}, {self.precision} precision)"
+
+    def __getitem__(self, index: Any) -> Self:
+        """The result for some of the subspaces, some of the images, or some of both.
+
+        Both axes stay: a whole number selects one entry and keeps its axis, with length 1. The axes are selected from
+        one after the other, not in pairs as in NumPy: `result[[0, 5], [1, 2, 3]]` has shape (2, 3). Arrays of a slice
+        share the memory of the whole result; those of lists and masks are copies.
+
+        The work cannot be divided among pairs, which share batches. It stays that of the whole run, like the solver and
+        the precision; so parts that are joined again count it several times.
+
+        Args:
+          index: what to select from the axes of subspaces and of images: for each a whole number, a slice, a list of
+            whole numbers or a mask of truth values. With one of them alone, all images are kept.
+
+        Raises:
+          IndexError: for numbers out of range, masks of another length, and more than two axes.
+          TypeError: for anything else, such as a mask of all pairs.
+        """
+        rows, columns = selection(index, self.margin.shape)
+        coordinates = None
+        if self.coordinates is not None:
+            coordinates = [self.coordinates[r][columns] for r in np.arange(len(self.coordinates))[rows]]
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[rows][:, columns] for name in _ARRAYS}, coordinates=coordinates
+        )
 
     @property
     def is_converged(self) -> np.ndarray:
@@ -174,6 +236,29 @@ class MarginResult:
             coordinates=coordinates,
         )
 
+    def to_dataframe(self) -> "pd.DataFrame":
+        """A pandas table with one row for each (subspace, image), all images of the first subspace first.
+
+        Its columns are `subspace` and `image`, both numbered from 0, and the arrays of the result by their names.
+        `status` is categorical, with the lower-case names of `hmt_jax.Status`, such as "out_of_steps". As in the
+        result, `margin` is a margin only where it is "converged". Needs pandas: `pip install 'hmt-jax[tables]'`, which
+        brings what writes the table as Parquet, too.
+
+        Raises:
+          ModuleNotFoundError: if pandas is not installed.
+        """
+        require("tables of margins", "tables", "pandas")
+        import pandas as pd
+
+        num_subspaces, num_images = self.margin.shape
+        columns: dict[str, Any] = {
+            "subspace": np.repeat(np.arange(num_subspaces), num_images),
+            "image": np.tile(np.arange(num_images), num_subspaces),
+        }
+        columns |= {name: np.ravel(_as_stored(getattr(self, name))) for name in _ARRAYS}
+        names = [status.name.lower() for status in Status]
+        return pd.DataFrame(columns | {"status": pd.Categorical.from_codes(columns["status"], names)})
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the result to an npz file, which `np.load` reads as well.
 
@@ -227,6 +312,49 @@ class MarginResult:
             work=lanes.Work(*stored["work"].tolist()),
             coordinates=[stored[name] for name in expected] if names else None,
         )
+
+
+def selection(index: Any, shape: Sequence[int]) -> tuple[slice | np.ndarray, slice | np.ndarray]:
+    """What an index selects from the axes of subspaces and of images: for each a slice, or whole numbers from 0.
+
+    Args:
+      index: as `MarginResult.__getitem__` takes it.
+      shape: the numbers of subspaces and of images.
+
+    Raises:
+      IndexError, TypeError: as `MarginResult.__getitem__` does.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    if len(parts) > 2:
+        raise IndexError(
+            f"a result has two axes, subspaces and images, but {len(parts)} were selected from: select with "
+            "result[subspaces, images]"
+        )
+    rows, columns = (*parts, slice(None), slice(None))[:2]
+    return _places("subspaces", rows, shape[0]), _places("images", columns, shape[1])
+
+
+def _places(axis: str, index: ArrayLike | slice, size: int) -> slice | np.ndarray:
+    if isinstance(index, slice):
+        return index
+    places = np.asarray(index)
+    if places.dtype == bool and places.ndim == 1:
+        if len(places) != size:
+            raise IndexError(f"a mask of {axis} must have {size} entries, one for each of them, got {len(places)}")
+        return np.flatnonzero(places)
+    is_whole = np.issubdtype(places.dtype, np.integer) or places.shape == (0,)  # an empty list is an array of floats
+    if not is_whole or places.ndim > 1:
+        found = repr(index) if places.ndim == 0 else f"an array {places.shape} of {places.dtype}"
+        raise TypeError(
+            f"{axis} are selected by a whole number, a slice, or a list or mask with one axis, got {found}: select "
+            "from each axis by itself, as in result[:, is_kept]"
+        )
+    places = places.astype(int)
+    if places.size and (places.min() < -size or places.max() >= size):
+        outside = places[(places < -size) | (places >= size)].flat[0]
+        raise IndexError(f"the result has {size} {axis}, numbered from 0, and none of them is {outside}")
+    places = np.where(places < 0, places + size, places)
+    return places if places.ndim else slice(int(places), int(places) + 1)
 
 
 def _as_stored(array):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from examples import ARRAYS
 
@@ -323,3 +325,180 @@ def test_half_precision_is_kept_in_numbers_that_numpy_has(tmp_path):
 def test_one_result_is_no_list():
     with pytest.raises(TypeError, match=r"concatenate takes a list of results, got one: pass \[result\]"):
         MarginResult.concatenate(make_result())
+
+
+# Selection
+
+EVERY = range(5)
+
+
+@pytest.mark.parametrize(
+    ("index", "rows", "columns"),
+    [
+        (1, [1], EVERY),
+        (-2, [0], EVERY),
+        (np.int32(0), [0], EVERY),
+        ((0, 3), [0], [3]),
+        ((slice(None), -1), [0, 1], [4]),
+        (slice(1, None), [1], EVERY),
+        ((slice(None), slice(None, 3)), [0, 1], [0, 1, 2]),
+        ((slice(None, None, -1), slice(4, 0, -2)), [1, 0], [4, 2]),
+        ((slice(None), slice(2, 99)), [0, 1], [2, 3, 4]),
+        ([1, 0, 1], [1, 0, 1], EVERY),
+        (([1, 0], [4, 0, -3]), [1, 0], [4, 0, 2]),
+        ((np.array([1, 0]), np.array([0, 4], np.uint8)), [1, 0], [0, 4]),
+        ((slice(None), [True, False, False, True, True]), [0, 1], [0, 3, 4]),
+        ((np.array([False, True]), np.array([False, True, True, False, False])), [1], [1, 2]),
+        ((slice(None), jnp.arange(5) > 3), [0, 1], [4]),
+        ((slice(None), np.zeros(5, bool)), [0, 1], []),
+        ((slice(None), []), [0, 1], []),
+        ([], [], EVERY),
+        ((), [0, 1], EVERY),
+    ],
+)
+@pytest.mark.parametrize("with_coordinates", [True, False])
+def test_a_selection_holds_the_pairs_of_its_rows_and_columns(index, rows, columns, with_coordinates):
+    result = make_result(5, with_coordinates=with_coordinates)
+    selected = result[index]
+    assert type(selected) is MarginResult
+    for name in ARRAYS:
+        array, found = getattr(result, name), getattr(selected, name)
+        expected = [[array[r, n] for n in columns] for r in rows]  # pair by pair, and not by NumPy's own selection
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, np.array(expected, array.dtype).reshape(len(rows), len(columns)))
+    if not with_coordinates:
+        assert selected.coordinates is None
+    else:
+        assert len(selected.coordinates) == len(rows)
+        for r, found in zip(rows, selected.coordinates, strict=True):
+            np.testing.assert_array_equal(found, np.reshape([result.coordinates[r][n] for n in columns], found.shape))
+            assert found.shape == (len(columns), DIMENSIONS[r])
+    # What a run costs is not divided among pairs.
+    assert (selected.work, selected.solver, selected.precision) == (result.work, result.solver, result.precision)
+
+
+def test_selected_parts_join_to_the_whole():
+    result = make_result(5)
+    joined = MarginResult.concatenate([result[:, :2], result[:, 2], result[:, [3, 4]]])
+    assert_equal(dataclasses.replace(joined, work=result.work), result)
+
+
+def test_a_loop_over_a_result_ends():
+    subspaces = list(make_result())
+    assert [each.margin.shape for each in subspaces] == [(1, 4), (1, 4)]
+    np.testing.assert_array_equal(subspaces[1].margin, make_result().margin[1:])
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (2, IndexError, "^the result has 2 subspaces, numbered from 0, and none of them is 2$"),
+        ((0, [1, -5]), IndexError, "^the result has 4 images, numbered from 0, and none of them is -5$"),
+        (
+            (slice(None), np.ones(3, bool)),
+            IndexError,
+            "^a mask of images must have 4 entries, one for each of them, got 3$",
+        ),
+        (
+            [True, False, True],
+            IndexError,
+            "^a mask of subspaces must have 2 entries, one for each of them, got 3$",
+        ),
+        (
+            (0, 1, 2),
+            IndexError,
+            r"^a result has two axes, subspaces and images, but 3 were selected from: select with result\[subspaces, "
+            r"images\]$",
+        ),
+        (
+            np.ones((2, 4), bool),
+            TypeError,
+            r"^subspaces are selected by a whole number, a slice, or a list or mask with one axis, got an array "
+            r"\(2, 4\) of bool: select from each axis by itself, as in result\[:, is_kept\]$",
+        ),
+        ((0, [0.5]), TypeError, r"^images are selected by .*, got an array \(1,\) of float64: select from each axis"),
+        ("margin", TypeError, "^subspaces are selected by .*, got 'margin': select from each axis"),
+        ((0, None), TypeError, "^images are selected by .*, got None: select from each axis"),
+        (True, TypeError, "^subspaces are selected by .*, got True: select from each axis"),
+    ],
+)
+def test_what_selects_nothing_sensible_is_refused(index, error, message):
+    with pytest.raises(error, match=message):
+        make_result()[index]
+
+
+# As text and as a table
+
+
+def test_a_result_is_two_lines_of_text():
+    result = make_result(1200, margin=np.repeat([[0.52345], [8.1]], 1200, axis=1))
+    assert repr(result) == (
+        "MarginResult(2 subspaces x 1,200 images, all converged, median margins 0.523 to 8.10, with coordinates;\n"
+        "  DeepFool(num_candidates=10, overshoot=0.02, max_steps=100), highest precision)"
+    )
+    assert str(result) == repr(result)
+    assert repr(result[0, :1]).startswith("MarginResult(1 subspace x 1 image, all converged, median margin 0.523, ")
+
+
+def test_failures_are_part_of_the_text():
+    result = make_result(3, margin=np.array([[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]]), with_coordinates=False)
+    # A search that failed counts as a margin larger than all others: of 1, 2 and infinity, the median is 2.
+    failed = with_status(result, 0, 2, Status.OUT_OF_STEPS, 0.1)
+    assert repr(failed).startswith(
+        "MarginResult(2 subspaces x 3 images, 5 of 6 converged, median margins 2.00 to 5.00;"
+    )
+    none = dataclasses.replace(failed, status=np.full((2, 3), Status.OUT_OF_STEPS))
+    assert ", 0 of 6 converged, median margins inf to inf;" in repr(none)
+    nothing = dataclasses.replace(failed, status=np.full((2, 3), Status.NON_FINITE))
+    assert "(2 subspaces x 3 images, 0 of 6 converged;" in repr(nothing)
+    assert "(2 subspaces x 0 images, all converged;" in repr(result[:, []])
+
+
+def test_the_text_of_many_solvers_is_cut():
+    solver = " | ".join([repr(solvers.DeepFool())] * 5)
+    _, line = repr(make_result(solver=solver)).split("\n")
+    assert len(line) < 140
+    assert line.startswith("  DeepFool(")
+    assert line.endswith("..., highest precision)")
+
+
+def test_a_table_has_a_row_for_each_pair():
+    statuses = np.array([[0, 1, 2], [3, 4, 0]], np.int32)
+    result = make_result(3, status=statuses)
+    frame = result.to_dataframe()
+    assert list(frame.columns) == ["subspace", "image", *ARRAYS]
+    assert len(frame) == 6
+    for place, row in enumerate(frame.to_dict("records")):
+        r, n = divmod(place, 3)
+        assert (row.pop("subspace"), row.pop("image")) == (r, n)
+        assert row.pop("status") == Status(statuses[r, n]).name.lower()
+        assert row == {name: getattr(result, name)[r, n] for name in row}
+    for name in ("margin", "label", "gap"):
+        assert frame[name].dtype == getattr(result, name).dtype
+    # The table is what pandas takes for granted: counts and medians by group, and memory of its own.
+    assert frame.groupby("subspace")["margin"].median().tolist() == np.median(result.margin, axis=1).tolist()
+    assert frame["status"].value_counts()["converged"] == 2
+    frame.loc[:, "margin"] = -1.0
+    assert (result.margin > 0).all()
+
+
+def test_a_table_is_written_as_parquet(tmp_path):
+    frame = with_status(make_result(), 1, 0, Status.NON_FINITE, np.nan).to_dataframe()
+    frame.to_parquet(tmp_path / "margins.parquet")
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "margins.parquet"), frame)
+
+
+def test_a_table_of_half_precision_has_numbers_that_pandas_has():
+    margin = make_result().margin.astype(jnp.bfloat16)
+    found = make_result(margin=margin).to_dataframe()["margin"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, margin.astype(np.float32).ravel())
+
+
+def test_a_table_needs_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"tables of margins can't be used without pandas: pip install 'hmt-jax\[tables\]', or '\.\[tables\]'",
+    ):
+        make_result().to_dataframe()
