@@ -58,6 +58,7 @@ class DiagonalMargins(config.Config):
         "robustness.json",
         "measurement.json",
         "margins.npz",
+        "margins.zarr",
         "history.png",
         "spectrum.png",
         "margins.png",

@@ -46,6 +46,7 @@ class GivenWeights(config.Config):
     results: ClassVar[tuple[str, ...]] = (
         "measurement.json",
         "margins.npz",
+        "margins.zarr",
         "margins.png",
         "compared.png",
         "baseline",

@@ -21,6 +21,7 @@ from experiments.config import training_devices
 from hmt_jax import checkpoints, data, models, training
 
 CLASSIFIER = "checkpoint.safetensors"
+STORE = "margins.zarr"
 
 
 def check(config, data_dir: str | None) -> None:
@@ -240,7 +241,7 @@ def _evaluate_robustness(config, dataset, windows, path) -> None:
 
 
 def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pathlib.Path, **more: Any) -> None:
-    """Measures images in the windows of a configuration.
+    """Measures images in the windows of a configuration, from where an interrupted run stopped.
 
     Writes the margins with all that they belong to, and how they were measured, with `more` beside.
     """
@@ -248,13 +249,15 @@ def measure(config, classifier, images: np.ndarray, labels: np.ndarray, path: pa
     started = time.perf_counter()
     num_pairs = len(windows) * len(images)
     with folder.reserved(path, 64 * num_pairs), _bar(num_pairs, "margins", "pair") as bar:  # more than FIELDS take
-        result = hmt_jax.measure_margins(
+        store = hmt_jax.measure_to_store(
             classifier,
             images,
             windows,
             config.solver,
+            path / STORE,
             progress=lambda num_finished, _: bar.update(num_finished - bar.n),
         )
+        result = store.read()
     folder.write_json(
         path / "measurement.json",
         {

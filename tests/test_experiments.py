@@ -67,6 +67,7 @@ def test_a_run_leaves_all_its_files(finished):
         "best.safetensors",
         "measurement.json",
         "margins.npz",
+        "margins.zarr",
         "summary.json",
         "margins.png",
         "checks.json",
