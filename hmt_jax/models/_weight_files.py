@@ -46,8 +46,8 @@ _END_OF_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 _ARRAYS_BY_NAME = "save its arrays, by PyTorch's names and in its layout, with np.savez"
 REMEDIES = {
     "a Git LFS pointer": "fetch the file itself with `git lfs pull`",
-    "a web page": "the download failed, download it again",
-    "empty": "the download or the copy failed, repeat it",
+    "a web page": "the download failed, so download it again",
+    "empty": "the download or the copy failed, so repeat it",
     "compressed": "unpack it first",
     "a single array of NumPy's": "save all arrays by name with np.savez",
     "a file of HDF5 or Keras": _ARRAYS_BY_NAME,
