@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tracemalloc
+import warnings
 import zipfile
 
 import jax
@@ -349,7 +350,8 @@ def test_state_dicts_without_arrays_are_named(state_dict):
 
 
 def test_numbers_and_words_beside_the_weights_are_left_out():
-    check_small(small_from_torch({**SMALL, "epoch": 3, "accuracy": 0.5, "name": "it", "best": None, "done": True}))
+    beside = {"epoch": 3, "accuracy": 0.5, "name": "it", "best": None, "done": True, "optimizers": [{"lr": 0.1}]}
+    check_small(small_from_torch(SMALL | beside))
 
 
 def test_a_head_that_is_elsewhere_is_beside_the_missing_one():
@@ -543,6 +545,36 @@ def test_other_copies_that_differ_are_not_chosen_among(copy, weights):
     with pytest.raises(ValueError, match=message):
         small_from_torch({"model": SMALL, **copy})
     check_small(small_from_torch({"model": SMALL, **copy}, weights="model"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_place_that_a_refusal_names_holds_one_of_the_copies(seed):
+    rng = np.random.default_rng(seed)
+    words = ["module", "_orig_mod", "model", "net", "ema", "linear", "0", "1"]
+    copies: dict[tuple, dict] = {}
+    while len(copies) < 3:
+        keys = tuple(rng.choice(words, size=rng.integers(0, 4)).tolist())
+        unwrapped = tuple(key for key in keys if key not in {"module", "_orig_mod"})
+        copies.setdefault(
+            unwrapped, {"keys": keys, "number": len(copies), "num_nested": rng.integers(0, len(keys) + 1)}
+        )
+    checkpoint: dict = {"optimizer": [{"lr": 0.1}]}
+    for copy in copies.values():
+        place = checkpoint
+        for key in copy["keys"][: copy["num_nested"]]:
+            place = place.setdefault(key, {})
+        place |= behind("".join(f"{key}." for key in copy["keys"][copy["num_nested"] :]), small_plus(copy["number"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((ValueError, UserWarning), match="weights=") as refusal:
+            small_from_torch(checkpoint)
+    places = re.findall(r"weights='(.*?)'", str(refusal.value))
+    biases = [models.to_torch(small_from_torch(checkpoint, weights=place))["linear.bias"][0] for place in places]
+    assert sorted(biases) == [small_plus(number)["linear.bias"][0] for number in range(3)]
+
+
+def small_plus(number):
+    return {name: array + number for name, array in SMALL.items()}
 
 
 def test_two_averages_are_not_chosen_among():

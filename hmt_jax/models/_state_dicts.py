@@ -113,7 +113,8 @@ def mappings(state_dict: Mapping) -> Iterator[tuple[tuple, dict[str, list[Entry]
         if isinstance(container, Mapping):
             entries: defaultdict[str, list[Entry]] = defaultdict(list)
             for key, value in container.items():
-                if isinstance(key, str) and not isinstance(value, Mapping):
+                holds_mappings = any(isinstance(part, Mapping) for _, part in _containers(value))
+                if isinstance(key, str) and not holds_mappings:
                     entries[_without_wrappers(key)].append(Entry(key, value))
             yield path, entries
 
