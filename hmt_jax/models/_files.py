@@ -111,10 +111,10 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     with readable(file), safe_open(path, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
         if HEADER not in metadata:
-            raise RefusedError(f"{file} was not written by hmt_jax.models.save: its metadata have no {HEADER!r} entry")
+            raise RefusedError(f"{file} was not written by hmt_jax.models.save: its metadata has no {HEADER!r} entry")
         header = json.loads(metadata[HEADER])
         if not isinstance(header, dict) or not isinstance(header.get("architecture"), dict):
-            raise RefusedError(f"{file} has no architecture in its metadata: write it anew with hmt_jax.models.save")
+            raise RefusedError(f"{file} has no architecture in its metadata: write it again with hmt_jax.models.save")
         arrays = read_tensors(file, tensors)
     with readable(file):
         graphdef, variables = _outline(header["architecture"])
