@@ -74,15 +74,28 @@ def _chosen_first(cpu, default):
         return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
     def forward(*arguments):
-        return function(*arguments), arguments
+        values = [argument.value for argument in arguments]
+        varied = {i: values[i] for i, argument in enumerate(arguments) if argument.perturbed}
+        fixed = {i: value for i, value in enumerate(values) if i not in varied}
+        return function(*values), (varied, fixed)
 
-    def backward(arguments, gradient):
+    def backward(residuals, gradient):
+        num_arguments = len(residuals[0]) + len(residuals[1])
+
         def pull_back(branch):
-            return lambda arguments, gradient: jax.vjp(branch, *arguments)[1](gradient)
+            def gradients(varied, fixed, gradient):
+                def by_varied(varied):
+                    arguments = fixed | varied
+                    return branch(*(arguments[i] for i in range(num_arguments)))
 
-        return jax.lax.platform_dependent(arguments, gradient, cpu=pull_back(cpu), default=pull_back(default))
+                return jax.vjp(by_varied, varied)[1](gradient)[0]
 
-    function.defvjp(forward, backward)
+            return gradients
+
+        gradients = jax.lax.platform_dependent(*residuals, gradient, cpu=pull_back(cpu), default=pull_back(default))
+        return tuple(gradients.get(i) for i in range(num_arguments))
+
+    function.defvjp(forward, backward, symbolic_zeros=True)
     return function
 
 

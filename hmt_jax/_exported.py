@@ -164,35 +164,20 @@ def export(classifier: Classifier, image_shape: ImageShape) -> tuple[list[np.nda
     Raises:
       ValueError: if the classifier can't be applied to such images, differentiated or exported.
     """
-    leaves, treedef = jax.tree.flatten(classifier)
-    keys = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
-    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    arrays = [np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-    image = jax.ShapeDtypeStruct(image_shape, _dtype_of_images(arrays))
-
-    def logits_of_one(arrays, image):
-        leaves = [
-            array if impl is None else jax.random.wrap_key_data(array, impl=impl)
-            for array, impl in zip(arrays, keys, strict=True)
-        ]
-        return logits_of(jax.tree.unflatten(treedef, leaves), image[None])[0]
-
     with _portable():
-        traced = jax.make_jaxpr(logits_of_one)(arrays, image)
-        # What a function closes over are arrays of the network, too.
-        arrays += [np.asarray(constant) for constant in traced.consts]
-
-        def network(arrays, image):
-            first, constants = arrays[: len(leaves)], arrays[len(leaves) :]
-            return jax.core.eval_jaxpr(traced.jaxpr, constants, *first, image)[0]
-
+        arrays, network, image = _taken_apart(classifier, image_shape)
+        with differentiated(classifier, jax.ShapeDtypeStruct((1, *image.shape), image.dtype)):
+            traced, (logits, pull_back) = jax.make_jaxpr(
+                lambda arrays, image: jax.vjp(functools.partial(network, arrays), image), return_shape=True
+            )(arrays, image)
         try:
-            serialized = _serialized(network, arrays, image)
+            serialized = _serialized(traced, pull_back, arrays, image, logits)
         except Exception as error:
             raise ValueError(
-                f"the classifier can't be exported: {reason(error)}; compute with jax.numpy and jax.lax alone"
+                f"the classifier can't be exported: {reason(error)}; compute with functions of jax.numpy and jax.lax "
+                "alone, without callbacks to Python"
             ) from error
-    return arrays, deserialized(image_shape, str(image.dtype), serialized), traced.out_avals[0].shape[0]
+    return arrays, deserialized(image_shape, str(image.dtype), serialized), logits.shape[0]
 
 
 def deserialized(image_shape: ImageShape, dtype: str, serialized: Functions) -> Network:
@@ -203,60 +188,84 @@ def deserialized(image_shape: ImageShape, dtype: str, serialized: Functions) -> 
     return Network(image_shape, dtype, serialized, functions)
 
 
-def _serialized(network, arrays, image) -> Functions:
-    """The serialized functions of a network, which maps arrays and an image to logits (L,)."""
+def _taken_apart(classifier, image_shape) -> tuple[list[np.ndarray], Callable, jax.ShapeDtypeStruct]:
+    """The arrays of a classifier; its function, from arrays and an image to logits (L,); and the image's type."""
+    leaves, treedef = jax.tree.flatten(classifier)
+    impls = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
+    numbers = [leaf if impl is None else jax.random.key_data(leaf) for leaf, impl in zip(leaves, impls, strict=True)]
+    arrays = [np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in numbers]
+    floating = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    image = jax.ShapeDtypeStruct(image_shape, functools.reduce(promoted, floating, np.dtype(np.float32)))
 
-    def of_one(arrays, image):
-        return jax.vjp(functools.partial(network, arrays), image)
+    def logits_of_one(arrays, image):
+        leaves = [
+            array if impl is None else jax.random.wrap_key_data(array, impl=impl)
+            for array, impl in zip(arrays, impls, strict=True)
+        ]
+        return logits_of(jax.tree.unflatten(treedef, leaves), image[None])[0]
 
-    with differentiated(network, image):
-        traced, (logits, kept) = jax.make_jaxpr(of_one, return_shape=True)(arrays, image)
-    depends = _depends(traced.jaxpr, [False] * len(arrays) + [True])[1:]
-    structure = jax.tree.structure(kept)
-    kept = jax.tree.leaves(kept)
+    traced = jax.make_jaxpr(logits_of_one)(arrays, image)
+
+    def network(arrays, image):
+        own, closed_over = arrays[: len(leaves)], arrays[len(leaves) :]
+        return jax.core.eval_jaxpr(traced.jaxpr, closed_over, *own, image)[0]
+
+    return arrays + [np.asarray(array) for array in traced.consts], network, image
+
+
+def _serialized(traced, pull_back, arrays, image, logits) -> Functions:
+    """The serialized functions of a network.
+
+    Args:
+      traced: the program that computes logits and their `pull_back` for one image, from arrays and an image.
+      pull_back, arrays, image, logits: the structures, shapes and types of its results and arguments.
+    """
+    leaves, structure = jax.tree.flatten(pull_back)
+    is_of_image = _depends(traced.jaxpr, [False] * len(arrays) + [True])[1:]
+
+    def parts(leaves):
+        return (
+            [leaf for leaf, of_image in zip(leaves, is_of_image, strict=True) if of_image],
+            [leaf for leaf, of_image in zip(leaves, is_of_image, strict=True) if not of_image],
+        )
 
     def forward(arrays, images):
         def of_one(image):
-            logits, *kept = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *arrays, image)
-            return logits, _where(depends, kept), _where([not each for each in depends], kept)
+            logits, *leaves = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *arrays, image)
+            return logits, *parts(leaves)
 
         return jax.vmap(of_one, out_axes=(0, 0, None))(images)
 
     def backward(of_images, of_arrays, gradients):
         def of_one(of_image, gradient):
-            parts = {True: iter(of_image), False: iter(of_arrays)}
-            pull_back = jax.tree.unflatten(structure, [next(parts[each]) for each in depends])
-            return pull_back(gradient)[0]
+            each = {True: iter(of_image), False: iter(of_arrays)}
+            return jax.tree.unflatten(structure, [next(each[of_image]) for of_image in is_of_image])(gradient)[0]
 
-        of_each_class = jax.vmap(of_one, (None, 0))
-        return jax.vmap(of_each_class, (0, 1), 1)(of_images, gradients)
+        of_every_class = jax.vmap(of_one, (None, 0))
+        return jax.vmap(of_every_class, (0, 1), 1)(of_images, gradients)
 
     num_images, num_gradients = jax.export.symbolic_shape("n, k")
 
-    def stacked(*lengths):
-        return lambda array: jax.ShapeDtypeStruct((*lengths, *array.shape), array.dtype)
+    def many(array, *lengths):
+        return jax.ShapeDtypeStruct((*lengths, *array.shape), array.dtype)
 
-    arrays = jax.tree.map(stacked(), arrays)
-    images = stacked(num_images)(image)
-    of_images = jax.tree.map(stacked(num_images), _where(depends, kept))
-    of_arrays = _where([not each for each in depends], kept)
-    return Functions(
-        _export(forward, arrays, images),
-        _export(backward, of_images, of_arrays, stacked(num_gradients, num_images)(logits)),
-    )
+    of_image, of_arrays = parts(leaves)
+    of_images = [many(leaf, num_images) for leaf in of_image]
+    of_gradients = many(logits, num_gradients, num_images)
 
+    def serialized(platforms):
+        def export(function, *arguments):
+            return bytes(jax.export.export(jax.jit(function), platforms=platforms)(*arguments).serialize())
 
-def _export(function, *arguments) -> bytes:
-    """The function, serialized, for all platforms, or for that of this machine if others can't compute it."""
+        return Functions(
+            export(forward, [many(array) for array in arrays], many(image, num_images)),
+            export(backward, of_images, of_arrays, of_gradients),
+        )
+
     try:
-        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
-    except NotImplementedError:
-        exported = jax.export.export(jax.jit(function))(*arguments)
-    return bytes(exported.serialize())
-
-
-def _where(is_chosen, items) -> list:
-    return [item for item, chosen in zip(items, is_chosen, strict=True) if chosen]
+        return serialized(PLATFORMS)
+    except NotImplementedError:  # on one of them
+        return serialized((jax.export.default_export_platform(),))
 
 
 def _depends(jaxpr: Jaxpr, is_given: Sequence[bool]) -> list[bool]:
@@ -270,7 +279,7 @@ def _depends(jaxpr: Jaxpr, is_given: Sequence[bool]) -> list[bool]:
         if any(given := depends(equation.invars)):
             inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
             results = [True] * len(equation.outvars) if inner is None else _depends(inner.jaxpr, given)
-            known.update(_where(results, equation.outvars))
+            known.update(result for result, is_known in zip(equation.outvars, results, strict=True) if is_known)
     return depends(jaxpr.outvars)
 
 
@@ -287,12 +296,6 @@ def _portable() -> Iterator[None]:
             yield
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
-
-
-def _dtype_of_images(arrays) -> np.dtype:
-    """The widest floating type of the arrays, but at least float32."""
-    floating = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
-    return functools.reduce(promoted, floating, np.dtype(np.float32))
 
 
 def _is_key(leaf) -> bool:

@@ -132,7 +132,7 @@ def _to_bytes(header: Mapping, arrays: list[np.ndarray], serialized: _exported.F
 
     content = {name: np.frombuffer(function, np.uint8) for name, function in serialized._asdict().items()}
     # safetensors reads no types that NumPy lacks, and writes arrays that are not contiguous as if they were.
-    content |= {str(number): np.ascontiguousarray(_as_numpy_type(array)) for number, array in enumerate(arrays)}
+    content |= {str(number): np.asarray(_as_numpy_type(array), order="C") for number, array in enumerate(arrays)}
     text = json.dumps(header)
     return serialize(content, metadata={EXPORTED_HEADER: text, _CHECKSUM: _checksum(text, content)})
 
