@@ -25,10 +25,6 @@ from hmt_jax import _devices, _exported, _exported_files, attacks, classifiers, 
 from hmt_jax.margins import _sizes
 
 SHAPE = (5, 4, 2)
-NAMES = [
-    *("lenet", "logistic", "mlp", "resnet18", "resnet18_cifar", "resnet50_cifar", "vgg11", "vgg11_bn", "vgg11_cifar"),
-    *("vgg11_bn_cifar", "densenet121", "densenet121_cifar"),
-]
 
 
 class Weights(NamedTuple):
@@ -146,8 +142,6 @@ def test_lenet_is_exported_for_any_number_of_images(num_channels, path):
     classifier = exported(network, path, (14, 13, num_channels))
     original = classifiers.as_pytree(network)
     assert_same(classifier, original, random_images(3, 14, 13, num_channels, dtype="float32"))
-    images = random_images(64, 14, 13, num_channels, dtype="float32")
-    np.testing.assert_allclose(classifier(images), original(images), rtol=0, atol=1e-5)
 
 
 def random_weights_of(name, image_shape):
@@ -166,17 +160,31 @@ def random_weights_of(name, image_shape):
     return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(weights(leaf)), parameters))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMES] + ["vgg11_cifar"])
-def test_networks_are_exported_for_any_number_of_images_and_all_platforms(name):
-    image_shape = (32, 32, 3)
-    network = classifiers.as_pytree(random_weights_of(name, image_shape))
-    arrays, functions, num_classes = _exported.export(network, image_shape)
-    assert (num_classes, functions.platforms) == (4, ("cpu", "cuda", "tpu"))
-    classifier = _exported.ExportedClassifier([jnp.asarray(array) for array in arrays], functions)
-    assert_same(classifier, network, random_images(2, *image_shape, dtype="float32"))
+@pytest.mark.parametrize("name", ["vgg11_cifar", pytest.param("resnet18_cifar", marks=pytest.mark.slow)])
+def test_deep_networks_compute_the_same(name, path):
+    network = random_weights_of(name, (32, 32, 3))
+    classifier = exported(network, path, (32, 32, 3))
+    assert_same(classifier, classifiers.as_pytree(network), random_images(2, 32, 32, 3, dtype="float32"))
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet18_cifar", "vgg11_cifar"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("logistic", "mlp", "resnet18", "resnet18_cifar", "vgg11_bn", "vgg11_cifar"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50_cifar", "densenet121_cifar")),
+    ],
+)
+def test_networks_are_exported_for_all_platforms(name):
+    network = classifiers.as_pytree(
+        nnx.eval_shape(lambda: models.create(name, jax.random.key(0), image_shape=(32, 32, 3), num_classes=4))
+    )
+    # Arrays of the right shapes that take no memory.
+    network = jax.tree.map(lambda leaf: np.broadcast_to(np.ones((), leaf.dtype), leaf.shape), network)
+    _, exported_network, num_classes = _exported.export(network, (32, 32, 3))
+    assert (num_classes, exported_network.platforms) == (4, ("cpu", "cuda", "tpu"))
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg11_cifar"])
 def test_networks_are_lowered_by_jax_for_any_number_of_images(name):
     graph, parameters = nnx.split(random_weights_of(name, (32, 32, 3)))
     (number,) = jax.export.symbolic_shape("n")
