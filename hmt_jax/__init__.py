@@ -19,6 +19,7 @@ from hmt_jax import (
     subspaces,
     training,
 )
+from hmt_jax._exported_files import load_exported, save_exported
 from hmt_jax._images import PixelRangeWarning
 from hmt_jax._programs import cache_programs
 from hmt_jax.margins import (
@@ -52,12 +53,14 @@ __all__ = [
     "exact",
     "frequency",
     "lanes",
+    "load_exported",
     "measure_in_chunks",
     "measure_margin",
     "measure_margins",
     "measure_to_store",
     "models",
     "projections",
+    "save_exported",
     "solvers",
     "statistics",
     "subspaces",

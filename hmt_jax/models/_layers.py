@@ -60,7 +60,7 @@ def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 def flatten(images: jax.Array) -> jax.Array:
     """Images as vectors (N, D), channels first, in the order that PyTorch's linear layers read."""
-    return jnp.moveaxis(images, -1, 1).reshape(len(images), -1)
+    return jnp.moveaxis(images, -1, 1).reshape(images.shape[0], -1)
 
 
 def max_pool(images: jax.Array, size: int = 2, *, stride: int | None = None, padding: int = 0) -> jax.Array:
@@ -89,7 +89,7 @@ def avg_pool(images: jax.Array, size: int) -> jax.Array:
     """Means over adjoining size x size windows; rows and columns that do not fill a window are dropped."""
     height, width = (length // size for length in images.shape[1:3])
     whole = images[:, : height * size, : width * size]
-    return whole.reshape(len(images), height, size, width, size, -1).mean((2, 4))
+    return whole.reshape(images.shape[0], height, size, width, size, -1).mean((2, 4))
 
 
 def global_avg_pool(images: jax.Array) -> jax.Array:
