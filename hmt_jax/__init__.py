@@ -22,6 +22,7 @@ from hmt_jax import (
 from hmt_jax._images import PixelRangeWarning
 from hmt_jax._programs import cache_programs
 from hmt_jax.margins import MarginResult, bisect, measure_in_chunks, measure_margin, measure_margins
+from hmt_jax.models import from_torch_module
 from hmt_jax.solvers import Solution, Status
 
 #: The version of this library.
@@ -42,6 +43,7 @@ __all__ = [
     "data",
     "exact",
     "frequency",
+    "from_torch_module",
     "lanes",
     "measure_in_chunks",
     "measure_margin",
