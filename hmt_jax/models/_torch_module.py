@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 from jax.typing import ArrayLike
 
 from hmt_jax._checks import ImageShape, as_array, check_image_shape
@@ -47,17 +48,14 @@ class TorchClassifier:
     backend: Backend = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: jax.Array) -> Any:
-        check_statistics(
-            images.shape[1:],
-            (0,) if self.mean is None else self.mean,
-            (1,) if self.std is None else self.std,
-        )
+        image_shape = check_image_shape(images.shape[1:])
+        check_statistics(image_shape, (0,) if self.mean is None else self.mean, (1,) if self.std is None else self.std)
         images = images.astype(self.skeleton.dtype)
         if self.mean is not None:
             images -= jnp.broadcast_to(self.mean, images.shape).astype(images.dtype)
         if self.std is not None:
             images /= jnp.broadcast_to(self.std, images.shape).astype(images.dtype)
-        logits = _BACKENDS[self.backend_for(images.shape[1:])]
+        logits = _BACKENDS[self.backend_for(image_shape)]
         return logits(self.skeleton, self.tensors, jnp.moveaxis(images, -1, 1))
 
     def backend_for(self, image_shape: ImageShape) -> Backend:
@@ -135,12 +133,12 @@ def from_torch_module(
             raise ValueError(f"module's {name or type(part).__name__} is in training mode: call module.eval() first")
     _check_tensors(module)
     skeleton = Skeleton(module)
-    statistics = [
+    mean, std = (
         None if value is None else jnp.asarray(as_array(argument, value))
         for argument, value in (("mean", mean), ("std", std))
-    ]
-    _check_shapes(*statistics)
-    return TorchClassifier(skeleton.take_arrays(), *statistics, skeleton, backend)
+    )
+    _check_shapes(mean, std)
+    return TorchClassifier(skeleton.take_arrays(), mean, std, skeleton, backend)
 
 
 def _check_tensors(module):
@@ -156,7 +154,7 @@ def _check_tensors(module):
             f"module's parameters must be all float32 or all float64, got {' and '.join(sorted(dtypes))}: call "
             "module.float()"
         )
-    if "float64" in dtypes and not jax.config.jax_enable_x64:
+    if "float64" in dtypes and not jax.config.values["jax_enable_x64"]:
         raise ValueError(
             "module computes in float64, which JAX has off: call jax.config.update('jax_enable_x64', True) at the "
             "start, or module.float()"
@@ -191,13 +189,8 @@ def _by_callback(skeleton: Skeleton, tensors: Mapping[str, jax.Array], images: j
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _called(skeleton, num_bytes, num_classes, tensors, images):
     """Logits (N, num_classes) of images (N, channels, height, width), by PyTorch on the host."""
-    return jax.pure_callback(
-        functools.partial(skeleton.logits, num_bytes),
-        jax.ShapeDtypeStruct((len(images), num_classes), images.dtype),
-        tensors,
-        images,
-        vmap_method="expand_dims",
-    )
+    shape = (len(images), num_classes)
+    return _on_host(functools.partial(skeleton.logits, num_bytes), shape, tensors, images)
 
 
 def _called_forward(skeleton, num_bytes, num_classes, tensors, images):
@@ -214,15 +207,25 @@ def _called_backward(skeleton, num_bytes, num_classes, kept, cotangents):
     tensors, images = kept
     if isinstance(cotangents, jax.custom_derivatives.SymbolicZero):
         return None, jnp.zeros_like(images)
-    gradients = jax.pure_callback(
-        functools.partial(skeleton.pull_back, num_bytes),
-        jax.ShapeDtypeStruct(images.shape, images.dtype),
+    pull_back = functools.partial(skeleton.pull_back, num_bytes)
+    return None, _on_host(pull_back, images.shape, tensors, images, cotangents)
+
+
+def _on_host(function, shape, tensors, images, *others):
+    """The array of a shape and of the type of the images that a function of arrays on the host returns."""
+    result = jax.ShapeDtypeStruct(shape, images.dtype)
+
+    def write(_, out, *buffers):
+        np.asarray(out)[...] = function(*buffers)
+
+    # On CPUs, `jax.pure_callback` would copy all weights in every call, by threads that may all wait for callbacks.
+    return jax.lax.platform_dependent(
         tensors,
         images,
-        cotangents,
-        vmap_method="expand_dims",
+        *others,
+        cpu=buffer_callback(write, result, vmap_method="expand_dims"),
+        default=lambda *arguments: jax.pure_callback(function, result, *arguments, vmap_method="expand_dims"),
     )
-    return None, gradients
 
 
 _called.defvjp(_called_forward, _called_backward, symbolic_zeros=True)
@@ -230,7 +233,7 @@ _called.defvjp(_called_forward, _called_backward, symbolic_zeros=True)
 _BACKENDS = {"torchax": _by_torchax, "callback": _by_callback}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _faster(skeleton: Skeleton, image_shape: tuple[int, ...]) -> Backend:
     """The backend in which the gradient of one logit takes less time for an image (channels, height, width)."""
     if importlib.util.find_spec("torchax") is None:
@@ -240,7 +243,7 @@ def _faster(skeleton: Skeleton, image_shape: tuple[int, ...]) -> Backend:
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         try:
             translated = thread.submit(_seconds, "torchax", skeleton, image_shape).result()
-        except LogitsError as error:
+        except Exception as error:  # of torchax or JAX; if the images are at fault, PyTorch will say so, too
             _LOG.info("a PyTorch module is called back: %s", error)
             return "callback"
         called = thread.submit(_seconds, "callback", skeleton, image_shape).result()
@@ -264,7 +267,7 @@ def _seconds(backend, skeleton, image_shape) -> float:
         def gradient(tensors, images):
             return jax.grad(lambda images: _BACKENDS[backend](skeleton, tensors, images)[0, 0])(images)
 
-        durations = []
+        durations: list[float] = []
         while len(durations) < 4 and sum(durations[1:]) < 1:
             started = time.perf_counter()
             jax.block_until_ready(gradient(tensors, images))

@@ -39,7 +39,24 @@ _DTYPES = {
     13: "bfloat16",
 }
 _MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
-_OF_SHAPES = ("add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")
+_OF_SHAPES = (
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "mod",
+    "neg",
+    "truediv",
+    "pow",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and_",
+    "or_",
+)
 
 
 class _Value(NamedTuple):
@@ -211,7 +228,7 @@ def _node(file, node) -> _Node:
         re.fullmatch(rf"_operator\.({'|'.join(_OF_SHAPES)})", target),
         re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target),
     )
-    overload = None
+    overload: Any = None
     if aten:
         overload = getattr(getattr(torch.ops.aten, aten[1], None), aten[2], None)
     # Operations of ATen compute, except those that take the name of a file.
@@ -229,15 +246,10 @@ def _node(file, node) -> _Node:
     outputs = tuple(name for each in node["outputs"] for name in _names_of(file, target, each))
     if arithmetic:
         return _Node(target, tuple(given.values()), {}, outputs)
-    # Defaults are not in the file, and torchax does not know them.
-    arguments: tuple = ()
-    keywords = {}
-    for each in overload._schema.arguments:
-        value = given.pop(each.name, each.default_value)
-        if each.kwarg_only:
-            keywords[each.name] = value
-        else:
-            arguments += (value,)
+    # Defaults are not in the file, and torchax does not know those of arguments by position.
+    positions = [each for each in overload._schema.arguments if not each.kwarg_only]
+    arguments = tuple(given.pop(each.name, each.default_value) for each in positions)
+    keywords = {each.name: given.pop(each.name) for each in overload._schema.arguments if each.name in given}
     if given:
         raise file.refuse(f"passes {target} an argument that it does not take, {next(iter(given))}")
     return _Node(target, arguments, keywords, outputs)

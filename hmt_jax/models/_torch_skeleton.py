@@ -9,6 +9,7 @@ import pickle
 import threading
 import traceback
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -139,6 +140,11 @@ class Skeleton:
             raise ValueError(_paths.reason(error)) from error
         if not torch.equal(state, self._random_state()):
             raise LogitsError(_RANDOM)
+        if changed := [name for name, each in tensors.items() if each._version]:
+            raise LogitsError(
+                f"the classifier changes its {changed[0]} when it is called, in evaluation mode: let the module's "
+                "forward leave its buffers as they are"
+            )
         return Outcome(logits, sum(kept.values()))
 
     def by_torchax(self, tensors: Mapping[str, jax.Array], images: jax.Array) -> Any:
@@ -151,17 +157,20 @@ class Skeleton:
         import torchax
         from torch.func import functional_call
 
-        with _TORCHAX, self._lock:
+        with _TORCHAX, self._lock, warnings.catch_warnings():
+            # It asks for indices in int64, which JAX makes int32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
             environment = torchax.default_env()
             key = jax.random.key(0)
             with environment.override_property(prng=key):
                 try:
-                    with environment:
+                    # torchax relies on both, whatever the user has set.
+                    with environment, jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
                         arguments = environment.j2t_iso((dict(tensors), images))
                         outputs = functional_call(self._module, arguments[0], arguments[1:])
                         outputs = environment.t2j_iso(outputs)
                 except Exception as error:  # of torchax, JAX or PyTorch
-                    self.try_out(images.shape[1:])  # it raises if the images are at fault
+                    self.try_out(images.shape[1:])  # which raises if the images are at fault
                     raise LogitsError(
                         f"classifier uses {_operation_at(error)}, which torchax {torchax.__version__} can't translate "
                         f"to JAX ({_paths.reason(error)}): make it with backend='callback', which leaves it in PyTorch"
@@ -174,7 +183,7 @@ class Skeleton:
         """Logits (..., N, L) of images (..., N, channels, height, width), by PyTorch, on the host."""
         import torch
 
-        given = self._as_torch(tensors)
+        given, images = self._as_torch(tensors), np.asarray(images)
         with torch.no_grad():
             batches = [self._call(given, batch).cpu() for batch in self._batches(images, num_bytes)]
         logits = torch.cat(batches).numpy()
@@ -191,23 +200,23 @@ class Skeleton:
         """
         import torch
 
-        given = self._as_torch(tensors)
+        given, images, cotangents = self._as_torch(tensors), np.asarray(images), np.asarray(cotangents)
         before, after = images.shape[:-4], cotangents.shape[:-2]
         axes = np.broadcast_shapes(before, after)
         # Axes along which there are several cotangents for one image come first.
         repeated = [axis for axis, length in enumerate(before) if length == 1 < axes[axis]]
         shared = [axis for axis in range(len(axes)) if axis not in repeated]
         order = [*repeated, *shared]
-        rows = np.broadcast_to(np.asarray(cotangents), (*axes, *cotangents.shape[-2:]))
+        rows = np.broadcast_to(cotangents, (*axes, *cotangents.shape[-2:]))
         rows = np.moveaxis(rows, order, range(len(order)))
         num_images = int(np.prod(before)) * images.shape[-4]
-        rows = torch.tensor(rows.reshape(-1, num_images, rows.shape[-1]), device=self._device)
+        given_rows = torch.tensor(rows.reshape(-1, num_images, rows.shape[-1]), device=self._device)
         gradients = []
         with torch.enable_grad():
             first = 0
             for batch in self._batches(images, num_bytes):
                 logits = self._call(given, batch.requires_grad_())
-                own = rows[:, first : first + len(batch)]
+                own = given_rows[:, first : first + len(batch)]
                 gradients.append(torch.stack([_gradient(logits, batch, row) for row in own]).cpu())
                 first += len(batch)
         flat = torch.cat(gradients, dim=1).numpy()
