@@ -31,6 +31,7 @@ from hmt_jax.margins import (
     measure_margins,
     measure_to_store,
 )
+from hmt_jax.models import from_torch_module
 from hmt_jax.solvers import Solution, Status
 
 #: The version of this library.
@@ -52,6 +53,7 @@ __all__ = [
     "data",
     "exact",
     "frequency",
+    "from_torch_module",
     "lanes",
     "load_exported",
     "measure_in_chunks",
