@@ -779,7 +779,8 @@ def test_the_limits_of_size_are_those_of_pytorch(name, least, greatest):
 def test_modules_of_pytorch_are_told_of_their_way():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     with pytest.raises(
-        TypeError, match=r"^classifier is a PyTorch module, .*: pass hmt_jax\.models\.from_torch\(name, m"
+        TypeError,
+        match=r"^classifier is a PyTorch module, .*: pass hmt_jax\.from_torch_module\(module\), or hmt_jax\.m",
     ):
         hmt_jax.measure_margins(module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)))
     with pytest.raises(

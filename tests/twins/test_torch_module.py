@@ -204,14 +204,22 @@ def test_large_batches_are_split(monkeypatch):
 def test_many_devices_do_not_wait_for_each_other():
     """Weights so large that JAX copies them in threads, which all callbacks would wait for, if it copied them."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(2 * 64 * 64, 64), nn.Tanh(), nn.Linear(64, 3)).eval()
-    images = random_images(1, 64, 64, 2)
+    hidden = [nn.Linear(512, 512) for _ in range(12)]
+    module = nn.Sequential(nn.Flatten(), nn.Linear(512, 512), *hidden, nn.Tanh(), nn.Linear(512, 3)).eval()
+    images = random_images(8, 16, 16, 2)
     classifier = hmt_jax.from_torch_module(module, backend="callback")
     expected = module(torch.tensor(images).permute(0, 3, 1, 2)).detach()
-    gradient = jax.jit(jax.value_and_grad(lambda images, classifier: classifier(images)[0, 0]))
-    everywhere = [jax.device_put((images, classifier), device) for device in jax.devices()]
-    for value, _ in [gradient(*each) for each in everywhere * 4]:
-        np.testing.assert_allclose(value, expected[0, 0], rtol=1e-5)
+    mesh, spec = jax.sharding.Mesh(jax.devices(), ("devices",)), jax.sharding.PartitionSpec
+    program = jax.jit(
+        jax.shard_map(
+            lambda classifier, images: classifier(images),
+            mesh=mesh,
+            in_specs=(spec(), spec("devices")),
+            out_specs=spec("devices"),
+        )
+    )
+    for _ in range(4):
+        np.testing.assert_allclose(program(classifier, images), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
