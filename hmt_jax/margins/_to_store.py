@@ -248,9 +248,11 @@ def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, pro
     # A chunk is written while the next one is measured.
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hmt_jax-write") as writer:
         written: concurrent.futures.Future | None = None
-        for number, chunk in _numbered(plan, store, None if is_stream else missing):
+        chunks = _numbered(plan, store, None if is_stream else missing)
+        for number, chunk in chunks:
             num_read += chunk.num_images
             if number >= store.num_chunks or chunk.num_images != _length(store, number):
+                next(chunks, None)  # if an error has ended the stream, it is raised here
                 break
             if number in measured:
                 _check_images(store, number, chunk)
