@@ -13,6 +13,7 @@ from hmt_jax import _programs
 from hmt_jax.classifiers import Classifier, traced_logits_of
 
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")  # of an object, as Python writes it
+_SET = re.compile(r"\{([^{}]*)\}")  # the items of a set, in an order that differs between processes
 _CALLBACK = re.compile(r"index = \d+ : ui64")  # its number in this process, as JAX writes it
 
 
@@ -57,6 +58,7 @@ def kind_of(classifier: Any) -> str:
 def of_subspace(subspace: Any, dimension: int) -> dict[str, Any]:
     """The kind and the dimension of a subspace, and a checksum of all its values, as JSON can hold them."""
     structure = ADDRESS.sub("", str(jax.tree.structure(subspace)))
+    structure = _SET.sub(lambda found: str(sorted(found[1].split(", "))), structure)
     kind = type(subspace).__qualname__
     return {
         "kind": kind,

@@ -412,6 +412,20 @@ class Affine(equinox.Module):
         return self.function(images.reshape(len(images), -1) @ self.kernel) * self.factor
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Channel(subspaces.Subspace):
+    channel: jax.Array
+    image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+    names: frozenset = dataclasses.field(default=frozenset({"a", "b", "c", "d"}), metadata={"static": True})
+
+    def coordinates(self, image):
+        return image[:, :, self.channel].reshape(-1)
+
+    def embed(self, z):
+        return jnp.zeros(self.image_shape, z.dtype).at[:, :, self.channel].set(z.reshape(self.image_shape[:2]))
+
+
 def identities():
     """Checksums of classifiers of many kinds and of subspaces, by name."""
     kernel = jnp.ones((40, 4))
@@ -424,7 +438,8 @@ def identities():
     }
     assert [_identity.kind_of(each) for each in classifiers.values()] == list(classifiers)
     found = {name: identity(each) for name, each in classifiers.items()}
-    return found | {"a window": _identity.of_subspace(diagonal()[0], 8)}
+    own = Channel(jnp.asarray(1), SHAPE)
+    return found | {"subspaces": [_identity.of_subspace(each, 8) for each in (diagonal()[0], own)]}
 
 
 def start(code, *arguments, **environment):
