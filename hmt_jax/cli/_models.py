@@ -5,7 +5,11 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
+
+import jax
+import numpy as np
 
 import hmt_jax
 from hmt_jax import models
@@ -35,6 +39,17 @@ class Model:
         Raises:
           ValueError: if there is no such model, or it can't be loaded.
         """
+        made = self._loaded(image_shape)
+        try:
+            jax.eval_shape(made, jax.ShapeDtypeStruct((1, *image_shape), np.float32))
+        except Exception as error:
+            raise ValueError(
+                f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
+                f"{reason(error)}): give it images of its shape, with --resize and --crop for instance, or correct it"
+            ) from error
+        return made
+
+    def _loaded(self, image_shape) -> Any:
         if self.text in models.names():
             return self._of_weights(image_shape)
         if self.weights is not None:
@@ -79,7 +94,7 @@ class Model:
         function = _imported(place, name)
         if not callable(function):
             raise ValueError(f"{self.text} is no function, but {type(function).__name__}")
-        made = function()
+        made = _executed(function, f"{self.text} fails when it is called without arguments")
         if _is_torch_module(made):
             return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
         if not callable(made):
@@ -113,21 +128,22 @@ def _imported(place: str, name: str) -> Any:
         # As Python does for a script: it finds modules that lie beside it, and classes their module.
         sys.modules["hmt_model"] = module
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-        _executed(lambda: loader.exec_module(module), place)
+        _executed(lambda: loader.exec_module(module), f"{place} can't be imported")
     else:
         sys.path.insert(0, os.getcwd())
-        module = _executed(lambda: importlib.import_module(place), place)
+        module = _executed(lambda: importlib.import_module(place), f"{place} can't be imported")
     if not hasattr(module, name):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_") or "none"
         raise ValueError(f"{place} has no function {name!r}; it has {functions}")
     return getattr(module, name)
 
 
-def _executed(function, place: str) -> Any:
+def _executed(function: Callable[[], Any], what: str) -> Any:
+    """What the user's code returns."""
     try:
         return function()
-    except Exception as error:
-        raise ValueError(f"{place} can't be imported ({type(error).__name__}: {reason(error)})") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} ({type(error).__name__}: {reason(error)}); --debug shows where") from error
 
 
 def _is_torch_module(value: Any) -> bool:
