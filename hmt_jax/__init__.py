@@ -19,6 +19,7 @@ from hmt_jax import (
     subspaces,
     training,
 )
+from hmt_jax._exported_files import load_exported, save_exported
 from hmt_jax._images import PixelRangeWarning
 from hmt_jax._programs import cache_programs
 from hmt_jax.margins import (
@@ -30,6 +31,7 @@ from hmt_jax.margins import (
     measure_margins,
     measure_to_store,
 )
+from hmt_jax.models import from_torch_module
 from hmt_jax.solvers import Solution, Status
 
 #: The version of this library.
@@ -51,13 +53,16 @@ __all__ = [
     "data",
     "exact",
     "frequency",
+    "from_torch_module",
     "lanes",
+    "load_exported",
     "measure_in_chunks",
     "measure_margin",
     "measure_margins",
     "measure_to_store",
     "models",
     "projections",
+    "save_exported",
     "solvers",
     "statistics",
     "subspaces",

@@ -1,7 +1,9 @@
 """The devices that things run on, and errors that mean that their memory is full."""
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ import jax
 _OUT_OF_MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|out[ _]?of[ _]?memory|failed to allocate|alloc_failed|bad_alloc", re.IGNORECASE
 )
+
+_FOR_ALL_PLATFORMS: contextvars.ContextVar[bool] = contextvars.ContextVar("_FOR_ALL_PLATFORMS", default=False)
 
 
 def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
@@ -40,11 +44,59 @@ def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """The result of `cpu` on CPU, and of `default` elsewhere, as `jax.lax.platform_dependent` returns it.
 
-    If there are no other devices than CPUs, only `cpu` is traced.
+    If there are no other devices than CPUs, only `cpu` is traced, except `for_all_platforms`.
     """
+    if _FOR_ALL_PLATFORMS.get():
+        return _chosen_first(cpu, default)(*arguments)
     if jax.default_backend() == "cpu":
         return cpu(*arguments)
     return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
+
+
+@contextlib.contextmanager
+def for_all_platforms() -> Iterator[None]:
+    """A context in which what is traced may run on other platforms than those of this machine."""
+    token = _FOR_ALL_PLATFORMS.set(True)
+    try:
+        yield
+    finally:
+        _FOR_ALL_PLATFORMS.reset(token)
+
+
+def _chosen_first(cpu, default):
+    """The function that `by_platform` computes, which chooses before it differentiates.
+
+    The derivative of a choice would keep what either branch keeps, for both of them.
+    """
+
+    @jax.custom_vjp
+    def function(*arguments):
+        return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
+
+    def forward(*arguments):
+        values = [argument.value for argument in arguments]
+        varied = {i: values[i] for i, argument in enumerate(arguments) if argument.perturbed}
+        fixed = {i: value for i, value in enumerate(values) if i not in varied}
+        return function(*values), (varied, fixed)
+
+    def backward(residuals, gradient):
+        num_arguments = len(residuals[0]) + len(residuals[1])
+
+        def pull_back(branch):
+            def gradients(varied, fixed, gradient):
+                def by_varied(varied):
+                    arguments = fixed | varied
+                    return branch(*(arguments[i] for i in range(num_arguments)))
+
+                return jax.vjp(by_varied, varied)[1](gradient)[0]
+
+            return gradients
+
+        gradients = jax.lax.platform_dependent(*residuals, gradient, cpu=pull_back(cpu), default=pull_back(default))
+        return tuple(gradients.get(i) for i in range(num_arguments))
+
+    function.defvjp(forward, backward, symbolic_zeros=True)
+    return function
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -66,7 +66,7 @@ class _Linen:
             ) from error
 
 
-class _LogitsError(ValueError):
+class LogitsError(ValueError):
     """An error whose message is finished: other classifiers around the one it is about pass it on unchanged."""
 
 
@@ -107,8 +107,8 @@ def as_pytree(classifier: Classifier) -> Classifier:
         )
     if any(base.__module__.startswith("torch.nn.") for base in type(classifier).__mro__):
         raise TypeError(
-            "classifier is a PyTorch module, which JAX can't differentiate: pass hmt_jax.models.from_torch(name, "
-            "module.state_dict(), ...), with the name of its architecture"
+            "classifier is a PyTorch module, which JAX can't differentiate: pass hmt_jax.from_torch_module(module), or "
+            "hmt_jax.models.from_torch(name, module.state_dict(), ...) if hmt_jax has its architecture"
         )
     if isinstance(classifier, linen.Module):
         return _linen_classifier(classifier)
@@ -182,36 +182,36 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     attributes = _attributes_of_modules_within(classifier)
     try:
         logits = classifier(images)
-    except _LogitsError:
+    except LogitsError:
         raise
     except errors.TraceContextError as error:
         for module, values in attributes:  # Flax removes attributes before it finds that it can't write them
             vars(module).clear()
             vars(module).update(values)
         reason = str(error).partition(" (http")[0]
-        raise _LogitsError(
+        raise LogitsError(
             f"the classifier is a function that changes a Flax NNX module when it is called ({reason}): call "
             "module.eval() first if the module is in training mode, or pass the module itself as the classifier"
         ) from error
     except (TypeError, ValueError, NotImplementedError) as error:  # JAX's: products, convolutions, missing rules
         raise _cannot_be_applied(classifier, images, error) from error
     if not isinstance(logits, jax.Array | np.ndarray):
-        raise _LogitsError(
+        raise LogitsError(
             f"classifier must return one array, its logits (N, L), got {type(logits).__name__}: wrap it in a function "
             "that returns them alone"
         )
     if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise _LogitsError(
+        raise LogitsError(
             f"classifier must map images (N, height, width, channels) to logits (N, L); for N = {len(images)} it "
             f"returned {logits.shape}{_remedy_for_shape(classifier, images, logits)}"
         )
     if logits.shape[1] < 2:
-        raise _LogitsError(
+        raise LogitsError(
             "classifier has one class only, so that no label can change; return two logits for a binary classifier, "
             "such as (0, logit)"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise _LogitsError(f"classifier must return logits in floating point, before any argmax, got {logits.dtype}")
+        raise LogitsError(f"classifier must return logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
 
 
@@ -229,13 +229,13 @@ def differentiated(classifier: Classifier, images: Any) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, _LogitsError) or not re.search(_NO_DERIVATIVE, str(error)):
+        if isinstance(error, LogitsError) or not re.search(_NO_DERIVATIVE, str(error)):
             raise
         raise _cannot_be_applied(classifier, images, error) from error
 
 
-def _cannot_be_applied(classifier, images, error) -> _LogitsError:
-    return _LogitsError(
+def _cannot_be_applied(classifier, images, error) -> LogitsError:
+    return LogitsError(
         f"classifier can't be applied to images of shape (N, {', '.join(map(str, images.shape[1:]))}): "
         f"{_reason_of(error)}; {_remedy(classifier, images, error)}"
     )
@@ -405,7 +405,7 @@ def _call_nnx(graphdef, state, images):
     logits = module(images)
     is_written = any(old is not new for old, new in zip(before, _changed_by_training(module), strict=True))
     if is_written and _is_training(graphdef, state, images):
-        raise _LogitsError(
+        raise LogitsError(
             "the classifier is in training mode: a call updates its batch statistics, or draws random numbers; pass a "
             "function that calls it with the argument that turns this off, such as train=False"
         )

@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import re
 import sys
 import tracemalloc
+import warnings
 import zipfile
 
 import jax
@@ -328,17 +330,67 @@ def test_a_state_dict_that_does_not_fit_is_told_everything_at_once():
     weights["fc1.weight"] = weights["fc1.weight"].T
     with pytest.raises(
         ValueError,
-        match=r"^the state dict does not fit lenet: missing: conv1\.bias \(6,\), fc2\.weight \(84, 120\); "
-        r"unexpected: bn1\.weight \(6,\); "
-        r"wrongly shaped: conv2\.weight \(6, 5, 5, 16\) instead of \(16, 6, 5, 5\), "
-        r"fc1\.weight \(400, 120\) instead of \(120, 400\)$",
+        match=r"^the state dict does not fit lenet:\n"
+        r"  lenet                       the state dict\n"
+        r"  conv2\.weight \(16, 6, 5, 5\)  conv2\.weight \(6, 5, 5, 16\)\n"
+        r"  fc1\.weight \(120, 400\)       fc1\.weight \(400, 120\)\n"
+        r"  conv1\.bias \(6,\)             -\n"
+        r"  fc2\.weight \(84, 120\)        -\n"
+        r"  -                           bn1\.weight \(6,\)$",
+    ):
+        models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
+
+
+@pytest.mark.parametrize("state_dict", [{}, {"epoch": 3, "name": "logistic"}, {"state_dict": {}}])
+def test_state_dicts_without_arrays_are_named(state_dict):
+    with pytest.raises(
+        ValueError, match=r"^the state dict holds no arrays by name: pass the weights of the network, as"
+    ):
+        small_from_torch(state_dict)
+
+
+def test_numbers_and_words_beside_the_weights_are_left_out():
+    beside = {"epoch": 3, "accuracy": 0.5, "name": "it", "best": None, "done": True, "optimizers": [{"lr": 0.1}]}
+    check_small(small_from_torch(SMALL | beside))
+
+
+def test_a_head_that_is_elsewhere_is_beside_the_missing_one():
+    weights = {"backbone.layers.0.weight": np.ones((3, 4)), "backbone.layers.0.bias": np.ones(3)}
+    weights |= {"head.layers.1.weight": np.ones((5, 3)), "head.layers.1.bias": np.ones(5)}
+    message = (
+        r"^the state dict does not fit mlp:\n  mlp +the state dict\n"
+        r"  backbone\.layers\.1\.bias \(5,\) +head\.layers\.1\.bias \(5,\)\n"
+        r"  backbone\.layers\.1\.weight \(5, 3\) +head\.layers\.1\.weight \(5, 3\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(weights, "mlp", num_hidden=(3,))
+    del weights["head.layers.1.weight"]
+    with pytest.raises(ValueError, match=r"\n  backbone\.layers\.1\.bias \(\?,\) +-\n.*weight \(\?, 3\) +-\n  - +head"):
+        small_from_torch(weights, "mlp", num_hidden=(3,))
+
+
+def test_missing_arrays_are_beside_the_unexpected_ones_that_they_may_be():
+    weights = lenet_weights(np.random.default_rng(0), 1, 400, num_classes=10)
+    # The last two have the shapes of each other's counterparts in other layers, and are told apart by their names.
+    for name in ("fc1.weight", "fc1.bias", "conv1.bias"):
+        weights["my_" + name] = weights.pop(name)
+    weights["threshold"] = np.ones(120)
+    with pytest.raises(
+        ValueError,
+        match=r"^the state dict does not fit lenet:\n"
+        r"  lenet +the state dict\n"
+        r"  conv1\.bias \(6,\) +my_conv1\.bias \(6,\)\n"
+        r"  fc1\.bias \(120,\) +my_fc1\.bias \(120,\)\n"
+        r"  fc1\.weight \(120, 400\) +my_fc1\.weight \(120, 400\)\n"
+        r"  - +threshold \(120,\)$",
     ):
         models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
 
 
 def test_of_many_faults_of_a_state_dict_the_first_are_told():
     message = (
-        r"does not fit resnet18: missing: (\S+ \([\d, ]+\),? ){4}and \d+ more; unexpected: (x\d \(\),? ){4}and 3 more$"
+        r"does not fit resnet18:\n  resnet18 +the state dict\n(  \S+ \([\d, ]+\) +-\n){4}(  - +x\d \(\)\n){4}"
+        r"  and 98 more missing, 3 more unexpected$"
     )
     with pytest.raises(ValueError, match=message):
         models.from_torch(
@@ -350,9 +402,33 @@ def test_the_number_of_classes_is_checked_if_given():
     weights = {"linear.weight": np.zeros((5, 4)), "linear.bias": np.zeros(5)}
     with pytest.raises(
         ValueError,
-        match=r"wrongly shaped: linear\.bias \(5,\) instead of \(3,\), linear\.weight \(5, 4\) instead of \(3, 4\)$",
+        match=r"^the state dict does not fit logistic with num_classes=3: its weights have num_classes=5; leave "
+        r"num_classes out to take that$",
     ):
-        models.from_torch("logistic", weights, image_shape=(2, 2, 1), mean=(0,), std=(1,), num_classes=3)
+        small_from_torch(weights, num_classes=3)
+    with pytest.raises(ValueError, match=r"^num_classes must be at least 1, got 0$"):
+        small_from_torch(weights, num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "fitting", "shape"),
+    [
+        ((28, 28, 3), (28, 28, 1), (28, 28, 1)),
+        ((32, 32, 1), (28, 28, 1), (28, 28, 1)),
+        ((28, 28, 1), (30, 31, 3), (28, 28, 3)),  # the least of those that fit
+        ((28, 28, 1), (16, 20, 1), None),  # of no square
+    ],
+)
+def test_the_image_shape_that_weights_fit_is_named(image_shape, fitting, shape):
+    pooled = [(length // 2 - 4) // 2 for length in fitting[:2]]
+    weights = lenet_weights(np.random.default_rng(0), fitting[2], 16 * pooled[0] * pooled[1], num_classes=10)
+    classifier = small_from_torch(weights, "lenet", image_shape=fitting)
+    start = rf"^the state dict does not fit lenet with image_shape={re.escape(str(image_shape))}: it fits image_shape="
+    message = "^the state dict does not fit lenet:\n  lenet" if shape is None else start + re.escape(f"{shape}\n  len")
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(weights, "lenet", image_shape=image_shape)
+    if shape:
+        check_small(small_from_torch(weights, "lenet", image_shape=shape), models.to_torch(classifier))
 
 
 @pytest.mark.parametrize("image_shape", [(8, 8), (8, 8, 0), (1, 8, 8, 1)])
@@ -426,40 +502,164 @@ AVERAGED = {name: array + 1 for name, array in SMALL.items()}
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("key", "averaged_key"),
     [
         ("state_dict", "state_dict_ema"),
         ("model", "model_ema"),
         ("model_state_dict", "ema"),
         ("net", "swa"),
-        ("ema", "state_dict"),
+        ("semantic", "shadow"),
     ],
 )
-def test_averaged_weights_beside_the_others_are_not_chosen_among_in_silence(keys):
-    first, second = keys
-    checkpoint = {"epoch": 3, first: SMALL, second: behind("module.", AVERAGED)}
+@pytest.mark.parametrize("is_averaged_first", [False, True])
+def test_averages_are_taken_with_a_warning_that_names_the_others(key, averaged_key, is_averaged_first):
+    pairs = [(key, SMALL), (averaged_key, behind("module.", AVERAGED))]
+    checkpoint = {"epoch": 3, **dict(pairs[::-1] if is_averaged_first else pairs)}
     message = (
-        rf"^the state dict holds weights twice, and their linear\.(weight|bias) differ: pass one of the two by itself, "
-        rf"checkpoint\['{first}'\] or checkpoint\['{second}'\]$"
+        "^the state dict holds averages of the weights beside the weights themselves: the averages are taken; pass "
+        f"weights='{averaged_key}' to say so, or weights='{key}' for the others$"
     )
-    with pytest.raises(ValueError, match=message):
-        small_from_torch(checkpoint)
-    check_small(small_from_torch(checkpoint[first]))
-    check_small(small_from_torch(checkpoint[second]), AVERAGED)
+    with pytest.warns(UserWarning, match=message):
+        check_small(small_from_torch(checkpoint), AVERAGED)
+    check_small(small_from_torch(checkpoint, weights=key))
+    check_small(small_from_torch(checkpoint, weights=averaged_key), AVERAGED)
     # Equal ones leave nothing to choose, and one is no choice.
-    check_small(small_from_torch({first: SMALL, second: behind("module.", SMALL)}))
-    check_small(small_from_torch({"epoch": 3, second: {"weights": SMALL}, "optimizer": {"lr": 0.1, "state": {0: {}}}}))
+    check_small(small_from_torch({key: SMALL, averaged_key: behind("module.", SMALL)}))
+    check_small(small_from_torch({"epoch": 3, averaged_key: {"weights": SMALL}, "optimizer": {"state": {0: {}}}}))
 
 
 @pytest.mark.parametrize(
-    ("average", "key"),
-    [((AVERAGED, 0.99), "ema"), ([AVERAGED], "emas"), ([0.99, [{"weights": AVERAGED}]], "others")],
+    ("copy", "weights"),
+    [
+        ({"others": [0.99, [{"weights": AVERAGED}]]}, "others"),
+        ({"teacher": behind("net.", AVERAGED)}, "teacher"),
+        # Averages of the parameters alone, without what batch norm counts: the network is not whole with them.
+        ({"ema": {"shadow": {"linear.bias": AVERAGED["linear.bias"]}}}, "ema"),
+    ],
 )
-def test_averaged_weights_in_lists_are_not_chosen_among_in_silence(average, key):
+def test_other_copies_that_differ_are_not_chosen_among(copy, weights):
+    message = (
+        rf"^the state dict holds the weights more than once, and their linear\.\w+ differ: pass weights='model' or "
+        rf"weights='{weights}'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch({"model": SMALL, **copy})
+    check_small(small_from_torch({"model": SMALL, **copy}, weights="model"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_place_that_a_refusal_names_holds_one_of_the_copies(seed):
+    rng = np.random.default_rng(seed)
+    words = ["module", "_orig_mod", "model", "net", "ema", "linear", "0", "1"]
+    copies: dict[tuple, dict] = {}
+    while len(copies) < 3:
+        keys = tuple(rng.choice(words, size=rng.integers(0, 4)).tolist())
+        unwrapped = tuple(key for key in keys if key not in {"module", "_orig_mod"})
+        copies.setdefault(
+            unwrapped, {"keys": keys, "number": len(copies), "num_nested": rng.integers(0, len(keys) + 1)}
+        )
+    checkpoint: dict = {"optimizer": [{"lr": 0.1}]}
+    for copy in copies.values():
+        place = checkpoint
+        for key in copy["keys"][: copy["num_nested"]]:
+            place = place.setdefault(key, {})
+        place |= behind("".join(f"{key}." for key in copy["keys"][copy["num_nested"] :]), small_plus(copy["number"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((ValueError, UserWarning), match="weights=") as refusal:
+            small_from_torch(checkpoint)
+    places = re.findall(r"weights='(.*?)'", str(refusal.value))
+    biases = [models.to_torch(small_from_torch(checkpoint, weights=place))["linear.bias"][0] for place in places]
+    assert sorted(biases) == [small_plus(number)["linear.bias"][0] for number in range(3)]
+
+
+def small_plus(number):
+    return {name: array + number for name, array in SMALL.items()}
+
+
+def test_two_averages_are_not_chosen_among():
+    checkpoint = {"model": SMALL, "ema": {"0.99": AVERAGED, "fast": {name: 2 * a for name, a in AVERAGED.items()}}}
     with pytest.raises(
-        ValueError, match=rf"differ: pass one of the two by itself, checkpoint\['model'\] or checkpoint\['{key}'\]\["
+        ValueError, match=r"differ: pass weights='ema\.0\.99' or weights='ema\.fast' or weights='model'$"
     ):
-        small_from_torch({"model": SMALL, key: average})
+        small_from_torch(checkpoint)
+    with pytest.raises(ValueError, match=r"differ: pass weights='ema\.0\.99' or weights='ema\.fast'$"):
+        small_from_torch(checkpoint, weights="ema")
+    check_small(small_from_torch(checkpoint, weights="ema.0.99"), AVERAGED)
+
+
+@pytest.mark.parametrize("average", [(AVERAGED, 0.99), [AVERAGED], [0.9, {"weights": AVERAGED}]])
+def test_averages_in_lists_are_taken_with_a_warning(average):
+    with pytest.warns(UserWarning, match=r"pass weights='emas' to say so, or weights='model' for the others$"):
+        check_small(small_from_torch({"model": SMALL, "emas": average}), AVERAGED)
+    check_small(small_from_torch({"model": SMALL, "emas": average}, weights="model"))
+
+
+def test_weights_beside_copies_of_themselves_in_one_mapping():
+    message = r"pass weights='ema' to say so, or weights='' for the others$"
+    with pytest.warns(UserWarning, match=message):
+        check_small(small_from_torch(SMALL | behind("ema.", AVERAGED)), AVERAGED)
+    check_small(small_from_torch(SMALL | behind("ema.", AVERAGED), weights=""))
+    nested = {"model": {**SMALL, "ema": AVERAGED}}
+    with pytest.warns(UserWarning, match=r"pass weights='model\.ema' to say so, or weights='model' for the others$"):
+        check_small(small_from_torch(nested), AVERAGED)
+    check_small(small_from_torch(nested, weights="model"))
+
+
+def test_places_without_weights_are_refused():
+    checkpoint = {"model": SMALL, "ema": AVERAGED, "epoch": 3}
+    message = r"^weights is 'state_dict', and the state dict holds no array of the network there: pass weights="
+    with pytest.raises(ValueError, match=message + "'ema' or weights='model'$"):
+        small_from_torch(checkpoint, weights="state_dict")
+    with pytest.raises(ValueError, match=message + r"'net'$"):
+        small_from_torch(behind("net.", SMALL), weights="state_dict")
+    with pytest.raises(ValueError, match=r"there: it holds none elsewhere, either$"):
+        small_from_torch({"a": np.zeros(2)}, weights="model")
+    with pytest.raises(TypeError, match=r"^weights must be the place of .*, got dict: pass the weights themselves as"):
+        small_from_torch(checkpoint, weights=SMALL)
+
+
+def test_what_is_beside_the_network_is_left_out_only_by_choice():
+    checkpoint = behind("model.net.", SMALL) | {"criterion.weight": np.ones(2)}
+    message = (
+        r"^the state dict holds more than logistic: pass weights='model\.net' to take only what is there, if the rest "
+        r"is not part of the network\n  logistic  the state dict\n  -         criterion\.weight \(2,\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(checkpoint)
+    check_small(small_from_torch(checkpoint, weights="model.net"))
+    check_small(small_from_torch(checkpoint, weights="model"))
+    # An entry of the network's own is never left out.
+    for weights in (None, "model", "model.net"):
+        with pytest.raises(ValueError, match=r"fit logistic:\n .*\n  - +model\.net\.linear\.scale \(2,\)$"):
+            small_from_torch(behind("model.net.", {**SMALL, "linear.scale": np.ones(2)}), weights=weights)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_nesting_and_any_prefixes_give_the_classifier_of_the_plain_weights(seed):
+    rng = np.random.default_rng(seed)
+
+    def word():
+        return "".join(rng.choice(list("abdfghkmno_"), size=rng.integers(1, 8)))
+
+    def shuffled(mapping):
+        return {key: mapping[key] for key in rng.permutation(list(mapping))}
+
+    plain = lenet_weights(rng, 1, 16, num_classes=3)
+    prefix = "".join(f"{word()}." for _ in range(rng.integers(0, 4)))
+    wrapped = {}
+    for name, array in plain.items():
+        layer, variable = name.split(".")
+        wrapper = rng.choice(["", "module.", "_orig_mod.", "_fsdp_wrapped_module."])
+        wrapped[f"{prefix}{layer}.{wrapper}{variable}"] = array
+    counters = {f"{prefix}n_averaged": np.array(2)} if rng.random() < 0.5 else {}
+    checkpoint = shuffled(wrapped | counters)
+    for _ in range(rng.integers(0, 4)):
+        beside = {"_epoch": 3, "_optimizer": {"state": {0: {"step": np.ones(3)}}, "param_groups": [{"lr": 0.1}]}}
+        inner = [checkpoint, {}, 0.5][: rng.integers(1, 4)] if rng.random() < 0.3 else checkpoint
+        checkpoint = shuffled({word(): inner, **beside})
+    found = small_from_torch(checkpoint, "lenet", image_shape=(12, 12, 1))
+    check_small(found, models.to_torch(small_from_torch(plain, "lenet", image_shape=(12, 12, 1))))
 
 
 def test_weights_in_lists_are_found():
@@ -473,43 +673,29 @@ ROW = list(AVERAGED.values())
 @pytest.mark.parametrize(
     ("beside", "place"),
     [
-        ({"ema": {"decay": 0.9, "shadow_params": ROW}}, r"checkpoint\['ema'\]\['shadow_params'\]"),
-        ({"optimizer_states": [{"ema": tuple(ROW)}]}, r"checkpoint\['optimizer_states'\]\[0\]\['ema'\]"),
-        ({"Averages": [ROW[:1], ROW[1:]]}, r"checkpoint\['Averages'\]"),
-        ({"shadow": dict(enumerate(ROW))}, r"checkpoint\['shadow'\]"),
+        ({"ema": {"decay": 0.9, "shadow_params": ROW}}, r"ema\.shadow_params"),
+        ({"optimizer_states": [{"ema": tuple(ROW)}]}, r"optimizer_states\.0\.ema"),
+        ({"Averages": [ROW[:1], ROW[1:]]}, "Averages"),
+        ({"shadow": dict(enumerate(ROW))}, "shadow"),
     ],
 )
 def test_averaged_weights_without_names_are_not_passed_over_in_silence(beside, place):
     checkpoint = {"model": behind("net.", SMALL), **beside}
     message = (
-        rf"^{place} holds arrays without the network's names, which seem to be averages of the weights in "
-        r"checkpoint\['model'\]: to take them, put them into the model and save its state_dict\(\), otherwise pass the "
-        "other weights alone$"
+        rf"^'{place}' holds arrays without names, which seem to be averages of the weights: to take them, put them "
+        r"into the model and save its state_dict\(\); to take the others, pass weights='model\.net'$"
     )
     with pytest.raises(ValueError, match=message):
         small_from_torch(checkpoint)
-    check_small(small_from_torch(checkpoint["model"]))
+    check_small(small_from_torch(checkpoint, weights="model.net"))
+    check_small(small_from_torch(checkpoint, weights="model"))
 
 
-def test_averaged_weights_in_the_same_file_are_not_chosen_among_in_silence(tmp_path):
-    np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema.", AVERAGED))
-    message = (
-        r"differ: save one of the two to a file by itself, the names of checkpoint that begin with 'raw\.' or the n"
-    )
-    with pytest.raises(ValueError, match=message):
-        small_from_torch(tmp_path / "it.npz")
-
-
-def test_averaged_weights_in_the_same_mapping_are_not_chosen_among_in_silence():
-    checkpoint = behind("model.", SMALL) | behind("ema_model.module.", AVERAGED)
-    message = (
-        r"the names of checkpoint that begin with 'model\.' or the names of checkpoint that begin with 'ema_model\.mod"
-    )
-    with pytest.raises(ValueError, match=message):
-        small_from_torch(checkpoint)
-    # The average of the parameters alone, without what batch norm counts.
-    with pytest.raises(ValueError, match=r"by itself, checkpoint\['model'\] or checkpoint\['ema'\]\['shadow'\]$"):
-        small_from_torch({"model": SMALL, "ema": {"shadow": {"linear.bias": AVERAGED["linear.bias"]}}})
+def test_averages_in_the_same_mapping_of_a_file_are_taken_with_a_warning(tmp_path):
+    np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema_model.module.", AVERAGED))
+    with pytest.warns(UserWarning, match=r"pass weights='ema_model' to say so, or weights='raw' for the others$"):
+        check_small(small_from_torch(tmp_path / "it.npz"), AVERAGED)
+    check_small(small_from_torch(tmp_path / "it.npz", weights="raw"))
 
 
 @pytest.mark.parametrize(
@@ -581,27 +767,104 @@ def test_a_normalisation_among_the_weights_must_be_the_one_that_is_given():
             small_from_torch(weights, **({"mean": (0.25,), "std": (0.5,)} | statistics))
 
 
-def test_hidden_widths_are_those_of_the_weights():
+def test_a_normalisation_among_the_weights_is_taken_if_none_is_given():
+    def statistics_of(state_dict, **given):
+        classifier = models.from_torch("logistic", state_dict, image_shape=(2, 2, 1), **given)
+        return classifier.mean[...].tolist(), classifier.std[...].tolist()
+
+    own = {"normalize.mean": np.full((1, 1, 1, 1), 0.25), "normalize.std": np.full((1, 1, 1, 1), 0.5)}
+    for weights in (behind("model.", SMALL) | own, {"state_dict": behind("module.", own | behind("model.", SMALL))}):
+        assert statistics_of(weights) == ([0.25], [0.5])
+        assert statistics_of(weights, mean=(0.25,)) == ([0.25], [0.5])
+    assert statistics_of(SMALL | {"pixel_mean": np.array([0.25]), "sigma": np.array([0.5])}) == ([0.25], [0.5])
+    # As if it were not there, where the place of the weights is given, it is part of the network all the same.
+    assert statistics_of(behind("model.", SMALL) | own, weights="model") == ([0.25], [0.5])
+    for changes, message in [
+        (
+            {"normalize.mean": None},
+            r"^mean is not given, and the state dict holds none: pass the one that the .* mean=\(0,\)",
+        ),
+        (
+            {"normalize.std": None},
+            r"^std is not given, and the state dict holds none: pass the one that the .* std=\(1,\)",
+        ),
+        ({"other.mean": np.array([0.5])}, r"^normalize\.mean and other\.mean of the state dict differ: pass mean$"),
+        (
+            {"normalize.mean": np.full(3, 0.5)},
+            r"^normalize\.mean of the state dict has 3 numbers, and the images have 1 channels: pass mean$",
+        ),
+        (
+            {"normalize.mean": np.full(1, 127.5)},
+            r"^normalize\.mean of the state dict is \(127\.5,\), which is not of pixels in \[0, 1\]: pass mean, "
+            r"mean=\(0\.5,\) if its pixels are from 0 to 255$",
+        ),
+    ]:
+        weights = {k: v for k, v in (behind("model.", SMALL) | own | changes).items() if v is not None}
+        with pytest.raises(ValueError, match=message):
+            statistics_of(weights)
+    # With what that message says.
+    assert statistics_of(weights, mean=(0.5,)) == ([0.5], [0.5])
+
+
+def mlp_weights(*widths):
     weights = {}
-    for i, (num_in, num_out) in enumerate(itertools.pairwise([4, 3, 7, 5])):
-        weights[f"net.layers.{i}.weight"], weights[f"net.layers.{i}.bias"] = (
-            np.ones((num_out, num_in)),
-            np.ones(num_out),
-        )
+    for i, (num_in, num_out) in enumerate(itertools.pairwise(widths)):
+        weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"] = np.ones((num_out, num_in)), np.ones(num_out)
+    return weights
+
+
+def test_hidden_widths_are_those_of_the_weights():
+    weights = behind("net.", mlp_weights(4, 3, 7, 5))
     classifier = small_from_torch(weights, "mlp")
     assert [layer.kernel.shape for layer in classifier.network.layers] == [(4, 3), (3, 7), (7, 5)]
-    with pytest.raises(ValueError, match=r"wrongly shaped: net\.layers\.0\.bias \(3,\) instead of \(2,\)"):
+    message = (
+        r"^the state dict does not fit mlp with num_hidden=\(2, 7\): its weights have num_hidden=\(3, 7\); leave num_h"
+    )
+    with pytest.raises(ValueError, match=message):
         small_from_torch(weights, "mlp", num_hidden=(2, 7))
+    message = (
+        r"^the state dict does not fit mlp with num_classes=2, num_hidden=\(7,\): its weights have num_classes=5, "
+        r"num_hidden=\(3, 7\); leave num_classes and num_hidden out to take that$"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(weights, "mlp", num_hidden=[7], num_classes=2)
+    # Of two networks, the widths are those of the chosen one.
+    both = {"student": weights, "teacher": mlp_weights(4, 9, 8, 6, 5)}
+    assert len(small_from_torch(both, "mlp", weights="student").network.layers) == 3
+    assert len(small_from_torch(both, "mlp", weights="teacher").network.layers) == 4
 
 
 @pytest.mark.parametrize("given", ["lenet", "mlp"])
 def test_weights_of_another_architecture_say_which_it_is(given):
     with pytest.raises(
-        ValueError, match=rf"does not fit {given}: missing: .*; unexpected: .*; it fits logistic: pass that"
+        ValueError, match=rf"^the state dict does not fit {given}; it fits logistic: pass that name\n  "
     ):
         small_from_torch(
             {"linear.weight": np.ones((2, 144)), "linear.bias": np.ones(2)}, given, image_shape=(12, 12, 1)
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "owner", "remedy"),
+    [
+        ("linear.weight_g", "weight norm", r"call torch\.nn\.utils\.remove_weight_norm\(layer\) on every"),
+        (
+            "linear.parametrizations.weight.original1",
+            "a parametrization",
+            r"call .*\.remove_parametrizations\(layer, 'w",
+        ),
+        ("linear.weight_u", "spectral norm", r"call torch\.nn\.utils\.remove_spectral_norm\(layer\) on every"),
+        ("linear.weight_mask", "pruning", r"call torch\.nn\.utils\.prune\.remove\(layer, 'weight'\) on every"),
+        ("linear.lora_A.default.weight", "a LoRA adapter", r"save the network of merge_and_unload\(\)$"),
+        ("linear.weight_scale_inv", "quantized weights", "save the state dict of the network before it was quantized$"),
+        ("_fsdp_wrapped_module._flat_param", "FSDP's flattened weights", "save the full state dict, with torch"),
+        ("linear.qweight", "quantized weights", "save the state dict of the network before it was quantized$"),
+    ],
+)
+def test_parts_from_which_weights_are_computed_are_named(key, owner, remedy):
+    message = rf"^net\.{re.escape(key)} belongs to {owner}, and weights must be single arrays: {remedy}"
+    with pytest.raises(ValueError, match=message):
+        small_from_torch(behind("net.", {"linear.bias": SMALL["linear.bias"], key: np.ones((2, 4))}))
 
 
 NO_WEIGHTS = {
@@ -610,21 +873,42 @@ NO_WEIGHTS = {
     "marked.pth": (b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"),
     "empty.npz": (b"", "empty"),
     "weights.pth.gz": (b"\x1f\x8b\x08\x00", "compressed"),
-    "keras.h5": (b"\x89HDF\r\n\x1a\n", "a file of HDF5"),
+    "keras.h5": (b"\x89HDF\r\n\x1a\n", "a file of HDF5 or Keras"),
+    "saved_model.pb": (b"\x08\x01\x12\x8a", "a SavedModel of TensorFlow's"),
+    "variables.data-00000-of-00001": (b"\x00\x00\x80?", "a checkpoint of TensorFlow's"),
+    "variables.index": (b"\x00\x00\x0bW\xfb\x80\x8b$u\x47\xdb", "a checkpoint of TensorFlow's"),
+    "model.tflite": (b"\x1c\x00\x00\x00TFL3", "a file of TensorFlow Lite"),
+    "model.onnx": (b"\x08\x08\x12\x07pytorch", "a file of ONNX"),
+    "model.gguf": (b"GGUF\x03\x00", "a file of GGUF"),
+    "flax_model.msgpack": (b"\x82\xa5conv1", "a file of Flax's msgpack"),
     "array.npy": (b"\x93NUMPY\x01\x00", "a single array of NumPy's"),
-    "model.safetensors.index.json": (b'{"metadata": {}}', "text in JSON"),
+    "config.json": (b'{"metadata": {}}', "text in JSON"),
+    "model.safetensors.index.json": (b'{"metadata": {}, "weight_map": {}}', "the index of weights in several files"),
     "marked.json": (b"\xef\xbb\xbf{}", "text in JSON"),
     "notes.bin": (b"hello, world", "of no known kind"),
 }
 REMEDIES = {
     "pointer.pth": "fetch the file itself with `git lfs pull`$",
-    "page.safetensors": "the download failed, download it again$",
-    "marked.pth": "the download failed, download it again$",
-    "empty.npz": "the download or the copy failed, repeat it$",
+    "page.safetensors": "the download failed, so download it again$",
+    "marked.pth": "the download failed, so download it again$",
+    "empty.npz": "the download or the copy failed, so repeat it$",
     "weights.pth.gz": "unpack it first$",
-    "keras.h5": r"save its arrays, by PyTorch's names and in its layout, with np\.savez$",
+    **dict.fromkeys(
+        (
+            "keras.h5",
+            "saved_model.pb",
+            "variables.data-00000-of-00001",
+            "variables.index",
+            "model.tflite",
+            "model.onnx",
+            "model.gguf",
+            "flax_model.msgpack",
+        ),
+        r"save its arrays, by PyTorch's names and in its layout, with np\.savez$",
+    ),
     "array.npy": r"save all arrays by name with np\.savez$",
-    "model.safetensors.index.json": "pass the file of the tensors themselves$",
+    "config.json": "pass the file of the tensors themselves$",
+    "model.safetensors.index.json": r"pass the arrays of all its files as one mapping, such as \{\*\*safetensors\.num",
     "marked.json": "pass the file of the tensors themselves$",
     "notes.bin": "check that it is the file of the weights, and download it again if so$",
 }
@@ -647,6 +931,36 @@ def test_archives_of_other_files_are_told_to_be_unpacked(tmp_path):
         archive.writestr("README", b"")
     with pytest.raises(ValueError, match=r"all\.zip is a zip archive of other files, .*: unpack it, and pass the"):
         small_from_torch(tmp_path / "all.zip")
+
+
+def test_archives_of_keras_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "it.keras", "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, b"")
+    with pytest.raises(
+        ValueError, match=r"it\.keras is a file of HDF5 or Keras, .*: save its arrays, by PyTorch's names"
+    ):
+        small_from_torch(tmp_path / "it.keras")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (
+            ".metadata",
+            r"convert it with torch\.distributed\.checkpoint\.format_utils\.dcp_to_torch_save, and pass the new",
+        ),
+        ("zero_to_fp32.py", r"run its zero_to_fp32\.py, and pass the file that this writes$"),
+        (
+            "model.safetensors.index.json",
+            "its weights are in several files: pass the arrays of all its files as one map",
+        ),
+    ],
+)
+def test_folders_of_weights_are_told_what_to_do(name, remedy, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f" is a folder: {remedy}"):
+        small_from_torch(tmp_path)
 
 
 def test_paths_with_a_nul_character_are_refused():
@@ -749,7 +1063,7 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
         ({"std": np.array([np.inf], np.float32)}, {}, "std must be positive and finite, got inf"),
         ({"mean": None}, {}, r"the arrays of .*saved do not fit its architecture \{'name': 'logistic'"),
         ({}, {"hmt_jax": '{"architecture"'}, "saved can't be read, it may be cut off or of another kind: Expecting"),
-        ({}, {"hmt_jax": "[]"}, "saved has no architecture in its metadata: write it anew with hmt_jax.models.save"),
+        ({}, {"hmt_jax": "[]"}, "saved has no architecture in its metadata: write it again with hmt_jax.models.save"),
         (
             {},
             {"hmt_jax": '{"architecture": {"name": "logistic"}}'},

@@ -13,7 +13,9 @@ import numpy as np
 
 import hmt_jax
 from hmt_jax import models
+from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
+from hmt_jax.models._files import EXPORTED_HEADER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +80,15 @@ class Model:
         return models.from_torch(self.text, self.weights, image_shape=image_shape, mean=self.mean, std=self.std)
 
     def _of_file(self, path: str) -> Any:
-        kind = _kind_of(path)
-        if kind == "pt2":
+        if path.endswith(".pt2"):
             return models.load_torch_exported(path, mean=self.mean, std=self.std, backend=self.backend)
         self._refuse_normalization(f"{shown(path)} normalises its images itself")
-        if kind == "exported":
-            return hmt_jax.load_exported(path)
         if path.endswith(".py"):
             raise ValueError(
                 f"{shown(path)} is a program: name its function that makes the model, {self.text}:FUNCTION"
             )
-        return models.load(path)[0]
+        require("a checkpoint", "tool", "safetensors")
+        return hmt_jax.load_exported(path) if _is_exported(path) else models.load(path)[0]
 
     def _of_function(self, place: str, name: str) -> Any:
         function = _imported(place, name)
@@ -110,9 +110,15 @@ class Model:
             raise ValueError(f"--mean and --std are for weights and modules of PyTorch, and {why}: leave them out")
 
 
-def _kind_of(path: str) -> str:
-    """The kind of a file: that of `torch.export`, of `save_exported`, or any other."""
-    return "pt2" if path.endswith(".pt2") else "other"
+def _is_exported(path: str) -> bool:
+    """Whether `hmt_jax.save_exported` wrote a file of safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return EXPORTED_HEADER in (tensors.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _imported(place: str, name: str) -> Any:

@@ -1,49 +1,65 @@
 """Checksums that tell classifiers and subspaces apart, and that are the same in every process."""
 
+import functools
 import hashlib
 import re
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 
+from hmt_jax import _programs
 from hmt_jax.classifiers import Classifier, traced_logits_of
 
-# What differs between processes: addresses of objects, and the numbers of callbacks.
-_OF_THIS_PROCESS = re.compile(r"0x[0-9a-f]{6,}|index = \d+")
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")  # of an object, as Python writes it
+_CALLBACK = re.compile(r"index = \d+ : ui64")  # its number in this process, as JAX writes it
 
 
 def of_classifier(classifier: Classifier, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    """The kind of a classifier, and checksums of its parameters and of its code, as JSON can hold them.
+    """Checksums of the parameters and of the code of a classifier, as JSON can hold them.
 
-    The code is what the classifier compiles to for these images, with the values that a function closes over. It
-    depends on the version of JAX and the kind of device, which are named beside it, so it can be compared only with
-    code from the same ones.
+    The code is what the classifier is lowered to for these images, with the values that a function closes over. It
+    depends on the versions of JAX and on the platform, which are named beside it, so it can be compared only with code
+    from the same ones.
 
     Args:
       classifier: a classifier as `as_pytree` returns it.
       images: shape (N, height, width, channels) and dtype of images.
     """
-    lowered = traced_logits_of.lower(classifier, images)
-    structure = str(jax.tree.structure(classifier))
-    code = _OF_THIS_PROCESS.sub("", structure + lowered.as_text())
+    # Shapes alone, because the devices that hold the parameters are named in what they are lowered to.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), classifier)
+    lowered = _logits_of_all.lower(shapes, images)
     return {
-        "kind": _kind(classifier),
         "num_classes": lowered.out_info.shape[1],
         "dtype": lowered.out_info.dtype.name,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(classifier)),
         "parameters_sha256": _of_leaves(classifier),
-        "code_sha256": hashlib.sha256(code.encode()).hexdigest(),
-        "code_of": f"jax {jax.__version__} {jax.default_backend()}",
+        "code_sha256": hashlib.sha256(_CALLBACK.sub("", lowered.as_text()).encode()).hexdigest(),
+        "code_of": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {jax.default_backend()}",
     }
 
 
+@functools.partial(_programs.jit, keep_unused=True)
+def _logits_of_all(classifier, images):
+    """The logits, by a program that takes all parameters, so that it is seen which of them are used."""
+    return traced_logits_of(classifier, images)
+
+
+def kind_of(classifier: Any) -> str:
+    """The name of the user's class or function."""
+    while not hasattr(classifier, "__qualname__") and hasattr(classifier, "func"):
+        classifier = classifier.func  # of a Partial
+    classifier = getattr(classifier, "__self__", classifier)  # of a bound method, such as that of a Linen module
+    return getattr(classifier, "__qualname__", type(classifier).__qualname__)
+
+
 def of_subspace(subspace: Any, dimension: int) -> dict[str, Any]:
-    """The kind and the dimension of a subspace, and a checksum of all that determines it, as JSON can hold them."""
-    kind = f"{type(subspace).__module__}.{type(subspace).__qualname__}"
-    structure = _OF_THIS_PROCESS.sub("", str(jax.tree.structure(subspace)))
+    """The kind and the dimension of a subspace, and a checksum of all its values, as JSON can hold them."""
+    structure = ADDRESS.sub("", str(jax.tree.structure(subspace)))
+    kind = type(subspace).__qualname__
     return {
-        "kind": type(subspace).__qualname__,
+        "kind": kind,
         "dimension": dimension,
         "sha256": hashlib.sha256(f"{kind} {structure} {_of_leaves(subspace)}".encode()).hexdigest(),
     }
@@ -63,13 +79,3 @@ def _of_leaves(tree: Any) -> str:
         digest.update(f"{array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _kind(classifier: Any) -> str:
-    """The name of the user's class or function."""
-    module = getattr(classifier, "module", None)
-    if isinstance(classifier, jax.tree_util.Partial):
-        inner = classifier.func
-        return getattr(inner, "__qualname__", type(inner).__qualname__)
-    own = getattr(classifier, "__wrapped__", classifier if module is None else module)
-    return getattr(own, "__qualname__", type(own).__qualname__)

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from hmt_jax._checks import integer
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.solvers import Status
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _FORMAT = 1
 _NOT_MEASURED = 255
 _METADATA = "zarr.json"
@@ -22,20 +27,25 @@ _METADATA = "zarr.json"
 _FLOATING = ("margin", "gap", "alignment")
 _INTEGERS = ("label", "adversarial_label", "num_steps")
 _STATUS = "status"
+_RESERVED = ("layout", "solver", "precision", "hmt_jax_format", "sha256")  # attributes that the store sets itself
 
 
 class MarginStore:
     """Margins of N images in R subspaces, in a Zarr v3 group that is written chunk by chunk.
 
-    A chunk is a number of images in all subspaces. Its status is written last, so a chunk either is there whole or
-    counts as missing, even if the process is killed. Every array has checksums. The path is a local folder, or an
+    A chunk is a range of images in all subspaces. Its status is written last, so a chunk is either there whole or
+    counts as missing, even if the process is killed. Every chunk has checksums. The path is a local folder, or an
     address that TensorStore knows, such as `gs://bucket/margins.zarr` or `s3://bucket/margins.zarr`.
 
     The group has an array for each field of `MarginResult`, with axes (subspace, image); `coordinates_0`,
     `coordinates_1` and so on if they are kept; `work`, the cost of each chunk; and `image_sha256`, the SHA-256 of the
-    images of each chunk. The status of a pair that has not been measured is 255. xarray and zarr-python read it without
-    this library: `xarray.open_zarr("margins.zarr", consolidated=False).margin.median("image")`, or
-    `zarr.open_group("margins.zarr", mode="r")["margin"][:]`.
+    images of each chunk. The status of a pair that has not been measured is 255. xarray and zarr-python read a store
+    without this library:
+
+        margins = xarray.open_zarr("margins.zarr")
+        margins.margin.where(margins.status == hmt_jax.Status.CONVERGED).median("image")
+
+        zarr.open_group("margins.zarr", mode="r")["margin"][:]
 
     `hmt_jax.measure_to_store` makes a store and fills it. `create` and `write` are for results from elsewhere.
 
@@ -88,7 +98,7 @@ class MarginStore:
           attributes: anything else about the measurement that JSON can hold.
 
         Raises:
-          ValueError: for sizes below 1, another dtype, or attributes that JSON can't hold.
+          ValueError: for sizes below 1, another dtype, or attributes that JSON can't hold or that the store sets.
           FileExistsError: if there is something at the path already.
           OSError: if the store can't be written.
         """
@@ -103,16 +113,14 @@ class MarginStore:
             dimensions=None if dimensions is None else [integer("dimensions", each, at_least=1) for each in dimensions],
         )
         if dimensions is not None and len(dimensions) != num_subspaces:
-            raise ValueError(f"dimensions must name one for each of {num_subspaces} subspaces, got {len(dimensions)}")
-        own = {"layout": dataclasses.asdict(layout), "solver": solver, "precision": precision}
-        store = cls(_expanded(path), {**(attributes or {}), **own})
-        there = set(store._files.names())
-        # Metadata of arrays alone were left by a process that was killed before it wrote those of the group.
-        if _METADATA in there or not there <= set(layout.metadata):
-            kind = "a store" if _METADATA in there else "something else"
-            raise FileExistsError(f"there is {kind} at {store.path} already: choose another path, or move it away")
+            raise ValueError(
+                f"dimensions must be those of the {num_subspaces} subspaces, got {len(dimensions)} numbers"
+            )
+        store = cls(_expanded(path), {"layout": dataclasses.asdict(layout), "solver": solver, "precision": precision})
+        known = store._with(attributes or {})
+        store._check_is_free()
         store._write_metadata()
-        store.set_attributes({})
+        store._write_attributes(known)
         return store
 
     @classmethod
@@ -153,13 +161,22 @@ class MarginStore:
 
         Args:
           chunk: the number of the chunk, from 0.
+
+        Raises:
+          ValueError: if there is no such chunk.
         """
+        if not 0 <= integer("chunk", chunk) < self.num_chunks:
+            raise ValueError(f"chunk must be from 0 to {self.num_chunks - 1}, got {chunk}")
         return self._layout.images_of(chunk)
 
     def missing(self) -> list[int]:
-        """The numbers of the chunks that have not been measured."""
-        there = set(self._files.names())
-        return [chunk for chunk in range(self.num_chunks) if f"{_STATUS}/c/0/{chunk}" not in there]
+        """The numbers of the chunks that have not been measured.
+
+        Raises:
+          OSError: if the store can't be read.
+        """
+        there = set(self._files.names(f"{_STATUS}/"))
+        return [chunk for chunk in range(self.num_chunks) if self._layout.file_of(_STATUS, chunk) not in there]
 
     def write(self, chunk: int, result: MarginResult, image_sha256: str | None = None) -> None:
         """Writes the result of a chunk, in place of what was there.
@@ -167,16 +184,13 @@ class MarginStore:
         Args:
           chunk: the number of the chunk, from 0.
           result: margins of its images in all subspaces.
-          image_sha256: the SHA-256 of its images, in hexadecimal digits.
+          image_sha256: the SHA-256 of its images, as 64 hexadecimal digits; zeros are written if it is not given.
 
         Raises:
           ValueError: if the result does not fit the store.
           OSError: if it can't be written. The chunk then counts as missing; all others stay.
         """
-        layout = self._layout
-        if not 0 <= integer("chunk", chunk) < self.num_chunks:
-            raise ValueError(f"chunk must be from 0 to {self.num_chunks - 1}, got {chunk}")
-        images = layout.images_of(chunk)
+        layout, images = self._layout, self.images_of(chunk)
         shape = (layout.num_subspaces, images.stop - images.start)
         if result.margin.shape != shape:
             raise ValueError(
@@ -187,64 +201,81 @@ class MarginStore:
                 raise ValueError(
                     f"result has {name} {getattr(result, name)!r}, but the store has {self.attributes[name]!r}"
                 )
+        if not np.can_cast(result.margin.dtype, layout.dtype):
+            raise ValueError(f"result has margins in {result.margin.dtype}, but the store holds {layout.dtype}")
         if layout.dimensions is not None and (
             result.coordinates is None or [rows.shape[1] for rows in result.coordinates] != layout.dimensions
         ):
             raise ValueError("result must have the coordinates of all subspaces: measure with keep_coordinates=True")
+        if not re.fullmatch("[0-9a-fA-F]{64}", image_sha256 := image_sha256 or 64 * "0"):
+            raise ValueError(f"image_sha256 must be 64 hexadecimal digits, got {image_sha256!r}")
         content: dict[str, np.ndarray] = {name: getattr(result, name) for name in (*_FLOATING, *_INTEGERS)}
         content |= {f"coordinates_{r}": rows for r, rows in enumerate(result.coordinates or []) if layout.dimensions}
         content["work"] = np.array([dataclasses.astuple(result.work)])
-        content["image_sha256"] = np.frombuffer(bytes.fromhex(image_sha256 or 64 * "0"), np.uint8)[None]
+        content["image_sha256"] = np.frombuffer(bytes.fromhex(image_sha256), np.uint8)[None]
+        # TensorStore would make a folder that was moved away anew, without metadata.
+        self._check_is_there()
         # If the chunk is written again, it is missing until all of it is there.
-        self._files.remove(f"{_STATUS}/{layout.key_of(_STATUS, chunk)}")
+        self._files.remove(layout.file_of(_STATUS, chunk))
         self._write_arrays(chunk, content)
-        if self._files.read(_METADATA) is None:
-            raise FileNotFoundError(
-                f"{self.path} was removed or moved while it was measured: move it back, or measure again from the start"
-            )
+        self._check_is_there()
         self._write_arrays(chunk, {_STATUS: result.status})
 
     def read(self, *, partial: bool = False) -> MarginResult:
         """The margins of all images.
 
         Args:
-          partial: whether to return the images measured so far, in their order, if there are others. `missing` and
-            `images_of` say which they are.
+          partial: whether to return the images measured so far, in their order, if some are missing. `missing` and
+            `images_of` say which ones.
 
         Raises:
-          ValueError: if chunks are damaged, or chunks are missing and `partial` is False.
+          ValueError: if chunks are damaged, or nothing has been measured, or some chunks are missing and `partial` is
+            False.
           OSError: if the store can't be read.
         """
-        missing = self.missing()
+        missing = set(self.missing())
         if missing and (not partial or len(missing) == self.num_chunks):
             raise ValueError(
                 f"{len(missing)} of {self.num_chunks} chunks of {self.path} have not been measured: go on with "
                 "measure_to_store" + ("" if len(missing) == self.num_chunks else ", or read(partial=True)")
             )
-        if damaged := self._damaged_chunks(missing):
-            raise ValueError(f"{self._said_of(damaged)}: measure_to_store sets them aside and measures them again")
-        chunks = [chunk for chunk in range(self.num_chunks) if chunk not in set(missing)]
-        found = {name: self._read_array(name) for name in self._layout.arrays if name != "image_sha256"}
-        is_measured = found[_STATUS][0] != _NOT_MEASURED
-        work = [lanes.Work(*found["work"][chunk].tolist()) for chunk in chunks]
-        return MarginResult(
-            **{name: found[name][:, is_measured] for name in (*_FLOATING, *_INTEGERS)},
-            status=found[_STATUS][:, is_measured].astype(np.int32),
-            solver=self.attributes["solver"],
-            precision=self.attributes["precision"],
-            work=sum(work[1:], start=work[0]),
-            coordinates=None
-            if self._layout.dimensions is None
-            else [found[f"coordinates_{r}"][is_measured] for r in range(self._layout.num_subspaces)],
-        )
+        results, damaged = [], []
+        for chunk in range(self.num_chunks):
+            if chunk not in missing:
+                content, names = self._read_chunk(chunk)
+                damaged += names
+                results += [] if damaged else [self._result_of(content)]
+        if damaged:
+            raise ValueError(
+                f"{said_of(damaged)} of {self.path} are damaged: measure_to_store sets them aside and measures their "
+                "chunks again"
+            )
+        return MarginResult.concatenate(results)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """A pandas table of the margins of all images, as `MarginResult.to_dataframe` returns it.
+
+        Raises:
+          ValueError, OSError: as `read`.
+          ModuleNotFoundError: if pandas is not installed.
+        """
+        return self.read().to_dataframe()
 
     def image_sha256(self, chunk: int) -> str:
         """The SHA-256 of the images of a chunk that has been measured, in hexadecimal digits.
 
         Args:
           chunk: the number of the chunk, from 0.
+
+        Raises:
+          ValueError: if there is no such chunk, or it is missing or damaged.
+          OSError: if the store can't be read.
         """
-        return self._array("image_sha256")[chunk].read().result().tobytes().hex()
+        self.images_of(chunk)
+        content, damaged = self._read_chunk(chunk, ["image_sha256"])
+        if damaged:
+            raise ValueError(f"chunk {chunk} of {self.path} is missing or damaged: go on with measure_to_store")
+        return content["image_sha256"].tobytes().hex()
 
     def verify(self) -> list[str]:
         """The names of all damaged files, relative to the path; empty if the store is whole.
@@ -252,32 +283,28 @@ class MarginStore:
         Raises:
           OSError: if the store can't be read.
         """
-        expected = {_METADATA: _group_of(self.attributes), **self._layout.metadata}
-        wrong = [name for name, content in expected.items() if self._files.read(name) != content]
-        return wrong + self._damaged_chunks(self.missing())
+        return list(self._damaged())
 
     def set_damaged_aside(self) -> list[str]:
         """The names of all damaged files, after moving them out of the store, so that their chunks count as missing.
 
-        They are then in a folder next to the store, whose name ends in `-damaged`. Damaged metadata of arrays are
-        written anew, since the attributes determine them.
+        They are then in a folder next to the store, whose name ends in `-damaged`. Damaged metadata are written anew.
 
         Raises:
-          OSError: if it can't be written.
+          OSError: if they can't be moved.
         """
-        damaged = self.verify()
+        damaged = self._damaged()
         aside = _Files(self.path.rstrip("/") + "-damaged")
-        for name in damaged:
+        for name, chunk in damaged.items():
             if (content := self._files.read(name)) is not None:
                 aside.write(name, content)
-            if not name.endswith(_METADATA):
+            if chunk is not None:
                 self._files.remove(name)
-                chunk = int(name.partition("/c/")[2].split("/")[self._layout.image_axis_of(name.partition("/")[0])])
-                self._files.remove(f"{_STATUS}/{self._layout.key_of(_STATUS, chunk)}")
-        if any(name.endswith(_METADATA) for name in damaged):
+                self._files.remove(self._layout.file_of(_STATUS, chunk))
+        if None in damaged.values():
             self._write_metadata()
-            self.set_attributes({})
-        return damaged
+            self._write_attributes(self.attributes)
+        return list(damaged)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Adds attributes to those of the group, or replaces them.
@@ -286,62 +313,106 @@ class MarginStore:
           attributes: by name, anything that JSON can hold.
 
         Raises:
-          ValueError: for what JSON can't hold.
+          ValueError: for what JSON can't hold, and for attributes that the store sets itself.
           OSError: if they can't be written.
         """
-        known = {**self.attributes, **attributes}
-        self._files.write(_METADATA, _group_of(known))
-        self.attributes = known
+        self._write_attributes(self._with(attributes))
 
     def __repr__(self) -> str:
         layout, num_missing = self._layout, len(self.missing())
         state = f", {num_missing} of {self.num_chunks} chunks missing" if num_missing else ""
         return f"MarginStore({self.path}: {layout.num_subspaces} subspaces x {layout.num_images} images{state})"
 
+    def _with(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes of the store and these, as they will be read."""
+        if taken := [name for name in _RESERVED if name in attributes]:
+            raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
+        try:
+            return json.loads(_as_json({**self.attributes, **attributes}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"attributes must be what JSON can hold: {_paths.reason(error)}") from error
+
+    def _check_is_free(self) -> None:
+        # Metadata of arrays alone were left by a process that was killed before it wrote those of the group. A folder
+        # of something else is not listed with all its subfolders, which may take hours.
+        own = {*self._layout.arrays, _METADATA, f"{_METADATA}.__lock"}
+        is_free = not os.path.lexists(self.path) or (os.path.isdir(self.path) and own.issuperset(os.listdir(self.path)))
+        there = set(self._files.names()) if is_free else set()
+        if not is_free or not there <= set(self._layout.metadata):
+            kind = "a store" if _METADATA in there else "something else"
+            raise FileExistsError(f"there is {kind} at {self.path} already: choose another path, or move it away")
+
+    def _check_is_there(self) -> None:
+        if self._files.read(_METADATA) is None:
+            raise FileNotFoundError(
+                f"{self.path} was removed or moved while it was measured: move it back, or measure again from the start"
+            )
+
     def _write_metadata(self) -> None:
         for name, content in self._layout.metadata.items():
             self._files.write(name, content)
 
-    def _array(self, name: str) -> Any:
-        return self._files.array(name, self._layout.arrays[name])
-
-    def _read_array(self, name: str) -> np.ndarray:
-        with self._files.errors("read"):
-            return self._array(name).read().result()
+    def _write_attributes(self, attributes: dict[str, Any]) -> None:
+        self._files.write(_METADATA, _group_of(attributes))
+        self.attributes = attributes
 
     def _write_arrays(self, chunk: int, content: Mapping[str, np.ndarray]) -> None:
-        remedy = "; what was measured before is kept, and the same call goes on from there"
-        with self._files.errors("written", remedy):
+        with self._files.errors("written", "; what was measured before is kept, and the same call goes on from there"):
             futures = []
             for name, rows in content.items():
-                array = np.asarray(rows, self._layout.dtype_of(name))
-                futures.append(self._array(name)[self._layout.place_of(name, chunk)].write(array))
+                array = self._files.array(name, self._layout.arrays[name])
+                place = array[self._layout.place_of(name, chunk)]
+                futures.append(place.write(np.asarray(rows, array.dtype.numpy_dtype)))
             for future in futures:
                 future.result()
 
-    def _damaged_chunks(self, missing: Sequence[int]) -> list[str]:
-        """The names of damaged files among those of chunks that have been measured."""
-        there, damaged = set(self._files.names()), []
-        for chunk in sorted(set(range(self.num_chunks)) - set(missing)):
-            waiting = []
-            for name in self._layout.arrays:
-                key = f"{name}/{self._layout.key_of(name, chunk)}"
-                if key in there:
-                    waiting.append((key, self._array(name)[self._layout.place_of(name, chunk)].read()))
-                else:
-                    damaged.append(key)
-            for key, future in waiting:
+    def _read_chunk(self, chunk: int, names: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The arrays of a chunk by their names, all of them if none are given, and the names of damaged files."""
+        content, damaged = {}, []
+        with self._files.errors("read"):
+            futures = {
+                name: self._files.array(name, self._layout.arrays[name])[self._layout.place_of(name, chunk)].read()
+                for name in names or self._layout.arrays
+            }
+            for name, future in futures.items():
                 try:
-                    future.result()
-                except ValueError as error:  # TensorStore's for other checksums and lengths
+                    content[name] = future.result()
+                except ValueError as error:
                     if not _is_damage(error):
                         raise
-                    damaged.append(key)
+                    damaged.append(self._layout.file_of(name, chunk))
+        return content, damaged
+
+    def _result_of(self, content: Mapping[str, np.ndarray]) -> MarginResult:
+        """The result in the arrays of a chunk."""
+        is_kept = self._layout.dimensions is not None
+        return MarginResult(
+            **{name: content[name] for name in (*_FLOATING, *_INTEGERS)},
+            status=content[_STATUS].astype(np.int32),
+            solver=self.attributes["solver"],
+            precision=self.attributes["precision"],
+            work=lanes.Work(*content["work"][0].tolist()),
+            coordinates=[content[f"coordinates_{r}"] for r in range(self._layout.num_subspaces)] if is_kept else None,
+        )
+
+    def _damaged(self) -> dict[str, int | None]:
+        """The chunk of each damaged file by the name of that file; None for metadata."""
+        damaged: dict[str, int | None] = {}
+        if not _is_group(self._files.read(_METADATA)):
+            damaged[_METADATA] = None
+        for name, expected in self._layout.metadata.items():
+            if self._files.read(name) != expected:
+                damaged[name] = None
+        missing = set(self.missing())
+        for chunk in range(self.num_chunks):
+            if chunk not in missing:
+                damaged |= dict.fromkeys(self._read_chunk(chunk)[1], chunk)
         return damaged
 
-    def _said_of(self, damaged: Sequence[str]) -> str:
-        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
-        return f"files of {self.path} are damaged, {', '.join(damaged[:5])}{more}"
+
+def said_of(files: Sequence[str]) -> str:
+    """The number of files and the names of some, for a message."""
+    return f"{len(files)} files ({', '.join(files[:5])}{', ...' if len(files) > 5 else ''})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +432,7 @@ class _Layout:
     def images_of(self, chunk: int) -> slice:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.num_images))
 
-    @property
+    @functools.cached_property
     def arrays(self) -> dict[str, dict[str, Any]]:
         """The metadata of every array in Zarr's words, by name."""
         pairs = (self.num_subspaces, self.num_images), (self.num_subspaces, self.chunk_size), ("subspace", "image")
@@ -387,22 +458,15 @@ class _Layout:
         """The files of metadata of all arrays, by name."""
         return {f"{name}/{_METADATA}": _as_json(array) for name, array in self.arrays.items()}
 
-    def dtype_of(self, name: str) -> np.dtype:
-        return np.dtype(self.arrays[name]["data_type"])
-
-    def image_axis_of(self, name: str) -> int:
-        """The axis of an array that is cut into chunks of images."""
-        return 1 if self.arrays[name]["dimension_names"][0] == "subspace" else 0
-
     def place_of(self, name: str, chunk: int) -> tuple[slice, ...]:
         """The entries of a chunk in an array."""
-        first = self.arrays[name]["dimension_names"][0]
-        place = slice(chunk, chunk + 1) if first == "chunk" else self.images_of(chunk)
-        return (slice(None), place) if first == "subspace" else (place,)
+        images = self.images_of(chunk)
+        places = {"subspace": (slice(None), images), "image": (images,), "chunk": (slice(chunk, chunk + 1),)}
+        return places[self.arrays[name]["dimension_names"][0]]
 
-    def key_of(self, name: str, chunk: int) -> str:
-        """The name of the file of a chunk, within its array."""
-        return f"c/0/{chunk}" if self.image_axis_of(name) else f"c/{chunk}/0"
+    def file_of(self, name: str, chunk: int) -> str:
+        """The file of a chunk of an array."""
+        return f"{name}/c/0/{chunk}" if self.arrays[name]["dimension_names"][0] == "subspace" else f"{name}/c/{chunk}/0"
 
 
 class _Files:
@@ -411,11 +475,15 @@ class _Files:
     def __init__(self, path: str):
         self.path = path
         with self.errors("opened"):
-            self._files = _tensorstore().KvStore.open(_spec(path)).result()
+            folder = path.rstrip("/") + "/"
+            self._files = (
+                _tensorstore().KvStore.open(folder if "://" in path else {"driver": "file", "path": folder}).result()
+            )
 
-    def names(self) -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         with self.errors("read"):
-            return [key.decode() for key in self._files.list().result()]
+            keys = _tensorstore().KvStore.KeyRange(prefix, prefix and prefix[:-1] + chr(ord(prefix[-1]) + 1))
+            return [key.decode() for key in self._files.list(keys).result()]
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if there is no such file."""
@@ -424,8 +492,13 @@ class _Files:
         return found.value if found.state == "value" else None
 
     def write(self, name: str, content: bytes) -> None:
-        with self.errors("written"):
-            self._files.write(name, content).result()
+        # TensorStore writes into the lock file that a killed process left, and keeps its end if that is longer. The
+        # second time, the lock file is new.
+        for _ in range(2):
+            with self.errors("written"):
+                self._files.write(name, content).result()
+            if self.read(name) == content:
+                break
 
     def remove(self, name: str) -> None:
         with self.errors("written"):
@@ -436,19 +509,25 @@ class _Files:
         # a chunk without a file is known to be damaged.
         spec = {
             "driver": "zarr3",
-            "kvstore": _spec(self.path),
-            "path": name,
             "metadata": metadata,
             "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False,
         }
-        return _tensorstore().open(spec, open=True, assume_metadata=True).result()
+        return _tensorstore().open(spec, kvstore=self._files / f"{name}/", open=True, assume_metadata=True).result()
 
     @contextlib.contextmanager
     def errors(self, done: str, remedy: str = "") -> Iterator[None]:
         try:
             yield
-        except (ValueError, RuntimeError, OSError) as error:  # TensorStore has no class of its own
-            raise OSError(f"{self.path} can't be {done} ({_reason(error)}){remedy}") from error
+        except (ValueError, RuntimeError) as error:  # TensorStore has no class of its own
+            raise OSError(f"{self.path} can't be {done} ({_reason(error)}): {_REMEDIES[done]}{remedy}") from error
+
+
+_REMEDIES = {
+    "opened": "pass a folder, or an address that TensorStore knows, such as gs://bucket/margins.zarr",
+    "read": "make sure that it can be reached and that you may read it",
+    "written": "make sure that there is space and that you may write there",
+}
 
 
 def _tensorstore() -> Any:
@@ -460,13 +539,13 @@ def _tensorstore() -> Any:
 def _expanded(path: str | os.PathLike[str]) -> str:
     """The address, or the absolute path of the folder."""
     text = _paths.expand("path", path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"path is {_paths.shown(text)}, but TensorStore takes only names in UTF-8: rename it"
+        ) from None
     return text if "://" in text else os.path.abspath(text)
-
-
-def _spec(path: str) -> Any:
-    """Where the files are, as TensorStore takes it."""
-    path = path.rstrip("/") + "/"
-    return path if "://" in path else {"driver": "file", "path": path}
 
 
 def _array_of(
@@ -488,21 +567,24 @@ def _array_of(
 
 
 def _group_of(attributes: Mapping[str, Any]) -> bytes:
-    """The metadata of the group, with a checksum of its attributes."""
-    try:
-        content = _as_json(attributes)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"attributes must be what JSON can hold: {_reason(error)}") from error
-    own = {"hmt_jax_format": _FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
-    return _as_json({"zarr_format": 3, "node_type": "group", "attributes": {**attributes, **own}})
+    """The metadata of the group: attributes with their checksum, and the metadata of all arrays once more.
+
+    xarray opens a store without a warning only if they are there.
+    """
+    own = {"hmt_jax_format": _FORMAT, "sha256": hashlib.sha256(_as_json(attributes)).hexdigest()}
+    arrays = {"kind": "inline", "must_understand": False, "metadata": _Layout(**attributes["layout"]).arrays}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, **own}}
+    return _as_json({**group, "consolidated_metadata": arrays})
 
 
 def _attributes_in(path: str, content: bytes) -> dict[str, Any]:
     """The attributes in the metadata of a group."""
     try:
-        attributes = json.loads(content)["attributes"]
+        # What follows is the rest of a longer file, from a process that was killed.
+        group, _ = json.JSONDecoder().raw_decode(content.decode())
+        attributes = group["attributes"]
         version, checksum = attributes.pop("hmt_jax_format"), attributes.pop("sha256")
-        is_whole = checksum == hashlib.sha256(_as_json(attributes)).hexdigest()
+        is_whole = version != _FORMAT or checksum == hashlib.sha256(_as_json(attributes)).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
@@ -515,14 +597,26 @@ def _attributes_in(path: str, content: bytes) -> dict[str, Any]:
     return attributes
 
 
+def _is_group(content: bytes | None) -> bool:
+    """Whether this is what `_group_of` returns for some attributes."""
+    try:
+        return content is not None and _group_of(_attributes_in("", content)) == content
+    except ValueError:
+        return False
+
+
 def _as_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode()
 
 
 def _reason(error: BaseException) -> str:
-    """What TensorStore says, without the specification that it appends."""
-    return _paths.reason(error).partition(" [")[0]
+    """What TensorStore says, without its codes and the specification that it appends."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return re.sub("^[A-Z_]+: ", "", _paths.reason(error)).partition(" [")[0]
 
 
 def _is_damage(error: ValueError) -> bool:
-    return str(error).startswith(("DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION"))
+    """Whether an error of TensorStore is about what a file holds: another checksum or length, or no file at all."""
+    codes = ("DATA_LOSS", "FAILED_PRECONDITION", "NOT_FOUND")
+    return str(error).startswith(codes) and "os_error_code" not in str(error)

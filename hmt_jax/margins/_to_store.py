@@ -4,6 +4,7 @@ import concurrent.futures
 import datetime
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from hmt_jax.margins._measure import measure_chunk
 from hmt_jax.margins._plan import Plan
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.margins._signs import Signs, report
-from hmt_jax.margins._store import MarginStore
+from hmt_jax.margins._store import MarginStore, said_of
 from hmt_jax.solvers import Solver
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import dimension_of
@@ -52,10 +53,11 @@ def measure_to_store(
     Each chunk of images is written as soon as it has been measured. If the process is killed, the same call goes on
     from there, on other devices too. On the same CPU, the margins are those of an uninterrupted call, bit for bit.
 
-    The store is refused if it is of another classifier, other images, other subspaces, another solver or other
-    settings. Images are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared
-    as it is read. Classifiers are compared by their parameters. Their code is compared as well, together with the
-    values that functions close over, if JAX and the kind of device are those of the first call.
+    A store of another classifier, other images, other subspaces, another solver or other settings is refused. Images
+    are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared as it is read.
+    Classifiers are compared by their parameters, and by their code with all values that functions close over, if the
+    versions of JAX and the platform are those of the first call. Subspaces and solvers of your own are compared by
+    their names and their values, but not by their code.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
@@ -65,14 +67,15 @@ def measure_to_store(
         number of all pairs.
       num_images: the number of images, for an iterable of batches.
       chunk_size: images in a chunk of a new store; chosen for the devices if not given.
-      attributes: anything else about the measurement that JSON can hold, for a new store; names of the model and the
-        data, for instance.
+      attributes: anything else about the measurement that JSON can hold, for a new store; the files of the model and
+        of the images, for instance.
 
     Raises:
       FileExistsError: if there is something else at the path.
       OSError: if the store can't be read or written. What was measured before is kept.
-      ValueError: if the store is of another measurement, with a sentence that names the difference; if an iterable has
-        another number of images than `num_images`; and as `measure_margins`.
+      ValueError: if the store is of another measurement, with a sentence that names the difference; if `num_images` is
+        not the number of images; if `repr(solver)` holds an address, so that it can't be compared; and as
+        `measure_margins`.
       TypeError: as `measure_margins`.
 
     Warns:
@@ -93,65 +96,79 @@ def measure_to_store(
     check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
     plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
     try:
-        store = _store_for(plan, path, keep_coordinates, num_images, chunk_size, attributes or {})
+        own = _identity_of(plan, _identity.kind_of(classifier), _number_of_images(plan, num_images), keep_coordinates)
+        store = _store_for(plan, path, own, chunk_size, attributes or {})
         _measure_missing(plan, store, keep_coordinates, progress)
     finally:
         plan.programs.drop()
     return store
 
 
-def _store_for(plan: Plan, path, keep_coordinates, num_images, chunk_size, attributes) -> MarginStore:
-    """The store that is there, once it is found to be of this measurement; a new one if there is none."""
+def _number_of_images(plan: Plan, num_images: int | None) -> int:
+    known = plan.images.num_images
     if num_images is not None:
         num_images = integer("num_images", num_images, at_least=1)
-    if plan.images.num_images is not None:
-        if num_images not in (None, plan.images.num_images):
-            raise ValueError(f"num_images must be {plan.images.num_images}, the number of images, got {num_images}")
-        num_images = plan.images.num_images
-    if num_images is None:
+    if known is not None and num_images not in (None, known):
+        raise ValueError(f"num_images must be {known}, the number of images, got {num_images}")
+    if (number := num_images if known is None else known) is None:
         raise ValueError("images is an iterable of unknown length: pass num_images=, the number of images in it")
-    own = _identity_of(plan, num_images, keep_coordinates)
+    return number
+
+
+def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool) -> dict[str, Any]:
+    """What tells this measurement from others, as JSON can hold it."""
+    images, solver = plan.images, repr(plan.solver)
+    if _identity.ADDRESS.search(solver):
+        raise ValueError(
+            f"solver has the text {solver}, whose address differs in every process, so it can't be compared with the "
+            "one of a store: give its class a __repr__ that names all settings"
+        )
+    dtype = np.dtype(np.float32) if images.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(images.dtype)
+    with plan.in_use():
+        classifier = _identity.of_classifier(plan.classifier, jax.ShapeDtypeStruct((1, *images.image_shape), dtype))
+    return {
+        "classifier": {"kind": kind, **classifier},
+        "data": {"num_images": num_images, "image_shape": list(images.image_shape), "dtype": str(images.dtype)},
+        "subspaces": [
+            _identity.of_subspace(subspace, dimension_of(subspace, images.image_shape)) for subspace in plan.subspaces
+        ],
+        "solver": solver,
+        "precision": plan.precision,
+        "keep_coordinates": keep_coordinates,
+    }
+
+
+def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes: Mapping[str, Any]) -> MarginStore:
+    """The store that is there, once it is found to be of this measurement; a new one if there is none."""
+    if taken := sorted({*own, "runs"} & set(attributes)):
+        raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
     try:
         store = MarginStore.open(path)
     except FileNotFoundError:
         return MarginStore.create(
             path,
             num_subspaces=len(plan.subspaces),
-            num_images=num_images,
+            num_images=own["data"]["num_images"],
             chunk_size=min(plan.chunk_size, _MOST_IMAGES) if chunk_size is None else chunk_size,
             solver=own["solver"],
             precision=own["precision"],
             dtype=_dtype_of(own),
-            dimensions=[each["dimension"] for each in own["subspaces"]] if keep_coordinates else None,
-            attributes={**attributes, **own, "runs": [_run(plan)]},
+            dimensions=[each["dimension"] for each in own["subspaces"]] if own["keep_coordinates"] else None,
+            attributes={
+                **attributes,
+                **{name: value for name, value in own.items() if name not in ("solver", "precision")},
+                "runs": [_run(plan)],
+            },
         )
     _check_is_same(store, own)
     if damaged := store.set_damaged_aside():
         warn(
-            f"{len(damaged)} files of {store.path} are damaged: {', '.join(damaged[:5])}; they are now in "
-            f"{store.path}-damaged, and their chunks are measured again"
+            f"{said_of(damaged)} of {store.path} are damaged: they are now in {store.path}-damaged, and their chunks "
+            "are measured again"
         )
     if store.missing():
         store.set_attributes({"runs": [*store.attributes["runs"], _run(plan)]})
     return store
-
-
-def _identity_of(plan: Plan, num_images: int, keep_coordinates: bool) -> dict[str, Any]:
-    """What tells this measurement from others, as JSON can hold it."""
-    images = plan.images
-    kind = np.dtype(np.float32) if images.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(images.dtype)
-    with plan.in_use():
-        classifier = _identity.of_classifier(plan.classifier, jax.ShapeDtypeStruct((1, *images.image_shape), kind))
-    return {
-        "classifier": classifier,
-        "data": {"num_images": num_images, "image_shape": list(images.image_shape), "dtype": str(images.dtype)},
-        "subspaces": [
-            _identity.of_subspace(subspace, dimension_of(subspace, images.image_shape)) for subspace in plan.subspaces
-        ],
-        "solver": repr(plan.solver),
-        "precision": plan.precision,
-        "keep_coordinates": keep_coordinates,
-    }
 
 
 def _dtype_of(own: Mapping[str, Any]) -> Any:
@@ -173,37 +190,47 @@ def _run(plan: Plan) -> dict[str, Any]:
 
 def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
     """Raises ValueError if a store is of another measurement; it names the first difference."""
-    there = store.attributes
-    if there.get("classifier") is None:
+    if not {*own, "runs"} <= set(store.attributes):
         raise ValueError(f"{store.path} was not made by measure_to_store, so it can't go on: choose another path")
-    is_comparable = there["classifier"]["code_of"] == own["classifier"]["code_of"]
-    differences = [
-        ("images", "number", there["data"]["num_images"], own["data"]["num_images"]),
-        ("images", "shape", there["data"]["image_shape"], own["data"]["image_shape"]),
-        ("images", "dtype", there["data"]["dtype"], own["data"]["dtype"]),
-        ("a classifier", "number of classes", there["classifier"]["num_classes"], own["classifier"]["num_classes"]),
-        ("a classifier", "kind", there["classifier"]["kind"], own["classifier"]["kind"]),
-        ("a classifier", "SHA-256 of parameters", *_checksums("parameters_sha256", there, own)),
-        ("a classifier", "SHA-256 of code", *(_checksums("code_sha256", there, own) if is_comparable else ("", ""))),
-        ("subspaces", "number", len(there["subspaces"]), len(own["subspaces"])),
-        *(
-            ("subspaces", f"subspace {r}", f"{a['kind']} {a['sha256'][:8]}", f"{b['kind']} {b['sha256'][:8]}")
-            for r, (a, b) in enumerate(zip(there["subspaces"], own["subspaces"], strict=False))
-        ),
-        ("a solver", "settings", there["solver"], own["solver"]),
-        ("settings", "precision", there["precision"], own["precision"]),
-        ("settings", "keep_coordinates", there["keep_coordinates"], own["keep_coordinates"]),
-    ]
-    for whose, what, theirs, ours in differences:
-        if theirs != ours:
+    there, here = dict(store.attributes), dict(own)
+    is_comparable = there["classifier"]["code_of"] == here["classifier"]["code_of"]
+    for each in (there, here):
+        each["settings"] = {name: each[name] for name in ("precision", "keep_coordinates")}
+        ignored = "kind" if is_comparable else "code_sha256"
+        each["classifier"] = {
+            name: value for name, value in each["classifier"].items() if name not in (ignored, "code_of")
+        }
+        each["subspaces"] = {
+            "number": len(each["subspaces"]),
+            **{f"subspace {r}": s for r, s in enumerate(each["subspaces"])},
+        }
+    # The code depends on settings and on the dtype of images, so those are named first.
+    for name, what in _NAMES.items():
+        if there[name] != here[name]:
             raise ValueError(
-                f"{store.path} holds margins of other {whose.removeprefix('a ')}: {what} {theirs} there, {ours} here; "
-                "choose another path to measure these"
+                f"{store.path} holds margins of {what}: {_difference(there[name], here[name])}; choose another path to "
+                "measure these"
             )
 
 
-def _checksums(name: str, there: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, str]:
-    return there["classifier"][name][:8], own["classifier"][name][:8]
+_NAMES = {
+    "data": "other images",
+    "settings": "other settings",
+    "classifier": "another classifier",
+    "subspaces": "other subspaces",
+    "solver": "another solver",
+}
+
+
+def _difference(there: Any, here: Any) -> str:
+    """The first of the values that differ, for a message."""
+    if isinstance(there, dict):
+        name = next(name for name in there if there[name] != here.get(name))
+        return f"{name} {_difference(there[name], here.get(name))}"
+    return (
+        " there, ".join(re.sub("^[0-9a-f]{64}$", lambda found: found[0][:8], str(each)) for each in (there, here))
+        + " here"
+    )
 
 
 def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress) -> None:
@@ -221,9 +248,11 @@ def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, pro
     # A chunk is written while the next one is measured.
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hmt_jax-write") as writer:
         written: concurrent.futures.Future | None = None
-        for number, chunk in _numbered(plan, store, None if is_stream else missing):
+        chunks = _numbered(plan, store, None if is_stream else missing)
+        for number, chunk in chunks:
             num_read += chunk.num_images
             if number >= store.num_chunks or chunk.num_images != _length(store, number):
+                next(chunks, None)  # if an error has ended the stream, it is raised here
                 break
             if number in measured:
                 _check_images(store, number, chunk)

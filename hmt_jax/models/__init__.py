@@ -4,6 +4,8 @@ from hmt_jax.models._create import create, names
 from hmt_jax.models._files import load, save
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models._torch import from_torch, to_torch
+from hmt_jax.models._torch_module import TorchClassifier, from_torch_module
+from hmt_jax.models._torch_program import load_torch_exported
 from hmt_jax.models.densenet import CifarDenseNet, DenseNet
 from hmt_jax.models.lenet import LeNet
 from hmt_jax.models.mlp import MLP, Logistic
@@ -21,9 +23,12 @@ __all__ = [
     "Logistic",
     "Normalized",
     "ResNet",
+    "TorchClassifier",
     "create",
     "from_torch",
+    "from_torch_module",
     "load",
+    "load_torch_exported",
     "names",
     "save",
     "to_torch",

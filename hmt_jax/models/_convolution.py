@@ -58,6 +58,17 @@ def _pool(images, kernel, bias, padding):
     return by_platform(images, kernel, bias, cpu=by_taps, default=by_xla)
 
 
+def strided(array: jax.Array, stride: int, rows: tuple[int, int], columns: tuple[int, int], *, axis: int) -> jax.Array:
+    """The slices `start:stop:stride` of rows and columns, which are the axes `axis` and `axis + 1`.
+
+    If the number of images is a symbol, indexing is a gather, which is several times slower.
+    """
+    starts, stops, strides = [0] * array.ndim, list(array.shape), [1] * array.ndim
+    for i, (start, stop) in enumerate((rows, columns), start=axis):
+        starts[i], stops[i], strides[i] = start, stop, stride
+    return lax.slice(array, starts, stops, strides)
+
+
 def _forward(images, kernel, bias, padding):
     """The result, and the residuals: the arguments, the winners, and whether the gradients of arrays are needed."""
     arguments = images.value, kernel.value, bias.value
@@ -86,7 +97,7 @@ conv_relu_pool.defvjp(_forward, _backward, symbolic_zeros=True)
 def _pool_convolution(images, kernel, bias, padding):
     responses = _convolve(images, kernel, padding) + bias.reshape(1, 1, 1, -1)
     height, width = (length // 2 * 2 for length in responses.shape[1:3])
-    pixels = [responses[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+    pixels = [strided(responses, 2, (row, height), (column, width), axis=1) for row in (0, 1) for column in (0, 1)]
     windows = jnp.stack([jnp.zeros_like(pixels[0]), *pixels])
     # One reduction yields both: XLA would recompute winners found by comparisons in the backward pass of every class.
     numbers = lax.broadcasted_iota(jnp.int32, windows.shape, 0)
@@ -128,7 +139,7 @@ def _pool_taps_of_planes(planes, kernel, bias):
     rows, columns = ((length - size + 1) // 2 for length in planes.shape[:2])
     maximum = winner = jnp.zeros((rows, columns, len(bias), planes.shape[-1]), planes.dtype)
     for number, (row, column) in enumerate(itertools.product((0, 1), (0, 1)), start=1):
-        seen = planes[row : row + 2 * rows + size - 2, column : column + 2 * columns + size - 2]
+        seen = strided(planes, 1, (row, row + 2 * rows + size - 2), (column, column + 2 * columns + size - 2), axis=0)
         value = _responses(seen, kernel, bias)
         is_greater = (value > maximum) | (jnp.isnan(value) & ~jnp.isnan(maximum))
         maximum, winner = jnp.where(is_greater, value, maximum), jnp.where(is_greater, number, winner)
@@ -142,7 +153,8 @@ def _responses(planes, kernel, bias):
     rows, columns = ((length - size) // 2 + 1 for length in planes.shape[:2])
     # A sum over the kernel's taps in the same order at every pixel, so that equal patches have equal values.
     taps = (
-        planes[i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2][:, :, None] * kernel[i, j].reshape(1, 1, -1, 1)
+        strided(planes, 2, (i, i + 2 * rows - 1), (j, j + 2 * columns - 1), axis=0)[:, :, None]
+        * kernel[i, j].reshape(1, 1, -1, 1)
         for i in range(size)
         for j in range(size)
     )

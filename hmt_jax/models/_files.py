@@ -17,6 +17,9 @@ from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models._weight_files import HEADER, REMEDIES, SAFETENSORS, RefusedError, kind_of, read_tensors, readable
 
+# The entry of the metadata of files that `hmt_jax.save_exported` writes.
+EXPORTED_HEADER = "hmt_jax_exported"
+
 
 def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mapping[str, Any], **header: Any) -> None:
     """Writes a classifier made by `create` or `from_torch` to a safetensors file, in one piece or not at all.
@@ -110,11 +113,13 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
         raise ValueError(f"{file} is {kind}, and was not written by hmt_jax.models.save: {remedy}")
     with readable(file), safe_open(path, framework="numpy") as tensors:
         metadata = tensors.metadata() or {}
+        if EXPORTED_HEADER in metadata:
+            raise RefusedError(f"{file} was written by hmt_jax.save_exported: read it with hmt_jax.load_exported")
         if HEADER not in metadata:
-            raise RefusedError(f"{file} was not written by hmt_jax.models.save: its metadata have no {HEADER!r} entry")
+            raise RefusedError(f"{file} was not written by hmt_jax.models.save: its metadata has no {HEADER!r} entry")
         header = json.loads(metadata[HEADER])
         if not isinstance(header, dict) or not isinstance(header.get("architecture"), dict):
-            raise RefusedError(f"{file} has no architecture in its metadata: write it anew with hmt_jax.models.save")
+            raise RefusedError(f"{file} has no architecture in its metadata: write it again with hmt_jax.models.save")
         arrays = read_tensors(file, tensors)
     with readable(file):
         graphdef, variables = _outline(header["architecture"])

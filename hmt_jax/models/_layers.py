@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hmt_jax._devices import by_platform
+from hmt_jax.models._convolution import strided
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's layers, with which the paper's networks were trained.
 _KERNEL_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -60,7 +61,7 @@ def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 def flatten(images: jax.Array) -> jax.Array:
     """Images as vectors (N, D), channels first, in the order that PyTorch's linear layers read."""
-    return jnp.moveaxis(images, -1, 1).reshape(len(images), -1)
+    return jnp.moveaxis(images, -1, 1).reshape(images.shape[0], -1)
 
 
 def max_pool(images: jax.Array, size: int = 2, *, stride: int | None = None, padding: int = 0) -> jax.Array:
@@ -77,10 +78,10 @@ def max_pool(images: jax.Array, size: int = 2, *, stride: int | None = None, pad
         images = jnp.pad(images, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
     # The range of the first pixels of all windows.
     height, width = ((length - size) // stride * stride + 1 for length in images.shape[1:3])
-    maximum = images[:, 0:height:stride, 0:width:stride]
+    maximum = strided(images, stride, (0, height), (0, width), axis=1)
     for row in range(size):
         for column in range(size):
-            pixel = images[:, row : row + height : stride, column : column + width : stride]
+            pixel = strided(images, stride, (row, row + height), (column, column + width), axis=1)
             maximum = jnp.where((pixel > maximum) | jnp.isnan(pixel), pixel, maximum)
     return maximum
 
@@ -89,7 +90,7 @@ def avg_pool(images: jax.Array, size: int) -> jax.Array:
     """Means over adjoining size x size windows; rows and columns that do not fill a window are dropped."""
     height, width = (length // size for length in images.shape[1:3])
     whole = images[:, : height * size, : width * size]
-    return whole.reshape(len(images), height, size, width, size, -1).mean((2, 4))
+    return whole.reshape(images.shape[0], height, size, width, size, -1).mean((2, 4))
 
 
 def global_avg_pool(images: jax.Array) -> jax.Array:

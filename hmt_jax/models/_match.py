@@ -1,10 +1,15 @@
 """Comparison of networks with state dicts: which array is which, what does not fit, and which architecture would."""
 
+import bisect
+import difflib
 import functools
+import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from hmt_jax.models import _create, _state_dicts
@@ -40,7 +45,10 @@ _DIALECTS: dict[type, tuple[_Dialect, ...]] = {
     CifarDenseNet: (_DENSENET_KUANGLIU, _DENSENET_TORCHVISION, _DENSENET_OLD),
 }
 
-_MOST_NAMED = 4  # arrays in an error, for each kind of fault
+_MOST_ROWS = 8  # of the table of arrays in an error
+_MOST_COMPARED = 64  # missing arrays, for which a counterpart is looked for
+_LEAST_SIMILARITY = 0.5  # of the names of arrays that are shown side by side
+_GREATEST_SIZE = 1024  # of the images that are tried for weights
 _LEAST_NAMED = 0.125  # the part of its names that the shallowest network of a form shares with deeper ones, at least
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # The attribute that holds the linear layers of networks with `num_hidden`.
@@ -67,23 +75,25 @@ class Match(NamedTuple):
     Attributes:
       found: where the state dict holds the network's arrays.
       entries: the entries of each variable; an empty list if it is missing.
-      shapes: the shape that PyTorch's array of each variable must have.
+      shapes: the shape that PyTorch's array of each variable must have, with "?" for an unknown number of classes.
       names: the name of each variable in the dialect that most names of the state dict follow.
       num_classes: number of logits.
     """
 
     found: _state_dicts.Found
     entries: dict[tuple, list[_state_dicts.Entry]]
-    shapes: dict[tuple, tuple[int, ...]]
+    shapes: dict[tuple, tuple]
     names: dict[tuple, str]
     num_classes: int
 
     @classmethod
-    def of(cls, network: nnx.Module, state_dict: Mapping[str, Any], *, has_any_head: bool) -> "Match":
+    def of(
+        cls, network: nnx.Module, state_dict: Mapping[str, Any], weights: str | None, *, has_any_head: bool
+    ) -> "Match":
         """The match of a network, whose number of classes is taken from the state dict if `has_any_head`."""
         variables = dict(nnx.to_flat_state(nnx.state(network)))
         named = [{path: torch_name(path, dialect) for path in variables} for dialect in dialects(network)]
-        found = _state_dicts.find(state_dict, {name: path for names in named for path, name in names.items()})
+        found = _state_dicts.find(state_dict, {name: path for names in named for path, name in names.items()}, weights)
         entries = {
             path: [
                 entry for name in dict.fromkeys(names[path] for names in named) for entry in found.entries.get(name, ())
@@ -94,30 +104,62 @@ class Match(NamedTuple):
         *_, head = (path for path, part in nnx.iter_modules(network) if isinstance(part, nnx.Linear))
         num_classes, *_ = shapes[*head, "kernel"]
         if has_any_head:
-            for entry in entries[*head, "kernel"]:
-                num_classes, *_ = _state_dicts.shape(entry.value) or (num_classes,)
+            # It may be elsewhere, where it counts as unexpected.
+            ends = tuple(f".{names[*head, 'kernel']}" for names in named)
+            heads = entries[*head, "kernel"] or [entry for entry in found.others if entry.key.endswith(ends)]
+            num_classes = next((shape[0] for entry in heads if (shape := _state_dicts.shape(entry.value))), "?")
             for variable in ("kernel", "bias"):
                 _, *rest = shapes[*head, variable]
                 shapes[*head, variable] = (num_classes, *rest)
         usual = max(named, key=lambda names: sum(name in found.entries for name in names.values()))
         return cls(found, entries, shapes, usual, num_classes)
 
-    def faults(self) -> str:
-        """The names of missing, unexpected and wrongly shaped arrays, for a message; empty if there are none."""
-        missing = [
-            f"{self.found.prefix}{self.names[path]} {self.shapes[path]}"
-            for path in self.shapes
-            if not self.entries[path]
-        ]
-        unexpected = [f"{entry.key} {_state_dicts.shape(entry.value)}" for entry in self.found.others]
+    @property
+    def fits(self) -> bool:
+        """Whether the state dict holds all of the network's arrays, in the right shapes, and no others."""
+        return self.num_fitting == len(self.shapes) and not self.found.others
+
+    @property
+    def has_all_names(self) -> bool:
+        """Whether the state dict holds all of the network's arrays, in any shapes, and no others."""
+        return self.num_named == len(self.shapes) and not self.found.others
+
+    def table(self, name: str) -> str:
+        """The arrays that do not fit, for a message: those of the network beside those of the state dict.
+
+        A missing array is beside the unexpected one of the same shape with the most similar name. Of each kind of fault
+        the first are shown, and the rest counted.
+        """
         misshapen = [
-            f"{entry.key} {shape} instead of {self.shapes[path]}"
+            (_named((entry.key, self.shapes[path])), _named((entry.key, shape)))
             for path, entries in self.entries.items()
             for entry in entries
             if (shape := _state_dicts.shape(entry.value)) != self.shapes[path]
         ]
-        kinds = {"missing": missing, "unexpected": unexpected, "wrongly shaped": misshapen}
-        return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names)
+        missing = [
+            (f"{self.found.prefix}{self.names[path]}", shape)
+            for path, shape in self.shapes.items()
+            if not self.entries[path]
+        ]
+        unexpected = [(entry.key, _state_dicts.shape(entry.value)) for entry in self.found.others]
+        counterparts = _counterparts(missing[:_MOST_COMPARED], unexpected)
+        kinds = {
+            "of another shape": misshapen,
+            "missing": sorted(
+                ((_named(one), _named(counterparts[one]) if one in counterparts else "-") for one in missing),
+                key=lambda row: row[1] == "-",
+            ),
+            "unexpected": [("-", _named(one)) for one in unexpected if one not in counterparts.values()],
+        }
+        num_rows, num_left = {}, _MOST_ROWS
+        for i, what in enumerate(sorted(kinds, key=lambda what: len(kinds[what]))):
+            num_rows[what] = min(len(kinds[what]), num_left // (len(kinds) - i))
+            num_left -= num_rows[what]
+        rows = [(name, "the state dict"), *(row for what, kind in kinds.items() for row in kind[: num_rows[what]])]
+        width = max(len(left) for left, _ in rows)
+        lines = [f"  {left:{width}}  {right}" for left, right in rows]
+        rest = [f"{len(kind) - num_rows[what]} more {what}" for what, kind in kinds.items() if kind[num_rows[what] :]]
+        return "\n".join([*lines, f"  and {', '.join(rest)}"] if rest else lines)
 
     @property
     def num_named(self) -> int:
@@ -139,25 +181,112 @@ class Match(NamedTuple):
         return self.num_fitting / (len(self.shapes) + len(self.found.others))
 
 
-def hidden_widths(name: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The option `num_hidden`, from the weights; empty if `options` has it, or the architecture does not take it."""
+def hidden_widths(name: str, state_dict: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """The option `num_hidden`, from the weights; empty if they have no hidden layers, or the architecture no option."""
     build: Any = _create.architecture(name)
     layers = _HIDDEN.get(getattr(build, "func", build))
-    if layers is None or "num_hidden" in options:
+    if layers is None:
         return {}
-    widths = {}
-    for _, entries in _state_dicts.mappings(state_dict):
+    widths: defaultdict[tuple, dict[int, int]] = defaultdict(dict)
+    for path, entries in _state_dicts.mappings(state_dict):
         for key, (entry, *_) in entries.items():
-            match = re.search(rf"(?:^|\.){layers}\.(\d+)\.weight$", key)
-            if match and len(shape := _state_dicts.shape(entry.value)) == 2:
-                widths[int(match[1])] = shape[0]
-    return {"num_hidden": tuple(widths[index] for index in sorted(widths)[:-1])} if widths else {}
+            match = re.search(rf"(.*\.|^){layers}\.(\d+)\.weight$", key)
+            is_chosen = weights is None or _state_dicts.is_within(_state_dicts.joined(path, entry.key), weights)
+            if match and is_chosen and len(shape := _state_dicts.shape(entry.value)) == 2:
+                widths[path, match[1]][int(match[2])] = shape[0]
+    deepest = max(widths.values(), key=len, default={})
+    return {"num_hidden": tuple(deepest[index] for index in sorted(deepest)[:-1])} if deepest else {}
 
 
-def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ...]) -> str:
+class Request(NamedTuple):
+    """What the caller of `from_torch` asks for."""
+
+    name: str
+    state_dict: Mapping[str, Any]
+    image_shape: tuple[int, int, int]
+    weights: str | None
+    num_classes: int | None
+    options: Mapping[str, Any]
+
+
+def misfit(asked: Request, match: Match) -> str:
+    """The message for a state dict that does not fit: the cause, if it can be told, and a table of what differs."""
+    if not _state_dicts.has_arrays(asked.state_dict):
+        return "the state dict holds no arrays by name: pass the weights of the network, as its state_dict() gives them"
+    start, table = f"the state dict does not fit {asked.name}", match.table(asked.name)
+    if contradicted := _contradicted(asked):
+        return f"{start} with {contradicted}"
+    if match.has_all_names and (shape := _fitting_shape(asked, match)):
+        return f"{start} with image_shape={asked.image_shape}: it fits image_shape={shape}\n{table}"
+    if len(match.found.outside()) == len(match.found.others) and match.num_fitting == len(match.shapes):
+        return (
+            f"the state dict holds more than {asked.name}: pass weights={match.found.name!r} to take only what is "
+            f"there, if the rest is not part of the network\n{table}"
+        )
+    return f"{start}{_nearest(asked) or ':'}\n{table}"
+
+
+def _contradicted(asked):
+    """The options that differ from what the weights hold, if they fit without these options; else ""."""
+    if asked.num_classes is None and not asked.options:
+        return ""
+    inferred = hidden_widths(asked.name, asked.state_dict, asked.weights)
+    free = {option: value for option, value in asked.options.items() if option != "num_hidden"}
+    network = _create.abstract(asked.name, asked.image_shape, 2, **free, **inferred)
+    match = Match.of(network, asked.state_dict, asked.weights, has_any_head=True)
+    if not match.fits:
+        return ""
+    own = {"num_classes": match.num_classes, "num_hidden": inferred.get("num_hidden", ())}
+    given = {"num_classes": asked.num_classes, "num_hidden": tuple(asked.options.get("num_hidden", own["num_hidden"]))}
+    wrong = [option for option in own if given[option] not in (None, own[option])]
+    if not wrong:
+        return ""
+    return (
+        f"{', '.join(f'{option}={given[option]}' for option in wrong)}: its weights have "
+        f"{', '.join(f'{option}={own[option]}' for option in wrong)}; leave {' and '.join(wrong)} out to take that"
+    )
+
+
+def _fitting_shape(asked, match):
+    """An image shape that the weights fit, with other channels or the least square one; None if there is none."""
+    pairs = [(match.shapes[path], _state_dicts.shape(held[0].value)) for path, held in match.entries.items()]
+    # The second number of a kernel is that of its inputs: of the first convolution or linear layer, it tells the shape.
+    wrong = [(ours, theirs) for ours, theirs in pairs if ours != theirs and len(ours) > 1]
+    if any((ours[0], *ours[2:]) != (theirs[:1] + theirs[2:]) for ours, theirs in wrong):
+        return None
+    convolved = {theirs[1] for _, theirs in wrong if len(theirs) > 2}
+    is_flattened = any(len(theirs) == 2 for _, theirs in wrong)
+    num_numbers = sum(math.prod(theirs) for _, theirs in pairs)
+
+    def outline(shape):
+        try:
+            return _create.abstract(asked.name, shape, match.num_classes, **asked.options)
+        except ValueError:  # images of that size are too small or too large
+            return None
+
+    def num_numbers_of(shape):
+        network = outline(shape)
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network))) if network else 0
+
+    *size, channels = asked.image_shape
+    for num_channels in convolved or dict.fromkeys((channels, 1, 3)):
+        shapes = [(*size, num_channels)]
+        if is_flattened:  # the weights grow with the size of images
+            squares = [(length, length, num_channels) for length in range(1, _GREATEST_SIZE + 1)]
+            position = bisect.bisect_left(squares, num_numbers, key=num_numbers_of)
+            shapes += squares[position : position + 1]
+        for shape in shapes:
+            network = outline(shape)
+            if network and Match.of(network, asked.state_dict, asked.weights, has_any_head=True).fits:
+                return shape
+    return None
+
+
+def _nearest(asked):
     """The end of a message, which names the architecture that a state dict fits best, if that is another one."""
+    state_dict, image_shape, weights = asked.state_dict, asked.image_shape, asked.weights
     num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
-    own = name.removesuffix("_mnist")
+    own = asked.name.removesuffix("_mnist")
     matches: dict[str, Match] = {}
     # Outlines of deep networks are slow: those of the same form are tried first, and the first that fits is returned.
     for family in sorted(_families(), key=lambda family: own not in family):
@@ -166,7 +295,7 @@ def nearest(name: str, state_dict: Mapping[str, Any], image_shape: tuple[int, ..
         for other in family:
             if _depth(other) > greatest_depth:
                 break
-            match = matches[other] = _match_outline(other, state_dict, image_shape)
+            match = matches[other] = _match_outline(other, state_dict, image_shape, weights)
             if match.share == 1:
                 return "" if other == own else f"; it fits {other}: pass that name"
             # The shallowest one shows whether the names are of this form, and how many arrays a layer has.
@@ -195,9 +324,9 @@ def _depth(name):
     return int(re.sub(r"\D", "", name) or 0)
 
 
-def _match_outline(name, state_dict, image_shape):
-    widths = hidden_widths(name, state_dict, {})
-    return Match.of(_outline(name, image_shape, **widths), state_dict, has_any_head=True)
+def _match_outline(name, state_dict, image_shape, weights):
+    widths = hidden_widths(name, state_dict, weights)
+    return Match.of(_outline(name, image_shape, **widths), state_dict, weights, has_any_head=True)
 
 
 @functools.lru_cache
@@ -208,9 +337,27 @@ def _outline(name, image_shape, **widths):
         return _create.abstract(name, (32, 32, image_shape[2]), 2, **widths)
 
 
-def _first(names):
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+def _counterparts(missing, unexpected):
+    """For missing arrays, the unexpected one of the same shape with the most similar name, if it is similar."""
+    pairs = sorted(
+        (
+            (difflib.SequenceMatcher(None, one[0], other[0], autojunk=False).ratio(), one, other)
+            for one in missing
+            for other in unexpected
+            if one[1] == other[1]
+        ),
+        reverse=True,
+    )
+    found: dict[tuple, tuple] = {}
+    for similarity, one, other in pairs:
+        if similarity >= _LEAST_SIMILARITY and one not in found and other not in found.values():
+            found[one] = other
+    return found
+
+
+def _named(array):
+    name, shape = array
+    return f"{name} {shape}".replace("'?'", "?")
 
 
 def _torch_shape(shape):

@@ -10,20 +10,55 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax._misc import warn
+from hmt_jax._paths import reason
+
 # Parts that PyTorch's own wrappers put into names, at any depth: DataParallel, compile, FSDP, checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Counters that PyTorch keeps beside the weights, for batch norm and for averages over training.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
-# Found in the keys of averages over training.
-_AVERAGES = re.compile("ema|swa|shadow|averag", re.IGNORECASE)
+# Found in the keys of averages over training, but not in words such as semantic, schema, email or swap.
+_AVERAGES = re.compile("(?<![a-z])(ema|swa)s?(?![a-z])|shadow|averag", re.IGNORECASE)
+# What else a training checkpoint notes beside the weights: an epoch, an accuracy, a name.
+_NO_ARRAYS = (int, float, str, bytes, type(None))
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
-# Last parts of the names that public code uses for a normalisation within the network.
-_STATISTICS = {"mean": ("mean", "new_mean", "mu"), "std": ("std", "new_std", "sigma")}
+# Last parts of the names that public code uses for a normalisation within the network, as in `pixel_mean`.
+_STATISTIC_NAMES = {"mean": "mean|mu", "std": "std|sigma"}
+_STATISTICS = {argument: rf"((new|pixel|image|img|input)_)?({names})" for argument, names in _STATISTIC_NAMES.items()}
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
 _STATISTICS_TOLERANCE = 1e-3
 # Strides of 0 let a tensor take more bytes than are in memory or in its file: accepted up to this size.
 _MOST_REPEATED = 2**16
+
+_BEFORE_QUANTIZATION = "save the state dict of the network before it was quantized"
+# Ends of the names of entries from which weights are only computed: what they belong to, and the remedy.
+_PARTS_OF_WEIGHTS = (
+    (r"\.lora_\w+(\.\w+)*|\.base_layer\.\w+", "a LoRA adapter", "save the network of merge_and_unload()"),
+    (
+        r"\.parametrizations\.\w+\.\w+(\.\w+)*",
+        "a parametrization",
+        "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on every such layer before saving",
+    ),
+    (r"weight_g", "weight norm", "call torch.nn.utils.remove_weight_norm(layer) on every such layer before saving"),
+    (r"weight_u", "spectral norm", "call torch.nn.utils.remove_spectral_norm(layer) on every such layer before saving"),
+    (
+        r"_?flat_param(_\d+)?",
+        "FSDP's flattened weights",
+        "save the full state dict, with torch.distributed.checkpoint.state_dict.get_model_state_dict and "
+        "StateDictOptions(full_state_dict=True)",
+    ),
+    (
+        r"weight_mask",
+        "pruning",
+        "call torch.nn.utils.prune.remove(layer, 'weight') on every such layer before saving",
+    ),
+    (
+        r"\.(qweight|qzeros|zero_point|SCB|weight_scale\w*|scale_weight|weight\.(absmax|quant_map|quant_state\.\w+))",
+        "quantized weights",
+        _BEFORE_QUANTIZATION,
+    ),
+)
 
 
 class Entry(NamedTuple):
@@ -46,9 +81,9 @@ class Found(NamedTuple):
     Attributes:
       place: their place.
       entries: their entries, keyed by the network's names; more than one if names differ only by wrappers.
-      copies: the entries of every other place that holds at least half of the arrays.
+      copies: the entries of every other place that may be meant, and holds at least half of the arrays.
       statistics: the entries of a normalisation beside the weights.
-      others: all other entries in the same mapping, without counters.
+      others: all other arrays in the same mapping, without counters.
     """
 
     place: Place
@@ -60,7 +95,16 @@ class Found(NamedTuple):
     @property
     def prefix(self) -> str:
         """The part of the keys before the network's names, with wrappers."""
-        return _raw_prefix(self.place, self.entries)
+        return next((_prefix(held[0].key, short) for short, held in self.entries.items()), "")
+
+    @property
+    def name(self) -> str:
+        """The place as the argument `weights` of `from_torch` names it."""
+        return joined(self.place.path, self.prefix)
+
+    def outside(self) -> list[Entry]:
+        """The other entries whose keys do not begin with the prefix."""
+        return [entry for entry in self.others if not entry.key.startswith(self.prefix)]
 
 
 def mappings(state_dict: Mapping) -> Iterator[tuple[tuple, dict[str, list[Entry]]]]:
@@ -69,7 +113,8 @@ def mappings(state_dict: Mapping) -> Iterator[tuple[tuple, dict[str, list[Entry]
         if isinstance(container, Mapping):
             entries: defaultdict[str, list[Entry]] = defaultdict(list)
             for key, value in container.items():
-                if isinstance(key, str) and not isinstance(value, Mapping):
+                holds_mappings = any(isinstance(part, Mapping) for _, part in _containers(value))
+                if isinstance(key, str) and not holds_mappings:
                     entries[_without_wrappers(key)].append(Entry(key, value))
             yield path, entries
 
@@ -86,68 +131,121 @@ def _items(container):
     return container.items() if isinstance(container, Mapping) else enumerate(container)
 
 
-def find(state_dict: Mapping, names: Mapping[str, Any]) -> Found:
+def find(state_dict: Mapping, names: Mapping[str, Any], weights: str | None) -> Found:
     """The arrays of a network in a state dict.
 
-    A place is a mapping, which may be nested in others, and a prefix of names. Places that hold at least half of the
-    network's arrays are taken for the network or a copy of it.
+    A place is a mapping, which may be nested in others, and a prefix of names. The one with most of the network's
+    arrays is taken; of several such ones, averages come first. Others with at least half of the arrays are copies.
 
     Args:
       state_dict: arrays or tensors by name, or mappings that hold them.
       names: the array of the network for every name that it may have in a state dict.
+      weights: the name of a place; those in it count as well, unless it holds at least half of the arrays itself.
     """
     every = dict(mappings(state_dict))
-    places: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
+    everywhere: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
     for path, by_name in every.items():
         for name, entries in by_name.items():
             parts = name.split(".")
             for i in range(len(parts)):
                 if (short := ".".join(parts[i:])) in names:
-                    places[Place(path, name.removesuffix(short))][short] = entries
-    sizes = {place: len({names[short] for short in held}) for place, held in places.items()}
-    ranked = sorted(sizes, key=lambda place: -sizes[place])
+                    everywhere[Place(path, name.removesuffix(short))][short] = entries
+    arrays = {place: {names[short] for short in held} for place, held in everywhere.items()}
+    large = {place for place in everywhere if 2 * len(arrays[place]) >= len(set(names.values()))}
+    places = everywhere if weights is None else _within(weights, everywhere)
+    is_named = {place: place in large and weights == _name(place, held) for place, held in places.items()}
+    ranked = sorted(places, key=lambda place: (is_named[place], len(arrays[place]), _is_averaged(place)), reverse=True)
     main = ranked[0] if ranked else Place(max(every, key=lambda path: len(every[path])), "")
-    is_most = {place: 2 * sizes[place] >= len(set(names.values())) for place in ranked}
-    copies = {place: places[place] for place in ranked[1:] if is_most[place]}
-    taken = {place.prefix + short for place in (main, *copies) if place.path == main.path for short in places[place]}
+    doubles = {place for place in large if place != main and arrays[place] & arrays.get(main, set())}
+    copies = {place: places[place] for place in ranked if place in doubles and not is_named[main]}
+    taken = {
+        entry.key
+        for place in (main, *doubles)
+        if place.path == main.path
+        for entry in itertools.chain(*everywhere[place].values())
+    }
     left = [
-        entries[0] for name, entries in every[main.path].items() if name not in taken and not name.endswith(_COUNTERS)
+        entry
+        for name, entries in every[main.path].items()
+        for entry in entries
+        if entry.key not in taken and not name.endswith(_COUNTERS) and not isinstance(entry.value, _NO_ARRAYS)
     ]
-    statistics = [entry for entry in left if _statistic(entry)]
-    return Found(main, places[main], copies, statistics, [entry for entry in left if not _statistic(entry)])
+    others = [
+        entry
+        for entry in left
+        if not _statistic(entry) and (weights is None or is_within(joined(main.path, entry.key), weights))
+    ]
+    return Found(main, places.get(main, {}), copies, [entry for entry in left if _statistic(entry)], others)
 
 
-def check_copies(found: Found, *, is_file: bool) -> None:
-    """Raises ValueError if copies of the weights differ, because either could be meant."""
+def has_arrays(state_dict: Mapping) -> bool:
+    """Whether a state dict holds an array by name, of whatever network."""
+    values = (entry.value for _, by_name in mappings(state_dict) for entry in itertools.chain(*by_name.values()))
+    return not all(isinstance(value, _NO_ARRAYS) for value in values)
+
+
+def _within(weights, places):
+    """The places with only those entries that are in the place of this name."""
+    narrowed = {
+        place: {
+            short: kept
+            for short, entries in held.items()
+            if (kept := [e for e in entries if is_within(joined(place.path, _prefix(e.key, short)), weights)])
+        }
+        for place, held in places.items()
+    }
+    return {place: held for place, held in narrowed.items() if held}
+
+
+def check_is_there(found: Found, anywhere: Found, weights: str) -> None:
+    """Raises ValueError if the chosen place holds no array of the network; `anywhere` is found without a choice."""
+    if not found.entries:
+        remedy = "it holds none elsewhere, either"
+        if anywhere.entries:
+            remedy = f"pass weights={_either(_told_apart({anywhere.place: anywhere.entries, **anywhere.copies}))}"
+        raise ValueError(f"weights is {weights!r}, and the state dict holds no array of the network there: {remedy}")
+
+
+def check_copies(found: Found) -> None:
+    """Raises ValueError if copies of the weights differ, because either could be meant; warns if one is an average."""
+    differing: dict[Place, str] = {}
     for copy, held in found.copies.items():
-        for short in found.entries.keys() & held.keys():
+        for short in filter(held.__contains__, found.entries):
             first, second = found.entries[short][0], held[short][0]
             if shape(first.value) != shape(second.value) or not _are_equal(_as_array(first), _as_array(second)):
-                names = _told_apart((found.place, found.entries), (copy, held))
-                remedy = "save one of the two to a file by itself" if is_file else "pass one of the two by itself"
-                raise ValueError(
-                    f"the state dict holds weights twice, and their {short} differ: {remedy}, {' or '.join(names)}"
-                )
+                differing[copy] = short
+                break
+    if not differing:
+        return
+    own, *others = _told_apart({found.place: found.entries, **{copy: found.copies[copy] for copy in differing}})
+    if _is_averaged(found.place) and not any(map(_is_averaged, differing)):
+        warn(
+            f"the state dict holds averages of the weights beside the weights themselves: the averages are taken; pass "
+            f"weights={own!r} to say so, or weights={_either(others)} for the others"
+        )
+    else:
+        raise ValueError(
+            f"the state dict holds the weights more than once, and their {next(iter(differing.values()))} differ: pass "
+            f"weights={_either([own, *others])}"
+        )
 
 
-def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int, *, is_file: bool) -> None:
+def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int) -> None:
     """Raises ValueError if averages of the weights stand beside them in a list, without names, as in some libraries.
 
     Args:
       state_dict: the state dict.
       found: the result of `find` for it.
       num_arrays: number of the network's arrays; half as many without names count as averages.
-      is_file: whether the state dict is from a file.
     """
     for path, container in _containers(state_dict):
         for key, part in _items(container):
             is_averaged = any(isinstance(step, str) and _AVERAGES.search(step) for step in (*path, key))
             if is_averaged and 2 * sum(hasattr(value, "dtype") for value in _nameless(part)) >= num_arrays:
-                remedy = "save the other weights to a file by themselves" if is_file else "pass the other weights alone"
                 raise ValueError(
-                    f"{_shown((*path, key))} holds arrays without the network's names, which seem to be averages of "
-                    f"the weights in {_shown(found.place.path)}: to take them, put them into the model and save its "
-                    f"state_dict(), otherwise {remedy}"
+                    f"{joined((*path, key), '')!r} holds arrays without names, which seem to be averages of the "
+                    "weights: to take them, put them into the model and save its state_dict(); to take the others, "
+                    f"pass weights={found.name!r}"
                 )
 
 
@@ -162,8 +260,8 @@ def _nameless(value) -> list:
     return []
 
 
-def refuse_packed(found: Found) -> None:
-    """Raises ValueError for entries that are no single arrays: nested tensors, and quantized ones under other names."""
+def refuse_encoded(found: Found) -> None:
+    """Raises ValueError for entries that are no plain arrays, or only parts from which weights are computed."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_nested", False):
             raise ValueError(
@@ -172,9 +270,16 @@ def refuse_packed(found: Found) -> None:
             )
         if getattr(entry.value, "is_quantized", False) or entry.key.endswith("_packed_params"):
             raise ValueError(
-                f"{entry.key} is quantized, and weights must be floating point: pass the state dict of the network "
-                "before quantization, or call dequantize() on each quantized tensor"
+                f"{entry.key} is quantized, and weights must be floating point: {_BEFORE_QUANTIZATION}, or call "
+                "dequantize() on each quantized tensor"
             )
+    for entry in found.others:
+        for end, owner, remedy in _PARTS_OF_WEIGHTS:
+            if re.search(f"({end})$", entry.key):
+                raise ValueError(f"{entry.key} belongs to {owner}, and weights must be single arrays: {remedy}")
+    for entry in itertools.chain(*found.entries.values()):
+        if hasattr(entry.value, "dtype"):
+            _check_numbers(entry)
 
 
 def take(entries: list[Entry]) -> np.ndarray:
@@ -210,25 +315,66 @@ def shape(value: Any) -> tuple[int, ...]:
         return ()
 
 
+def statistic(found: Found, argument: str, num_channels: int) -> np.ndarray:
+    """The statistic of images, "mean" or "std", that the state dict holds.
+
+    Raises:
+      ValueError: if it holds none or several, or one that is not of pixels in [0, 1].
+    """
+    held = {
+        entry.key: _as_array(entry).astype(np.float64).ravel()
+        for entry in found.statistics
+        if _statistic(entry) == argument
+    }
+    if not held:
+        neutral = {"mean": "mean=(0,)", "std": "std=(1,)"}[argument]
+        raise ValueError(
+            f"{argument} is not given, and the state dict holds none: pass the one that the network was trained with, "
+            f"or {neutral} if it was trained on images in [0, 1] as they are"
+        )
+    (key, numbers), *others = held.items()
+    for other, values in others:
+        if len(values) != len(numbers) or not np.allclose(values, numbers, rtol=0, atol=_STATISTICS_TOLERANCE):
+            raise ValueError(f"{key} and {other} of the state dict differ: pass {argument}")
+    if len(numbers) not in (1, num_channels):
+        raise ValueError(
+            f"{key} of the state dict has {len(numbers)} numbers, and the images have {num_channels} channels: pass "
+            f"{argument}"
+        )
+    if np.abs(numbers).max() > 1:
+        raise ValueError(
+            f"{key} of the state dict is {_rounded(numbers)}, which is not of pixels in [0, 1]: pass {argument}, "
+            f"{argument}={_rounded(numbers / 255)} if its pixels are from 0 to 255"
+        )
+    return numbers
+
+
 def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channels: int) -> None:
     """Raises ValueError if the state dict holds a normalisation other than the given one."""
     for entry in found.statistics:
         argument = _statistic(entry)
         given = mean if argument == "mean" else std
         own = _as_array(entry).astype(np.float64).ravel()
-        if len(own) not in (1, num_channels) or not np.allclose(own, given, rtol=0, atol=_STATISTICS_TOLERANCE):
-            numbers = tuple(round(number, 4) for number in own.tolist())
+        scales = (1, 255) if np.abs(own).max() > 1 else (1,)  # it may be of pixels from 0 to 255
+        if len(own) not in (1, num_channels) or not any(
+            np.allclose(own / scale, given, rtol=0, atol=_STATISTICS_TOLERANCE) for scale in scales
+        ):
             raise ValueError(
-                f"{entry.key} of the state dict is {numbers}, but {argument} is {_shortened(given)}: pass the "
-                f"normalisation that the network was trained with, {argument}={numbers}, or leave that entry out"
+                f"{entry.key} of the state dict is {_rounded(own)}, but {argument} is {_shortened(given)}: pass the "
+                f"normalisation that the network was trained with, {argument}={_rounded(own)}, or leave that entry out"
             )
+
+
+def _rounded(numbers):
+    return tuple(round(number, 4) for number in numbers.tolist())
 
 
 def _statistic(entry):
     """The statistic of images, "mean" or "std", that an entry seems to be by its name and size; None if neither."""
     last = entry.key.split(".")[-1]
     is_small = math.prod(shape(entry.value)) <= _MOST_CHANNELS
-    return next((argument for argument, names in _STATISTICS.items() if last in names and is_small), None)
+    found = (argument for argument, pattern in _STATISTICS.items() if re.fullmatch(pattern, last))
+    return next(found, None) if is_small else None
 
 
 def _shortened(given):
@@ -239,27 +385,55 @@ def _without_wrappers(key):
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
-def _raw_prefix(place, entries):
-    keys = ((short, held[0].key) for short, held in entries.items())
-    return next((key.removesuffix(short) for short, key in keys if key.endswith(short)), place.prefix)
+def _prefix(key, short):
+    """The part of a key before the network's name `short`, with the last dot."""
+    parts, num_left = key.split("."), short.count(".") + 1
+    while num_left:
+        num_left -= parts.pop() not in _WRAPPERS
+    return "".join(f"{part}." for part in parts)
 
 
-def _told_apart(*places):
-    """Distinct names of places, for a message: their mappings, or their prefixes if all are in one mapping."""
-    mappings = [_shown(place.path) for place, _ in places]
-    if len(set(mappings)) > 1:
-        return mappings
-    prefixes = [_raw_prefix(place, entries) for place, entries in places]
-    return [
-        f"the names of {mapping} that begin with {prefix!r}" for mapping, prefix in zip(mappings, prefixes, strict=True)
-    ]
+def joined(path: tuple, prefix: str) -> str:
+    """The name of a place, or of an entry: all keys that lead to it, joined by dots."""
+    return ".".join([*map(str, path), prefix.removesuffix(".")] if prefix else map(str, path))
 
 
-def _shown(path):
-    return f"checkpoint{''.join(f'[{key!r}]' for key in path)}"
+def _name(place, entries):
+    return joined(place.path, next(_prefix(held[0].key, short) for short, held in entries.items()))
 
 
-def _as_array(entry: Entry) -> np.ndarray:
+def is_within(name: str, outer: str) -> bool:
+    """Whether the place or entry of a name is the place of another name, or in it."""
+    return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def _told_apart(places):
+    """The names of places with their entries, cut after the first keys that tell them apart."""
+    names = [_name(*place) for place in places.items()]
+    cut = []
+    for (place, entries), name in zip(places.items(), names, strict=True):
+        num_in_prefix = _prefix(*next((held[0].key, short) for short, held in entries.items())).count(".")
+        keys = [*map(str, place.path), *name.split(".")[-num_in_prefix:]] if num_in_prefix else [*map(str, place.path)]
+        firsts = (".".join(keys[:i]) for i in range(1, len(keys)))
+        others = [other for other in names if other != name]
+        cut.append(next((first for first in firsts if not any(is_within(other, first) for other in others)), name))
+    return cut
+
+
+def _either(names):
+    return " or weights=".join(map(repr, names))
+
+
+def _is_averaged(place):
+    return any(_AVERAGES.search(str(step)) for step in (*place.path, place.prefix))
+
+
+def _check_numbers(entry: Entry) -> str:
+    """The type of an entry's numbers.
+
+    Raises:
+      ValueError: if they can't be weights.
+    """
     key, value = entry
     is_tensor = hasattr(value, "detach")
     for layout in ("sparse", "mkldnn"):
@@ -267,28 +441,41 @@ def _as_array(entry: Entry) -> np.ndarray:
             article = "an" if layout == "mkldnn" else "a"
             raise ValueError(f"{key} is {article} {layout} tensor, and weights must be dense: call to_dense() on it")
     if getattr(value, "is_meta", False):
-        raise ValueError(f"{key} is a tensor on the device meta, which holds no numbers: load the weights first")
-    array = value if is_tensor else np.asarray(value)
-    dtype = str(array.dtype).removeprefix("torch.") if is_tensor else array.dtype.newbyteorder("=").name
-    if dtype not in _FLOATING:
-        remedy = "check what wrote the state dict"
-        if dtype.startswith("float"):
-            convert = ".float()" if is_tensor else ".astype(np.float32)"
-            remedy = f"convert it with {convert}, and multiply by its scale if it has one"
-        elif "int" in dtype:
-            remedy = "if these are quantized weights, convert them to floating point and multiply by their scales"
-        *most, last = _FLOATING
-        raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
-    if is_tensor:
+        raise ValueError(f"{key} is a tensor on the meta device, which holds no numbers: load the weights first")
+    dtype = str(value.dtype).removeprefix("torch.") if is_tensor else value.dtype.newbyteorder("=").name
+    if dtype in _FLOATING:
+        return dtype
+    remedy = "check what wrote the state dict"
+    if dtype.startswith("float"):
+        convert = ".float()" if is_tensor else ".astype(np.float32)"
+        remedy = f"convert it with {convert}, and multiply by its scale if it has one"
+    elif "int" in dtype:
+        remedy = "if these are quantized weights, convert them to floating point and multiply by their scales"
+    *most, last = _FLOATING
+    raise ValueError(f"{key} holds {dtype}, and weights must be {', '.join(most)} or {last}: {remedy}")
+
+
+def _as_array(entry: Entry) -> np.ndarray:
+    key, value = entry
+    if not hasattr(value, "detach"):
+        array = np.asarray(value)
+        _check_numbers(Entry(key, array))
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    dtype = _check_numbers(entry)
+    try:
         if value.untyped_storage().nbytes() < value.numel() * value.element_size() > _MOST_REPEATED:
             raise ValueError(
-                f"{key} {shape(value)} repeats few numbers: call .contiguous() on it before saving, if that is intended"
+                f"{key} {shape(value)} repeats a few numbers: if that is intended, call .contiguous() on it first"
             )
         # PyTorch may only mark a tensor as negated, which NumPy can't.
         tensor = value.detach().cpu().resolve_neg()
         # NumPy has no bfloat16, and PyTorch does not convert it. The detour through float32 is exact.
         return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    except (RuntimeError, TypeError, AttributeError) as error:  # of tensors that only other libraries can compute with
+        raise ValueError(
+            f"{key} is a {type(value).__name__}, whose numbers can't be read ({reason(error)}): convert it to a plain "
+            "tensor, with dequantize() if it is quantized, or full_tensor() if it is distributed"
+        ) from error
 
 
 def _are_equal(first, second):

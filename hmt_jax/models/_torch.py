@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from hmt_jax._checks import ImageShape
+from hmt_jax._checks import ImageShape, check_image_shape, integer
 from hmt_jax.models import _create, _state_dicts
-from hmt_jax.models._match import Match, dialects, hidden_widths, nearest, torch_name
+from hmt_jax.models._match import Match, Request, dialects, hidden_widths, misfit, torch_name
 from hmt_jax.models._normalization import Normalized
 from hmt_jax.models._weight_files import read_state_dict
 
@@ -22,8 +22,9 @@ def from_torch(
     state_dict: Mapping[str, Any] | str | os.PathLike,
     *,
     image_shape: ImageShape,
-    mean: ArrayLike | Sequence[float],
-    std: ArrayLike | Sequence[float],
+    mean: ArrayLike | Sequence[float] | None = None,
+    std: ArrayLike | Sequence[float] | None = None,
+    weights: str | None = None,
     num_classes: int | None = None,
     **options: Any,
 ) -> Normalized:
@@ -31,10 +32,13 @@ def from_torch(
 
     Tensors may have the names of torchvision (also of its old DenseNet checkpoints), of kuangliu/pytorch-cifar or of
     the paper's code, behind any prefix that they share, such as `module.`, `_orig_mod.`, `net.` or `backbone.`. The
-    state dict may be nested in mappings, lists and tuples, as in training checkpoints. If it holds copies of the
-    weights, they must be equal: if averaged weights are beside the others, pass one of the two. The widths of hidden
-    layers are taken from the weights. A normalisation among the weights must equal `mean` and `std`. PyTorch is needed
-    only to read its own files.
+    state dict may be nested in mappings, lists and tuples, as in training checkpoints. PyTorch is needed only to read
+    its own files.
+
+    A state dict may hold the weights more than once. Copies that are equal are one. Of weights and their averages over
+    training, such as `state_dict_ema` beside `state_dict`, the averages are taken, as timm's `load_checkpoint` does,
+    because published accuracies are mostly theirs, and a warning says so. Other copies that differ are an error. In
+    both cases `weights` chooses.
 
     Args:
       name: one of `names()`.
@@ -42,54 +46,70 @@ def from_torch(
         Or the path of a file that holds them, in safetensors, NumPy's .npz or PyTorch's format, whatever its name. No
         code in the file is run.
       image_shape: (height, width, channels) of the images.
-      mean: subtracted from images in [0, 1]: one number per channel, or an image.
-      std: divides images after that: one number per channel.
+      mean: subtracted from images in [0, 1]: one number per channel, or an image. If not given, that of a normalisation
+        among the weights, such as `normalize.mean`. If both are there, they must be equal.
+      std: divides images after that: one number per channel. As for `mean`, taken from the weights if not given.
+      weights: the place of the weights: the keys that lead to them, joined by dots, such as `state_dict_ema` or
+        `model.module.attacker.model`. What is elsewhere is left out. It is needed only if there is a choice.
       num_classes: number of logits; taken from the last layer's weights if not given.
-      **options: options of the architecture, as in `create`.
+      **options: options of the architecture, as in `create`; `num_hidden` is taken from the weights if not given.
 
     Returns:
       A classifier as `create` returns it, in the precision of the weights.
 
     Raises:
       ValueError: for an unknown name; a file that can't be read or holds more than tensors; weights that are not
-        floating point; copies that differ; averages without names beside the weights; another normalisation; or
-        weights that do not fit, with a list of missing, unexpected and wrongly shaped arrays, and the nearest
-        architecture.
+        floating point; copies that differ; averages without names beside the weights; another normalisation than the
+        given one, or none; or weights that do not fit, with a table of missing, unexpected and wrongly shaped arrays,
+        and the option, the image shape or the architecture that would fit, if there is one.
       ImportError: if the file is PyTorch's, and PyTorch is not installed.
       TypeError: if `state_dict` is neither a mapping nor the name of a file, but a module for example.
 
-    >>> weights = {"linear.weight": np.ones((2, 4), np.float32), "linear.bias": np.zeros(2, np.float32)}
-    >>> classifier = from_torch("logistic", weights, image_shape=(2, 2, 1), mean=(0.5,), std=(0.5,))
+    >>> state_dict = {"linear.weight": np.ones((2, 4), np.float32), "linear.bias": np.zeros(2, np.float32)}
+    >>> classifier = from_torch("logistic", state_dict, image_shape=(2, 2, 1), mean=(0.5,), std=(0.5,))
     >>> classifier(np.ones((1, 2, 2, 1), np.float32)).tolist()
     [[4.0, 4.0]]
     """
+    image_shape = check_image_shape(image_shape)
+    num_classes = None if num_classes is None else integer("num_classes", num_classes, at_least=1)
     network = _create.abstract(name, image_shape, num_classes or 2, **options)
-    _create.check_statistics(image_shape, mean, std)
+    _create.check_statistics(image_shape, (0.0,) if mean is None else mean, (1.0,) if std is None else std)
     if not isinstance(state_dict, Mapping | str | os.PathLike):
         raise TypeError(
             f"state_dict must be a mapping or the name of a file, got {type(state_dict).__name__}: pass a module's "
             "weights with module.state_dict()"
         )
+    if not isinstance(weights, str | None):
+        raise TypeError(
+            f"weights must be the place of the weights in the state dict, such as 'state_dict_ema', or None, got "
+            f"{type(weights).__name__}: pass the weights themselves as state_dict"
+        )
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict, name, _num_bytes(network))
-    if inferred := hidden_widths(name, given, options):
-        options = {**options, **inferred}
-        network = _create.abstract(name, image_shape, num_classes or 2, **options)
-    match = Match.of(network, given, has_any_head=num_classes is None)
-    _state_dicts.refuse_packed(match.found)
-    if faults := match.faults():
-        raise ValueError(f"the state dict does not fit {name}: {faults}{nearest(name, given, tuple(image_shape))}")
-    is_file = given is not state_dict
-    _state_dicts.check_copies(match.found, is_file=is_file)
-    _state_dicts.refuse_nameless_averages(given, match.found, len(match.shapes), is_file=is_file)
-    _state_dicts.check_statistics(match.found, np.asarray(mean), np.asarray(std), image_shape[2])
+    options = {**hidden_widths(name, given, weights), **options}
+    network = _create.abstract(name, image_shape, num_classes or 2, **options)
+    match = Match.of(network, given, weights, has_any_head=num_classes is None)
+    found = match.found
+    if weights is not None:
+        _state_dicts.check_is_there(found, Match.of(network, given, None, has_any_head=True).found, weights)
+    _state_dicts.refuse_encoded(found)
+    if not match.fits:
+        raise ValueError(misfit(Request(name, given, image_shape, weights, num_classes, options), match))
+    _state_dicts.check_copies(found)
+    if weights is None:
+        _state_dicts.refuse_nameless_averages(given, found, len(match.shapes))
+    mean, std = (
+        _state_dicts.statistic(found, argument, image_shape[2]) if value is None else value
+        for argument, value in (("mean", mean), ("std", std))
+    )
+    _state_dicts.check_statistics(found, np.asarray(mean), np.asarray(std), image_shape[2])
     if num_classes is None:
         network = _create.abstract(name, image_shape, match.num_classes, **options)
     graphdef, abstract = nnx.split(network)
-    weights = [
+    variables = [
         (path, variable.replace(_from_torch(_state_dicts.take(match.entries[path]))))
         for path, variable in nnx.to_flat_state(abstract)
     ]
-    return _create.in_evaluation_mode(nnx.merge(graphdef, nnx.from_flat_state(weights)), mean, std)
+    return _create.in_evaluation_mode(nnx.merge(graphdef, nnx.from_flat_state(variables)), mean, std)
 
 
 def to_torch(classifier: Normalized) -> dict[str, np.ndarray]:

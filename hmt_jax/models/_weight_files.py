@@ -32,18 +32,34 @@ _KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer"),
     (rb"(\xef\xbb\xbf)?\s*<", "a web page"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed"),
-    (rb"\x89HDF", "a file of HDF5"),
+    (rb"\x89HDF", "a file of HDF5 or Keras"),
+    (rb"\x08\x01\x12", "a SavedModel of TensorFlow's"),
+    (rb".{4}TFL3", "a file of TensorFlow Lite"),
+    (rb"\x08[\x02-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", "a file of ONNX"),
+    (rb"GGUF", "a file of GGUF"),
+    (rb"[\x81-\x8f][\xa1-\xbf]", "a file of Flax's msgpack"),
     (rb"\x93NUMPY", "a single array of NumPy's"),
     (rb"(\xef\xbb\xbf)?\s*[{\[]", "text in JSON"),
 )
+# The last bytes of the index of TensorFlow's checkpoints.
+_END_OF_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+_ARRAYS_BY_NAME = "save its arrays, by PyTorch's names and in its layout, with np.savez"
 REMEDIES = {
     "a Git LFS pointer": "fetch the file itself with `git lfs pull`",
-    "a web page": "the download failed, download it again",
-    "empty": "the download or the copy failed, repeat it",
+    "a web page": "the download failed, so download it again",
+    "empty": "the download or the copy failed, so repeat it",
     "compressed": "unpack it first",
     "a single array of NumPy's": "save all arrays by name with np.savez",
-    "a file of HDF5": "save its arrays, by PyTorch's names and in its layout, with np.savez",
+    "a file of HDF5 or Keras": _ARRAYS_BY_NAME,
+    "a SavedModel of TensorFlow's": _ARRAYS_BY_NAME,
+    "a checkpoint of TensorFlow's": _ARRAYS_BY_NAME,
+    "a file of TensorFlow Lite": _ARRAYS_BY_NAME,
+    "a file of ONNX": _ARRAYS_BY_NAME,
+    "a file of GGUF": _ARRAYS_BY_NAME,
+    "a file of Flax's msgpack": _ARRAYS_BY_NAME,
     "text in JSON": "pass the file of the tensors themselves",
+    "the index of weights in several files": "pass the arrays of all its files as one mapping, such as {**safetensors."
+    "numpy.load_file(first), **safetensors.numpy.load_file(second)}",
     "of no known kind": "check that it is the file of the weights, and download it again if so",
     "a zip archive of other files": "unpack it, and pass the file of the weights in it",
     "a TorchScript archive": "save torch.jit.load(file).state_dict() with torch.save",
@@ -94,17 +110,35 @@ def kind_of(path: pathlib.Path) -> str:
       FileNotFoundError: if there is no such file.
       ValueError: if it is a folder, or no regular file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: {_remedy_for_folder(path)}")
     if path.exists() and not path.is_file():
-        raise ValueError(
-            f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: pass the file of the weights"
-        )
+        raise ValueError(f"{path} is no regular file: pass the file of the weights")
     with path.open("rb") as opened:
         first = opened.read(512)
+        opened.seek(max(0, path.stat().st_size - len(_END_OF_TABLE)))
+        last = opened.read()
     if not first:
         return "empty"
+    kind = next((kind for pattern, kind in _KINDS if re.match(pattern, first, re.DOTALL)), None)
+    if kind == "text in JSON" and b'"weight_map"' in first:
+        return "the index of weights in several files"
+    # The first bytes of a table, and those of the numbers that it describes, are any.
+    if kind is None and (last == _END_OF_TABLE or re.search(r"\.data-\d{5}-of-\d{5}$", path.name)):
+        return "a checkpoint of TensorFlow's"
     # A damaged file may be recognised only by its name.
-    default = SAFETENSORS if path.suffix == ".safetensors" else "of no known kind"
-    return next((kind for pattern, kind in _KINDS if re.match(pattern, first, re.DOTALL)), default)
+    return kind or (SAFETENSORS if path.suffix == ".safetensors" else "of no known kind")
+
+
+def _remedy_for_folder(path):
+    names = os.listdir(path)
+    if ".metadata" in names:
+        return "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and pass the new file"
+    if "zero_to_fp32.py" in names:
+        return "run its zero_to_fp32.py, and pass the file that this writes"
+    if any(name.endswith(".index.json") for name in names):
+        return f"its weights are in several files: {REMEDIES['the index of weights in several files']}"
+    return "pass the file of the weights"
 
 
 def _kind_of_archive(file, path, name, num_bytes):
@@ -126,6 +160,8 @@ def _kind_of_archive(file, path, name, num_bytes):
         raise ValueError(f"{file} holds {next(iter(twice))} twice: write each array once")
     if all(member.endswith(".npy") for member in names):
         return _NPZ
+    if any(member.endswith("weights.h5") for member in names):
+        return "a file of HDF5 or Keras"
     if any(member.endswith("/constants.pkl") for member in names):
         return "a TorchScript archive"
     return _PYTORCH if any(member.endswith("data.pkl") for member in names) else "a zip archive of other files"
@@ -175,9 +211,13 @@ def _read_torch_file(file, path):
             if "Unsupported" not in str(error):
                 raise
             raise RefusedError(
-                f"{file} does not hold tensors alone, and reading the rest could run code from the file; "
-                "save the state dict by itself, with torch.save(model.state_dict(), file)"
+                f"{file} does not hold tensors alone, and reading the rest could run code from the file: save the "
+                "state dict by itself, with torch.save(model.state_dict(), file), or, if you trust the file, pass what "
+                "torch.load(file, weights_only=False) returns"
             ) from error
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"{file} must hold a state dict, tensors by name, got {type(state_dict)}")
+        raise ValueError(
+            f"{file} must hold a state dict, tensors by name, got {type(state_dict).__name__}: save that with "
+            "torch.save(model.state_dict(), file)"
+        )
     return state_dict

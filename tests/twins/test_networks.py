@@ -358,9 +358,11 @@ def test_faults_of_a_state_dict_are_listed_by_its_own_names():
     weights["projector.weight"] = torch.zeros(3)
     with pytest.raises(
         ValueError,
-        match=r"^the state dict does not fit resnet18_cifar: missing: bn1\.bias \(64,\), "
-        r"layer2\.0\.downsample\.1\.running_var \(128,\); unexpected: projector\.weight \(3,\); "
-        r"wrongly shaped: fc\.weight \(512, 7\) instead of \(7, 512\)$",
+        match=r"^the state dict does not fit resnet18_cifar:\n  resnet18_cifar +the state dict\n"
+        r"  fc\.weight \(7, 512\) +fc\.weight \(512, 7\)\n"
+        r"  bn1\.bias \(64,\) +-\n"
+        r"  layer2\.0\.downsample\.1\.running_var \(128,\) +-\n"
+        r"  - +projector\.weight \(3,\)$",
     ):
         imported("resnet18_cifar", weights, (32, 32, 3), num_classes=7)
 
@@ -423,12 +425,13 @@ def test_averaged_weights_in_lists_of_pytorchs_are_not_passed_over_in_silence(tm
     weights = twin_of("lenet", channels=1).state_dict()
     statistics = {"image_shape": (28, 28, 1), "mean": (0.1,), "std": (0.3,)}
     average = torch.nn.ParameterList(value + 1 for value in weights.values())
-    message = r"^checkpoint\['ema'\] holds arrays without the network's names, .* pass the other weights alone$"
+    message = r"^'ema' holds arrays without names, .*; to take the others, pass weights='model'$"
     with pytest.raises(ValueError, match=message):
         models.from_torch("lenet", {"model": weights, "ema": average}, **statistics)
     torch.save({"model": weights, "ema": average.state_dict()}, tmp_path / "it.pt")
-    with pytest.raises(ValueError, match=r"otherwise save the other weights to a file by themselves$"):
+    with pytest.raises(ValueError, match=message):
         models.from_torch("lenet", tmp_path / "it.pt", **statistics)
+    models.from_torch("lenet", tmp_path / "it.pt", **statistics, weights="model")
 
 
 def test_the_layout_of_the_public_robust_checkpoints():
@@ -455,33 +458,40 @@ def test_the_layout_of_the_public_robust_checkpoints():
     del model["module.attacker.normalize.new_std"]
     model["module.attacker.model.fc.bias"] = model["module.model.fc.bias"] + 1
     message = (
-        r"holds weights twice, and their fc\.bias differ: pass one of the two by itself, the names of "
-        r"checkpoint\['model'\] that begin with 'module\.model\.' or the names of checkpoint\['model'\] that begin "
-        r"with 'module\.attacker\.model\.'$"
+        r"holds the weights more than once, and their fc\.bias differ: pass weights='model\.module\.model' or "
+        r"weights='model\.module\.attacker'$"
     )
     with pytest.raises(ValueError, match=message):
         imported("resnet18", checkpoint, (64, 64, 3))
+    for weights, change in (
+        ("model.module.model", 0),
+        ("model.module.attacker", 1),
+        ("model.module.attacker.model", 1),
+    ):
+        found = models.to_torch(imported("resnet18", checkpoint, (64, 64, 3), weights=weights))
+        np.testing.assert_array_equal(found["fc.bias"], network.fc.bias.numpy() + change)
 
 
 @pytest.mark.parametrize(
     ("given", "fitting", "size", "fault"),
     [
-        ("resnet18", "resnet18_cifar", 64, r"wrongly shaped: conv1\.weight \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"),
-        ("resnet18_cifar", "resnet34", 32, r"unexpected: layer1\.2\.\S+ .*; wrongly shaped: conv1\.weight"),
-        ("vgg11_cifar", "vgg13_bn_cifar", 32, r"missing: \S+ .*; unexpected: \S+ .* and \d+ more; wrongly shaped: \S+"),
+        ("resnet18", "resnet18_cifar", 64, r"  conv1\.weight \(64, 3, 7, 7\) +conv1\.weight \(64, 3, 3, 3\)"),
+        ("resnet18_cifar", "resnet34", 32, r"  conv1\.weight.*conv1\.weight.*\n  - +layer1\.2\."),
+        ("vgg11_cifar", "vgg13_bn_cifar", 32, r"  features.* features.*\n  and \d+ more of ano.*, \d+ more unexp"),
     ],
 )
 def test_weights_of_another_architecture_say_which_it_is(given, fitting, size, fault):
     weights = renamed(twin_of(fitting).state_dict(), (r"^", "model."))
-    fault = fault.replace(r": conv1", r": model\.conv1").replace(": layer1", r": model\.layer1")
-    with pytest.raises(ValueError, match=rf"does not fit {given}: {fault}.*; it fits {fitting}: pass that name$"):
+    fault = re.sub("(conv1|layer1|features)", r"model\\.\1", fault)
+    message = rf"(?s)^the state dict does not fit {given}; it fits {fitting}: pass that name\n.*{fault}"
+    with pytest.raises(ValueError, match=message):
         imported(given, weights, (size, size, 3))
 
 
 def test_weights_of_no_known_architecture_say_which_is_nearest():
     weights = dict(twin_of("resnet18_cifar").state_dict())
     del weights["bn1.bias"]
-    message = r"; the nearest architecture is resnet18_cifar, 101 of whose 102 arrays are there$"
+    message = r"; the nearest architecture is resnet18_cifar, 101 of whose 102 arrays are there\n"
     with pytest.raises(ValueError, match=message):
         imported("resnet34_cifar", weights, (32, 32, 3))
 
@@ -500,16 +510,16 @@ def test_weights_of_no_known_architecture_say_which_is_nearest():
         (lambda w: w.to_sparse(), r"^fc1\.weight is a sparse tensor, .*: call to_dense\(\) on it$"),
         (
             lambda w: w.to("meta"),
-            r"^fc1\.weight is a tensor on the device meta, which holds no numbers: load the weights",
+            r"^fc1\.weight is a tensor on the meta device, which holds no numbers: load the weights",
         ),
         # A hundred terabytes, were they written out.
         (
             lambda w: torch.zeros((), dtype=torch.bfloat16).expand(10**7, 10**7),
-            r"wrongly shaped: fc1\.weight \(10000000, 1",
+            r"\n  fc1\.weight \(120, 400\) +fc1\.weight \(10000000, 10000000\)$",
         ),
         (
             lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
-            r"^fc1\.weight is quantized, .*: pass the state dict of the network before .* or call dequantize\(\)",
+            r"^fc1\.weight is quantized, .*: save the state dict of the network before .* or call dequantize\(\)",
         ),
         (lambda w: w.to_mkldnn(), r"^fc1\.weight is an mkldnn tensor, .*: call to_dense\(\) on it$"),
         (
@@ -545,16 +555,51 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     torch.save(weights, tmp_path / "it.pt")
     small = {"image_shape": (1, 1, 3), "mean": (0,), "std": (1,)}
     for given in (weights, tmp_path / "it.pt"):
-        with pytest.raises(ValueError, match=r"^linear\.weight \(100000, 3\) repeats few numbers: call \.contiguous"):
+        with pytest.raises(
+            ValueError, match=r"^linear\.weight \(100000, 3\) repeats a few numbers: if that is intended, call \.cont"
+        ):
             models.from_torch("logistic", given, **small)
     # A hundred terabytes, were the list converted.
     listed = {**weights, "more": [torch.zeros(1).expand(10**7, 10**7)]}
-    with pytest.raises(ValueError, match=r"unexpected: more \(1, 10000000, 10000000\)$"):
+    with pytest.raises(ValueError, match=r"  - +more \(1, 10000000, 10000000\)$"):
         models.from_torch("logistic", listed, **small)
     # What is small is read as it is meant.
     weights = {"linear.weight": torch.zeros(1).expand(2, 3), "linear.bias": torch.ones(()).expand(2)}
     found = models.to_torch(models.from_torch("logistic", weights, **small))
     np.testing.assert_array_equal(found["linear.bias"], [1, 1])
+
+
+class Distributed(torch.Tensor):
+    """A tensor whose numbers are elsewhere, as in libraries for distributed and quantized networks."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return args[0] if function is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_tensors_that_only_other_libraries_can_compute_with_are_named():
+    weights = {**twin_of("lenet", channels=1).state_dict(), "fc1.weight": Distributed((120, 400))}
+    message = (
+        r"^fc1\.weight is a Distributed, whose numbers can't be read \(.*\): convert it to a plain tensor, with deq"
+    )
+    with pytest.raises(ValueError, match=message):
+        imported("lenet", weights, (28, 28, 1))
+
+
+def test_real_weight_norm_and_spectral_norm_are_named():
+    for normalize, owner in (
+        (torch.nn.utils.parametrizations.weight_norm, "a parametrization"),
+        (torch.nn.utils.parametrizations.spectral_norm, "a parametrization"),
+        (torch.nn.utils.spectral_norm, "spectral norm"),
+    ):
+        network = torch_twins.build("lenet", 1, 3)
+        normalize(network.fc2)
+        with pytest.raises(ValueError, match=rf"^fc2\.\S+ belongs to {owner}, and weights must be single arrays: call"):
+            imported("lenet", network, (28, 28, 1))
 
 
 def test_packed_layers_of_dynamic_quantization_are_named():
@@ -603,7 +648,7 @@ def test_code_in_a_file_is_not_run(suffix, tmp_path):
 
     file = tmp_path / f"hostile.{suffix}"
     write(file, {**twin_of("lenet", channels=1).state_dict(), "epoch": Hostile(trace)})
-    message = r"hostile\.\w+ does not hold tensors alone, and reading the rest could run code from the file; save the"
+    message = r"hostile\.\w+ does not hold tensors alone, and reading the rest could run code from the file: save the"
     with pytest.raises(ValueError, match=message):
         models.from_torch("lenet", file, image_shape=(28, 28, 1), mean=(0.1,), std=(0.3,))
     assert not trace.exists()
@@ -627,8 +672,14 @@ def test_whole_pickled_networks_and_other_files_are_refused(tmp_path):
         whole = (tmp_path / f"whole.{suffix}").read_bytes()
         (tmp_path / f"short.{suffix}").write_bytes(whole[: len(whole) - 20])
     for file, message in [
-        ("network.pt", r"save the state dict by itself, with torch\.save\(model\.state_dict\(\), file\)$"),
-        ("list.pt", "list.pt must hold a state dict, tensors by name, got <class 'list'>"),
+        (
+            "network.pt",
+            r"save the state dict by itself, with torch\.save\(model\.state_dict\(\), file\), or, if you trust",
+        ),
+        (
+            "list.pt",
+            r"list\.pt must hold a state dict, tensors by name, got list: save that with torch\.save\(model\.s",
+        ),
         ("short.pth", r"short\.pth can't be read, it may be cut off or of another kind: "),
         ("short.npz", r"short\.npz can't be read, it may be cut off or of another kind: "),
         ("short.safetensors", r"short\.safetensors can't be read, it may be cut off or of another kind: "),
@@ -728,7 +779,8 @@ def test_the_limits_of_size_are_those_of_pytorch(name, least, greatest):
 def test_modules_of_pytorch_are_told_of_their_way():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     with pytest.raises(
-        TypeError, match=r"^classifier is a PyTorch module, .*: pass hmt_jax\.models\.from_torch\(name, m"
+        TypeError,
+        match=r"^classifier is a PyTorch module, .*: pass hmt_jax\.from_torch_module\(module\), or hmt_jax\.m",
     ):
         hmt_jax.measure_margins(module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)))
     with pytest.raises(
