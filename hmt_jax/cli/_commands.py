@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tqdm
@@ -14,7 +15,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 import hmt_jax
-from hmt_jax import data, models, statistics
+from hmt_jax import _disk, data, models, statistics
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, shown
 from hmt_jax.cli import _images, _specs
@@ -109,13 +110,15 @@ class Measure(Command):
     num: Annotated[int | None, _COUNT, _option("N", "Measure the first N images only.")] = None
     resize: Annotated[int | None, _COUNT, _option("N", "Resize the shorter side of images to N pixels.")] = None
     crop: Annotated[int | None, _COUNT, _option("N", "Cut a square of N pixels out of the middle.")] = None
-    backend: Annotated[str, _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None)] = (
-        "auto"
-    )
+    backend: Annotated[
+        Literal["auto", "torchax", "callback"],
+        _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None),
+    ] = "auto"
     keep_coordinates: Annotated[bool, _option("", "Keep the perturbations as well.")] = False
-    precision: Annotated[str, _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None)] = (
-        "highest"
-    )
+    precision: Annotated[
+        Literal["highest", "default"],
+        _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None),
+    ] = "highest"
     batch_size: Annotated[
         int | None, _COUNT, _option("N", "Pairs that advance together on a device. (default: what suits it)")
     ] = None
@@ -238,10 +241,8 @@ class Export(Command):
         names = _names_of(store)
         frame.insert(1, "subspace_name", np.array(names)[frame["subspace"]])
         path = expand("FILE", self.file)
-        if suffix == ".csv":
-            frame.to_csv(path, index=False)
-        else:
-            frame.to_parquet(path, index=False)
+        content = frame.to_csv(index=False).encode() if suffix == ".csv" else frame.to_parquet(index=False)
+        _disk.write(path, content)
         print(f"{len(frame)} rows in {path}")
 
 
@@ -275,7 +276,9 @@ class Plot(Command):
         else:
             names = dict(zip(_distinct(paths), stores, strict=True))
             figure = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
-        figure.savefig(expand("PICTURE", picture))
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix[1:])
+        _disk.write(expand("PICTURE", picture), content.getvalue())
         print(picture)
 
 

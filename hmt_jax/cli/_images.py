@@ -82,13 +82,19 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
 
 def _array(path: str) -> np.ndarray:
     """The array of images in a file, without reading all of it if the format allows that."""
+    with open(path, "rb") as file:
+        if file.read(4) not in (b"\x93NUM", b"PK\3\4"):
+            raise ValueError(
+                f"{shown(path)} is neither .npy nor .npz: name such a file, or the folder in which images lie"
+            )
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             found = {name: found[name] for name in found.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{shown(path)} can't be read as an array of NumPy ({reason(error)}): write it with numpy.save"
+            f"{shown(path)} can't be read as an array of numbers ({reason(error).rstrip('.')}): write it with "
+            "numpy.save, as uint8 or float32"
         ) from error
     if isinstance(found, dict):
         wanted = [name for name, array in found.items() if array.ndim == 4]
@@ -102,7 +108,10 @@ def _array(path: str) -> np.ndarray:
     if found.ndim == 3:
         found = found[..., None]
     if found.ndim != 4 or not found.size:
-        raise ValueError(f"{shown(path)} must hold images (N, height, width, channels), got shape {found.shape}")
+        raise ValueError(
+            f"{shown(path)} must hold images (N, height, width, channels), got shape {found.shape}: write it in that "
+            "shape"
+        )
     if found.shape[1] in (1, 3) and found.shape[3] not in (1, 3):
         raise ValueError(
             f"{shown(path)} holds images with channels first, {found.shape}: write images.transpose(0, 2, 3, 1)"

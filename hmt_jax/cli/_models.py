@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ class Model:
     weights: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    backend: str = "auto"
+    backend: Literal["auto", "torchax", "callback"] = "auto"
 
     def load(self, image_shape: tuple[int, int, int]) -> Any:
         """The classifier.
@@ -47,7 +47,8 @@ class Model:
         except Exception as error:
             raise ValueError(
                 f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
-                f"{reason(error)}): give it images of its shape, with --resize and --crop for instance, or correct it"
+                f"{reason(error).rstrip('.')}): give it images of its shape, with --resize and --crop "
+                "for instance, or correct it"
             ) from error
         return made
 
@@ -77,7 +78,9 @@ class Model:
                 "weights need the normalisation that the network was trained with: pass --mean and --std, one number "
                 "for each channel; --mean 0 --std 1 if there was none"
             )
-        return models.from_torch(self.text, self.weights, image_shape=image_shape, mean=self.mean, std=self.std)
+        if not os.path.exists(weights := expand("--weights", self.weights)):
+            raise ValueError(f"there is no file of weights {shown(weights)}")
+        return models.from_torch(self.text, weights, image_shape=image_shape, mean=self.mean, std=self.std)
 
     def _of_file(self, path: str) -> Any:
         if path.endswith(".pt2"):
