@@ -136,6 +136,11 @@ class Measure(Command):
         texts = self.subspaces or (_specs.default_subspaces(images.image_shape),)
         subspaces, names = _specs.subspaces_of(texts, images.image_shape)
         classifier = source.classifier(images)
+        if isinstance(classifier, models.TorchClassifier):
+            # Remembered, because a later call may find the other backend faster, and its margins round otherwise.
+            backend = classifier.backend_for(images.image_shape)
+            classifier = dataclasses.replace(classifier, backend=backend)
+            source = dataclasses.replace(source, model=dataclasses.replace(source.model, backend=backend))
         with _progress() as progress:
             store = hmt_jax.measure_to_store(
                 classifier,
@@ -163,7 +168,8 @@ class Measure(Command):
         place, colon, function = self.model.rpartition(":")
         is_program = place.endswith(".py")
         text = _absolute(place) + colon + function if is_program else _absolute(self.model)
-        model = Model(text, self.weights and _absolute(self.weights), self.mean, self.std, self.backend)
+        backend = _backend_in(self.out) if self.backend == "auto" else self.backend
+        model = Model(text, self.weights and _absolute(self.weights), self.mean, self.std, backend)
         data_dir = self.data_dir and _absolute(self.data_dir)
         return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir)
 
@@ -424,6 +430,14 @@ def _distinct(paths: list[str]) -> list[str]:
 
 def _with_tuples(model: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+
+
+def _backend_in(path: str) -> Any:
+    """The backend that a store was measured with; "auto" if there is no store."""
+    try:
+        return hmt_jax.MarginStore.open(path).attributes["source"]["model"]["backend"]
+    except (OSError, ValueError, KeyError):  # what is wrong with a store is said when it is measured
+        return "auto"
 
 
 def _absolute(text: str) -> str:

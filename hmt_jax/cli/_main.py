@@ -52,6 +52,9 @@ def _parsed(arguments: list[str]) -> Any:
 
     # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # How a module of PyTorch runs, for instance.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hmt_jax").setLevel(logging.INFO)
     app = tyro.extras.SubcommandApp()
     for kind in _commands.COMMANDS:
         name = kind.__name__.lower()

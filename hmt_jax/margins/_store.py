@@ -217,8 +217,10 @@ class MarginStore:
         self._check_is_there()
         # If the chunk is written again, it is missing until all of it is there.
         self._files.remove(layout.file_of(_STATUS, chunk))
-        self._write_arrays(chunk, content)
-        self._check_is_there()
+        try:
+            self._write_arrays(chunk, content)
+        finally:
+            self._check_is_there()
         self._write_arrays(chunk, {_STATUS: result.status})
 
     def read(self, *, partial: bool = False) -> MarginResult:
@@ -251,6 +253,18 @@ class MarginStore:
                 "chunks again"
             )
         return MarginResult.concatenate(results)
+
+    def __getitem__(self, index: Any) -> MarginResult:
+        """The margins in some subspaces, or of some images, selected as in a `MarginResult`: `store[:5, mask]`.
+
+        Args:
+          index: the subspaces, or the subspaces and the images.
+
+        Raises:
+          ValueError, OSError: as `read`.
+          IndexError, TypeError: as a `MarginResult`.
+        """
+        return self.read()[index]
 
     def to_dataframe(self) -> "pd.DataFrame":
         """A pandas table of the margins of all images, as `MarginResult.to_dataframe` returns it.
@@ -295,9 +309,10 @@ class MarginStore:
         """
         damaged = self._damaged()
         aside = _Files(self.path.rstrip("/") + "-damaged")
-        for name, chunk in damaged.items():
+        for name in damaged:
             if (content := self._files.read(name)) is not None:
                 aside.write(name, content)
+        for name, chunk in damaged.items():
             if chunk is not None:
                 self._files.remove(name)
                 self._files.remove(self._layout.file_of(_STATUS, chunk))
