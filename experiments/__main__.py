@@ -3,7 +3,6 @@
 
 import argparse
 import contextlib
-import io
 import logging
 import math
 import os
@@ -13,7 +12,6 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -30,14 +28,14 @@ import jaxlib
 
 import hmt_jax
 from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
-from hmt_jax import _devices, data
+from hmt_jax import data
+from hmt_jax.cli import _process
 
 _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 )
 _STOPPING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _NUM_IMAGES = 50
-_CLOSED_OUTPUT = 141  # the exit status of a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     a file with its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of folders may not be in the terminal's encoding
+    _process.escape_unwritable_characters()
     options: argparse.Namespace | None = None
     received: list[int] = []
     try:
@@ -72,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif isinstance(error, SystemExit):  # raised by argparse, which has printed its own text
             raise
         elif isinstance(error, BrokenPipeError):  # whoever read the output has closed it, as in `list | head`
-            status, text = _CLOSED_OUTPUT, ""
+            status, text = _process.CLOSED_OUTPUT, ""
         else:
-            status, text = _failed(error)
-        _discard_unwritable_output()
+            status, text = _process.failed(error)
+        _process.discard_unwritable_output()
         with contextlib.suppress(OSError):
             print(text, end="\n" * bool(text), file=sys.stderr)
         return status
@@ -119,42 +115,6 @@ def _interrupted(cause: str, options: argparse.Namespace | None, arguments: list
 
 def _command(arguments: list[str]) -> str:
     return shlex.join(["python", "-m", "experiments", *arguments])
-
-
-def _failed(error: BaseException) -> tuple[int, str]:
-    """The exit status and the message for an error. The traceback of an unexpected one is written to a file."""
-    what = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError):
-        return 2, (
-            f"error: the memory is full ({what}): close other programs and run the same command again, or use fewer or "
-            "smaller images"
-        )
-    if _devices.is_out_of_memory(error):
-        return 2, (
-            f"error: the device is out of memory ({what}): end other programs that use it and run the same command "
-            "again, or start over with a lower batch_size"
-        )
-    if isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)):
-        return 2, f"error: {str(error).strip() or type(error).__name__}"
-    text = "".join(traceback.format_exception(error))
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="experiments-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            file.write(text)
-    except OSError as reason:
-        return 1, f"{text}error: unexpected {type(error).__name__}: {what} (no file for its traceback: {reason})"
-    return 1, f"error: unexpected {type(error).__name__}: {what} (the traceback is in {file.name})"
-
-
-def _discard_unwritable_output() -> None:
-    """Discards output that cannot be written: Python would try again when it exits, and fail with a traceback."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
-            stream.flush()
-        except OSError:
-            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _list(options) -> None:

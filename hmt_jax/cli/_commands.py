@@ -2,20 +2,22 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tqdm
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 import hmt_jax
-from hmt_jax import data, models, statistics
+from hmt_jax import _disk, data, models, statistics
 from hmt_jax._extras import require
-from hmt_jax._paths import expand
+from hmt_jax._paths import expand, shown
 from hmt_jax.cli import _images, _specs
 from hmt_jax.cli._models import Model
 
@@ -25,6 +27,25 @@ def _option(metavar: str, help_text: str, **settings: Any) -> Any:
     return arg(metavar=metavar, help=help_text, help_behavior_hint=settings.pop("hint", ""), **settings)
 
 
+def _parsed_by(parse: Callable[[list[str]], Any], nargs: Any) -> PrimitiveConstructorSpec:
+    """An argument that `parse` makes of its texts: tyro's own messages for wrong ones name types of Python."""
+    return PrimitiveConstructorSpec(nargs, "", parse, lambda _: True, lambda value: [str(value)])
+
+
+def _count(texts: list[str]) -> int:
+    if not texts[0].isdecimal() or not int(texts[0]):
+        raise ValueError(f"expected a whole number, at least 1, got {texts[0]!r}")
+    return int(texts[0])
+
+
+def _channels(texts: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}") from None
+
+
+_COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
 _DATA_DIR = _option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or TFDS's own)")
 _JSON = _option("", "Print JSON in place of a table.")
 
@@ -69,9 +90,15 @@ class Measure(Command):
     out: Annotated[str, _option("STORE", "Folder of the store, or an address, such as gs://bucket/m.zarr.")]
     weights: Annotated[str | None, _option("FILE", "Weights for a network of `hmt models`.")] = None
     mean: Annotated[
-        tuple[float, ...] | None, _option("X [X ...]", "Subtracted from pixels in [0, 1], for each channel.")
+        tuple[float, ...] | None,
+        _CHANNELS,
+        _option("X [X ...]", "Subtracted from pixels in [0, 1]: a number for each channel."),
     ] = None
-    std: Annotated[tuple[float, ...] | None, _option("X [X ...]", "Divides pixels after that.")] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        _CHANNELS,
+        _option("X [X ...]", "Divides pixels after that: a number for each channel."),
+    ] = None
     subspaces: Annotated[
         tuple[str, ...],
         _option("SPEC [SPEC ...]", f"{_specs.SUBSPACES}. (default: windows along the diagonal)"),
@@ -80,18 +107,20 @@ class Measure(Command):
         str,
         _option("SOLVER", f"{_specs.SOLVERS}, with settings as in deepfool:max_steps=50 or tight:fast.", hint=None),
     ] = "deepfool"
-    num: Annotated[int | None, _option("N", "Measure the first N images only.")] = None
-    resize: Annotated[int | None, _option("N", "Resize the shorter side of images to N pixels.")] = None
-    crop: Annotated[int | None, _option("N", "Cut a square of N pixels out of the middle.")] = None
-    backend: Annotated[str, _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None)] = (
-        "auto"
-    )
+    num: Annotated[int | None, _COUNT, _option("N", "Measure the first N images only.")] = None
+    resize: Annotated[int | None, _COUNT, _option("N", "Resize the shorter side of images to N pixels.")] = None
+    crop: Annotated[int | None, _COUNT, _option("N", "Cut a square of N pixels out of the middle.")] = None
+    backend: Annotated[
+        Literal["auto", "torchax", "callback"],
+        _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None),
+    ] = "auto"
     keep_coordinates: Annotated[bool, _option("", "Keep the perturbations as well.")] = False
-    precision: Annotated[str, _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None)] = (
-        "highest"
-    )
+    precision: Annotated[
+        Literal["highest", "default"],
+        _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None),
+    ] = "highest"
     batch_size: Annotated[
-        int | None, _option("N", "Pairs that advance together on a device. (default: what suits it)")
+        int | None, _COUNT, _option("N", "Pairs that advance together on a device. (default: what suits it)")
     ] = None
     data_dir: Annotated[str | None, _DATA_DIR] = None
     cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
@@ -107,6 +136,11 @@ class Measure(Command):
         texts = self.subspaces or (_specs.default_subspaces(images.image_shape),)
         subspaces, names = _specs.subspaces_of(texts, images.image_shape)
         classifier = source.classifier(images)
+        if isinstance(classifier, models.TorchClassifier):
+            # Remembered, because a later call may find the other backend faster, and its margins round otherwise.
+            backend = classifier.backend_for(images.image_shape)
+            classifier = dataclasses.replace(classifier, backend=backend)
+            source = dataclasses.replace(source, model=dataclasses.replace(source.model, backend=backend))
         with _progress() as progress:
             store = hmt_jax.measure_to_store(
                 classifier,
@@ -131,12 +165,17 @@ class Measure(Command):
     @property
     def source(self) -> "Source":
         """The model and the images."""
-        mean, std = self.mean, self.std
-        model = Model(_absolute(self.model), _absolute(self.weights), mean, std, self.backend)
-        return Source(model, _absolute(self.images), self.num, self.resize, self.crop, _absolute(self.data_dir))
+        place, colon, function = self.model.rpartition(":")
+        is_program = place.endswith(".py")
+        text = _absolute(place) + colon + function if is_program else _absolute(self.model)
+        backend = _backend_in(self.out) if self.backend == "auto" else self.backend
+        model = Model(text, self.weights and _absolute(self.weights), self.mean, self.std, backend)
+        data_dir = self.data_dir and _absolute(self.data_dir)
+        return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir)
 
     def remedy(self, command: str) -> str:
-        return f"what was measured is in {self.out}; go on with: {command}"
+        kept = f"what was measured is in {self.out}; " if os.path.exists(os.path.expanduser(self.out)) else ""
+        return f"{kept}go on with: {command}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +205,12 @@ class Show(Command):
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
-        store = hmt_jax.MarginStore.open(self.store)
+        store = _opened(self.store)
         missing = store.missing()
+        if len(missing) == store.num_chunks:
+            raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
         result = store.read(partial=True)
-        summary = statistics.summarize(result, names=names_of(store))
+        summary = statistics.summarize(result, names=_names_of(store))
         if self.json:
             about = {"store": store.path, "num_images": store.num_images, "num_measured": result.margin.shape[1]}
             _print_json({**about, "solver": result.solver, "summary": summary})
@@ -201,15 +242,13 @@ class Export(Command):
         if suffix not in (".csv", ".parquet"):
             raise ValueError(f"the file must end in .csv or .parquet, got {self.file!r}")
         require(f"export to {suffix}", "tables", "pandas", *(["pyarrow"] if suffix == ".parquet" else []))
-        store = hmt_jax.MarginStore.open(self.store)
-        frame = store.read().to_dataframe()
-        names = names_of(store)
+        store = _opened(self.store)
+        frame = _whole(store).to_dataframe()
+        names = _names_of(store)
         frame.insert(1, "subspace_name", np.array(names)[frame["subspace"]])
         path = expand("FILE", self.file)
-        if suffix == ".csv":
-            frame.to_csv(path, index=False)
-        else:
-            frame.to_parquet(path, index=False)
+        content = frame.to_csv(index=False).encode() if suffix == ".csv" else frame.to_parquet(index=False)
+        _disk.write(path, content)
         print(f"{len(frame)} rows in {path}")
 
 
@@ -234,16 +273,18 @@ class Plot(Command):
         suffix = os.path.splitext(picture)[1].lower()
         if suffix not in (".png", ".pdf", ".svg"):
             raise ValueError(f"the last path must be the picture, ending in .png, .pdf or .svg, got {picture!r}")
-        stores = [hmt_jax.MarginStore.open(path) for path in paths]
-        ticks = names_of(stores[0])
-        if any(names_of(store) != ticks for store in stores):
+        stores = [_opened(path) for path in paths]
+        ticks = _names_of(stores[0])
+        if any(_names_of(store) != ticks for store in stores):
             raise ValueError("the stores have different subspaces: draw them one by one")
         if len(stores) == 1:
-            figure = plots.margin_distribution(stores[0].read(), title=_title(stores[0]), ticks=ticks)
+            figure = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
         else:
             names = dict(zip(_distinct(paths), stores, strict=True))
-            figure = plots.compare({name: store.read() for name, store in names.items()}, ticks=ticks)
-        figure.savefig(expand("PICTURE", picture))
+            figure = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix[1:])
+        _disk.write(expand("PICTURE", picture), content.getvalue())
         print(picture)
 
 
@@ -253,7 +294,7 @@ class Audit(Command):
 
     store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
     solver: Annotated[str, _option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
-    num: Annotated[int, _option("N", "Measure the first N images.", hint=None)] = 20
+    num: Annotated[int, _COUNT, _option("N", "Measure the first N images.", hint=None)] = 20
     json: Annotated[bool, _JSON] = False
     cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
         None
@@ -262,10 +303,10 @@ class Audit(Command):
     def run(self) -> None:
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
-        store = hmt_jax.MarginStore.open(self.store)
+        store = _opened(self.store)
         if "source" not in store.attributes:
             raise ValueError(f"{store.path} was not written by hmt measure, so its model and images are not known")
-        result = store.read()
+        result = _whole(store)
         known = store.attributes["source"]
         source = Source(**{**known, "model": Model(**_with_tuples(known["model"]))})
         number = min(self.num, store.num_images)
@@ -307,6 +348,9 @@ class Prepare(Command):
         print(data.prepare(self.name, self.data_dir))
 
 
+COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Audit, Models, Prepare)
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
     """A callback that shows pairs, their rate and the time left on stderr; None if that is no terminal."""
@@ -320,6 +364,8 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         if bar is None:  # pairs that an earlier call has measured don't count in the rate
             bar = tqdm.tqdm(total=total, initial=number, unit=" pairs", file=sys.stderr, dynamic_ncols=True)
         bar.update(number - bar.n)
+        if number == total:  # warnings that follow have lines of their own
+            bar.close()
 
     try:
         yield show
@@ -328,7 +374,27 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
             bar.close()
 
 
-def names_of(store: hmt_jax.MarginStore) -> list[str]:
+def _opened(path: str) -> hmt_jax.MarginStore:
+    """The store at a path."""
+    try:
+        return hmt_jax.MarginStore.open(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no store of margins at {shown(path)}: name the folder that hmt measure wrote with --out"
+        ) from error
+
+
+def _whole(store: hmt_jax.MarginStore) -> hmt_jax.MarginResult:
+    """The margins in a store, all of which must be measured."""
+    if missing := store.missing():
+        raise ValueError(
+            f"{len(missing)} of {store.num_chunks} chunks of {store.path} are not measured yet: go on with hmt measure "
+            f"--out {store.path} ..., with the arguments that it was started with; hmt show has a table of the others"
+        )
+    return store.read()
+
+
+def _names_of(store: hmt_jax.MarginStore) -> list[str]:
     """The names of the subspaces of a store; their numbers if it has no names."""
     number = len(store.attributes.get("subspaces", ())) or store.attributes["layout"]["num_subspaces"]
     return store.attributes.get("subspace_names") or [str(r) for r in range(number)]
@@ -366,10 +432,15 @@ def _with_tuples(model: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
 
 
-def _absolute(text: str | None) -> str | None:
-    """The text with an absolute path where it names something that is there, so that a store can be moved."""
-    if text is None:
-        return None
-    path, colon, function = text.rpartition(":") if not os.path.exists(os.path.expanduser(text)) else (text, "", "")
-    expanded = os.path.expanduser(path)
-    return os.path.abspath(expanded) + colon + function if path and os.path.exists(expanded) else text
+def _backend_in(path: str) -> Any:
+    """The backend that a store was measured with; "auto" if there is no store."""
+    try:
+        return hmt_jax.MarginStore.open(path).attributes["source"]["model"]["backend"]
+    except (OSError, ValueError, KeyError):  # what is wrong with a store is said when it is measured
+        return "auto"
+
+
+def _absolute(text: str) -> str:
+    """The absolute path of what is there, so that a store can be used in other folders; any other text as it is."""
+    path = os.path.expanduser(text)
+    return os.path.abspath(path) if os.path.exists(path) else text

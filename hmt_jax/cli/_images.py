@@ -12,9 +12,9 @@ import numpy as np
 from hmt_jax import data
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
+from hmt_jax.data import _image_folder
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _BATCH_SIZE = 64
 _NUM_THREADS = 2
 _DATA_SET = re.compile(r"(?P<name>[\w/.-]+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
@@ -82,13 +82,19 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
 
 def _array(path: str) -> np.ndarray:
     """The array of images in a file, without reading all of it if the format allows that."""
+    with open(path, "rb") as file:
+        if file.read(4) not in (b"\x93NUM", b"PK\3\4"):
+            raise ValueError(
+                f"{shown(path)} is neither .npy nor .npz: name such a file, or the folder in which images lie"
+            )
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             found = {name: found[name] for name in found.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{shown(path)} can't be read as an array of NumPy ({reason(error)}): write it with numpy.save"
+            f"{shown(path)} can't be read as an array of numbers ({reason(error).rstrip('.')}): write it with "
+            "numpy.save, as uint8 or float32"
         ) from error
     if isinstance(found, dict):
         wanted = [name for name, array in found.items() if array.ndim == 4]
@@ -102,7 +108,10 @@ def _array(path: str) -> np.ndarray:
     if found.ndim == 3:
         found = found[..., None]
     if found.ndim != 4 or not found.size:
-        raise ValueError(f"{shown(path)} must hold images (N, height, width, channels), got shape {found.shape}")
+        raise ValueError(
+            f"{shown(path)} must hold images (N, height, width, channels), got shape {found.shape}: write it in that "
+            "shape"
+        )
     if found.shape[1] in (1, 3) and found.shape[3] not in (1, 3):
         raise ValueError(
             f"{shown(path)} holds images with channels first, {found.shape}: write images.transpose(0, 2, 3, 1)"
@@ -123,22 +132,17 @@ def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images
         raise ValueError(f"{name} has no split {split!r}: use {name}:train or {name}:test, or a part such as [:1000]")
     images = dataset.train_images if split == "train" else dataset.test_images
     bounds = [int(match[end]) if match[end] else None for end in ("first", "last")]
-    images = np.asarray(images)[slice(*bounds)]
+    num_images, images = len(images), np.asarray(images)[slice(*bounds)]
     if not len(images):
-        raise ValueError(f"{text} has no images: the split has {len(dataset.test_images)}")
+        raise ValueError(f"{text} has no images: the split {split} has {num_images}")
     return Images(text, images.shape[1:], len(images), images)
 
 
 def _folder(path: str, resize, crop) -> Images:
     require("a folder of images", "data", "PIL", "grain")
-    files = sorted(
-        os.path.relpath(os.path.join(folder, name), path)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-    )
+    files = sorted(_files_below(path, "", ()))
     if not files:
-        raise ValueError(f"{shown(path)} holds no images ({', '.join(_SUFFIXES)}): name another folder")
+        raise ValueError(f"{shown(path)} holds no images ({', '.join(_image_folder._SUFFIXES)}): name another folder")
     sides = None if resize is None and crop is None else (resize or crop or 0, crop or resize or 0)
     if sides is not None:
         check_crop(*sides)
@@ -154,6 +158,21 @@ def _folder(path: str, resize, crop) -> Images:
     width, height = next(iter(shapes)) if sides is None else (sides[1], sides[1])
     source = _Folder(path, tuple(files), mode, sides)
     return Images(os.path.abspath(path), (height, width, 1 if mode == "L" else 3), len(files), source)
+
+
+def _files_below(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The images in a folder and its subfolders, relative to the root, without names that begin with a dot."""
+    path = os.path.join(root, folder)
+    real = os.path.realpath(path)
+    if real in above:
+        raise ValueError(f"{shown(path)} is a link to a folder that it lies in: remove the link")
+    yield from (os.path.join(folder, name) for name in _image_folder._list(path, _is_image))
+    for name in _image_folder._list(path, os.DirEntry.is_dir):
+        yield from _files_below(root, os.path.join(folder, name), (*above, real))
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return not entry.is_dir() and _image_folder._is_image(entry)
 
 
 def _head(file: str) -> tuple[tuple[int, int], str]:

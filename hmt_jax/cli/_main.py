@@ -1,9 +1,11 @@
 """The entry point of `hmt`: arguments, the command, and its exit code."""
 
+import inspect
 import logging
 import os
 import shlex
 import sys
+from typing import Any
 
 from hmt_jax.cli import _process
 
@@ -23,6 +25,25 @@ def main(arguments: list[str] | None = None) -> int:
       arguments: the arguments after `hmt`; those of the process if not given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    typed = shlex.join(["hmt", *arguments])
+    chosen: list[Any] = []
+
+    def command() -> int:
+        try:
+            chosen.append(_parsed(arguments))
+        except SystemExit as error:  # tyro has printed the help or what is wrong
+            return int(error.code or 0)
+        chosen[0].run()
+        return 0
+
+    def remedy() -> str:
+        return chosen[0].remedy(typed) if chosen else f"start again with: {typed}"
+
+    return _process.run(command, remedy, is_debugged="--debug" in arguments)
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command with its arguments. The help of all commands has only the first paragraph of each one's."""
     if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
         os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
     import tyro
@@ -31,23 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    commands = {
-        "measure": _commands.Measure,
-        "show": _commands.Show,
-        "export": _commands.Export,
-        "plot": _commands.Plot,
-        "audit": _commands.Audit,
-        "models": _commands.Models,
-        "prepare": _commands.Prepare,
-    }
+    # How a module of PyTorch runs, for instance.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hmt_jax").setLevel(logging.INFO)
     app = tyro.extras.SubcommandApp()
-    for name, command in commands.items():
-        app.command(name=name)(command)
-    try:
-        command = app.cli(prog="hmt", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    except SystemExit as error:  # tyro has printed the help or what is wrong
-        return int(error.code or 0)
-    except BrokenPipeError:  # the reader of the help has closed it, as in `hmt measure --help | head`
-        return _process.closed_output()
-    typed = shlex.join(["hmt", *arguments])
-    return _process.run(command.run, lambda: command.remedy(typed), is_debugged=command.debug)
+    for kind in _commands.COMMANDS:
+        name = kind.__name__.lower()
+        summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+        app.command(name=name, help=None if arguments[:1] == [name] else summary)(kind)
+    return app.cli(prog="hmt", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))

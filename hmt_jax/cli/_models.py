@@ -5,7 +5,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
 
 import hmt_jax
 from hmt_jax import models
@@ -29,7 +33,7 @@ class Model:
     weights: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    backend: str = "auto"
+    backend: Literal["auto", "torchax", "callback"] = "auto"
 
     def load(self, image_shape: tuple[int, int, int]) -> Any:
         """The classifier.
@@ -37,6 +41,18 @@ class Model:
         Raises:
           ValueError: if there is no such model, or it can't be loaded.
         """
+        made = self._loaded(image_shape)
+        try:
+            jax.eval_shape(made, jax.ShapeDtypeStruct((1, *image_shape), np.float32))
+        except Exception as error:
+            raise ValueError(
+                f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
+                f"{reason(error).rstrip('.')}): give it images of its shape, with --resize and --crop "
+                "for instance, or correct it"
+            ) from error
+        return made
+
+    def _loaded(self, image_shape) -> Any:
         if self.text in models.names():
             return self._of_weights(image_shape)
         if self.weights is not None:
@@ -62,7 +78,9 @@ class Model:
                 "weights need the normalisation that the network was trained with: pass --mean and --std, one number "
                 "for each channel; --mean 0 --std 1 if there was none"
             )
-        return models.from_torch(self.text, self.weights, image_shape=image_shape, mean=self.mean, std=self.std)
+        if not os.path.exists(weights := expand("--weights", self.weights)):
+            raise ValueError(f"there is no file of weights {shown(weights)}")
+        return models.from_torch(self.text, weights, image_shape=image_shape, mean=self.mean, std=self.std)
 
     def _of_file(self, path: str) -> Any:
         if path.endswith(".pt2"):
@@ -79,7 +97,7 @@ class Model:
         function = _imported(place, name)
         if not callable(function):
             raise ValueError(f"{self.text} is no function, but {type(function).__name__}")
-        made = function()
+        made = _executed(function, f"{self.text} fails when it is called without arguments")
         if _is_torch_module(made):
             return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
         if not callable(made):
@@ -119,21 +137,22 @@ def _imported(place: str, name: str) -> Any:
         # As Python does for a script: it finds modules that lie beside it, and classes their module.
         sys.modules["hmt_model"] = module
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-        _executed(lambda: loader.exec_module(module), place)
+        _executed(lambda: loader.exec_module(module), f"{place} can't be imported")
     else:
         sys.path.insert(0, os.getcwd())
-        module = _executed(lambda: importlib.import_module(place), place)
+        module = _executed(lambda: importlib.import_module(place), f"{place} can't be imported")
     if not hasattr(module, name):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_") or "none"
         raise ValueError(f"{place} has no function {name!r}; it has {functions}")
     return getattr(module, name)
 
 
-def _executed(function, place: str) -> Any:
+def _executed(function: Callable[[], Any], what: str) -> Any:
+    """What the user's code returns."""
     try:
         return function()
-    except Exception as error:
-        raise ValueError(f"{place} can't be imported ({type(error).__name__}: {reason(error)})") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} ({type(error).__name__}: {reason(error)}); --debug shows where") from error
 
 
 def _is_torch_module(value: Any) -> bool:

@@ -9,26 +9,18 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 from hmt_jax import _devices
 
-FAILED, UNEXPECTED = 2, 1
+CLOSED_OUTPUT = 141  # the exit code of a process that SIGPIPE ends
+_FAILED, _UNEXPECTED = 2, 1
 _INTERRUPTED, _RESUMABLE = 130, 75  # as shells count signals, and EX_TEMPFAIL of sysexits.h
-_CLOSED_OUTPUT = 141  # the exit code of a process that SIGPIPE ends
 _STOPPING = {signal.SIGINT: ("Ctrl-C", _INTERRUPTED), signal.SIGTERM: ("SIGTERM", _RESUMABLE)}
 
 
-class _Stopped(BaseException):
-    """A signal that stops the command."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-def run(command: Callable[[], None], remedy: Callable[[], str], *, is_debugged: bool = False) -> int:
+def run(command: Callable[[], int], remedy: Callable[[], str], *, is_debugged: bool = False) -> int:
     """The exit code of a command, after an error or a signal has become one line on stderr.
 
     The command runs in a thread of its own, because Python sees to signals in the main thread only, and there not
@@ -36,30 +28,21 @@ def run(command: Callable[[], None], remedy: Callable[[], str], *, is_debugged: 
     their files whole at any moment.
 
     Args:
-      command: the command.
+      command: the command, which returns its exit code.
       remedy: after a signal, the text that says how to go on.
       is_debugged: whether an error shows its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may not be in the terminal's encoding
+    escape_unwritable_characters()
     try:
-        with _signals_raise():
+        with _signals_end(remedy), _short_warnings():
             try:
-                _in_thread(command)
+                return _in_thread(command)
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
-        return 0
-    except _Stopped as stopped:
-        cause, code = _STOPPING[signal.Signals(stopped.number)]
-        _say(f"\nstopped by {cause}: {remedy()}")
-        _end_at_once(code)
     except BrokenPipeError:  # the reader of the output has closed it, as in `hmt models | head`
-        return closed_output()
-    except SystemExit as error:  # of a model in the user's own file, for instance
-        _say(f"error: the process was asked to exit ({error.code})")
-        return FAILED
+        discard_unwritable_output()
+        return CLOSED_OUTPUT
     except BaseException as error:
         if is_debugged:
             _say("".join(traceback.format_exception(error)).rstrip())
@@ -69,21 +52,28 @@ def run(command: Callable[[], None], remedy: Callable[[], str], *, is_debugged: 
         return code
 
 
+def escape_unwritable_characters() -> None:
+    """Lets stdout and stderr escape what their encoding does not have: names of files may not be in it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def failed(error: BaseException) -> tuple[int, str]:
     """The exit code and the message of an error. The traceback of an unexpected one is written to a file."""
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, MemoryError):
-        return FAILED, (
+        return _FAILED, (
             f"error: the memory is full ({what}): close other programs and run the same command again, or use fewer or "
             "smaller images"
         )
     if _devices.is_out_of_memory(error):
-        return FAILED, (
+        return _FAILED, (
             f"error: the device is out of memory ({what}): end other programs that use it, or lower the batch size, "
             "and run the command again"
         )
-    if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, ImportError)):
-        return FAILED, f"error: {str(error).strip() or type(error).__name__}"
+    if isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)):
+        return _FAILED, f"error: {str(error).strip() or type(error).__name__}"
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
@@ -91,14 +81,11 @@ def failed(error: BaseException) -> tuple[int, str]:
         ) as file:
             file.write(text)
     except OSError as reason:
-        return UNEXPECTED, f"{text}error: unexpected {type(error).__name__}: {what} (no file for this text: {reason})"
-    return UNEXPECTED, f"error: unexpected {type(error).__name__}: {what} (its traceback is in {file.name})"
-
-
-def closed_output() -> int:
-    """The exit code after the reader of the output has closed it."""
-    discard_unwritable_output()
-    return _CLOSED_OUTPUT
+        return (
+            _UNEXPECTED,
+            f"{text}error: unexpected {type(error).__name__}: {what} (no file for its traceback: {reason})",
+        )
+    return _UNEXPECTED, f"error: unexpected {type(error).__name__}: {what} (the traceback is in {file.name})"
 
 
 def discard_unwritable_output() -> None:
@@ -111,8 +98,8 @@ def discard_unwritable_output() -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def _in_thread(command: Callable[[], None]) -> None:
-    result: concurrent.futures.Future[None] = concurrent.futures.Future()
+def _in_thread(command: Callable[[], int]) -> int:
+    result: concurrent.futures.Future[int] = concurrent.futures.Future()
 
     def work():
         try:
@@ -122,15 +109,19 @@ def _in_thread(command: Callable[[], None]) -> None:
 
     # As a daemon, so that a command that was stopped does not keep the process.
     threading.Thread(target=work, name="hmt", daemon=True).start()
-    result.result()
+    return result.result()
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Raises `_Stopped` on Ctrl-C and SIGTERM. Signals that the process ignores, as with `nohup`, stay ignored."""
+def _signals_end(remedy: Callable[[], str]) -> Iterator[None]:
+    """Ends the process on Ctrl-C and SIGTERM. Signals that the process ignores, as with `nohup`, stay ignored."""
 
     def stop(number, _):
-        raise _Stopped(number)
+        cause, code = _STOPPING[signal.Signals(number)]
+        _say(f"\nstopped by {cause}: {remedy()}")
+        with contextlib.suppress(OSError, AttributeError):
+            sys.stdout.flush()
+        os._exit(code)
 
     former = {}
     try:
@@ -144,12 +135,17 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Prints warnings as one line, without the place in the code."""
+    former = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
+
+
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, AttributeError):  # a closed pipe, or no stderr at all
         print(text, file=sys.stderr, flush=True)
-
-
-def _end_at_once(code: int) -> NoReturn:
-    with contextlib.suppress(OSError, AttributeError):
-        sys.stdout.flush()
-    os._exit(code)

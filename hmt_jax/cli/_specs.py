@@ -45,6 +45,7 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
     """
     found: list[Any] = []
     names: list[str] = []
+    origins: list[str] = []
     for text in texts:
         kind, *parts = text.split(":")
         least, most = _SUBSPACES.get(kind, (0, -1))
@@ -59,7 +60,10 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
         except ValueError as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
+        origins += [text] * len(members)
         names += [_name_of(kind, member) for member in members]
+    if len(set(names)) < len(names):  # such as windows of two sizes
+        names = [f"{text} {name}" for text, name in zip(origins, names, strict=True)]
     return found, names
 
 
@@ -107,7 +111,10 @@ def solver_of(text: str) -> Any:
             known = ", ".join(inspect.signature(function).parameters) or "none"
             raise ValueError(f"{kind} has no setting {part!r}: its settings are {known}, as in {kind}:NAME=VALUE")
         settings[name] = _number(part, value)
-    return function(**settings)
+    try:
+        return function(**settings)
+    except TypeError as error:
+        raise ValueError(f"{text!r} has a wrong setting: {error}") from error
 
 
 def _number(part: str, value: str) -> int | float:

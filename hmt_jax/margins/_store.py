@@ -256,6 +256,18 @@ class MarginStore:
             )
         return MarginResult.concatenate(results)
 
+    def __getitem__(self, index: Any) -> MarginResult:
+        """The margins in some subspaces, or of some images, selected as in a `MarginResult`: `store[:5, mask]`.
+
+        Args:
+          index: the subspaces, or the subspaces and the images.
+
+        Raises:
+          ValueError, OSError: as `read`.
+          IndexError, TypeError: as a `MarginResult`.
+        """
+        return self.read()[index]
+
     def to_dataframe(self) -> "pd.DataFrame":
         """A pandas table of the margins of all images, as `MarginResult.to_dataframe` returns it.
 

@@ -1,0 +1,188 @@
+"""`hmt` as a process: signals, pipes, terminals, and surroundings that lack something."""
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import warnings
+
+import numpy as np
+import pytest
+from workspace import MEASURE, start
+
+import hmt_jax
+from hmt_jax.cli import _process, main
+
+PATIENCE = 100  # seconds after which a test fails; none waits as long if all is well
+
+
+def finished(process):
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+# In this process
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Signals end no process here: they raise this error with the exit code."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    former = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 75)])
+def test_a_signal_is_one_line_that_says_how_to_go_on(number, name, code, ended, hmt, folder, monkeypatch, capsys):
+    former = signal.getsignal(number)
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("hmt_jax.cli._commands.Measure.run", lambda _: os.kill(os.getpid(), number))
+    _, out, err = hmt(*MEASURE[:-1], "a b.zarr")
+    assert (codes, out) == ([code], "")
+    typed = "hmt measure --model cli_models:make --images images.npy --out 'a b.zarr'"
+    assert err == f"\nstopped by {name}: go on with: {typed}\n"
+    _, _, err = hmt(*MEASURE[:-1], "whole.zarr")
+    assert err.startswith(f"\nstopped by {name}: what was measured is in whole.zarr; go on with: hmt measure ")
+    monkeypatch.setattr("hmt_jax.models.names", lambda: os.kill(os.getpid(), number) or ())
+    assert hmt("models")[2] == f"\nstopped by {name}: start again with: hmt models\n"
+    assert signal.getsignal(number) == former
+
+
+def test_signals_that_the_process_ignores_stay_ignored(ended, hmt, monkeypatch):
+    """As with `nohup`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr("hmt_jax.models.names", lambda: os.kill(os.getpid(), signal.SIGINT) or ("lenet",))
+    assert hmt("models") == (0, "lenet\n", "")
+
+
+def test_a_warning_is_one_line(hmt, monkeypatch, recwarn):
+    def names():
+        sys.stderr.write(warnings.formatwarning("beware", UserWarning, "file.py", 3))
+        return ("lenet",)
+
+    monkeypatch.setattr("hmt_jax.models.names", names)
+    assert hmt("models") == (0, "lenet\n", "warning: beware\n")
+    assert "UserWarning" in warnings.formatwarning("beware", UserWarning, "file.py", 3)
+
+
+def test_output_that_its_reader_has_closed_ends_the_command_in_silence(hmt, monkeypatch, capsys):
+    for arguments in (["models"], ["--help"], ["measure", "--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        with open(write, "w") as closed, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", closed)
+            assert main(arguments) == 141
+        assert capsys.readouterr().err == ""
+
+
+def test_output_on_a_full_disk_is_one_sentence(hmt, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["models"]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("wrong"), OSError(28, "No space left on device")])
+def test_errors_of_users_and_machines_are_2(error):
+    assert _process.failed(error)[0] == 2
+
+
+def test_without_a_home_directory_programs_are_not_kept(hmt, folder, monkeypatch, tmp_path):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    code, _, err = hmt(*MEASURE[:-1], tmp_path / "m.zarr")
+    assert (code, err) == (0, "")
+
+
+# In processes of their own
+
+
+def test_a_narrow_terminal_of_ascii_gets_ascii(folder):
+    settings = {"PYTHONIOENCODING": "ascii", "COLUMNS": "40", "NO_COLOR": "1", "PYTHONUTF8": "0"}
+    help_text = start("measure", "--help", env=settings)
+    mistake = start("show", "é/結.zarr", env=settings)
+    code, out, err = finished(help_text)
+    assert (code, err) == (0, "")
+    assert out.isascii()
+    assert "--images" in out
+    code, out, err = finished(mistake)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: there is no store of margins at \\xe9/\\u7d50.zarr: name ")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_do_no_harm(closed, folder):
+    command = f'exec "$0" -m hmt_jax models {closed}'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, env=environment, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+@pytest.mark.slow
+def test_a_stopped_measurement_goes_on_bit_for_bit(folder, tmp_path):
+    """It is stopped while it measures, between chunks that are written."""
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    command = ["measure", "--model", "cli_models:make", "--images", tmp_path / "many.npy", "--solver", "tight:fast"]
+    command = [*map(str, command), "--cache-dir", str(tmp_path / "cache"), "--out"]
+    code, _, err = finished(start(*command, str(tmp_path / "whole.zarr")))
+    assert (code, err) == (0, "")
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        out = tmp_path / f"{code}.zarr"
+        process = start(*command, str(out))
+        while not (out / "status" / "c" / "0" / "0").exists() and process.poll() is None:
+            pass
+        process.send_signal(number)
+        assert finished(process)[0] == code
+        assert hmt_jax.MarginStore.open(out).missing()
+        code, _, err = finished(start(*command, str(out)))
+        assert (code, err) == (0, "")
+        one, other = (hmt_jax.MarginStore.open(path).read() for path in (out, tmp_path / "whole.zarr"))
+        for name in ("margin", "gap", "alignment", "status", "label", "adversarial_label", "num_steps"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_what_was_measured_is_kept(folder, tmp_path):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    arguments = ["measure", "--model", "cli_models:make", "--images", str(tmp_path / "many.npy")]
+    # At most 3072 bytes in a file, in units of 512.
+    process = start(*arguments, "--out", str(tmp_path / "m.zarr"), before="ulimit -f 6", env={"HOME": None})
+    code, _, err = finished(process)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'm.zarr'} can't be written (")
+
+
+@pytest.mark.slow
+def test_progress_on_a_terminal_is_a_bar_and_ctrl_c_ends_it(folder, tmp_path):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    arguments = ["measure", "--model", "cli_models:make", "--images", str(tmp_path / "many.npy")]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = start(*arguments, "--solver", "tight:normal", "--out", str(tmp_path / "m.zarr"), stderr=theirs)
+    os.close(theirs)
+    shown = ""
+    while not re.search(r"[1-9]\d*/20000 .*pairs/s", shown):
+        shown += os.read(ours, 1000).decode(errors="replace")
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 130
+    with contextlib.suppress(OSError):  # the end
+        while True:
+            shown += os.read(ours, 1000).decode(errors="replace")
+    os.close(ours)
+    assert "stopped by Ctrl-C: what was measured is in " in shown
