@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hmt_jax import _paths, lanes
+from hmt_jax import _paths, _tables, lanes
 from hmt_jax._checks import integer
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.solvers import Status
@@ -215,13 +215,15 @@ class MarginStore:
         content["image_sha256"] = np.frombuffer(bytes.fromhex(image_sha256), np.uint8)[None]
         # TensorStore would make a folder that was moved away anew, without metadata.
         self._check_is_there()
-        # If the chunk is written again, it is missing until all of it is there.
-        self._files.remove(layout.file_of(_STATUS, chunk))
         try:
+            # If the chunk is written again, it is missing until all of it is there.
+            self._files.remove(layout.file_of(_STATUS, chunk))
             self._write_arrays(chunk, content)
-        finally:
             self._check_is_there()
-        self._write_arrays(chunk, {_STATUS: result.status})
+            self._write_arrays(chunk, {_STATUS: result.status})
+        except OSError:
+            self._check_is_there()
+            raise
 
     def read(self, *, partial: bool = False) -> MarginResult:
         """The margins of all images.
@@ -249,8 +251,8 @@ class MarginStore:
                 results += [] if damaged else [self._result_of(content)]
         if damaged:
             raise ValueError(
-                f"{said_of(damaged)} of {self.path} are damaged: measure_to_store sets them aside and measures their "
-                "chunks again"
+                f"{self.path} has {damaged_in(damaged)}: measure_to_store sets them aside and measures their chunks "
+                "again"
             )
         return MarginResult.concatenate(results)
 
@@ -334,16 +336,16 @@ class MarginStore:
         self._write_attributes(self._with(attributes))
 
     def __repr__(self) -> str:
-        layout, num_missing = self._layout, len(self.missing())
-        state = f", {num_missing} of {self.num_chunks} chunks missing" if num_missing else ""
-        return f"MarginStore({self.path}: {layout.num_subspaces} subspaces x {layout.num_images} images{state})"
+        subspaces = _tables.counted(self._layout.num_subspaces, "subspace")
+        state = f", {num_missing} of {self.num_chunks} chunks missing" if (num_missing := len(self.missing())) else ""
+        return f"MarginStore({self.path}: {subspaces} x {_tables.counted(self.num_images, 'image')}{state})"
 
     def _with(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes of the store and these, as they will be read."""
         if taken := [name for name in _RESERVED if name in attributes]:
             raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
         try:
-            return json.loads(_as_json({**self.attributes, **attributes}))
+            return json.loads(json.dumps({**self.attributes, **attributes}, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValueError(f"attributes must be what JSON can hold: {_paths.reason(error)}") from error
 
@@ -360,7 +362,8 @@ class MarginStore:
     def _check_is_there(self) -> None:
         if self._files.read(_METADATA) is None:
             raise FileNotFoundError(
-                f"{self.path} was removed or moved while it was measured: move it back, or measure again from the start"
+                f"{self.path} was removed or moved while it was measured: move it back, in place of what is there now, "
+                "or measure to another path"
             )
 
     def _write_metadata(self) -> None:
@@ -425,9 +428,9 @@ class MarginStore:
         return damaged
 
 
-def said_of(files: Sequence[str]) -> str:
-    """The number of files and the names of some, for a message."""
-    return f"{len(files)} files ({', '.join(files[:5])}{', ...' if len(files) > 5 else ''})"
+def damaged_in(files: Sequence[str]) -> str:
+    """The number of damaged files and the names of some, for a message."""
+    return f"{_tables.counted(len(files), 'damaged file')} ({', '.join(files[:5])}{', ...' if len(files) > 5 else ''})"
 
 
 @dataclasses.dataclass(frozen=True)

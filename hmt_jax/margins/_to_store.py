@@ -23,7 +23,7 @@ from hmt_jax.margins._measure import measure_chunk
 from hmt_jax.margins._plan import Plan
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.margins._signs import Signs, report
-from hmt_jax.margins._store import MarginStore, said_of
+from hmt_jax.margins._store import MarginStore, damaged_in
 from hmt_jax.solvers import Solver
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import dimension_of
@@ -163,8 +163,8 @@ def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes:
     _check_is_same(store, own)
     if damaged := store.set_damaged_aside():
         warn(
-            f"{said_of(damaged)} of {store.path} are damaged: they are now in {store.path}-damaged, and their chunks "
-            "are measured again"
+            f"{store.path} had {damaged_in(damaged)}: they are now in {store.path}-damaged, and their chunks are "
+            "measured again"
         )
     if store.missing():
         store.set_attributes({"runs": [*store.attributes["runs"], _run(plan)]})
@@ -204,7 +204,7 @@ def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
             "number": len(each["subspaces"]),
             **{f"subspace {r}": s for r, s in enumerate(each["subspaces"])},
         }
-    # The code depends on settings and on the dtype of images, so those are named first.
+    # The code depends on the settings and on the dtype of images, so those are named first.
     for name, what in _NAMES.items():
         if there[name] != here[name]:
             raise ValueError(
@@ -225,12 +225,10 @@ _NAMES = {
 def _difference(there: Any, here: Any) -> str:
     """The first of the values that differ, for a message."""
     if isinstance(there, dict):
-        name = next(name for name in there if there[name] != here.get(name))
-        return f"{name} {_difference(there[name], here.get(name))}"
-    return (
-        " there, ".join(re.sub("^[0-9a-f]{64}$", lambda found: found[0][:8], str(each)) for each in (there, here))
-        + " here"
-    )
+        name = next(name for name in here if there.get(name) != here[name])
+        return f"{name} {_difference(there.get(name), here[name])}"
+    values = [re.sub("^([0-9a-f]{8})[0-9a-f]{56}$", r"\1", str(each)) for each in (there, here)]
+    return f"{values[0]} there, {values[1]} here"
 
 
 def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress) -> None:
