@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 import warnings
 
 import numpy as np
@@ -137,29 +138,28 @@ def test_closed_streams_do_no_harm(closed, folder):
 @pytest.mark.slow
 def test_a_stopped_measurement_goes_on_bit_for_bit(folder, tmp_path):
     """It is stopped while it measures, between chunks that are written."""
-    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(8000, 8, 8, 1)).astype("f4"))
     command = ["measure", "--model", "cli_models:make", "--images", tmp_path / "many.npy", "--solver", "tight:fast"]
     command = [*map(str, command), "--cache-dir", str(tmp_path / "cache"), "--out"]
     code, _, err = finished(start(*command, str(tmp_path / "whole.zarr")))
     assert (code, err) == (0, "")
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
-        out = tmp_path / f"{code}.zarr"
-        process = start(*command, str(out))
-        while not (out / "status" / "c" / "0" / "0").exists() and process.poll() is None:
-            pass
-        process.send_signal(number)
-        assert finished(process)[0] == code
-        assert hmt_jax.MarginStore.open(out).missing()
-        code, _, err = finished(start(*command, str(out)))
-        assert (code, err) == (0, "")
-        one, other = (hmt_jax.MarginStore.open(path).read() for path in (out, tmp_path / "whole.zarr"))
-        for name in ("margin", "gap", "alignment", "status", "label", "adversarial_label", "num_steps"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    out = tmp_path / "stopped.zarr"
+    process = start(*command, str(out))
+    while not (out / "status" / "c" / "0" / "0").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 130
+    assert hmt_jax.MarginStore.open(out).missing()
+    code, _, err = finished(start(*command, str(out)))
+    assert (code, err) == (0, "")
+    one, other = (hmt_jax.MarginStore.open(path).read() for path in (out, tmp_path / "whole.zarr"))
+    for name in ("margin", "gap", "alignment", "status", "label", "adversarial_label", "num_steps"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_what_was_measured_is_kept(folder, tmp_path):
-    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(8000, 8, 8, 1)).astype("f4"))
     arguments = ["measure", "--model", "cli_models:make", "--images", str(tmp_path / "many.npy")]
     # At most 3072 bytes in a file, in units of 512.
     process = start(*arguments, "--out", str(tmp_path / "m.zarr"), before="ulimit -f 6", env={"HOME": None})
@@ -170,14 +170,14 @@ def test_a_full_disk_is_one_sentence_and_what_was_measured_is_kept(folder, tmp_p
 
 @pytest.mark.slow
 def test_progress_on_a_terminal_is_a_bar_and_ctrl_c_ends_it(folder, tmp_path):
-    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(20000, 8, 8, 1)).astype("f4"))
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(8000, 8, 8, 1)).astype("f4"))
     arguments = ["measure", "--model", "cli_models:make", "--images", str(tmp_path / "many.npy")]
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     process = start(*arguments, "--solver", "tight:normal", "--out", str(tmp_path / "m.zarr"), stderr=theirs)
     os.close(theirs)
     shown = ""
-    while not re.search(r"[1-9]\d*/20000 .*pairs/s", shown):
+    while not re.search(r"[1-9]\d*/8000 .*pairs/s", shown):
         shown += os.read(ours, 1000).decode(errors="replace")
     process.send_signal(signal.SIGINT)
     assert finished(process)[0] == 130
@@ -186,3 +186,50 @@ def test_progress_on_a_terminal_is_a_bar_and_ctrl_c_ends_it(folder, tmp_path):
             shown += os.read(ours, 1000).decode(errors="replace")
     os.close(ours)
     assert "stopped by Ctrl-C: what was measured is in " in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["imports", "compiles"])
+def test_ctrl_c_before_anything_is_measured(moment, folder, tmp_path):
+    now = tmp_path / "now"
+    wait = f"open({str(now)!r}, 'x').close() or time.sleep(100)"
+    (tmp_path / "net.py").write_text(
+        f"""
+import time
+{wait if moment == "imports" else ""}
+calls = []
+def logits(images):
+    calls.append(images)
+    {wait} if len(calls) == 3 else None
+    return images.reshape(len(images), -1)[:, :3]
+def make():
+    return logits
+"""
+    )
+    process = start(
+        "measure", "--model", f"{tmp_path}/net.py:make", "--images", "images.npy", "--out", f"{tmp_path}/m.zarr"
+    )
+    while not now.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finished(process)
+    assert code == 130
+    typed = f"hmt measure --model {tmp_path}/net.py:make --images images.npy --out {tmp_path}/m.zarr"
+    assert err.startswith("\nstopped by Ctrl-C: ")
+    assert err.endswith(f"go on with: {typed}\n")
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_two_measurements_into_one_store_end_whole(folder, tmp_path):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(size=(8000, 8, 8, 1)).astype("f4"))
+    arguments = ["measure", "--model", "cli_models:make", "--images", str(tmp_path / "many.npy"), "--out"]
+    both = [start(*arguments, str(tmp_path / "m.zarr")) for _ in range(2)]
+    ends = [finished(process) for process in both]
+    assert 0 in [code for code, *_ in ends]
+    for code, _, err in ends:
+        assert code == 0 or (code == 2 and len(err.splitlines()) == 1)
+    assert finished(start(*arguments, str(tmp_path / "alone.zarr")))[0] == 0
+    one, other = (hmt_jax.MarginStore.open(tmp_path / name) for name in ("m.zarr", "alone.zarr"))
+    assert one.verify() == one.missing() == []
+    np.testing.assert_array_equal(one.read().margin, other.read().margin)
