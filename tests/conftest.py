@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -90,3 +91,29 @@ def reference_lenet(reference) -> models.Normalized:
     """The LeNet of the reference results."""
     weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
     return hmt_jax.models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory):
+    """A folder with images, models and stores, for all tests of the command line."""
+    import workspace  # of tests/cli
+
+    folder = tmp_path_factory.mktemp("cli")
+    workspace.fill(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(filled, monkeypatch):
+    """The folder with images, models and stores, as the working directory."""
+    monkeypatch.chdir(filled)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return filled
+
+
+@pytest.fixture
+def hmt(folder, capsys):
+    """Runs `hmt` here; returns its exit code, and what it has printed on stdout and on stderr."""
+    import workspace
+
+    return lambda *arguments: workspace.run(capsys, *arguments)
