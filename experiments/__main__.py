@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -88,16 +87,8 @@ def _recorded_signals(received: list[int]) -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
-    former = {}
-    try:
-        if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads
-            for number in _STOPPING:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not a handler of Python's
-                    former[number] = signal.signal(number, stop)
+    with _process.handled(stop):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _interrupted(cause: str, options: argparse.Namespace | None, arguments: list[str]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from hmt_jax import data
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
-from hmt_jax.data import _image_folder
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
+from hmt_jax.data._image_folder import SUFFIXES, entries_of, is_image, readable
 
 _BATCH_SIZE = 64
 _NUM_THREADS = 2
@@ -29,7 +29,7 @@ class Images:
       description: where they are, for the attributes of a store.
       image_shape: (height, width, channels).
       num_images: their number.
-      content: an array, or a source of images for `data.loader`.
+      content: an array, or a source of images for `data.loader`, of which the first `num_images` are meant.
     """
 
     description: str
@@ -47,14 +47,14 @@ class Images:
             return self
         if not 1 <= number <= self.num_images:
             raise ValueError(f"--num {number} must be from 1 to {self.num_images}, the number of images")
-        content = self.content[:number] if isinstance(self.content, np.ndarray) else self.content.first(number)
-        return dataclasses.replace(self, num_images=number, content=content)
+        return dataclasses.replace(self, num_images=number)
 
     def read(self) -> np.ndarray | Iterator[Any]:
         """The images as `hmt_jax.measure_to_store` takes them: an array, or batches that are decoded on the way."""
         if isinstance(self.content, np.ndarray):
-            return self.content
-        return data.loader(self.content, batch_size=_BATCH_SIZE, num_workers=_NUM_THREADS, shuffle=False).epoch(0)
+            return self.content[: self.num_images]
+        source = _First(self.content, self.num_images)
+        return data.loader(source, batch_size=_BATCH_SIZE, num_workers=_NUM_THREADS, shuffle=False).epoch(0)
 
 
 def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None) -> Images:
@@ -90,7 +90,8 @@ def _array(path: str) -> np.ndarray:
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
-            found = {name: found[name] for name in found.files}
+            with found as archive:
+                found = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{shown(path)} can't be read as an array of numbers ({reason(error).rstrip('.')}): write it with "
@@ -124,7 +125,7 @@ def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images
     if name not in data.names():
         sides = (resize or crop or 256, crop or resize or 224)
         source: Any = data.tfds_images(name, text.partition(":")[2], data_dir=data_dir, resize=sides[0], crop=sides[1])
-        return Images(text, source[0][0].shape, len(source), _Part(source, len(source)))
+        return Images(text, source[0][0].shape, len(source), source)
     if resize is not None or crop is not None:
         raise ValueError(f"--resize and --crop don't apply to {name}, whose images have one size: leave them out")
     dataset = data.load(name, data_dir)
@@ -142,7 +143,7 @@ def _folder(path: str, resize, crop) -> Images:
     require("a folder of images", "data", "PIL", "grain")
     files = sorted(_files_below(path, "", ()))
     if not files:
-        raise ValueError(f"{shown(path)} holds no images ({', '.join(_image_folder._SUFFIXES)}): name another folder")
+        raise ValueError(f"{shown(path)} holds no images ({', '.join(SUFFIXES)}): name another folder")
     sides = None if resize is None and crop is None else (resize or crop or 0, crop or resize or 0)
     if sides is not None:
         check_crop(*sides)
@@ -166,27 +167,19 @@ def _files_below(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str
     real = os.path.realpath(path)
     if real in above:
         raise ValueError(f"{shown(path)} is a link to a folder that it lies in: remove the link")
-    yield from (os.path.join(folder, name) for name in _image_folder._list(path, _is_image))
-    for name in _image_folder._list(path, os.DirEntry.is_dir):
+    yield from (os.path.join(folder, name) for name in entries_of(path, _is_image_file))
+    for name in entries_of(path, os.DirEntry.is_dir):
         yield from _files_below(root, os.path.join(folder, name), (*above, real))
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    return not entry.is_dir() and _image_folder._is_image(entry)
+def _is_image_file(entry: os.DirEntry) -> bool:
+    return not entry.is_dir() and is_image(entry)
 
 
 def _head(file: str) -> tuple[tuple[int, int], str]:
     """The size and the mode of an image, from the head of its file."""
-    try:
+    with readable(file):
         return size_and_mode(file)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: str, error: Exception) -> ValueError:
-    return ValueError(f"{shown(file)} can't be read ({reason(error)}): replace it, or delete it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,21 +196,14 @@ class _Folder:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         file = os.path.join(self.path, self.files[index])
-        try:
+        with readable(file):
             image = decode(file, self.mode)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _unreadable(file, error) from error
         pixels = np.asarray(image if self.sides is None else resize_and_crop(image, *self.sides))
         return pixels.reshape(*pixels.shape[:2], -1), 0
 
-    def first(self, number: int) -> "_Folder":
-        return dataclasses.replace(self, files=self.files[:number])
-
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class _First:
     """The first samples of a source."""
 
     source: Sequence[Any]
@@ -228,6 +214,3 @@ class _Part:
 
     def __getitem__(self, index: int) -> Any:
         return self.source[index]
-
-    def first(self, number: int) -> "_Part":
-        return _Part(self.source, number)

@@ -11,6 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from hmt_jax import _devices
 
@@ -114,7 +115,7 @@ def _in_thread(command: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def _signals_end(remedy: Callable[[], str]) -> Iterator[None]:
-    """Ends the process on Ctrl-C and SIGTERM. Signals that the process ignores, as with `nohup`, stay ignored."""
+    """Ends the process on Ctrl-C and SIGTERM, after saying how to go on."""
 
     def stop(number, _):
         cause, code = _STOPPING[signal.Signals(number)]
@@ -123,6 +124,13 @@ def _signals_end(remedy: Callable[[], str]) -> Iterator[None]:
             sys.stdout.flush()
         os._exit(code)
 
+    with handled(stop):
+        yield
+
+
+@contextlib.contextmanager
+def handled(stop: Callable[[int, Any], None]) -> Iterator[None]:
+    """Calls `stop` on Ctrl-C and SIGTERM, but for signals that the process ignores, as with `nohup`."""
     former = {}
     try:
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads

@@ -1,8 +1,9 @@
 """Images in folders, one folder per class, decoded when they are asked for."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from hmt_jax._extras import require
 from hmt_jax._paths import PathLike, expand, reason, shown
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # those of torchvision
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # those of torchvision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,12 +52,8 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         file = os.path.join(self.path, self.files[index])
-        try:
+        with readable(file):
             image = decode(file, "RGB")
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{shown(file)} can't be read ({reason(error)}): replace it, or delete it") from error
         return np.asarray(resize_and_crop(image, self.resize, self.crop)), int(self.labels[index])
 
 
@@ -97,12 +94,12 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     root = expand("path", path)
     if not os.path.isdir(root):
         raise ValueError(f"there is no folder {shown(root)}: name one that holds one folder of images per class")
-    class_names = _list(root, os.DirEntry.is_dir)
+    class_names = entries_of(root, os.DirEntry.is_dir)
     if not class_names:
         raise ValueError(f"{shown(root)} holds no folders: name one that holds one folder of images per class")
     files, labels = [], []
     for label, name in enumerate(class_names):
-        images = _list(os.path.join(root, name), _is_image)
+        images = entries_of(os.path.join(root, name), is_image)
         if not images:
             _refuse_folder_without_images(root, name, class_names)
         files += [os.path.join(name, image) for image in images]
@@ -110,7 +107,18 @@ def image_folder(path: PathLike, *, resize: int = 256, crop: int = 224) -> Image
     return ImageFolder(root, tuple(class_names), tuple(files), np.array(labels, np.int32), resize, crop)
 
 
-def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
+@contextlib.contextmanager
+def readable(file: str) -> Iterator[None]:
+    """A context in which the errors of decoding a file become a ValueError that names it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow passes on the errors of its decoders
+        raise ValueError(f"{shown(file)} can't be read ({reason(error)}): replace it, or delete it") from error
+
+
+def entries_of(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
     """Sorted names of the wanted entries of a folder, without those that begin with a dot."""
     try:
         with os.scandir(folder) as entries:
@@ -121,9 +129,9 @@ def _list(folder: str, is_wanted: Callable[[os.DirEntry], bool]) -> list[str]:
         ) from error
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def is_image(entry: os.DirEntry) -> bool:
     """Whether an entry has the name of an image. A pipe of such a name is refused: opening it could block forever."""
-    if not entry.name.lower().endswith(_SUFFIXES):
+    if not entry.name.lower().endswith(SUFFIXES):
         return False
     if not entry.is_file():
         raise ValueError(
@@ -138,7 +146,7 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
     parents = sorted({os.path.dirname(path) for path in _nearest_with_images(root)})
     if any(parents):  # no class has images: only the user knows whether the folders there are splits or classes
         first = os.path.join(root, parents[0])
-        inside = _list(first, os.DirEntry.is_dir)
+        inside = entries_of(first, os.DirEntry.is_dir)
         raise ValueError(
             f"the images are {'two levels' if os.sep in parents[0] else 'one level'} deeper, in {_few(parents)} of "
             f"{shown(root)}: pass {'one of them, such as ' * (len(parents) > 1)}image_folder({first!r}), whose "
@@ -151,7 +159,7 @@ def _refuse_folder_without_images(root: str, name: str, class_names: list[str]) 
             "classes' folders themselves"
         )
     raise ValueError(
-        f"{shown(folder)} holds no images ({', '.join(_SUFFIXES)}): put those of the class there, or remove the folder"
+        f"{shown(folder)} holds no images ({', '.join(SUFFIXES)}): put those of the class there, or remove the folder"
     )
 
 
@@ -159,9 +167,9 @@ def _nearest_with_images(root: str) -> list[str]:
     """Relative paths of the nearest folders below one that hold images: all on one level, at most three levels down."""
     level = [""]
     for _ in range(3):
-        folders = {path: _list(os.path.join(root, path), os.DirEntry.is_dir) for path in level}
+        folders = {path: entries_of(os.path.join(root, path), os.DirEntry.is_dir) for path in level}
         level = [os.path.join(path, name) for path, names in folders.items() for name in names]
-        if found := [path for path in level if _list(os.path.join(root, path), _is_image)]:
+        if found := [path for path in level if entries_of(os.path.join(root, path), is_image)]:
             return found
     return []
 
