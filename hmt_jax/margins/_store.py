@@ -120,7 +120,7 @@ class MarginStore:
         store = cls(files, {"layout": dataclasses.asdict(layout), "solver": solver, "precision": precision})
         store.attributes = store._with(attributes or {})
         store._check_is_free()
-        # The attributes come first, because no two processes can make that file. Arrays are known from them.
+        # First the attributes: one process alone can make their file, and they determine all others.
         if not files.create(METADATA, group_of(store.attributes)):
             raise store._taken("a store")
         files.write(layout.files)

@@ -56,7 +56,7 @@ def measure_to_store(
     A store of another classifier, other images, other subspaces, another solver or other settings is refused. Images
     are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared as it is read.
     Classifiers are compared by their parameters, and by their code with all values that functions close over, if the
-    versions of JAX and the platform are those of the first call. The code of a PyTorch module depends on its backend, and
+    versions of JAX and the platform are those of the first call. The code of a PyTorch module depends on its backend.
     `backend="auto"` may take another one in a later process, so pass the one that it took. Subspaces and solvers of
     your own are compared by their names and their values, but not by their code.
 
@@ -149,18 +149,18 @@ def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes:
     """A new store; the one that is there, if it is of this measurement."""
     if taken := sorted({*own, "runs"} & set(attributes)):
         raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
-    known = {**attributes, **own, "runs": [_run(plan)]}
+    stored = {name: value for name, value in own.items() if name not in ("solver", "precision")}
     try:
         return MarginStore.create(
             path,
             num_subspaces=len(plan.subspaces),
             num_images=own["data"]["num_images"],
             chunk_size=min(plan.chunk_size, _MOST_IMAGES) if chunk_size is None else chunk_size,
-            solver=known.pop("solver"),
-            precision=known.pop("precision"),
+            solver=own["solver"],
+            precision=own["precision"],
             dtype=_dtype_of(own),
             dimensions=[each["dimension"] for each in own["subspaces"]] if own["keep_coordinates"] else None,
-            attributes=known,
+            attributes={**attributes, **stored, "runs": [_run(plan)]},
         )
     except FileExistsError as error:
         try:
