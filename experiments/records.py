@@ -40,11 +40,6 @@ class Found:
     at_most: float | None = None
     holds: bool | None = None
 
-    @property
-    def is_claim(self) -> bool:
-        """Whether there is a threshold."""
-        return self.at_least is not None or self.at_most is not None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -86,11 +81,6 @@ class Run:
     least_window: str | None = None
     highest: float | str | None = None
     found: tuple[Found, ...] = ()
-
-    @property
-    def claims(self) -> tuple[Found, ...]:
-        """The numbers that have thresholds."""
-        return tuple(found for found in self.found if found.is_claim)
 
 
 def load(name: str, root: pathlib.Path = ROOT) -> tuple[Run, ...]:

@@ -6,9 +6,9 @@ A table stands between two comments. The first one names the table and what is i
     <!-- table: claims mnist_* digits -->
     <!-- end of table -->
 
-The tables `runs`, `claims` and `seeds` are of experiments, `audits` and `solvers` of what was measured again after a run,
-and `benchmark`, `scaling`, `tradeoffs` and `training` of the files in `speed`, which that command writes with --output.
-The table `forms` has the names of those configurations that several runs have in common.
+The tables `runs`, `claims` and `seeds` show the runs of experiments; `audits` and `solvers` show what was measured again
+on the network of a run; `benchmark`, `scaling`, `tradeoffs` and `training` show the files in `speed`, which
+`python -m experiments benchmark` writes; and `forms` shows the names that some configurations have.
 """
 
 import collections
@@ -106,7 +106,6 @@ def table(kind: str, patterns: Sequence[str] = ("*",), root: pathlib.Path = reco
 
 def _runs(runs, forms) -> Iterable[tuple[str, ...]]:
     for run in runs:
-        num_unknown = sum(found.holds is None for found in run.claims)
         yield (
             _label(run, forms),
             str(run.seed),
@@ -116,9 +115,16 @@ def _runs(runs, forms) -> Iterable[tuple[str, ...]]:
             _number(run.lowest),
             _number(run.least) + (f" ({run.least_window})" if run.least_window else ""),
             _number(run.highest),
-            f"{sum(found.holds is True for found in run.claims)} of {len(run.claims)}"
-            + (f", {num_unknown} unknown" if num_unknown else ""),
+            _score([found for found in run.found if _threshold(found)]),
         )
+
+
+def _score(claims: Sequence[Found]) -> str:
+    """How many claims hold, of those that a run decides."""
+    num_open = sum(found.holds is None for found in claims)
+    num_holding = sum(found.holds is True for found in claims)
+    score = f"{num_holding} of {len(claims) - num_open}" if len(claims) > num_open else ""
+    return ", ".join(filter(None, [score, f"{num_open} open" if num_open else ""]))
 
 
 def _claims(runs, forms) -> Iterable[tuple[str, ...]]:
@@ -165,12 +171,12 @@ def _seeds(runs, forms) -> Iterable[tuple[str, ...]]:
         ends = {"median margin in the lowest window": run.lowest, "median margin in the highest window": run.highest}
         for quantity, value in {**ends, **{each.claim: each.value for each in run.found}}.items():
             if value is not None:
-                found[_form(run.changes, forms)][quantity][run.seed] = float(value)
-    for form, quantities in found.items():
+                found[_label(run, forms)][quantity][run.seed] = float(value)
+    for label, quantities in found.items():
         for quantity, values in quantities.items():
             if len(values) >= _NUM_SEEDS:
                 mean, low, high = map(_number, checks.from_runs(list(values.values())))
-                yield form, ", ".join(map(str, sorted(values))), quantity, mean, f"{low} to {high}"
+                yield label, ", ".join(map(str, sorted(values))), quantity, mean, f"{low} to {high}"
 
 
 def _label(run: Run, forms) -> str:
