@@ -142,7 +142,7 @@ def _of_folder(path, verdicts, hardware) -> tuple[str, Run]:
         f"{window['row']},{window['column']}": math.inf if window["median"] is None else window["median"]  # censored
         for window in summary.get("windows", [])
     }
-    least_window = min(medians, key=lambda window: medians[window], default=None)
+    least_window, least = min(medians.items(), key=lambda item: item[1], default=(None, None))
     return name, Run(
         seed=described["seed"],
         changes={
@@ -160,7 +160,7 @@ def _of_folder(path, verdicts, hardware) -> tuple[str, Run]:
         test_accuracy=summary.get("test_accuracy"),
         num_images=summary.get("num_images"),
         lowest=_for_json(next(iter(medians.values()), None)),
-        least=_for_json(medians.get(least_window)),
+        least=_for_json(least),
         least_window=least_window,
         highest=_for_json(next(reversed(medians.values()), None)),
         found=tuple(_of_verdict(verdict) for verdict in verdicts),

@@ -6,8 +6,8 @@ A table stands between two comments. The first one names the table and what is i
     <!-- table: claims mnist_* digits -->
     <!-- end of table -->
 
-The tables `runs`, `claims` and `seeds` show the runs of experiments; `audits` and `solvers` show what was measured again
-on the network of a run; `benchmark`, `scaling`, `tradeoffs` and `training` show the files in `speed`, which
+The tables `runs`, `claims` and `seeds` show the runs of experiments; `audits` and `solvers` show what was measured
+again on the network of a run; `benchmark`, `scaling`, `tradeoffs` and `training` show the files in `speed`, which
 `python -m experiments benchmark` writes; and `forms` shows the names that some configurations have.
 """
 
@@ -245,8 +245,10 @@ def _benchmark(files) -> str:
         for file in files
         for row in file.get("rows", [])
     ]
-    header = ("workload", "hardware", "JAX", "matrix GFLOP/s", "pairs", "ms a pair", "steps", "forward", "backward")
-    header = (*header, "of matrix rate", "lanes", "utilization", "authors' ms", "ratio")
+    header = (
+        *("workload", "hardware", "JAX", "matrix GFLOP/s", "pairs", "ms a pair", "steps", "forward", "backward"),
+        *("of matrix rate", "lanes", "utilization", "authors' ms", "ratio"),
+    )
     return _markdown(header, _sparse(sorted(rows, key=lambda row: row[0]), 1))
 
 
