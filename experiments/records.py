@@ -1,4 +1,4 @@
-"""What finished runs found, kept in the repository: a JSON file for each experiment in `experiments/results/runs`.
+"""Summaries of finished runs, in a JSON file for each experiment in `experiments/results/runs`.
 
 `experiments.tables` makes the tables of `experiments/README.md` from these files. A number that is not known is null.
 """
@@ -84,7 +84,7 @@ class Run:
 
 
 def load(name: str, root: pathlib.Path = ROOT) -> tuple[Run, ...]:
-    """The stored runs of an experiment, the first one added first; none if it was never run.
+    """The stored runs of an experiment, in the order in which they were added.
 
     Raises:
       ValueError: if its file has other fields than summaries have.
@@ -102,7 +102,7 @@ def load(name: str, root: pathlib.Path = ROOT) -> tuple[Run, ...]:
 
 
 def add(path: pathlib.Path, *, hardware: str | None = None, root: pathlib.Path = ROOT) -> str:
-    """The name of the experiment whose finished run in a folder is now in the store; a run that is there stays once.
+    """The name of the experiment of a finished run, whose summary is now in the store. Adding it again changes nothing.
 
     Args:
       path: the run's folder.

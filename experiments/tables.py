@@ -1,7 +1,7 @@
 """The tables of `experiments/README.md`, made from the JSON files in `experiments/results`.
 
-A table stands between two comments. The first one names the table and what is in it, as names or patterns of files;
-`update` writes anew whatever is between the two:
+A table stands between two comments. The first one names the table and the files that it is made from, all of them if it
+names none; `update` writes anew whatever is between the two:
 
     <!-- table: claims mnist_* digits -->
     <!-- end of table -->
@@ -71,7 +71,7 @@ def update(text: str, root: pathlib.Path = records.ROOT) -> str:
     num_begun, num_found = text.count("<!-- table:"), len(_TABLE.findall(text))
     if num_begun != num_found:
         raise ValueError(f"{num_begun} tables begin and {num_found} end: close each with <!-- end of table -->")
-    return _TABLE.sub(lambda found: f"{found[1]}{table(found[2], found[3].split(), root)}\n{found[5]}", text)
+    return _TABLE.sub(lambda found: f"{found[1]}{table(found[2], found[3].split() or ['*'], root)}\n{found[5]}", text)
 
 
 def table(kind: str, patterns: Sequence[str] = ("*",), root: pathlib.Path = records.ROOT) -> str:
@@ -105,9 +105,9 @@ def table(kind: str, patterns: Sequence[str] = ("*",), root: pathlib.Path = reco
 
 
 def _runs(runs, forms) -> Iterable[tuple[str, ...]]:
-    for run in runs:
+    for run, label in zip(runs, _labels(runs, forms), strict=True):
         yield (
-            _label(run, forms),
+            label,
             str(run.seed),
             "; ".join([*([run.hardware] if run.hardware else []), *([f"JAX {run.jax}"] if run.jax else [])]),
             *map(_seconds, (run.training_seconds, run.measurement_seconds, run.seconds)),
@@ -130,11 +130,11 @@ def _score(claims: Sequence[Found]) -> str:
 def _claims(runs, forms) -> Iterable[tuple[str, ...]]:
     """Claims, then numbers without a threshold; each with all the forms in which something is known of it."""
     groups: dict[tuple[str, str], dict[str, list[tuple[Run, Found]]]] = {}
-    for run in runs:
+    for run, label in zip(runs, _labels(runs, forms), strict=True):
         for found in run.found:
             if found.value is not None or found.holds is not None:
                 forms_of_claim = groups.setdefault((found.claim, _threshold(found)), {})
-                forms_of_claim.setdefault(_label(run, forms), []).append((run, found))
+                forms_of_claim.setdefault(label, []).append((run, found))
     for (claim, threshold), alike in sorted(groups.items(), key=lambda item: not item[0][1]):
         for label, group in alike.items():
             seeds = ", ".join(str(run.seed) for run, _ in group)
@@ -179,8 +179,19 @@ def _seeds(runs, forms) -> Iterable[tuple[str, ...]]:
                 yield label, ", ".join(map(str, sorted(values))), quantity, mean, f"{low} to {high}"
 
 
+def _labels(runs: Sequence[Run], forms) -> list[str]:
+    """What tells each run of an experiment from those with the same seed."""
+    counts: collections.Counter[tuple[str, int]] = collections.Counter()
+    labels = []
+    for run in runs:
+        label = _label(run, forms)
+        counts[label, run.seed] += 1
+        number = counts[label, run.seed]
+        labels.append(label if number == 1 else f"{label}, run {number}")
+    return labels
+
+
 def _label(run: Run, forms) -> str:
-    """What tells a run from others of its experiment, apart from the seed."""
     return _form(run.changes, forms) + (f", {run.note}" if run.note else "")
 
 

@@ -56,6 +56,7 @@ def finished(tmp_path):
 def test_readme_has_the_tables_that_the_stored_summaries_make():
     text = tables.README.read_text(encoding="utf-8")
     assert tables.update(text) == text
+    assert "---|\n<!-- end" not in text  # no table is empty
 
 
 @pytest.mark.parametrize("kind", ["runs", "claims"])
@@ -214,23 +215,26 @@ def test_a_claim_has_every_form_it_was_run_in(root):
 
     half = json.loads((root / "forms.json").read_text())["half"]
     unknown = records.Run(seed=2, changes=half, found=(records.Found(claim="it grows", at_least=3, at_most=9),))
-    records.store("digits", [run(0, 4.0, True, {}), run(1, 2.0, False, {}), run(0, 2.5, False, half), unknown], root)
+    runs = [run(0, 4.0, True, {}), run(1, 2.0, False, {}), run(0, 2.5, False, half), unknown, run(1, 5.0, True, {})]
+    records.store("digits", runs, root)
     lines = tables.table("claims", root=root).splitlines()[2:]
     assert lines == [
         "| `digits` | it grows | at least 3, at most 9 | full | 0, 1 | 4, 2 | 4 to 4; 2 to 2 | 1 of 2 hold |",
         "| | | | half | 0 | 2.5 | 2.5 to 2.5 | **does not hold** |",
+        "| | | | full, run 2 | 1 | 5 | 5 to 5 | holds |",
         "| | its size | | full | 0, 1 | 100,000, 100,000 | | |",
         "| | | | half | 0 | 100,000 | | |",
+        "| | | | full, run 2 | 1 | 100,000 | | |",
     ]
 
 
 def test_the_scorecard_adds_runs_and_rewrites_a_page(root, finished, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("Before\n<!-- table: claims digits -->\nold\n<!-- end of table -->\nafter\n")
+    page.write_text("Before\n<!-- table: claims -->\nold\n<!-- end of table -->\nafter\n")
     path = finished(checks=[{**CLAIM, "value": 1.5, "low": 1.25, "high": 1.75, "holds": False}])
     found = tables.scorecard([path], root=root, page=page)
     assert "| `digits` | it grows | at least 2 | full | 0 | 1.5 | 1.25 to 1.75 | **does not hold** |" in found
-    assert page.read_text() == f"Before\n<!-- table: claims digits -->\n{found}\n<!-- end of table -->\nafter\n"
+    assert page.read_text() == f"Before\n<!-- table: claims -->\n{found}\n<!-- end of table -->\nafter\n"
 
 
 @pytest.mark.parametrize(
