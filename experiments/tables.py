@@ -71,7 +71,12 @@ def update(text: str, root: pathlib.Path = records.ROOT) -> str:
     num_begun, num_found = text.count("<!-- table:"), len(_TABLE.findall(text))
     if num_begun != num_found:
         raise ValueError(f"{num_begun} tables begin and {num_found} end: close each with <!-- end of table -->")
-    return _TABLE.sub(lambda found: f"{found[1]}{table(found[2], found[3].split() or ['*'], root)}\n{found[5]}", text)
+
+    def renewed(found: re.Match) -> str:
+        begin, kind, patterns, _, end = found.groups()
+        return f"{begin}{table(kind, patterns.split() or ['*'], root)}\n{end}"
+
+    return _TABLE.sub(renewed, text)
 
 
 def table(kind: str, patterns: Sequence[str] = ("*",), root: pathlib.Path = records.ROOT) -> str:
