@@ -329,7 +329,7 @@ def _where(file: Mapping[str, Any]) -> tuple[str, str]:
 def _number(value: float | str | None, digits: int = 3) -> str:
     if value is None:
         return ""
-    text = f"{float(value):.{digits}g}"
+    text = f"{float(value):,.{digits}g}"
     return f"{float(value):,.0f}" if "e+" in text else text
 
 
