@@ -85,8 +85,9 @@ def from_torch(
             f"{type(weights).__name__}: pass the weights themselves as state_dict"
         )
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict, name, _num_bytes(network))
-    options = {**hidden_widths(name, given, weights), **options}
-    network = _create.abstract(name, image_shape, num_classes or 2, **options)
+    if widths := hidden_widths(name, given, weights):
+        options = {**widths, **options}
+        network = _create.abstract(name, image_shape, num_classes or 2, **options)
     match = Match.of(network, given, weights, has_any_head=num_classes is None)
     found = match.found
     if weights is not None:
