@@ -2,26 +2,25 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from hmt_jax import solvers, subspaces
+import hmt_jax
 
 # The least and greatest numbers after the name.
 _SUBSPACES = {"dct-diagonal": (1, 2), "dct-grid": (1, 2), "dct-window": (3, 3), "random": (1, 2), "full": (0, 0)}
 SUBSPACES = (
     "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
 )
-_SOLVERS: dict[str, Callable[..., Any]] = {
-    "deepfool": solvers.DeepFool,
-    "tight": solvers.tight,
-    "ddn": solvers.DDN,
-    "fmn": solvers.FMN,
-    "superdeepfool": solvers.SuperDeepFool,
-    "closest-point": solvers.ClosestPoint,
-    "linear": solvers.Linear,
+# What makes the solver, in hmt_jax.solvers.
+_SOLVERS = {
+    "deepfool": "DeepFool",
+    "tight": "tight",
+    "ddn": "DDN",
+    "fmn": "FMN",
+    "superdeepfool": "SuperDeepFool",
+    "closest-point": "ClosestPoint",
+    "linear": "Linear",
 }
 SOLVERS = ", ".join(_SOLVERS)
 _MOST_STEPS = 20
@@ -68,6 +67,9 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
 
 
 def _made(kind: str, numbers: list[int], image_shape) -> list[Any]:
+    import jax
+
+    subspaces = hmt_jax.subspaces
     match kind:
         case "full":
             return [subspaces.full(image_shape)]
@@ -101,7 +103,7 @@ def solver_of(text: str) -> Any:
     kind, _, rest = text.partition(":")
     if kind not in _SOLVERS:
         raise ValueError(f"unknown solver {text!r}: use {SOLVERS}, with settings as in deepfool:max_steps=50")
-    function = _SOLVERS[kind]
+    function = getattr(hmt_jax.solvers, _SOLVERS[kind])
     if kind == "tight" and "=" not in rest:
         return function(rest or "normal")
     settings = {}

@@ -103,8 +103,27 @@ MISTAKES = {
     ),
     "weights without statistics": (
         LOGISTIC,
-        "weights need the normalisation that the network was trained with: pass --mean and --std, one number for each "
-        "channel; --mean 0 --std 1 if there was none",
+        "mean and std are not given, and the state dict holds none: pass those that the network was trained with, or "
+        "--mean 0 and --std 1 if it was trained on images in [0, 1] as they are",
+    ),
+    "weights without a deviation": (
+        [*LOGISTIC, "--mean", "0"],
+        "std is not given, and the state dict holds none: pass the one that the network was trained with, or --std 1 "
+        "if it was trained on images in [0, 1] as they are",
+    ),
+    "weights that are there twice": (
+        with_("--weights", "twice.npz", base=[*LOGISTIC, "--mean", "0", "--std", "1"]),
+        "the state dict holds the weights more than once, and their linear.weight differ: pass --weights-key 'one' or "
+        "--weights-key 'other'",
+    ),
+    "no such key": (
+        [*with_("--weights", "twice.npz", base=LOGISTIC), "--weights-key", "ema", "--mean", "0", "--std", "1"],
+        "weights is 'ema', and the state dict holds no array of the network there: pass --weights-key 'one' or "
+        "--weights-key 'other'",
+    ),
+    "key of a classifier": (
+        with_("--weights-key", "ema"),
+        "--weights-key is for the networks of hmt models, and 'cli_models:make' is none of them",
     ),
     "no weights": (
         with_("--weights", "lost.pth", base=[*LOGISTIC, "--mean", "0", "--std", "1"]),
@@ -289,7 +308,7 @@ MISTAKES = {
     ),
     "no folder for data": (
         ["prepare", "mnist", "--data-dir", "/proc/lost"],
-        "no folder can be made in /proc/lost (No such file or directory): pass a data_dir that can be written",
+        "no folder can be made in /proc/lost (No such file or directory): pass a --data-dir that can be written",
     ),
 }
 
