@@ -44,10 +44,10 @@ def _count(texts: list[str]) -> int:
 
 
 def _channels(texts: list[str]) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, texts))
-    except ValueError:
-        raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}") from None
+    with contextlib.suppress(ValueError):
+        if numbers := tuple(map(float, texts)):
+            return numbers
+    raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}")
 
 
 _COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
@@ -138,6 +138,8 @@ class Measure(Command):
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
+        if not self.out:
+            raise ValueError("--out is empty: name the folder of the store, such as --out margins.zarr")
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         source = self.source

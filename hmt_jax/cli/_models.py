@@ -47,7 +47,7 @@ class Model:
             raise ValueError(
                 f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
                 f"{reason(error).rstrip('.')}): give it images of its shape, with --resize and --crop "
-                "for instance, or correct it"
+                "for instance, or correct it; --debug shows where"
             ) from error
         return made
 
@@ -58,7 +58,7 @@ class Model:
             if value is not None:
                 raise ValueError(f"{option} is for the networks of hmt models, and {self.text!r} is none of them")
         place, is_function, name = self.text.rpartition(":")
-        if is_function and not os.path.exists(expand("--model", self.text)):
+        if is_function and place and not os.path.exists(expand("--model", self.text)):
             return self._of_function(place, name)
         path = expand("--model", self.text)
         if os.path.isdir(path):

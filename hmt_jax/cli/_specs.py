@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,16 +47,16 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
     names: list[str] = []
     origins: list[str] = []
     for text in texts:
+        if text in origins:
+            raise ValueError(f"--subspaces has {text} twice: leave one of them out")
         kind, *parts = text.split(":")
         least, most = _SUBSPACES.get(kind, (0, -1))
         if not least <= len(parts) <= most:
             raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
+        if not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
+            raise ValueError(f"{text!r} must have whole numbers after {kind}, of up to 9 digits: use {SUBSPACES}")
         try:
-            numbers = [int(part) for part in parts]
-        except ValueError:
-            raise ValueError(f"{text!r} must have whole numbers after {kind}: use {SUBSPACES}") from None
-        try:
-            members = _made(kind, numbers, image_shape)
+            members = _made(kind, [int(part) for part in parts], image_shape)
         except ValueError as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
@@ -104,7 +105,7 @@ def solver_of(text: str) -> Any:
     if kind not in _SOLVERS:
         raise ValueError(f"unknown solver {text!r}: use {SOLVERS}, with settings as in deepfool:max_steps=50")
     function = getattr(hmt_jax.solvers, _SOLVERS[kind])
-    if kind == "tight" and "=" not in rest:
+    if kind == "tight" and "=" not in (rest := rest.removeprefix("effort=")):
         return function(rest or "normal")
     settings = {}
     for part in filter(None, rest.split(",")):
