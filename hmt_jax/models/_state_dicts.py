@@ -95,12 +95,12 @@ class Found(NamedTuple):
     @property
     def prefix(self) -> str:
         """The part of the keys before the network's names, with wrappers."""
-        return next((_prefix(held[0].key, short) for short, held in self.entries.items()), "")
+        return _prefix_of(self.entries)
 
     @property
     def name(self) -> str:
         """The place as the argument `weights` of `from_torch` names it."""
-        return joined(self.place.path, self.prefix)
+        return _name(self.place, self.entries)
 
     def outside(self) -> list[Entry]:
         """The other entries whose keys do not begin with the prefix."""
@@ -410,11 +410,15 @@ def _prefix(key, short):
 
 def joined(path: tuple, prefix: str) -> str:
     """The name of a place, or of an entry: all keys that lead to it, joined by dots."""
-    return ".".join([*map(str, path), prefix.removesuffix(".")] if prefix else map(str, path))
+    return ".".join([*map(str, path), *filter(None, [prefix.removesuffix(".")])])
 
 
 def _name(place, entries):
-    return joined(place.path, next(_prefix(held[0].key, short) for short, held in entries.items()))
+    return joined(place.path, _prefix_of(entries))
+
+
+def _prefix_of(entries):
+    return next((_prefix(held[0].key, short) for short, held in entries.items()), "")
 
 
 def is_within(name: str, outer: str) -> bool:
@@ -427,8 +431,7 @@ def _told_apart(places):
     names = [_name(*place) for place in places.items()]
     cut = []
     for (place, entries), name in zip(places.items(), names, strict=True):
-        num_in_prefix = _prefix(*next((held[0].key, short) for short, held in entries.items())).count(".")
-        keys = [*map(str, place.path), *name.split(".")[-num_in_prefix:]] if num_in_prefix else [*map(str, place.path)]
+        keys = [*map(str, place.path), *_prefix_of(entries).split(".")[:-1]]
         firsts = (".".join(keys[:i]) for i in range(1, len(keys)))
         others = [other for other in names if other != name]
         cut.append(next((first for first in firsts if not any(is_within(other, first) for other in others)), name))

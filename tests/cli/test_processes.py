@@ -147,6 +147,14 @@ def test_without_a_home_directory_programs_are_not_kept(hmt, folder, monkeypatch
     assert (code, err) == (0, "")
 
 
+def test_the_library_imports_every_name_when_it_is_used():
+    for name in hmt_jax.__all__:
+        assert getattr(hmt_jax, name) is (hmt_jax.__getattr__(name) if name[0] != "_" else hmt_jax.__version__)
+    assert set(hmt_jax.__all__) <= set(dir(hmt_jax))
+    with pytest.raises(AttributeError, match=r"^module 'hmt_jax' has no attribute 'margin'$"):
+        hmt_jax.margin  # noqa: B018
+
+
 # In processes of their own
 
 
