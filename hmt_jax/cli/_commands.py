@@ -50,6 +50,12 @@ def _channels(texts: list[str]) -> tuple[float, ...]:
     raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}")
 
 
+def _specifications(texts: list[str]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError(f"expected at least one of {_specs.SUBSPACES}")
+    return tuple(texts)
+
+
 _COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
 _DATA_DIR = _option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or TFDS's own)")
 _JSON = _option("", "Print JSON in place of a table.")
@@ -110,6 +116,7 @@ class Measure(Command):
     ] = None
     subspaces: Annotated[
         tuple[str, ...],
+        _parsed_by(_specifications, "*"),
         _option("SPEC [SPEC ...]", f"{_specs.SUBSPACES}. (default: windows along the diagonal)"),
     ] = ()
     solver: Annotated[

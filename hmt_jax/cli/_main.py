@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import Any
 
+import hmt_jax
 from hmt_jax.cli import _process
 
 _DESCRIPTION = """Where a network's decision boundary is, feature by feature.
@@ -50,6 +51,10 @@ def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
     chosen: list[Any] = []
 
     def command() -> int:
+        if arguments == ["--version"]:
+            print(f"hmt_jax {hmt_jax.__version__}")
+            return 0
+        _check_once(arguments)
         try:
             chosen.append(_parsed(arguments, program))
         except SystemExit as error:  # tyro has printed the help or what is wrong
@@ -62,6 +67,13 @@ def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
         return chosen[0].remedy(typed) if chosen else f"start again with: {typed}"
 
     return _process.run(command, remedy, reworded=_reworded, is_debugged="--debug" in arguments)
+
+
+def _check_once(arguments: list[str]) -> None:
+    """Raises ValueError for an option that is there twice, of which tyro would take the last."""
+    options = [argument.partition("=")[0] for argument in arguments if re.match("--[a-z]", argument)]
+    if doubled := [option for option in dict.fromkeys(options) if options.count(option) > 1]:
+        raise ValueError(f"{doubled[0]} is there twice: give it once, with all its values after it")
 
 
 def _reworded(text: str) -> str:

@@ -274,6 +274,10 @@ def test_an_audit_of_a_model_that_has_changed_is_refused(folder, hmt, tmp_path):
     assert err.startswith(f"error: {tmp_path / 'm.zarr'} holds margins of ")
 
 
+def test_the_version_is_that_of_the_library(hmt):
+    assert hmt("--version")[1] == f"hmt_jax {hmt_jax.__version__}\n"
+
+
 def test_networks_are_listed(hmt):
     code, out, err = hmt("models")
     assert (code, out.split(), err) == (0, list(hmt_jax.models.names()), "")

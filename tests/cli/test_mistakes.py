@@ -253,6 +253,10 @@ MISTAKES = {
         with_("--subspaces", "full", "random:3", "full"),
         "--subspaces has full twice: leave one of them out",
     ),
+    "option twice": (
+        [*MEASURE, "--subspaces", "full", "--subspaces", "random:3"],
+        "--subspaces is there twice: give it once, with all its values after it",
+    ),
     "large window": (
         with_("--subspaces", "full", "dct-diagonal:9"),
         "dct-diagonal:9 does not fit images of shape (8, 8, 1): size must be between 1 and 8 for images of shape "
@@ -362,6 +366,7 @@ USAGE = {
     "missing options": (["measure"], ["--model MODEL", "--images IMAGES", "--out STORE"]),
     "missing store": (["show"], ["STORE", "A store of hmt measure."]),
     "another argument": ([*MEASURE, "more"], ["Unrecognized options: more"]),
+    "no subspaces": ([*MEASURE, "--subspaces"], ["--subspaces: expected at least one of dct-diagonal:SIZE"]),
     "number of text": ([*MEASURE, "--num", "ten"], ["--num: expected a whole number, at least 1, got 'ten'"]),
     "number 0": (["audit", "whole.zarr", "--num", "0"], ["--num: expected a whole number, at least 1, got '0'"]),
     "decimal comma": ([*MEASURE, "--std", "0,3"], ["--std: expected a number for each channel", "got '0,3'"]),
