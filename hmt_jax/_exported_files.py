@@ -46,7 +46,7 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
     Raises:
       ValueError: if the classifier can't be applied to such images, differentiated or exported, or the file's folder
         does not exist.
-      TypeError: if the classifier can't be called, or is a module of PyTorch.
+      TypeError: if the classifier can't be called, or is a PyTorch module.
       ModuleNotFoundError: if flatbuffers or safetensors is missing.
 
     >>> import tempfile

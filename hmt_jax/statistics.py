@@ -146,7 +146,7 @@ def summarize(
 
     Raises:
       ValueError: if the ranks, the confidence or the number of resamples are out of range, or there are not R names.
-      TypeError: if `result` is no MarginResult, or `key` no random key.
+      TypeError: if `result` is not a MarginResult, or `key` not a random key.
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
@@ -193,7 +193,7 @@ def compare(
     Raises:
       ValueError: if the shapes of the results differ, the confidence or the number of resamples are out of range, or
         there are not R names.
-      TypeError: if `a` or `b` is no MarginResult, or `key` no random key.
+      TypeError: if `a` or `b` is not a MarginResult, or `key` not a random key.
 
     >>> from hmt_jax import measure_margins, subspaces
     >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
@@ -258,7 +258,7 @@ def censored_margins(result: MarginResult) -> np.ndarray:
       result: margins with axes (R, N).
 
     Raises:
-      TypeError: if it is no MarginResult.
+      TypeError: if it is not a MarginResult.
     """
     if not isinstance(result, MarginResult):
         raise TypeError(

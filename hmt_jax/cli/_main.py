@@ -25,7 +25,7 @@ _WORDS = (
     (r"\bpass a data_dir\b", "pass a --data-dir"),
     (
         r"\bread PyTorch's weights with hmt_jax\.models\.from_torch\(.*?\)",
-        "pass weights of PyTorch's as --model NAME --weights FILE, with a name of hmt models",
+        "pass weights in PyTorch's layout as --model NAME --weights FILE, with a name of hmt models",
     ),
     (r", or, if you trust the file, pass what torch\.load\(.*?\) returns", ""),
     (r"\bhmt_jax\.data\.prepare\([^)]*\), or `python -m experiments (prepare [^`]*)`", r"`hmt \1`"),

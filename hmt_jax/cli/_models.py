@@ -21,8 +21,8 @@ class Model:
       text: a name of `hmt_jax.models.names()`, a file, or `package.module:function` or `file.py:function`.
       weights: a file of weights, for a name.
       weights_key: the place of the weights in that file, as the argument `weights` of `hmt_jax.models.from_torch`.
-      mean, std: the normalisation, for weights and modules of PyTorch.
-      backend: for modules of PyTorch, as `hmt_jax.from_torch_module` takes it.
+      mean, std: the normalisation, for weights and PyTorch modules.
+      backend: for PyTorch modules, as `hmt_jax.from_torch_module` takes it.
     """
 
     text: str
@@ -99,15 +99,15 @@ class Model:
             return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
         if not callable(made):
             raise ValueError(
-                f"{self.text} must return a classifier or a module of PyTorch when it is called without arguments, got "
+                f"{self.text} must return a classifier or a PyTorch module when it is called without arguments, got "
                 f"{type(made).__name__}"
             )
-        self._refuse_normalization(f"{self.text} returns a classifier of JAX, which normalises its images itself")
+        self._refuse_normalization(f"{self.text} returns a JAX classifier, which normalises its images itself")
         return made
 
     def _refuse_normalization(self, why: str) -> None:
         if self.mean is not None or self.std is not None:
-            raise ValueError(f"--mean and --std are for weights and modules of PyTorch, and {why}: leave them out")
+            raise ValueError(f"--mean and --std are for weights and PyTorch modules, and {why}: leave them out")
 
 
 def _is_exported(path: str) -> bool:

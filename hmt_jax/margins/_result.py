@@ -155,7 +155,7 @@ class MarginResult:
 
         Raises:
           ValueError: if there are no results, or they differ in subspaces, solver or precision.
-          TypeError: if one of them is no `MarginResult`.
+          TypeError: if one of them is not a `MarginResult`.
         """
         if isinstance(results, MarginResult):
             raise TypeError("concatenate takes a list of results, got one: pass [result]")
@@ -202,7 +202,7 @@ class MarginResult:
         Raises:
           ValueError: if the numbers of pairs, the dimensions of coordinates or the labels of the samples differ: then
             the images, the subspaces or the classifiers are not the same.
-          TypeError: if `other` is no `MarginResult`.
+          TypeError: if `other` is not a `MarginResult`.
         """
         _check_is_result("best_of", other)
         if self.margin.shape != other.margin.shape:

@@ -262,7 +262,7 @@ def _nameless(value) -> list:
 
 
 def refuse_encoded(found: Found) -> None:
-    """Raises ValueError for entries that are no plain arrays, or only parts from which weights are computed."""
+    """Raises ValueError for entries that are not plain arrays, or only parts from which weights are computed."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_nested", False):
             raise ValueError(
@@ -301,7 +301,7 @@ def take(entries: list[Entry]) -> np.ndarray:
 
 def shape(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, an array, or anything that NumPy can convert to one; () for anything else."""
-    # A nested tensor raises an error, or has sizes that are no numbers.
+    # A nested tensor raises an error, or has sizes that are not numbers.
     if getattr(value, "is_nested", False):
         return ()
     if hasattr(value, "shape"):

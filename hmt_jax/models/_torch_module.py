@@ -112,7 +112,7 @@ def from_torch_module(
 
     Raises:
       ModuleNotFoundError: if PyTorch is not installed, or torchax with `backend="torchax"`.
-      TypeError: if `module` is no `torch.nn.Module`.
+      TypeError: if `module` is not a `torch.nn.Module`.
       ValueError: if the module is in training mode, computes in another type, or holds tensors that are not dense; or
         for statistics or a backend that do not fit.
     """

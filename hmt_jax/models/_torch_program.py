@@ -237,7 +237,7 @@ def _node(file, node) -> _Node:
     )
     if not (arithmetic or is_known):
         raise file.refuse(
-            f"uses {target}, which is no operation of ATen: load the module itself in PyTorch, and pass it to "
+            f"uses {target}, which is not an operation of ATen: load the module itself in PyTorch, and pass it to "
             "hmt_jax.from_torch_module"
         )
     given = {each["name"]: _argument(file, target, each["arg"]) for each in node["inputs"]}

@@ -284,7 +284,7 @@ def _fingerprint(module) -> tuple[Any, list[Any]]:
         def persistent_id(self, each: Any) -> Any:
             if isinstance(each, torch.Tensor):
                 if each.device.type != "meta":
-                    raise pickle.PicklingError("its values are no data")
+                    raise pickle.PicklingError("its values are not data")
                 return (str(each.dtype), tuple(each.shape))
             if isinstance(each, by_name):
                 objects.append(each)

@@ -77,14 +77,14 @@ MISTAKES = {
     ),
     "function without a result": (
         with_("--model", "cli_models:nothing"),
-        "cli_models:nothing must return a classifier or a module of PyTorch when it is called without arguments, got "
+        "cli_models:nothing must return a classifier or a PyTorch module when it is called without arguments, got "
         "NoneType",
     ),
     "no function at all": (with_("--model", "cli_models:CONSTANT"), "cli_models:CONSTANT is not a function, but int"),
     "weights as model": (
         with_("--model", "logistic.npz"),
-        "{}/logistic.npz is a zip archive, and was not written by hmt_jax.models.save: pass weights of PyTorch's as "
-        "--model NAME --weights FILE, with a name of hmt models",
+        "{}/logistic.npz is a zip archive, and was not written by hmt_jax.models.save: pass weights in PyTorch's "
+        "layout as --model NAME --weights FILE, with a name of hmt models",
     ),
     "model with a pickle": (
         with_("--model", "model.pkl"),
@@ -98,7 +98,7 @@ MISTAKES = {
     ),
     "statistics of a classifier": (
         with_("--mean", "0.5", "--std", "0.5"),
-        "--mean and --std are for weights and modules of PyTorch, and cli_models:make returns a classifier of JAX, "
+        "--mean and --std are for weights and PyTorch modules, and cli_models:make returns a JAX classifier, "
         "which normalises its images itself: leave them out",
     ),
     "weights of a classifier": (
