@@ -1,4 +1,4 @@
-"""Claims on the results of a run, and the numbers that decide those on margins in windows of the DCT.
+"""Claims on the results of a run, and the intervals of the numbers that decide them.
 
 A claim is a number with a threshold, and a reason for the threshold. It was set before the number was known; if not,
 the catalogue says so. The number has a bootstrap interval; the claim holds if the number itself meets the threshold.
@@ -7,14 +7,13 @@ the catalogue says so. The number has a bootstrap interval; the claim holds if t
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.stats
 
-from experiments import store
 from hmt_jax import statistics
 
 HOLDS, FAILS, UNDECIDED = "holds", "DOES NOT HOLD", "undecided"
@@ -161,165 +160,3 @@ def _estimate(value, resampled) -> Estimate:
     if np.isnan(values).mean() > _TAILS[0] / 100:  # an end of the interval may lie among them
         return Estimate(value, math.nan, math.nan)
     return Estimate(value, *(float(statistics.percentile(values, rank)) for rank in _TAILS))
-
-
-# Numbers of runs that measure windows of the DCT
-
-# Which windows, by their corners (R, 2), and the settings and the measurement of the run: (R,) truth values.
-Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
-
-
-def test_accuracy(path: pathlib.Path) -> Estimate:
-    """The share of correctly labelled test images."""
-    summary = store.read_json(path / "summary.json")
-    return from_share(summary["test_accuracy"], summary["num_test"])
-
-
-def robust_accuracy(path: pathlib.Path) -> Estimate:
-    """The share of correctly labelled images under attack."""
-    return _robust_accuracy(path / "robustness.json")
-
-
-def baseline_robust_accuracy(path: pathlib.Path) -> Estimate:
-    """The same share for the run that this one is compared with."""
-    return _robust_accuracy(path / "baseline_robustness.json")
-
-
-def highest_over_lowest(path: pathlib.Path) -> Estimate:
-    """The median margin of the highest window over that of the lowest."""
-    return from_medians(lambda medians: medians[-1] / medians[0], margins(path)[0])
-
-
-def correlation_with_baseline(path: pathlib.Path) -> Estimate:
-    """Spearman's rank correlation, over the windows, of the medians of a run and of the one it is compared with."""
-    return from_medians(spearman, *_both(path)[:2])
-
-
-def correlation_with_reversed_baseline(path: pathlib.Path) -> Estimate:
-    """The same correlation, with the windows of the other run from high to low."""
-    return from_medians(lambda medians, others: spearman(medians, others[::-1]), *_both(path)[:2])
-
-
-def least_ratio(keep: Keep) -> Statistic:
-    """The least ratio, over the windows kept, of the median to that of the run compared with; see `above`."""
-    return _of_ratios(keep, np.min)
-
-
-def greatest_ratio(keep: Keep) -> Statistic:
-    """The greatest of those ratios."""
-    return _of_ratios(keep, np.max)
-
-
-def greatest_change(keep: Keep) -> Statistic:
-    """The greatest difference of those ratios from one."""
-    return _of_ratios(keep, lambda ratios: np.max(np.abs(ratios - 1)))
-
-
-def high_ratios_over_low(path: pathlib.Path) -> Estimate:
-    """The median of those ratios in the upper third of the windows, over that in the lower third."""
-
-    def statistic(medians, others):
-        ratios, num_third = medians / others, -(-len(medians) // 3)
-        return np.median(ratios[-num_third:]) / np.median(ratios[:num_third])
-
-    return from_medians(statistic, *_both(path)[:2])
-
-
-def least_inside_over_least_beyond(field: str) -> Statistic:
-    """The least median among windows within the cut of a field, over the least of those that reach beyond."""
-
-    def statistic(path):
-        found, corners = margins(path)
-        is_inside = below(field)(corners, _settings(path))
-        _check_any(is_inside, path)
-        _check_any(~is_inside, path)
-        return from_medians(lambda medians: medians[is_inside].min() / medians[~is_inside].min(), found)
-
-    return statistic
-
-
-def measured_epochs(path: pathlib.Path, *, at_least: int) -> list[dict[str, np.ndarray]]:
-    """The arrays measured in training, epoch by epoch.
-
-    Raises:
-      ValueError: for fewer epochs than `at_least`.
-    """
-    found = list(store.monitored(path).values())
-    if len(found) < at_least:
-        raise ValueError(f"{len(found)} epochs of training were measured, and it takes {at_least}: lower measure_every")
-    return found
-
-
-def everywhere(corners: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
-    """Keeps every window."""
-    return np.ones(len(corners), bool)
-
-
-def below(field: str) -> Keep:
-    """Keeps windows all of whose frequencies are below the cut of a field: within [0, 16) x [0, 16) for low_pass:16."""
-    return lambda corners, settings: np.all(corners + settings["window_size"] <= _cut(settings, field), axis=1)
-
-
-def above(field: str) -> Keep:
-    """Keeps windows all of whose frequencies are the cut or more."""
-    return lambda corners, settings: np.all(corners >= _cut(settings, field), axis=1)
-
-
-def margins(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Censored margins (R, N) of a run, and the corners (R, 2) of its windows."""
-    arrays = store.read_arrays(path / "margins.npz")
-    return statistics.censored(arrays["margin"], arrays["status"]), arrays["corner"]
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """The rank correlation of two curves, of which some values may be infinite; NaN if one has no order."""
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values):
-    """Ranks from low to high; equal values share the mean of theirs."""
-    if np.isnan(values).any():
-        return np.full(len(values), np.nan)
-    return ((values[None] < values[:, None]).sum(1) + (values[None] <= values[:, None]).sum(1)) / 2
-
-
-def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Margins of a run, margins of the run it is compared with, and corners."""
-    origin = store.baseline(path)
-    if origin is None:
-        raise ValueError(f"{path} is compared with no other run: set baseline to the name of an experiment")
-    found, corners = margins(path)
-    return found, margins(origin)[0], corners
-
-
-def _of_ratios(keep, function):
-    def statistic(path):
-        found, others, corners = _both(path)
-        is_kept = keep(corners, _settings(path))
-        _check_any(is_kept, path)
-        return from_medians(lambda medians, other: function((medians / other)[is_kept]), found, others)
-
-    return statistic
-
-
-def _settings(path) -> dict[str, Any]:
-    return {**store.read_json(path / "measurement.json"), **store.settings(path)}
-
-
-def _check_any(is_kept, path) -> None:
-    if not is_kept.any():
-        raise ValueError(f"no window of {path} is on that side of the cut: take smaller windows, or another cut")
-
-
-def _cut(settings, field) -> np.ndarray:
-    """The frequencies along both axes that are the first above the cut of a band."""
-    kind, _, size = settings[field].partition(":")
-    if kind not in ("low_pass", "cutoff_low", "high_pass"):
-        raise ValueError(f"{field}={settings[field]} has no cut between low and high frequencies")
-    cut = np.full(2, int(size))
-    return np.array(settings["image_shape"][:2]) - cut if kind == "high_pass" else cut
-
-
-def _robust_accuracy(file) -> Estimate:
-    strongest = store.read_json(file)["evaluations"][-1]
-    return from_share(strongest["robust_accuracy"], strongest["num_images"])

@@ -31,6 +31,7 @@ class Run(NamedTuple):
     baseline: pathlib.Path | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(abc.ABC):
     """A kind of experiment; the fields of an instance say which one.
 
@@ -40,11 +41,10 @@ class Config(abc.ABC):
 
     Attributes:
       seed: seed of everything random.
-      baseline: name of the experiment that this one is compared with, or `none`.
     """
 
-    seed: int
-    baseline: str = "none"
+    seed: int = 0
+    baseline = "none"  # the name of the experiment that this one is compared with: a field of kinds that may have one
 
     def check(self, data_dir: str | None) -> None:  # noqa: B027
         """Raises ValueError for settings that do not fit the data. Called before any work is done or undone."""

@@ -26,7 +26,6 @@ class GivenWeights(Config):
     """Measures a network from a file along the diagonal of the DCT, on images of a folder.
 
     Attributes:
-      seed: seed of the order in which images are drawn.
       network: architecture of `hmt_jax.models`.
       weights: file of its weights, in PyTorch's layout, as `hmt_jax.models.from_torch` reads it.
       images: folder that holds one folder of images for each class, sorted as the network's logits are.
@@ -45,7 +44,6 @@ class GivenWeights(Config):
     """
 
     network: str
-    seed: int = 0
     weights: str = ""
     images: str = ""
     manipulation: Literal["none", "flip"] = "none"

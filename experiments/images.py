@@ -20,6 +20,7 @@ import hmt_jax
 from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, bar, check_at_least, check_known, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
+from hmt_jax.data import Dataset
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 # Fields that each of two compared runs has for itself; they share all others.
@@ -32,7 +33,6 @@ class Images(Config):
     """Trains a network on a data set, and measures its margins in windows of the DCT.
 
     Attributes:
-      seed: seed of everything random.
       data: data set of `hmt_jax.data`.
       manipulation: what is done to all its images: none, flip, or a band such as low_pass:16.
       network: architecture of `hmt_jax.models`.
@@ -69,7 +69,6 @@ class Images(Config):
     network: str
     window_size: int
     window_step: int
-    seed: int = 0
     windows: Literal["diagonal", "grid"] = "diagonal"
     manipulation: str = "none"
     num_hidden: tuple[int, ...] = ()
@@ -123,7 +122,7 @@ class Images(Config):
             )
         # Settings out of range fail here, before any work.
         manipulations.check(self.manipulation)
-        _ = self.recipe, self.solver, self.evaluation_attack, self.training_attack((256, 256, 1))
+        _ = self.recipe, self.solver, self.evaluation_attack(1), self.training_attack((256, 256, 1))
 
     def check(self, data_dir: str | None) -> None:
         dataset = self.load(data_dir)
@@ -173,7 +172,7 @@ class Images(Config):
 
     # The parts that the fields describe
 
-    def load(self, data_dir: str | None) -> data.Dataset:
+    def load(self, data_dir: str | None) -> Dataset:
         """The images that are used, not manipulated."""
         dataset = _load_all(self.data, data_dir)
         train, test = slice(self.num_train or None), slice(self.num_test or None)
@@ -185,7 +184,7 @@ class Images(Config):
             test_labels=dataset.test_labels[test],
         )
 
-    def architecture(self, dataset: data.Dataset) -> dict[str, Any]:
+    def architecture(self, dataset: Dataset) -> dict[str, Any]:
         """The arguments of `hmt_jax.models.create` that make the network."""
         options = {"num_hidden": self.num_hidden} if self.num_hidden else {}
         shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
@@ -241,18 +240,10 @@ class Images(Config):
         )
         return pgd if self.attack == "pgd" else None
 
-    @property
-    def evaluation_attack(self) -> attacks.Attack | None:
-        """The attack under which accuracy is measured; None if it is not."""
-        if not self.evaluation_steps:
-            return None
-        return attacks.PGD(
-            norm=self.norm,
-            epsilon=self.epsilon,
-            num_steps=self.evaluation_steps,
-            num_restarts=self.evaluation_restarts,
-            domain=self.domain,
-        )
+    def evaluation_attack(self, num_steps: int) -> attacks.PGD:
+        """The attack under which accuracy is measured, of so many steps."""
+        options: Any = {"norm": self.norm, "epsilon": self.epsilon, "domain": self.domain}
+        return attacks.PGD(**options, num_steps=num_steps, num_restarts=self.evaluation_restarts)
 
     def _check_numbers(self, whole, used) -> None:
         """Raises ValueError for more images than there are."""
@@ -280,7 +271,7 @@ def _load_all(name, data_dir):
 # Train
 
 
-def train(config: Images, path: pathlib.Path, dataset: data.Dataset, mean: np.ndarray, std: np.ndarray) -> None:
+def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
     """Trains a network, from its last checkpoint if there is one, and writes its history and its weights."""
     init_key, train_key, _ = config.keys
     architecture = config.architecture(dataset)
@@ -382,7 +373,7 @@ def _keep_epochs(config, dataset, kept, history, progress, path):
     return on_epoch
 
 
-def monitor(config: Images, classifier: Any, dataset: data.Dataset) -> dict[str, np.ndarray]:
+def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.ndarray]:
     """The measurements of the first N = `num_monitored` test images after an epoch.
 
     Returns:
@@ -390,8 +381,8 @@ def monitor(config: Images, classifier: Any, dataset: data.Dataset) -> dict[str,
       In adversarial training also is_right (N,) and is_right_under_attack (N,), of labels; energy (R, N), the squared
       L2 norm of the perturbation's part in each window; and total_energy (N,), that of the whole perturbation.
     """
-    images = data.as_floats(dataset.test_images[: config.num_monitored])
-    labels = dataset.test_labels[: config.num_monitored]
+    images: Any = data.as_floats(dataset.test_images[: config.num_monitored])
+    labels: Any = dataset.test_labels[: config.num_monitored]
     windows, attack = config.measured(dataset.image_shape), config.training_attack(dataset.image_shape)
     result = hmt_jax.measure_margins(classifier, images, windows, config.solver)
     found = {"margin": statistics.censored_margins(result)}
@@ -442,17 +433,15 @@ def evaluate(config: Images, run: Run, images: np.ndarray, labels: np.ndarray) -
             store.write_json(run.path / file, robustness(config, classifier, images, labels))
 
 
-def robustness(config: Images, classifier: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def robustness(config: Images, classifier: Any, images: Any, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy under the attack of an evaluation, and under one of a quarter of the steps, for comparison."""
-    weaker = dataclasses.replace(config, evaluation_steps=max(config.evaluation_steps // 4, 1))
     windows, found = config.measured(images.shape[1:]), []
-    for each in (weaker, config):
-        metrics = attacks.evaluate(
-            classifier, images, labels, each.evaluation_attack, config.keys[2], subspaces=windows
-        )
+    for num_steps in (max(config.evaluation_steps // 4, 1), config.evaluation_steps):
+        attack = config.evaluation_attack(num_steps)
+        metrics = attacks.evaluate(classifier, images, labels, attack, config.keys[2], subspaces=windows)
         found.append(
             {
-                "num_steps": each.evaluation_steps,
+                "num_steps": num_steps,
                 "num_images": len(images),
                 "clean_accuracy": metrics.clean_accuracy,
                 "robust_accuracy": metrics.accuracy,

@@ -107,20 +107,11 @@ def summarize(
 
 
 def table(path: pathlib.Path) -> str:
-    """The summary of a run along the diagonal as a table for the terminal."""
-    summary = store.read_json(path / "summary.json")
-    lines = [
-        *_head(summary),
-        f"{'window':>8} {'median':>9} {'95% interval':>19} {'5%':>9} {'95%':>9} {'no margin':>10}",
-    ]
-    for window in summary["windows"]:
-        low, high = (text(end) for end in window["median_interval"])
-        ranks = window["percentiles"]
-        lines.append(
-            f"{window['row']:>4},{window['column']:>3} {text(window['median']):>9} {low:>9} {high:>9} "
-            f"{text(ranks['5']):>9} {text(ranks['95']):>9} {num_without(window):>10}"
-        )
-    return "\n".join(lines)
+    """The findings of a run along the diagonal as a table for the terminal."""
+    result, corners = read_margins(path)
+    names = [f"{row},{column}" for row, column in corners.tolist()]
+    head = _head(store.read_json(path / "summary.json"))
+    return "\n".join([*head, str(statistics.summarize(result, names=names))])
 
 
 def table_of_grid(path: pathlib.Path) -> str:

@@ -55,13 +55,13 @@ def run(
             tested = [claim.test(path) for claim in experiment.claims]
             store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
-    found = store.verdicts(path)
-    if found["claims"]:
-        print("\n" + report.align([claims.HEADER, *map(claims.row, found["claims"])]))
-    for verdict in found["claims"]:
+    finished = store.verdicts(path)
+    if finished["claims"]:
+        print("\n" + report.align([claims.HEADER, *map(claims.row, finished["claims"])]))
+    for verdict in finished["claims"]:
         if "undecided" in verdict:
             print(f"not decided, {verdict['claim']}: {verdict['undecided']}")
-    if found["is_quick"]:
+    if finished["is_quick"]:
         print("a quick run: its claims prove nothing")
     print(f"\nresults: {path}")
 
@@ -80,9 +80,8 @@ def _baseline(name, config, path, is_quick) -> list[tuple[str, Config, pathlib.P
         return []
     if config.baseline == name:
         raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
-    own = registry.form(name, is_quick=is_quick)
-    fields = [field.name for field in dataclasses.fields(own)]
-    changes = {field: getattr(config, field) for field in fields if getattr(config, field) != getattr(own, field)}
+    own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
+    changes = {field: value for field, value in settings.items() if value != own[field]}
     found = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
     folder = folder_of(config.baseline, is_quick=is_quick, root=path.resolve().parent)
     if folder == path.resolve():

@@ -8,7 +8,6 @@ margins have checksums of their own.
 import contextlib
 import dataclasses
 import errno
-import functools
 import importlib.metadata
 import io
 import json
@@ -310,23 +309,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file. Its objects raise ValueError, which names the file, for keys that they lack.
+    """The value in a JSON file.
 
     Raises:
       ValueError: if it is damaged, not there, or not what its run wrote.
     """
-    return _read(path, lambda content: json.loads(content, object_pairs_hook=functools.partial(_Object, path)))
-
-
-class _Object(dict):
-    """An object in a JSON file."""
-
-    def __init__(self, path: pathlib.Path, items: list[tuple[str, Any]]):
-        super().__init__(items)
-        self._path = path
-
-    def __missing__(self, key):
-        raise ValueError(f"{self._path} has no {key!r}, so it is damaged or of another version: {_remedy(self._path)}")
+    return _read(path, json.loads)
 
 
 def read_classifier(path: pathlib.Path) -> models.Normalized:

@@ -27,7 +27,6 @@ class Linear(Config):
     """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
 
     Attributes:
-      seed: seed of everything random.
       epsilon: distance of the samples from the hyperplane between the classes, along u1.
       num_others: number of the other directions u2, u3, ... that are measured.
       random_dimensions: dimensions of the random subspaces.
@@ -42,7 +41,6 @@ class Linear(Config):
       reach: reach of that scan, beyond which margins are censored.
     """
 
-    seed: int = 0
     epsilon: float = 1.0
     num_others: int = 3
     random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
@@ -127,7 +125,6 @@ class Alternating(Config):
     """Margins of an MLP on T2, whose classes alternate along u2 and lie 2 epsilon apart along u1.
 
     Attributes:
-      seed: seed of everything random.
       epsilons: distances along u1, rising: a training of `num_epochs` for each.
       is_continued: whether a training goes on from the weights that the one before has found. Its learning rate rises
         and falls again.
@@ -145,7 +142,6 @@ class Alternating(Config):
       reach: reach of that scan, beyond which margins are censored.
     """
 
-    seed: int = 0
     epsilons: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
     is_continued: bool = False
     measure_every: int = 0

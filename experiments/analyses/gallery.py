@@ -24,7 +24,6 @@ class Gallery(Config):
     """Images manipulated, and the least perturbations that change the labels of a network.
 
     Attributes:
-      seed: seed of the run that trains the network.
       baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
         finished there.
       shown: manipulations, such as flip or low_pass:14.
@@ -32,7 +31,6 @@ class Gallery(Config):
     """
 
     shown: tuple[str, ...]
-    seed: int = 0
     baseline: str
     num_shown: int = 5
 

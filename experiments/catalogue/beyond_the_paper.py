@@ -6,7 +6,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import claims, store
+from experiments import store
 from experiments.analyses.gallery import Gallery
 from experiments.catalogue import _claims, _forms, mnist
 from experiments.claims import Claim, Estimate, Statistic, from_medians, from_resampling
@@ -16,7 +16,7 @@ from hmt_jax import frequency
 
 def growth_of_low_energy(path: pathlib.Path) -> Estimate:
     """The share of the perturbations' energy in the lowest window after the last epoch, over that after the first."""
-    first, *_, last = claims.measured_epochs(path, at_least=2)
+    first, *_, last = _claims.measured_epochs(path, at_least=2)
 
     def statistic(first_low, first_total, last_low, last_total):
         return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())
@@ -30,7 +30,7 @@ def early_growth(path: pathlib.Path) -> Estimate:
 
     The high windows are the upper third; their medians count by the geometric mean, and grow from the first epoch on.
     """
-    found = claims.measured_epochs(path, at_least=3)
+    found = _claims.measured_epochs(path, at_least=3)
     epochs = [found[place]["margin"] for place in (0, (len(found) - 1) // 2, -1)]
     highs = [found[len(found) * 2 // 3 :] for found in epochs]
 
@@ -43,14 +43,14 @@ def early_growth(path: pathlib.Path) -> Estimate:
 
 def correlation_with_distance(path: pathlib.Path) -> Estimate:
     """Rank correlation, over the windows, of the medians with the distance of the window from the lowest one."""
-    found, corners = claims.margins(path)
+    found, corners = _claims.margins(path)
     distances = np.hypot(*corners.T)
-    return from_medians(lambda medians: claims.spearman(medians, distances), found)
+    return from_medians(lambda medians: _claims.spearman(medians, distances), found)
 
 
 def growth_along_axes(path: pathlib.Path) -> Estimate:
     """The lesser median of the two windows at the ends of the axes, over that of the lowest window."""
-    found, corners = claims.margins(path)
+    found, corners = _claims.margins(path)
     row_is_low, column_is_low = (corners == 0).T
     row_is_high, column_is_high = (corners == corners.max(0)).T
     places = [row_is_low & column_is_high, row_is_high & column_is_low, row_is_low & column_is_low]
@@ -60,8 +60,8 @@ def growth_along_axes(path: pathlib.Path) -> Estimate:
 
 def correlation_of_first_with_last(path: pathlib.Path) -> Estimate:
     """Rank correlation, over the windows, of the medians at the first measured epoch with those at the last."""
-    first, *_, last = claims.measured_epochs(path, at_least=2)
-    return from_medians(claims.spearman, first["margin"], last["margin"])
+    first, *_, last = _claims.measured_epochs(path, at_least=2)
+    return from_medians(_claims.spearman, first["margin"], last["margin"])
 
 
 def energy_left(manipulation: str) -> Statistic:
@@ -172,7 +172,7 @@ TABLE = {
         claims=[
             Claim(
                 "least factor of the margins in windows above the band",
-                claims.least_ratio(claims.above("attack_band")),
+                _claims.least_ratio(_claims.above("attack_band")),
                 "Half as much again, in every window of the other band: the most by which single windows without "
                 "features differ between networks.",
                 at_least=1.5,
@@ -190,7 +190,7 @@ TABLE = {
         claims=[
             Claim(
                 "greatest change of the margins in windows below the band",
-                claims.greatest_change(claims.below("attack_band")),
+                _claims.greatest_change(_claims.below("attack_band")),
                 "Networks differ among themselves by about a tenth.",
                 at_most=0.3,
             ),

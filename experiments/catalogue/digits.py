@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments import claims
+from experiments.catalogue import _claims
 from experiments.claims import Claim
 from experiments.experiment import Experiment
 from experiments.images import Images
@@ -16,7 +16,7 @@ TABLE = {
         claims=[
             Claim(
                 "margin in the highest window over that in the lowest",
-                claims.highest_over_lowest,
+                _claims.highest_over_lowest,
                 "Windows of 3 of 8 frequencies are broad, so that neighbours share most of what they hold: half as "
                 "much again.",
                 at_least=1.5,

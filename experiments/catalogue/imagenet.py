@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from experiments import claims
 from experiments.catalogue import _claims
 from experiments.claims import Claim
 from experiments.experiment import Experiment
@@ -27,7 +26,7 @@ _FLIPPED_ACCURACY = _claims.accuracy(
 )
 _GROWS = Claim(
     "margin in the highest window over that in the lowest",
-    claims.highest_over_lowest,
+    _claims.highest_over_lowest,
     "As on CIFAR-10: photographs have edges and textures that tell classes apart at higher frequencies than strokes of "
     "a pen; three times is still far beyond the noise.",
     at_least=3,
