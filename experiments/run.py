@@ -78,11 +78,11 @@ def _baseline(name, config, path, is_quick) -> list[tuple[str, Config, pathlib.P
     """
     if config.baseline == "none":
         return []
-    if config.baseline == name:
-        raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
     own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
     changes = {field: value for field, value in settings.items() if value != own[field]}
     found = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
+    if found == config:
+        raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
     folder = folder_of(config.baseline, is_quick=is_quick, root=path.resolve().parent)
     if folder == path.resolve():
         raise ValueError(f"{path} is the place of {config.baseline}, which this run is compared with: choose another")

@@ -5,18 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluation, folder, summary
-from experiments.diagonal import DiagonalMargins
-from hmt_jax import Status, attacks, solvers, subspaces, training
+from experiments import images as experiment
+from experiments import report, store
+from experiments.experiment import Run
+from experiments.images import Images
+from hmt_jax import Status, attacks, data, solvers, subspaces, training
 
 
 def configured(**fields):
-    return DiagonalMargins(data="digits", network="mlp", window_size=3, window_step=1, **fields)
+    return Images(data="digits", network="mlp", **{"window_size": 3, "window_step": 1, **fields})
 
 
 def test_evaluation_is_by_the_attack_that_the_fields_describe():
     fields = {"attack": "pgd", "attack_steps": 4, "evaluation_steps": 8, "evaluation_restarts": 3}
-    attack = configured(manipulation="flip", norm="linf", epsilon=0.3, **fields).evaluation_attack
+    attack = configured(manipulation="flip", norm="linf", epsilon=0.3, **fields).evaluation_attack(8)
     assert (attack.norm, attack.epsilon, attack.domain, attack.subspace) == ("linf", 0.3, "flipped", None)
     assert (attack.num_steps, attack.num_restarts) == (8, 3)
 
@@ -49,8 +51,9 @@ def attacked():
 
 def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
     classifier, images, labels, windows = attacked
-    config, key = configured(attack="pgd", epsilon=0.1, evaluation_steps=8), jax.random.key(0)
-    found = evaluation.robustness(config, classifier, images, labels, windows, key)["evaluations"]
+    config = configured(attack="pgd", epsilon=0.1, evaluation_steps=8, window_size=4, window_step=4)
+    key = config.keys[2]
+    found = experiment.robustness(config, classifier, images, labels)["evaluations"]
     for entry, num_steps in zip(found, (2, 8), strict=True):
         attack = attacks.PGD(norm="l2", epsilon=0.1, num_steps=num_steps)
         # All images are one batch, the first.
@@ -64,8 +67,10 @@ def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
 
 
 def test_right_and_right_under_attack_are_told_apart(attacked):
-    attack = attacks.PGD(norm="l2", epsilon=3.0, num_steps=8)
-    found = evaluation.monitor(*attacked, solvers.DeepFool(), attack, jax.random.key(0))
+    classifier, images, labels, _ = attacked
+    config = configured(attack="pgd", epsilon=3.0, attack_steps=8, num_monitored=12)
+    dataset = data.Dataset("some", images, labels, images, labels, 10)
+    found = experiment.monitor(config, classifier, dataset)
     assert found["is_right"].all()
     assert not found["is_right_under_attack"].all()
 
@@ -75,17 +80,19 @@ def test_the_summary_is_that_of_the_margins(tmp_path):
     margin = np.random.default_rng(0).lognormal(size=(2, 101)).astype(np.float32) * np.float32([[1], [10]])
     status = np.zeros((2, 101), int)
     status[1, :3], status[1, 3:5] = Status.ZERO_GRADIENT, Status.OUT_OF_STEPS
-    arrays = {field: np.zeros((2, 101), np.int32) for field in summary.FIELDS}
+    arrays = {field: np.zeros((2, 101), np.int32) for field in report.FIELDS}
     arrays |= {"margin": margin, "status": status, "corner": np.array([[0, 0], [5, 5]])}
-    folder.write_arrays(tmp_path / "margins.npz", arrays)
+    store.write_arrays(tmp_path / "margins.npz", arrays)
     work = {"num_lanes": 1, "num_lane_steps": 1, "num_busy_lane_steps": 1}
-    folder.write_json(tmp_path / "measurement.json", {"seconds": 1.0, "precision": "highest", "work": work})
-    summary.write("digits", configured(), tmp_path, test_accuracy=0.5, num_test=7)
-    found = folder.read_json(tmp_path / "summary.json")
+    store.write_json(tmp_path / "measurement.json", {"seconds": 1.0, "solver": "DeepFool", "precision": "highest", "work": work})
+    report.summarize(Run("digits", tmp_path), test_accuracy=0.5, num_test=7)
+    found = store.read_json(tmp_path / "summary.json")
     # Of samples without a margin it is known that it is large.
     for window, values in zip(found["windows"], np.where(status > 0, 1e9, margin), strict=True):
         percentiles = [window["percentiles"][rank] for rank in ("5", "50")]
         np.testing.assert_allclose(percentiles, np.percentile(values, (5, 50)), rtol=1e-5)
         low, high = window["median_interval"]
         assert low <= window["median"] <= high
-    assert [line.split()[-1] for line in summary.report(tmp_path).splitlines()[-2:]] == ["0", "5"]
+    header, *rows = report.table(tmp_path).splitlines()[-3:]
+    assert header.split()[-2:] == ["out_of_steps", "zero_gradient"]
+    assert [row.split()[-2:] for row in rows] == [["0", "0"], ["2", "3"]]
