@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import typing
 import warnings
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ import hmt_jax
 from experiments import registry, run, scorecard, store
 from experiments.analyses import audit, compare_solvers
 from experiments.benchmarks import margins, tradeoffs, training
+from experiments.experiment import Config
 from hmt_jax import _checks, _paths, data
 from hmt_jax.cli import _process
 
@@ -122,18 +124,14 @@ class Run(Command):
     fresh: Annotated[bool, _option("", "Start over: empty the folder of the run first.")] = False
     data_dir: _DataDir = None
     cache_dir: _CacheDir = None
+    settings: tyro.conf.Suppress[Any] = None  # the fields of the configuration
 
     def run(self) -> None:
         hmt_jax.cache_programs(self.cache_dir)
-        settings: Any = getattr(self, "settings", None) or registry.form(self.name, is_quick=self.quick)
-        run.run(
-            self.name,
-            settings,
-            self._path,
-            is_quick=self.quick,
-            data_dir=self.data_dir or None,
-            fresh=self.fresh,
-        )
+        kind = type(registry.form(self.name, is_quick=self.quick))
+        config = kind(**vars(self.settings))
+        options: Any = {"is_quick": self.quick, "data_dir": self.data_dir or None, "fresh": self.fresh}
+        run.run(self.name, config, self._path, **options)
 
     @property
     def _path(self) -> pathlib.Path:
@@ -292,13 +290,13 @@ def _parsed(arguments: list[str]) -> Command:
     if arguments[:1] == ["run"]:
         is_named = len(arguments) > 1 and not arguments[1].startswith("-")
         name, rest = (arguments[1], arguments[2:]) if is_named else ("digits", arguments[1:])
-        settings = registry.form(name, is_quick="--quick" in rest)
-        note = inspect.cleandoc(registry.get(name).note)
-        kind = dataclasses.make_dataclass(
-            "Run", [("settings", type(settings), dataclasses.field(default=settings))], bases=(Run,), frozen=True
+        settings = _settings(registry.form(name, is_quick="--quick" in rest))
+        kind = dataclasses.make_dataclass("Run", [("settings", settings)], bases=(Run,), frozen=True, kw_only=True)
+        note, flags = (
+            inspect.cleandoc(registry.get(name).note),
+            (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
         prog = f"python -m experiments run {name}"
-        flags = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
         return tyro.cli(kind, prog=prog, description=note, args=[name, *rest], config=flags)
     app = tyro.extras.SubcommandApp()
     for name, command in _COMMANDS.items():
@@ -308,6 +306,21 @@ def _parsed(arguments: list[str]) -> Command:
         description="Experiments on margins.",
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _settings(config: Config) -> type:
+    """A dataclass with the fields of a configuration as defaults, which checks nothing.
+
+    tyro would show what a configuration itself raises in a box, broken into lines.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = [
+        (field.name, hints[field.name], dataclasses.field(default=getattr(config, field.name)))
+        for field in dataclasses.fields(config)
+    ]
+    return dataclasses.make_dataclass(
+        "Settings", fields, frozen=True, kw_only=True, namespace={"__doc__": type(config).__doc__}
     )
 
 

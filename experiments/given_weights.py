@@ -26,6 +26,7 @@ class GivenWeights(Config):
     """Measures a network from a file along the diagonal of the DCT, on images of a folder.
 
     Attributes:
+      seed: seed of everything random.
       network: architecture of `hmt_jax.models`.
       weights: file of its weights, in PyTorch's layout, as `hmt_jax.models.from_torch` reads it.
       images: folder that holds one folder of images for each class, sorted as the network's logits are.

@@ -33,6 +33,7 @@ class Images(Config):
     """Trains a network on a data set, and measures its margins in windows of the DCT.
 
     Attributes:
+      seed: seed of everything random.
       data: data set of `hmt_jax.data`.
       manipulation: what is done to all its images: none, flip, or a band such as low_pass:16.
       network: architecture of `hmt_jax.models`.

@@ -81,7 +81,7 @@ def _baseline(name, config, path, is_quick) -> list[tuple[str, Config, pathlib.P
     own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
     changes = {field: value for field, value in settings.items() if value != own[field]}
     found = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
-    if found == config:
+    if found == dataclasses.replace(config, **{"baseline": found.baseline}):
         raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
     folder = folder_of(config.baseline, is_quick=is_quick, root=path.resolve().parent)
     if folder == path.resolve():

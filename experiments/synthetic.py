@@ -27,6 +27,7 @@ class Linear(Config):
     """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
 
     Attributes:
+      seed: seed of everything random.
       epsilon: distance of the samples from the hyperplane between the classes, along u1.
       num_others: number of the other directions u2, u3, ... that are measured.
       random_dimensions: dimensions of the random subspaces.
@@ -125,6 +126,7 @@ class Alternating(Config):
     """Margins of an MLP on T2, whose classes alternate along u2 and lie 2 epsilon apart along u1.
 
     Attributes:
+      seed: seed of everything random.
       epsilons: distances along u1, rising: a training of `num_epochs` for each.
       is_continued: whether a training goes on from the weights that the one before has found. Its learning rate rises
         and falls again.

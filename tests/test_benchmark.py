@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import benchmark, throughput, tradeoffs, workloads
+from experiments.benchmarks import margins, tradeoffs, workloads
+from experiments.benchmarks import training as throughput
 from hmt_jax import models, subspaces, training
 
 
@@ -23,8 +24,8 @@ def tiny(num_images, data_dir):
 def tiny_plan(monkeypatch):
     plan = workloads.Plan(tiny, num_images=20, num_images_cpu=20, num_reference=1)
     monkeypatch.setattr(workloads, "PLANS", {"tiny": plan})
-    monkeypatch.setattr(benchmark, "PLANS", {"tiny": plan})
-    monkeypatch.setattr(benchmark, "_MATRIX_SIZE", {"cpu": 64})
+    monkeypatch.setattr(margins, "PLANS", {"tiny": plan})
+    monkeypatch.setattr(margins, "_MATRIX_SIZE", {"cpu": 64})
 
 
 def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):

@@ -240,7 +240,10 @@ def test_a_claim_on_censored_medians_is_not_decided(tmp_path):
 
 def test_claims_over_epochs_need_as_many(tmp_path):
     """One epoch is like itself, and the first of two is no half of the way."""
-    needing_two, needing_three = (beyond_the_paper.growth_of_low_energy, beyond_the_paper.correlation_of_first_with_last), (beyond_the_paper.early_growth,)
+    needing_two, needing_three = (
+        (beyond_the_paper.growth_of_low_energy, beyond_the_paper.correlation_of_first_with_last),
+        (beyond_the_paper.early_growth,),
+    )
     for epoch, statistics in ((1, needing_two), (2, needing_three)):
         arrays = {"energy": np.ones((2, 5)), "total_energy": np.full(5, 2), "margin": np.ones((2, 5))}
         store.write_arrays(tmp_path / "monitored" / f"{epoch:03}.npz", arrays)

@@ -1,5 +1,8 @@
 """Pictures of images and of the perturbations that change their labels."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from scipy import fft
@@ -16,13 +19,19 @@ CONFIG = Gallery(baseline="digits", shown=("flip", "low_pass:4"), num_shown=4)
 def made(tmp_path_factory):
     """The folder of a gallery, beside the run that trained its network."""
     root = tmp_path_factory.mktemp("runs")
-    run.run("image_gallery", CONFIG, root / "gallery_quick", is_quick=True)
+    devices = jax.devices()[:1]  # simulated ones would wait for each other in every step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: devices)
+        digits = registry.get("digits")
+        small = dataclasses.replace(digits.quick, network="logistic", num_epochs=2, num_images=12)
+        patch.setitem(registry._EXPERIMENTS, "digits", dataclasses.replace(digits, quick=small))
+        run.run("image_gallery", CONFIG, root / "gallery_quick", is_quick=True)
     return root / "gallery_quick"
 
 
 @pytest.fixture(scope="module")
 def images():
-    return data.load("digits").test_images[:40]
+    return data.load("digits").test_images[:12]
 
 
 def coefficients(images):
@@ -31,7 +40,8 @@ def coefficients(images):
 
 def test_the_network_is_that_of_the_run_beside(made):
     assert store.baseline(made) == made.parent / "digits_quick"
-    accuracies = [store.read_json(path / "summary.json")["test_accuracy"] for path in (made, made.parent / "digits_quick")]
+    paths = (made, made.parent / "digits_quick")
+    accuracies = [store.read_json(path / "summary.json")["test_accuracy"] for path in paths]
     assert accuracies[0] == accuracies[1]
 
 

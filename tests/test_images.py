@@ -84,7 +84,9 @@ def test_the_summary_is_that_of_the_margins(tmp_path):
     arrays |= {"margin": margin, "status": status, "corner": np.array([[0, 0], [5, 5]])}
     store.write_arrays(tmp_path / "margins.npz", arrays)
     work = {"num_lanes": 1, "num_lane_steps": 1, "num_busy_lane_steps": 1}
-    store.write_json(tmp_path / "measurement.json", {"seconds": 1.0, "solver": "DeepFool", "precision": "highest", "work": work})
+    store.write_json(
+        tmp_path / "measurement.json", {"seconds": 1.0, "solver": "DeepFool", "precision": "highest", "work": work}
+    )
     report.summarize(Run("digits", tmp_path), test_accuracy=0.5, num_test=7)
     found = store.read_json(tmp_path / "summary.json")
     # Of samples without a margin it is known that it is large.

@@ -24,6 +24,7 @@ class Gallery(Config):
     """Images manipulated, and the least perturbations that change the labels of a network.
 
     Attributes:
+      seed: seed of everything random.
       baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
         finished there.
       shown: manipulations, such as flip or low_pass:14.
