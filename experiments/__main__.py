@@ -291,13 +291,14 @@ def _parsed(arguments: list[str]) -> Command:
         is_named = len(arguments) > 1 and not arguments[1].startswith("-")
         name, rest = (arguments[1], arguments[2:]) if is_named else ("digits", arguments[1:])
         settings = _settings(registry.form(name, is_quick="--quick" in rest))
-        kind = dataclasses.make_dataclass("Run", [("settings", settings)], bases=(Run,), frozen=True, kw_only=True)
-        note, flags = (
-            inspect.cleandoc(registry.get(name).note),
-            (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        field = ("settings", settings, dataclasses.field(default_factory=settings))
+        return tyro.cli(
+            dataclasses.make_dataclass("Run", [field], bases=(Run,), frozen=True, kw_only=True),
+            prog=f"python -m experiments run {name}",
+            description=inspect.cleandoc(registry.get(name).note),
+            args=[name, *rest],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
-        prog = f"python -m experiments run {name}"
-        return tyro.cli(kind, prog=prog, description=note, args=[name, *rest], config=flags)
     app = tyro.extras.SubcommandApp()
     for name, command in _COMMANDS.items():
         app.command(name=name)(command)
