@@ -109,7 +109,7 @@ class List(Command):
             for name, experiment in table.items():
                 states = (_state(run.folder_of(name, is_quick=quick, root=self.results)) for quick in (False, True))
                 state = "; ".join(form + text for form, text in zip(("", "quick form "), states, strict=True) if text)
-                print(f"  {name:<{width}}  {experiment.title}{f' [{state}]' * bool(state)}")
+                print(f"  {name:<{width}}  {experiment.title}{f'  [{state}]' * bool(state)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import folder, scorecard
+from experiments import scorecard, store
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +15,9 @@ def root(tmp_path_factory):
     """A folder with two short runs, a quick one, and one that is not finished."""
     path = tmp_path_factory.mktemp("results")
     for name, *arguments in (
-        ("digits", "--set", "num_epochs=1"),
-        ("digits_1", "--set", "num_epochs=1", "seed=1", "num_images=6"),
-        ("digits_quick", "--quick", "--set", "num_epochs=1", "num_images=6"),
+        ("digits", "--num-epochs", "1"),
+        ("digits_1", "--num-epochs", "1", "--seed", "1", "--num-images", "6"),
+        ("digits_quick", "--quick", "--num-epochs", "1", "--num-images", "6"),
     ):
         assert command_line.main(["run", "digits", *arguments, "--folder", str(path / name)]) == 0
     (path / "started").mkdir()
@@ -29,7 +29,7 @@ def test_runs_are_rows(root, capsys):
     header, first, second, _, total, *_ = capsys.readouterr().out.splitlines()
     assert all(word in header for word in ("experiment", "seed", "test accuracy", "device", "wall time"))
     for line, seed, name in ((first, "0", "digits"), (second, "1", "digits_1")):
-        verdict = json.loads((root / name / "checks.json").read_text())["checks"][0]
+        verdict = json.loads((root / name / "claims.json").read_text())["claims"][0]
         accuracy = json.loads((root / name / "summary.json").read_text())["test_accuracy"]
         assert line.startswith("digits (num_epochs=1")
         assert f"  {seed}  " in line
@@ -54,7 +54,7 @@ def test_markdown_has_the_same_rows(root):
 
 def test_three_seeds_have_a_spread(root, tmp_path, capsys):
     for seed in range(3):
-        arguments = ["run", "digits", "--set", "num_epochs=1", f"seed={seed}", "num_images=6"]
+        arguments = ["run", "digits", "--num-epochs", "1", "--seed", str(seed), "--num-images", "6"]
         assert command_line.main([*arguments, "--folder", str(tmp_path / f"seed{seed}")]) == 0
     capsys.readouterr()
     assert command_line.main(["scorecard", "--root", str(tmp_path), *map(str, sorted(tmp_path.glob("seed*")))]) == 0
@@ -76,13 +76,14 @@ def test_three_seeds_have_a_spread(root, tmp_path, capsys):
 
     # Whichever order the fields are written in.
     path = tmp_path / "seed1" / "config.json"
-    folder.write_json(path, dict(reversed(json.loads(path.read_text()).items())))
+    store.write_json(path, dict(reversed(json.loads(path.read_text()).items())))
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
     assert "0, 1, 2" in capsys.readouterr().out
 
     # Wherever the files are that they were given, which count by their checksums.
     for seed in range(3):
-        edit(tmp_path / f"seed{seed}" / "config.json", weights=f"{seed}/a.npz", checksums={"weights": "0123"})
+        settings = {**store.settings(tmp_path / f"seed{seed}"), "weights": f"{seed}/a.npz"}
+        edit(tmp_path / f"seed{seed}" / "config.json", settings=settings, checksums={"weights": "0123"})
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
     assert "0, 1, 2" in capsys.readouterr().out
     edit(tmp_path / "seed1" / "config.json", checksums={"weights": "4567"})
@@ -98,10 +99,10 @@ def test_spreads_are_of_what_all_runs_have(root, tmp_path):
     paths = [tmp_path / f"seed{seed}" for seed in range(3)]
     for seed, path in enumerate(paths):
         shutil.copytree(root / "digits", path)
-        edit(path / "config.json", seed=seed)
+        edit(path / "config.json", settings={**store.settings(path), "seed": seed})
     summary = json.loads((paths[0] / "summary.json").read_text())
     edit(paths[0] / "summary.json", windows=[{**summary["windows"][0], "median": None}, *summary["windows"][1:]])
-    edit(paths[2] / "checks.json", checks=[])  # before there was a claim
+    edit(paths[2] / "claims.json", claims=[])  # before there was a claim
     scorecard.scorecard(paths, tmp_path)
     spreads = (tmp_path / "scorecard.md").read_text().split("\n\n")[1].splitlines()[2:]
     assert len(spreads) == 2
@@ -109,18 +110,18 @@ def test_spreads_are_of_what_all_runs_have(root, tmp_path):
     # Runs of another configuration are another experiment, also where their experiment is no longer there.
     for path in paths:
         edit(path / "config.json", experiment="gone")
-    edit(paths[1] / "config.json", num_epochs=50)
+    edit(paths[1] / "config.json", settings={**store.settings(paths[1]), "num_epochs": 50})
     scorecard.scorecard(paths, tmp_path)
     assert "one more" not in (tmp_path / "scorecard.md").read_text()
 
 
 def edit(file, **changes):
     """Changes fields as the run itself would, which enters the file into the record."""
-    folder.write_json(file, {**folder.read_json(file), **changes})
+    store.write_json(file, {**store.read_json(file), **changes})
 
 
 def test_quick_runs_prove_nothing(root, capsys):
-    arguments = ["run", "digits", "--quick", "--set", "num_epochs=1", "num_images=6"]
+    arguments = ["run", "digits", "--quick", "--num-epochs", "1", "--num-images", "6"]
     assert command_line.main([*arguments, "--folder", str(root / "digits_quick")]) == 0
     assert "a quick run: its claims prove nothing" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is no finished run in these folders but quick ones: run an experiment"):
@@ -140,9 +141,9 @@ def test_folders_without_a_finished_run_are_told(root, tmp_path, capsys):
 
 def test_undecided_claims_do_not_count(root, tmp_path, capsys):
     shutil.copytree(root / "digits", tmp_path / "digits")
-    (verdict,) = json.loads((root / "digits" / "checks.json").read_text())["checks"]
+    (verdict,) = json.loads((root / "digits" / "claims.json").read_text())["claims"]
     undecided = {**verdict, "value": "nan", "low": "nan", "high": "nan", "holds": False, "undecided": "why"}
-    edit(tmp_path / "digits" / "checks.json", checks=[{**verdict, "holds": True}, undecided])
+    edit(tmp_path / "digits" / "claims.json", claims=[{**verdict, "holds": True}, undecided])
     assert command_line.main(["scorecard", "--root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "1 of 1 claims hold, 1 undecided; runs: 1" in out
@@ -150,10 +151,10 @@ def test_undecided_claims_do_not_count(root, tmp_path, capsys):
 
 
 def test_claims_are_checked_anew_without_their_file(root, capsys):
-    path = root / "digits_1" / "checks.json"
+    path = root / "digits_1" / "claims.json"
     before = path.read_text()
     path.unlink()
-    arguments = ["run", "digits", "--set", "num_epochs=1", "seed=1", "num_images=6", "--folder", str(path.parent)]
+    arguments = ["run", "digits", "--num-epochs", "1", "--seed", "1", "--num-images", "6", "--folder", str(path.parent)]
     assert command_line.main(arguments) == 0
     assert path.read_text() == before
     assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
