@@ -121,7 +121,7 @@ class Run(Command):
     folder: Annotated[
         pathlib.Path | None, _PATH, _option("DIR", "Folder of the results. (default: results/NAME[_quick])")
     ] = None
-    fresh: Annotated[bool, _option("", "Start over: empty the folder of the run first.")] = False
+    fresh: Annotated[bool, _option("", "Start over: remove what the run has written.")] = False
     data_dir: _DataDir = None
     cache_dir: _CacheDir = None
     settings: tyro.conf.Suppress[Any] = None  # the fields of the configuration

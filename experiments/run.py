@@ -24,7 +24,7 @@ def run(
       path: the folder; made if it is not there.
       is_quick: whether this is its quick form, whose claims prove nothing.
       data_dir: folder of prepared data sets; TFDS's own if not given.
-      fresh: whether to empty the folder first.
+      fresh: whether to remove first what an earlier run has written into the folder.
 
     Raises:
       ValueError: if the folder belongs to another configuration, another run is at work in it, its files have changed

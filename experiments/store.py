@@ -79,11 +79,7 @@ def check(path: pathlib.Path, described: dict[str, Any]) -> None:
 
 
 def start(path: pathlib.Path, described: dict[str, Any], *, fresh: bool) -> None:
-    """Makes the folder of a run, or resumes one that `check` has accepted; `fresh` empties it.
-
-    Raises:
-      ValueError: if it is to be emptied, and holds files that its run did not write.
-    """
+    """Makes the folder of a run, or resumes one that `check` has accepted; `fresh` removes what its run has written."""
     make(path)
     if fresh:
         _empty(path)
@@ -100,12 +96,11 @@ def start(path: pathlib.Path, described: dict[str, Any], *, fresh: bool) -> None
 
 
 def _empty(path) -> None:
+    """Removes all that a run has written into its folder, and nothing else."""
     ours = {name.partition("/")[0] for name in _recorded(path)} | {_RECORD, CHECKPOINTS, MONITORED, MARGINS}
-    found = list(path.iterdir())
-    if others := sorted(each.name for each in found if each.name not in ours):
-        raise ValueError(f"{path} holds {', '.join(others)}, which no run wrote: move that away before --fresh")
-    for each in sorted(found, key=lambda each: each.name in (_RECORD, _CONFIG)):  # if killed, it is still a run's
-        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    for each in sorted(path.iterdir(), key=lambda each: each.name in (_RECORD, _CONFIG)):  # if killed, still a run's
+        if each.name in ours:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
 def make(path: pathlib.Path) -> None:
