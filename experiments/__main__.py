@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import typing
-import warnings
 from typing import Annotated, Any, Literal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -24,22 +23,18 @@ except RuntimeError:  # no home directory, as in some containers: matplotlib cou
     _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
     os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
-import jaxlib
 import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 import hmt_jax
-from experiments import registry, run, scorecard, store
+from experiments import registry, run, store, tables
 from experiments.analyses import audit, compare_solvers
 from experiments.benchmarks import margins, tradeoffs, training
 from experiments.experiment import Config
 from hmt_jax import _checks, _paths, data
 from hmt_jax.cli import _process
 
-_ONEDNN_FLAGS = (
-    "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-)
 _RESULTS = pathlib.Path("results")
 _NUM_IMAGES = 50
 
@@ -185,16 +180,13 @@ class CompareSolvers(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorecard(Command):
-    """Show all finished runs in one table, with the claims that hold."""
+    """Add finished runs to the stored results, and make the tables of experiments/README.md anew."""
 
-    folders: Annotated[
-        Positional[tuple[str, ...]], _option("RUN", "Folders of finished runs. (default: all under the root)")
-    ] = ()
-    root: Annotated[pathlib.Path, _PATH, _option("DIR", "Folder for scorecard.md. (default: results)")] = _RESULTS
+    folders: Annotated[Positional[tuple[str, ...]], _option("RUN", "Folders of finished runs. (default: none)")] = ()
+    hardware: Annotated[str | None, _option("TEXT", 'Hardware of these runs, such as "2 CPU cores".')] = None
 
     def run(self) -> None:
-        print(scorecard.scorecard([_path([text]) for text in self.folders], self.root))
-        print(f"\nas Markdown: {self.root / 'scorecard.md'}")
+        print(tables.scorecard([_path([text]) for text in self.folders], hardware=self.hardware))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
             chosen.append(_parsed(given))
         except SystemExit as error:  # tyro has printed the help or what is wrong
             return int(error.code or 0)
-        _use_fast_convolutions()
+        _process.use_fast_convolutions()
         # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
         logging.getLogger("absl").setLevel(logging.ERROR)
         chosen[0].run()
@@ -280,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     def remedy() -> str:
         return chosen[0].remedy(given) if chosen else f"start again with: {_typed(given)}"
 
-    return _process.run(command, remedy, is_debugged="--debug" in given)
+    return _process.run(command, remedy, reworded=lambda text: text, is_debugged="--debug" in given)
 
 
 def _parsed(arguments: list[str]) -> Command:
@@ -356,18 +348,6 @@ def _num_images_of(path: pathlib.Path, asked: int | None) -> int:
             f"{num_there}"
         )
     return asked
-
-
-def _use_fast_convolutions() -> None:
-    """Lets XLA on CPU convolve by oneDNN: margins of a ResNet come 1.4 times faster, and are the same to rounding.
-
-    Read when JAX first looks for devices. An unknown flag would end the process, and other releases do not know these.
-    XLA cannot write programs with such convolutions into the compilation cache, so that every run compiles them anew.
-    """
-    if jaxlib.__version__.startswith("0.12.") and "XLA_FLAGS" not in os.environ:
-        os.environ["XLA_FLAGS"] = _ONEDNN_FLAGS
-        cannot_write = r"Error writing persistent compilation cache entry .*std::bad_alloc"
-        warnings.filterwarnings("ignore", cannot_write, UserWarning)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import shutil
 import struct
 import threading
 import time
-import warnings
 import zipfile
 
 import jax
@@ -489,7 +488,7 @@ def test_a_full_device_is_reported(error, reason, tmp_path, capsys, monkeypatch)
     assert message.startswith(f"error: the device is out of memory ({reason}): end")
 
 
-@pytest.mark.parametrize("command", ["run digits --folder", "scorecard RUN --root", "benchmark --training --output"])
+@pytest.mark.parametrize("command", ["run digits --folder", "benchmark --training --output"])
 def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "new"
@@ -564,7 +563,7 @@ def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, ca
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     damage(copy / name)
-    arguments = {"run": ["run", "digits", *QUICK, "--folder", copy], "scorecard": ["scorecard", "--root", tmp_path]}
+    arguments = {"run": ["run", "digits", *QUICK, "--folder", copy], "scorecard": ["scorecard", copy]}
     told = fails(capsys, *arguments.get(command, [command, copy]))
     assert (
         f"error: {copy / name} is not what its run wrote, by its SHA-256 in files.sha256: put back "
@@ -618,7 +617,7 @@ def test_a_file_that_is_gone_is_named(finished, tmp_path, capsys, name):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / name).unlink()
-    arguments = ["scorecard", copy, "--root", tmp_path] if name == "summary.json" else ["audit", copy]
+    arguments = ["scorecard", copy] if name == "summary.json" else ["audit", copy]
     assert (
         f"{copy / name} is not there, though a run writes its files whole: start that run over with --fresh"
         in fails(capsys, *arguments)
@@ -876,23 +875,30 @@ def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
     assert store.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}
 
 
-@pytest.mark.parametrize(
-    ("version", "flags", "expected"),
-    [
-        ("0.12.3", None, command_line._ONEDNN_FLAGS),
-        ("0.12.3", "--mine", "--mine"),
-        ("0.11.2", None, None),
-        ("0.13.0", None, None),
-    ],
-)
-def test_flags_are_given_to_the_release_that_knows_them(version, flags, expected, monkeypatch):
-    """And where nobody has set others: an unknown one would end the process."""
-    monkeypatch.setattr(command_line.jaxlib, "__version__", version)
-    monkeypatch.setenv("XLA_FLAGS", "--others")  # so that what was there comes back
-    if flags is None:
-        monkeypatch.delenv("XLA_FLAGS")
-    else:
-        monkeypatch.setenv("XLA_FLAGS", flags)
-    with warnings.catch_warnings():
-        command_line._use_fast_convolutions()
-    assert os.environ.get("XLA_FLAGS") == expected
+def test_claims_are_tested_anew_without_their_file(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    path = copy / "claims.json"
+    before = path.read_text()
+    path.unlink()
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(copy)]) == 0
+    assert path.read_text() == before
+    assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
+
+
+def test_quick_runs_prove_nothing(tmp_path, capsys):
+    arguments = [
+        "run",
+        "digits",
+        "--quick",
+        "--num-epochs",
+        "1",
+        "--num-images",
+        "6",
+        "--folder",
+        str(tmp_path / "run"),
+    ]
+    assert command_line.main(arguments) == 0
+    assert "a quick run: its claims prove nothing" in capsys.readouterr().out
+    assert command_line.main(["scorecard", str(tmp_path / "run")]) == 2
+    assert "is a quick one, which proves nothing" in capsys.readouterr().err

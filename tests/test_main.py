@@ -187,7 +187,6 @@ def test_matplotlib_has_a_folder_where_there_is_no_home_directory(homeless):
 
 OPTIONS = [
     ["run", "--folder"],
-    ["scorecard", "--root"],
     ["list", "--results"],
     ["benchmark", "--output"],
     ["benchmark", "--reference"],
@@ -341,7 +340,8 @@ def test_imports_only_go_down():
         "benchmarks.margins",
         "benchmarks.tradeoffs",
         "benchmarks.training",
-        "scorecard",
+        "records",
+        "tables",
         "__main__",
     ]
     packages = {"", "analyses", "benchmarks"}  # which hold a docstring
