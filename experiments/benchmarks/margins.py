@@ -34,7 +34,7 @@ _USER_JOB_PAIRS = 50_000 * 217
 def benchmark(
     names: Sequence[str], path: pathlib.Path, *, data_dir: str | None = None, reference: pathlib.Path | None = None
 ) -> None:
-    """Measures workloads of `experiments.benchmarks.workloads`, prints a table and writes it as JSON.
+    """Measures workloads of `experiments.benchmarks.workloads`, prints a line for each and writes them as JSON.
 
     Args:
       names: of the workloads; all that this device is made for, if there are none.
@@ -68,7 +68,7 @@ def benchmark(
             rows.append(row)
             print(_line(row), flush=True)
             store.write_json(path, {"environment": store.environment(), "matrix_flops_per_s": rate, "rows": rows})
-    print(f"\n{_table(rows)}\n\nresults: {path}")
+    print(f"\nresults: {path}")
 
 
 def scaling(path: pathlib.Path, *, data_dir: str | None = None) -> None:
@@ -226,29 +226,6 @@ def _line(row) -> str:
         days = _USER_JOB_PAIRS * row["seconds_per_pair"] / 86400
         text += f"; 50,000 images in 217 subspaces would take {days:.1f} days"
     return text
-
-
-def _table(rows) -> str:
-    """The rows as Markdown."""
-    columns = {
-        "workload": lambda row: f"{row['workload']}, d = {row['dimension']}",
-        "pairs": lambda row: str(row["num_pairs"]),
-        "ms a pair": lambda row: f"{row['seconds_per_pair'] * 1e3:.3g}",
-        "steps": lambda row: f"{row['steps_per_pair']:.2f}",
-        "forward": lambda row: f"{row['forward_per_pair']:.1f}",
-        "backward": lambda row: f"{row['backward_per_pair']:.1f}",
-        "GFLOP/s": lambda row: f"{row['flops_per_s'] / 1e9:.1f}",
-        "of matrix rate": lambda row: f"{row['share_of_matrix_rate']:.0%}",
-        "lanes": lambda row: str(row["num_lanes"]),
-        "utilization": lambda row: f"{row['utilization']:.1%}",
-        "compile s": lambda row: f"{row['compile_seconds']:.1f}",
-        "peak MiB": lambda row: f"{row['peak_memory'] / 2**20:.0f}",
-        "authors' ms": lambda row: f"{row['reference_seconds_per_pair'] * 1e3:.3g}" if "times_faster" in row else "",
-        "ratio": lambda row: f"{row['times_faster']:.1f}" if "times_faster" in row else "",
-    }
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(text(row) for text in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
