@@ -87,7 +87,7 @@ class Command:
         raise NotImplementedError
 
     def remedy(self, arguments: list[str]) -> str:
-        """What to do after the command was stopped."""
+        """The text that says how to go on after the command was stopped."""
         return f"start again with: {_typed(arguments)}"
 
 

@@ -218,7 +218,7 @@ class Images(Config):
 
     @property
     def domain(self) -> str:
-        """Where perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
+        """The domain in which perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
         return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
 
     @contextlib.contextmanager

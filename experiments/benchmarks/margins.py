@@ -1,4 +1,4 @@
-"""How fast margins are measured here, beside what the machine could do, and beside the authors' own loop."""
+"""The speed of measuring margins here, beside that of matrix products, and of the authors' own loop."""
 
 import itertools
 import json

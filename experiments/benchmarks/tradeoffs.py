@@ -1,4 +1,4 @@
-"""What cheaper settings do to margins: fewer candidates of DeepFool, and products of less precision."""
+"""Margins at cheaper settings: fewer candidates of DeepFool, and products of less precision."""
 
 import pathlib
 import time

@@ -1,4 +1,4 @@
-"""How fast networks are trained here, beside a plain PyTorch loop, and how fast a folder of images can be read."""
+"""The speed of training here, beside a plain PyTorch loop, and of reading a folder of images."""
 
 import pathlib
 import statistics

@@ -1,4 +1,4 @@
-"""What the benchmark measures: networks, images and subspaces, of the sizes of the paper's experiments.
+"""The workloads of the benchmark: networks, images and subspaces, of the sizes of the paper's experiments.
 
 Networks with random weights have boundaries where no trained network has them; they take three steps for every pair at
 the most, about as many as trained ones need.
@@ -26,7 +26,7 @@ class Workload(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to make a workload.
+    """A recipe for a workload.
 
     Attributes:
       build: makes it for a number of images, from a folder of prepared data sets.
