@@ -458,7 +458,7 @@ def _backend_in(path: str) -> Any:
     """The backend that a store was measured with; "auto" if there is no store."""
     try:
         return hmt_jax.MarginStore.open(path).attributes["source"]["model"]["backend"]
-    except (OSError, ValueError, KeyError):  # what is wrong with a store is said when it is measured
+    except (FileNotFoundError, ValueError, KeyError):  # what is wrong with a store is said when it is measured
         return "auto"
 
 
