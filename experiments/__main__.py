@@ -33,7 +33,7 @@ from experiments.analyses import audit, compare_solvers
 from experiments.benchmarks import margins, tradeoffs, training
 from experiments.experiment import Config
 from hmt_jax import _checks, _paths, data
-from hmt_jax.cli import _process
+from hmt_jax.cli import _main, _process
 
 _RESULTS = pathlib.Path("results")
 _NUM_IMAGES = 50
@@ -259,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen: list[Command] = []
 
     def command() -> int:
+        _main._check_once(given)
         try:
             chosen.append(_parsed(given))
         except SystemExit as error:  # tyro has printed the help or what is wrong
