@@ -212,8 +212,8 @@ def _warn_of_range(images, remedy: str = "or silence hmt_jax.PixelRangeWarning i
             low, high = np.min(worst, initial=low), np.max(worst, initial=high)
     if num_unexplained:
         warn(
-            f"pixels of {num_unexplained} of {len(images)} images leave [0, 1], from {low:.3g} to {high:.3g}, and "
-            f"flipping their frequencies does not explain it; pass images before normalisation, {remedy}",
+            f"pixels of {num_unexplained} of {len(images)} images leave [0, 1], from {low:.3g} to {high:.3g}: pass "
+            f"images before normalisation, 8-bit or divided by 255, {remedy}",
             PixelRangeWarning,
         )
     return num_unexplained > 0

@@ -850,7 +850,7 @@ def test_bad_arguments_of_evaluate():
 @each_attack
 def test_images_that_an_attack_can_not_move_give_a_warning(make):
     images = 255 * grey_images()
-    message = "pass images before normalisation, or an attack with domain='unbounded', because this one moves no pixel"
+    message = "8-bit or divided by 255, or an attack with domain='unbounded', because this one moves no pixel"
     with pytest.warns(hmt_jax.PixelRangeWarning, match=message) as warned:
         attacks.evaluate(tanh_classifier(), images, LABELS, make(epsilon=1.0), KEY)
     assert len(warned) == 1

@@ -147,6 +147,11 @@ class Measure(Command):
         _COUNT,
         _option("N", "Pairs of a subspace and an image that are computed together. (default: chosen for the device)"),
     ] = None
+    chunk_size: Annotated[
+        int | None,
+        _COUNT,
+        _option("N", "Images that a new store takes at once; a stop loses those in work. (default: chosen)"),
+    ] = None
     data_dir: Annotated[str | None, _DATA_DIR] = None
     cache_dir: Annotated[
         str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
@@ -180,6 +185,7 @@ class Measure(Command):
                 batch_size=self.batch_size,
                 progress=progress,
                 num_images=images.num_images,
+                chunk_size=self.chunk_size,
                 attributes={
                     "source": dataclasses.asdict(source),
                     "images": images.description,
@@ -201,8 +207,15 @@ class Measure(Command):
         return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir)
 
     def remedy(self, command: str) -> str:
-        kept = f"what was measured is in {self.out}; " if os.path.exists(os.path.expanduser(self.out)) else ""
-        return f"{kept}go on with: {command}"
+        path = os.path.expanduser(self.out)
+        if not os.path.exists(path):  # or it is in a bucket, which may be out of reach
+            return f"go on with: {command}"
+        with contextlib.suppress(OSError, ValueError):
+            store = hmt_jax.MarginStore.open(path)
+            missing = [store.images_of(number) for number in store.missing()]
+            measured = store.num_images - sum(images.stop - images.start for images in missing)
+            return f"{measured} of {store.num_images} images are in {self.out}; go on with: {command}"
+        return f"go on with: {command}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +250,9 @@ class Show(Command):
         store = _opened(self.store)
         missing = store.missing()
         if len(missing) == store.num_chunks:
-            raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
+            raise ValueError(
+                f"nothing is measured in {store.path} yet: type the hmt measure command that began it again"
+            )
         result = store.read(partial=True)
         summary = hmt_jax.statistics.summarize(result, names=_names_of(store))
         if self.json:
@@ -245,7 +260,7 @@ class Show(Command):
             _print_json({**about, "solver": result.solver, "summary": summary})
             return
         known = [store.attributes[key] for key in ("images", "solver") if key in store.attributes]
-        print(f"{store.path}: {', '.join(known)}")
+        print(f"{store.path}: {', '.join([*known, *store.attributes.get('subspace_specs', ())])}")
         print(summary)
         if missing:
             print(
@@ -419,9 +434,8 @@ def _whole(store: "hmt_jax.MarginStore") -> "hmt_jax.MarginResult":
     """The margins in a store, all of which must be measured."""
     if missing := store.missing():
         raise ValueError(
-            f"{len(missing)} of {store.num_chunks} chunks of {store.path} are not measured yet: go on with hmt measure "
-            f"--out {store.path} ..., with the arguments that it was started with; hmt show prints a table "
-            "of the measured ones"
+            f"{len(missing)} of {store.num_chunks} chunks of {store.path} are not measured yet: type the hmt measure "
+            "command that began it again; hmt show prints a table of the measured ones"
         )
     return store.read()
 

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import importlib.util
+import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from typing import Any, Literal
 import hmt_jax
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +44,32 @@ class Model:
         """
         import jax
 
+        from hmt_jax.classifiers import LogitsError, as_pytree, shape_of_logits
+
+        self._check_normalization()
         made = self._loaded(image_shape)
+        classifier = as_pytree(made)
         try:
-            jax.eval_shape(made, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
+            shape_of_logits(classifier, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
+        except LogitsError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
-                f"{reason(error).rstrip('.')}): pass images of the shape that it takes, with "
-                "--resize and --crop for instance, or correct the model; --debug shows where it failed"
+                f"{reason(error).rstrip('.')}): --debug shows where"
             ) from error
         return made
+
+    def _check_normalization(self) -> None:
+        if (self.mean is None) != (self.std is None) and self.weights is None:  # which may hold the other one
+            raise ValueError("--mean and --std go together: pass both, or neither")
+        for option, values in (("--mean", self.mean), ("--std", self.std)):
+            if any(abs(value) > 1 for value in values or ()):
+                divided = " ".join(f"{value / 255:.3g}" for value in values or ())
+                raise ValueError(
+                    f"{option} is for pixels in [0, 1], and has {max(values or (), key=abs):g}: divide statistics of "
+                    f"pixels up to 255 by 255, {option} {divided}"
+                )
 
     def _loaded(self, image_shape) -> Any:
         if self.text in hmt_jax.models.names():
@@ -82,20 +102,24 @@ class Model:
     def _of_file(self, path: str) -> Any:
         if path.endswith(".pt2"):
             return hmt_jax.models.load_torch_exported(path, mean=self.mean, std=self.std, backend=self.backend)
-        self._refuse_normalization(f"{shown(path)} normalises its images itself")
         if path.endswith(".py"):
             raise ValueError(
                 f"{shown(path)} is a program: name its function that makes the model, {self.text}:FUNCTION"
             )
         require("a checkpoint", "tool", "safetensors")
-        return hmt_jax.load_exported(path) if _is_exported(path) else hmt_jax.models.load(path)[0]
+        loaded = hmt_jax.load_exported(path) if _is_exported(path) else hmt_jax.models.load(path)[0]
+        self._refuse_normalization(f"{shown(path)} normalises its images itself")
+        return loaded
 
     def _of_function(self, place: str, name: str) -> Any:
-        function = _imported(place, name)
-        if not callable(function):
-            raise ValueError(f"{self.text} is not a function, but {type(function).__name__}")
-        made = _executed(function, f"{self.text} fails when it is called without arguments")
+        made = _imported(place, name)
+        if not callable(made):
+            raise ValueError(f"{self.text} is not a function, but {type(made).__name__}")
+        if inspect.isroutine(made) or inspect.isclass(made):  # what else can be called is the model itself
+            made = _executed(made, f"{self.text} fails when it is called without arguments")
         if _is_torch_module(made):
+            if self.mean is None:
+                _LOG.info("no --mean and --std: the PyTorch module gets pixels in [0, 1] as they are")
             return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
         if not callable(made):
             raise ValueError(

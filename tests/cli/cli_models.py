@@ -44,6 +44,10 @@ def nothing():
     return None
 
 
+def pair():
+    return jax.tree_util.Partial(lambda weights, images: (_logits(weights, images), images), _classifier(0).args[0])
+
+
 def prints():
     print("loading weights")
     return make()

@@ -46,7 +46,7 @@ MISTAKES = {
     ),
     "no function": (
         with_("--model", "cli_models:makee"),
-        "cli_models has no function 'makee'; it has make, other, colour, raises, needs, exits, nothing, prints",
+        "cli_models has no function 'makee'; it has make, other, colour, raises, needs, exits, nothing, pair, prints",
     ),
     "program without function": (
         with_("--model", "broken.py"),
@@ -92,9 +92,17 @@ MISTAKES = {
     ),
     "model for other images": (
         with_("--images", "colour.npy"),
-        "the model cli_models:make fails on images of shape (8, 8, 3) (TypeError: dot_general requires contracting "
-        "dimensions to have the same shape, got (192,) and (64,)): pass images of the shape that it takes, with "
-        "--resize and --crop for instance, or correct the model; --debug shows where it failed",
+        "classifier can't be applied to images of shape (N, 8, 8, 3): dot_general requires contracting dimensions to "
+        "have the same shape, got (192,) and (64,); pass it images of the shape that it was made for",
+    ),
+    "model of a tuple": (
+        with_("--model", "cli_models:pair"),
+        "classifier must return one array, its logits (N, L), got tuple: wrap it in a function that returns them alone",
+    ),
+    "mean alone": (with_("--mean", "0.5"), "--mean and --std go together: pass both, or neither"),
+    "statistics of 8-bit pixels": (
+        with_("--mean", "127.5", "--std", "0.25"),
+        "--mean is for pixels in [0, 1], and has 127.5: divide statistics of pixels up to 255 by 255, --mean 0.5",
     ),
     "statistics of a classifier": (
         with_("--mean", "0.5", "--std", "0.5"),
@@ -311,13 +319,13 @@ MISTAKES = {
     ),
     "nothing measured": (
         ["show", "nothing.zarr"],
-        "nothing is measured in {}/nothing.zarr yet: go on with hmt measure --out {}/nothing.zarr ...",
+        "nothing is measured in {}/nothing.zarr yet: type the hmt measure command that began it again",
     ),
     **{
         f"{arguments[0]} of a part": (
             arguments,
-            "2 of 3 chunks of {}/part.zarr are not measured yet: go on with hmt measure --out {}/part.zarr ..., with "
-            "the arguments that it was started with; hmt show prints a table of the measured ones",
+            "2 of 3 chunks of {}/part.zarr are not measured yet: type the hmt measure command that began it again; hmt "
+            "show prints a table of the measured ones",
         )
         for arguments in (["export", "part.zarr", "part.csv"], ["plot", "part.zarr", "part.png"])
     },

@@ -41,9 +41,8 @@ def measure(classifier, images, **settings):
 def test_pixels_out_of_range_give_a_warning(transform, lowest, highest):
     with pytest.warns(
         hmt_jax.PixelRangeWarning,
-        match=rf"^pixels of 4 of 4 images leave \[0, 1\], from {lowest} to {highest}, and flipping their frequencies "
-        r"does not explain it; pass images before normalisation, or silence hmt_jax\.PixelRangeWarning if this is "
-        "intended$",
+        match=rf"^pixels of 4 of 4 images leave \[0, 1\], from {lowest} to {highest}: pass images before "
+        r"normalisation, 8-bit or divided by 255, or silence hmt_jax\.PixelRangeWarning if this is intended$",
     ) as warned:
         result = hmt_jax.measure_margins(two_classes(), transform(images_of_two_classes()), WHOLE, devices=ONE)
     assert len(warned) == 1
@@ -55,7 +54,7 @@ def test_only_images_out_of_range_are_counted():
     images = images_of_two_classes()
     images[1] *= 3
     images[2, 0, 0, 0] = np.nan
-    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"pixels of 1 of 4 images leave \[0, 1\], from 0 to 3, "):
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"pixels of 1 of 4 images leave \[0, 1\], from 0 to 3: "):
         measure_two(images)
 
 
