@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -23,16 +22,11 @@ except RuntimeError:  # no home directory, as in some containers: matplotlib cou
     _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
     os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
-import jaxlib
-
 import hmt_jax
 from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
 from hmt_jax import data
 from hmt_jax.cli import _process
 
-_ONEDNN_FLAGS = (
-    "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-)
 _STOPPING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _NUM_IMAGES = 50
 
@@ -51,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _recorded_signals(received):
             try:
                 options = _parser().parse_args(arguments)
-                _use_fast_convolutions()
+                _process.use_fast_convolutions()
                 # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say
                 # more.
                 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -201,18 +195,6 @@ def _benchmark(options) -> None:
         throughput.throughput(options.names, output, data_dir=options.data_dir)
     else:
         benchmark.benchmark(options.names, output, data_dir=options.data_dir, reference=options.reference)
-
-
-def _use_fast_convolutions() -> None:
-    """Lets XLA on CPU convolve by oneDNN: margins of a ResNet come 1.4 times faster, and are the same to rounding.
-
-    Read when JAX first looks for devices. An unknown flag would end the process, and other releases do not know these.
-    XLA cannot write programs with such convolutions into the compilation cache, so that every run compiles them anew.
-    """
-    if jaxlib.__version__.startswith("0.12.") and "XLA_FLAGS" not in os.environ:
-        os.environ["XLA_FLAGS"] = _ONEDNN_FLAGS
-        cannot_write = r"Error writing persistent compilation cache entry .*std::bad_alloc"
-        warnings.filterwarnings("ignore", cannot_write, UserWarning)
 
 
 def _path(text: str) -> pathlib.Path:

@@ -4,4 +4,4 @@ import sys
 
 from hmt_jax.cli import main
 
-sys.exit(main())
+sys.exit(main(program="python -m hmt_jax"))

@@ -1,5 +1,6 @@
 """Options, a strict world for every test, and fixtures that several files use; functions are in helpers.py."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -35,6 +36,12 @@ def pytest_configure(config):
     if jax.__version_info__ < (0, 11):  # later ones know no such flag
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    # Modules and tests stay to the end: looking for garbage among them would take a twentieth of the time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

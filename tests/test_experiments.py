@@ -14,7 +14,6 @@ import shutil
 import struct
 import threading
 import time
-import warnings
 import zipfile
 
 import jax
@@ -897,25 +896,3 @@ def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
     assert folder.read_environment(tmp_path) == expected
     folder.start(tmp_path, "digits", quick, fresh=True)
     assert folder.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}
-
-
-@pytest.mark.parametrize(
-    ("version", "flags", "expected"),
-    [
-        ("0.12.3", None, command_line._ONEDNN_FLAGS),
-        ("0.12.3", "--mine", "--mine"),
-        ("0.11.2", None, None),
-        ("0.13.0", None, None),
-    ],
-)
-def test_flags_are_given_to_the_release_that_knows_them(version, flags, expected, monkeypatch):
-    """And where nobody has set others: an unknown one would end the process."""
-    monkeypatch.setattr(command_line.jaxlib, "__version__", version)
-    monkeypatch.setenv("XLA_FLAGS", "--others")  # so that what was there comes back
-    if flags is None:
-        monkeypatch.delenv("XLA_FLAGS")
-    else:
-        monkeypatch.setenv("XLA_FLAGS", flags)
-    with warnings.catch_warnings():
-        command_line._use_fast_convolutions()
-    assert os.environ.get("XLA_FLAGS") == expected

@@ -1,25 +1,30 @@
-"""The commands of `hmt`: their arguments, and what they do."""
+"""The commands of `hmt`: their arguments, and what they do.
+
+What takes long to import is imported when it is needed, so that help and usage come at once.
+"""
 
 import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import tqdm
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 import hmt_jax
-from hmt_jax import _disk, data, models, statistics
+from hmt_jax import _disk
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, shown
-from hmt_jax.cli import _images, _specs
+from hmt_jax.cli import _specs
 from hmt_jax.cli._models import Model
+
+if TYPE_CHECKING:
+    from hmt_jax.cli._images import Images
 
 
 def _option(metavar: str, help_text: str, **settings: Any) -> Any:
@@ -39,10 +44,10 @@ def _count(texts: list[str]) -> int:
 
 
 def _channels(texts: list[str]) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, texts))
-    except ValueError:
-        raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}") from None
+    with contextlib.suppress(ValueError):
+        if numbers := tuple(map(float, texts)):
+            return numbers
+    raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}")
 
 
 _COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
@@ -89,6 +94,10 @@ class Measure(Command):
     ]
     out: Annotated[str, _option("STORE", "Folder of the store, or an address, such as gs://bucket/m.zarr.")]
     weights: Annotated[str | None, _option("FILE", "Weights for a network of `hmt models`.")] = None
+    weights_key: Annotated[
+        str | None,
+        _option("KEY", "Where in that file they are, if it has more than one network, such as state_dict_ema."),
+    ] = None
     mean: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
@@ -129,6 +138,8 @@ class Measure(Command):
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
+        if not self.out:
+            raise ValueError("--out is empty: name the folder of the store, such as --out margins.zarr")
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         source = self.source
@@ -136,7 +147,7 @@ class Measure(Command):
         texts = self.subspaces or (_specs.default_subspaces(images.image_shape),)
         subspaces, names = _specs.subspaces_of(texts, images.image_shape)
         classifier = source.classifier(images)
-        if isinstance(classifier, models.TorchClassifier):
+        if isinstance(classifier, hmt_jax.models.TorchClassifier):
             # Remembered, because a later call may find the other backend faster, and its margins round otherwise.
             backend = classifier.backend_for(images.image_shape)
             classifier = dataclasses.replace(classifier, backend=backend)
@@ -169,7 +180,7 @@ class Measure(Command):
         is_program = place.endswith(".py")
         text = _absolute(place) + colon + function if is_program else _absolute(self.model)
         backend = _backend_in(self.out) if self.backend == "auto" else self.backend
-        model = Model(text, self.weights and _absolute(self.weights), self.mean, self.std, backend)
+        model = Model(text, self.weights and _absolute(self.weights), self.weights_key, self.mean, self.std, backend)
         data_dir = self.data_dir and _absolute(self.data_dir)
         return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir)
 
@@ -189,11 +200,13 @@ class Source:
     crop: int | None
     data_dir: str | None
 
-    def images(self) -> _images.Images:
+    def images(self) -> "Images":
+        from hmt_jax.cli import _images
+
         found = _images.load(self.images_text, resize=self.resize, crop=self.crop, data_dir=self.data_dir)
         return found.first(self.num)
 
-    def classifier(self, images: _images.Images) -> Any:
+    def classifier(self, images: "Images") -> Any:
         return self.model.load(images.image_shape)
 
 
@@ -210,7 +223,7 @@ class Show(Command):
         if len(missing) == store.num_chunks:
             raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
         result = store.read(partial=True)
-        summary = statistics.summarize(result, names=_names_of(store))
+        summary = hmt_jax.statistics.summarize(result, names=_names_of(store))
         if self.json:
             about = {"store": store.path, "num_images": store.num_images, "num_measured": result.margin.shape[1]}
             _print_json({**about, "solver": result.solver, "summary": summary})
@@ -245,7 +258,7 @@ class Export(Command):
         store = _opened(self.store)
         frame = _whole(store).to_dataframe()
         names = _names_of(store)
-        frame.insert(1, "subspace_name", np.array(names)[frame["subspace"]])
+        frame.insert(1, "subspace_name", [names[r] for r in frame["subspace"]])
         path = expand("FILE", self.file)
         content = frame.to_csv(index=False).encode() if suffix == ".csv" else frame.to_parquet(index=False)
         _disk.write(path, content)
@@ -319,7 +332,7 @@ class Audit(Command):
         before = result[:, :number]
         if (before.label != again.label).any():
             raise ValueError(f"the model or the images of {store.path} are not what they were: their labels differ now")
-        comparison = statistics.compare(before, again, names=names)
+        comparison = hmt_jax.statistics.compare(before, again, names=names)
         if self.json:
             _print_json({"store": store.path, "num_images": number, "solver": again.solver, "comparison": comparison})
             return
@@ -334,18 +347,18 @@ class Models(Command):
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
-        print(json.dumps(list(models.names())) if self.json else "\n".join(models.names()))
+        print(json.dumps(list(hmt_jax.models.names())) if self.json else "\n".join(hmt_jax.models.names()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(Command):
     """Download a data set, and prepare it for reading."""
 
-    name: Annotated[Positional[str], _option("DATA", f"One of {', '.join(data.names())}.")]
+    name: Annotated[Positional[str], _option("DATA", "One of cifar10, digits and mnist.")]
     data_dir: Annotated[str | None, _DATA_DIR] = None
 
     def run(self) -> None:
-        print(data.prepare(self.name, self.data_dir))
+        print(hmt_jax.data.prepare(self.name, self.data_dir))
 
 
 COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Audit, Models, Prepare)
@@ -357,6 +370,8 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
+    import tqdm
+
     bar: tqdm.tqdm | None = None
 
     def show(number: int, total: int) -> None:
@@ -374,7 +389,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
             bar.close()
 
 
-def _opened(path: str) -> hmt_jax.MarginStore:
+def _opened(path: str) -> "hmt_jax.MarginStore":
     """The store at a path."""
     try:
         return hmt_jax.MarginStore.open(path)
@@ -384,7 +399,7 @@ def _opened(path: str) -> hmt_jax.MarginStore:
         ) from error
 
 
-def _whole(store: hmt_jax.MarginStore) -> hmt_jax.MarginResult:
+def _whole(store: "hmt_jax.MarginStore") -> "hmt_jax.MarginResult":
     """The margins in a store, all of which must be measured."""
     if missing := store.missing():
         raise ValueError(
@@ -394,7 +409,7 @@ def _whole(store: hmt_jax.MarginStore) -> hmt_jax.MarginResult:
     return store.read()
 
 
-def _names_of(store: hmt_jax.MarginStore) -> list[str]:
+def _names_of(store: "hmt_jax.MarginStore") -> list[str]:
     """The names of the subspaces of a store; their numbers if it has no names."""
     number = len(store.attributes.get("subspaces", ())) or store.attributes["layout"]["num_subspaces"]
     return store.attributes.get("subspace_names") or [str(r) for r in range(number)]
@@ -411,14 +426,14 @@ def _plain(value: Any) -> Any:
         return _plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    if hasattr(value, "tolist"):  # an array
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _title(store: hmt_jax.MarginStore) -> str:
+def _title(store: "hmt_jax.MarginStore") -> str:
     return os.path.basename(store.path.rstrip("/"))
 
 

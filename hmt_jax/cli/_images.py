@@ -83,9 +83,10 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
 def _array(path: str) -> np.ndarray:
     """The array of images in a file, without reading all of it if the format allows that."""
     with open(path, "rb") as file:
-        if file.read(4) not in (b"\x93NUM", b"PK\3\4"):
+        if file.read(4) not in (b"\x93NUM", b"PK\3\4", b"PK\5\6"):  # the last one is of an empty .npz
             raise ValueError(
-                f"{shown(path)} is neither .npy nor .npz: name such a file, or the folder in which images lie"
+                f"what {shown(path)} holds is neither .npy nor .npz: name such a file, or the folder in which images "
+                "lie"
             )
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)

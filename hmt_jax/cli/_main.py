@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import shlex
 import sys
 from typing import Any
@@ -15,7 +16,26 @@ Measure the margins of a model on images with `hmt measure`, then look at them w
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+# What messages of the library say to those who write Python, and what it is on the command line.
+_WORDS = (
+    (r"\bweights='([^']*)'", r"--weights-key '\1'"),
+    (r"\b(mean|std)=\(([\d., -]*)\)", lambda match: f"--{match[1]} {match[2].replace(',', '')}"),
+    (r"\bpass (mean|std)\b", r"pass --\1"),
+    (r"\bpass a data_dir\b", "pass a --data-dir"),
+    (
+        r"\bread PyTorch's weights with hmt_jax\.models\.from_torch\(.*?\)",
+        "pass weights of PyTorch's as --model NAME --weights FILE, with a name of hmt models",
+    ),
+    (r", or, if you trust the file, pass what torch\.load\(.*?\) returns", ""),
+    (r"\bhmt_jax\.data\.prepare\([^)]*\), or `python -m experiments (prepare [^`]*)`", r"`hmt \1`"),
+    (
+        r", or silence hmt_jax\.PixelRangeWarning if this is intended",
+        ", with --mean and --std if the model takes them",
+    ),
+)
+
+
+def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
     """Runs the command that the arguments name, and returns the exit code.
 
     It is 0, 2 for an error of the user's, 1 for an unexpected one, 130 after Ctrl-C, and 75 after SIGTERM: the same
@@ -23,26 +43,35 @@ def main(arguments: list[str] | None = None) -> int:
 
     Args:
       arguments: the arguments after `hmt`; those of the process if not given.
+      program: what was typed before them.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    typed = shlex.join(["hmt", *arguments])
+    typed = f"{program} {shlex.join(arguments)}".rstrip()
     chosen: list[Any] = []
 
     def command() -> int:
         try:
-            chosen.append(_parsed(arguments))
+            chosen.append(_parsed(arguments, program))
         except SystemExit as error:  # tyro has printed the help or what is wrong
             return int(error.code or 0)
+        _process.use_fast_convolutions()
         chosen[0].run()
         return 0
 
     def remedy() -> str:
         return chosen[0].remedy(typed) if chosen else f"start again with: {typed}"
 
-    return _process.run(command, remedy, is_debugged="--debug" in arguments)
+    return _process.run(command, remedy, reworded=_reworded, is_debugged="--debug" in arguments)
 
 
-def _parsed(arguments: list[str]) -> Any:
+def _reworded(text: str) -> str:
+    """A message with options of the command line in place of arguments in Python."""
+    for pattern, replacement in _WORDS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _parsed(arguments: list[str], program: str) -> Any:
     """The command with its arguments. The help of all commands has only the first paragraph of each one's."""
     if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
         os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
@@ -60,4 +89,4 @@ def _parsed(arguments: list[str]) -> Any:
         name = kind.__name__.lower()
         summary = (inspect.getdoc(kind) or "").partition("\n\n")[0]
         app.command(name=name, help=None if arguments[:1] == [name] else summary)(kind)
-    return app.cli(prog="hmt", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return app.cli(prog=program, description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))

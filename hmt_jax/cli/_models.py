@@ -8,14 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 import hmt_jax
-from hmt_jax import models
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
-from hmt_jax.models._files import EXPORTED_HEADER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +20,14 @@ class Model:
     Attributes:
       text: a name of `hmt_jax.models.names()`, a file, or `package.module:function` or `file.py:function`.
       weights: a file of weights, for a name.
+      weights_key: the place of the weights in that file, as the argument `weights` of `hmt_jax.models.from_torch`.
       mean, std: the normalisation, for weights and modules of PyTorch.
       backend: for modules of PyTorch, as `hmt_jax.from_torch_module` takes it.
     """
 
     text: str
     weights: str | None = None
+    weights_key: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     backend: Literal["auto", "torchax", "callback"] = "auto"
@@ -41,24 +38,27 @@ class Model:
         Raises:
           ValueError: if there is no such model, or it can't be loaded.
         """
+        import jax
+
         made = self._loaded(image_shape)
         try:
-            jax.eval_shape(made, jax.ShapeDtypeStruct((1, *image_shape), np.float32))
+            jax.eval_shape(made, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
         except Exception as error:
             raise ValueError(
                 f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
                 f"{reason(error).rstrip('.')}): give it images of its shape, with --resize and --crop "
-                "for instance, or correct it"
+                "for instance, or correct it; --debug shows where"
             ) from error
         return made
 
     def _loaded(self, image_shape) -> Any:
-        if self.text in models.names():
+        if self.text in hmt_jax.models.names():
             return self._of_weights(image_shape)
-        if self.weights is not None:
-            raise ValueError(f"--weights is for the networks of hmt models, and {self.text!r} is none of them")
+        for option, value in (("--weights", self.weights), ("--weights-key", self.weights_key)):
+            if value is not None:
+                raise ValueError(f"{option} is for the networks of hmt models, and {self.text!r} is none of them")
         place, is_function, name = self.text.rpartition(":")
-        if is_function and not os.path.exists(expand("--model", self.text)):
+        if is_function and place and not os.path.exists(expand("--model", self.text)):
             return self._of_function(place, name)
         path = expand("--model", self.text)
         if os.path.isdir(path):
@@ -73,25 +73,22 @@ class Model:
     def _of_weights(self, image_shape) -> Any:
         if self.weights is None:
             raise ValueError(f"--model {self.text} needs its weights: pass --weights FILE")
-        if self.mean is None or self.std is None:
-            raise ValueError(
-                "weights need the normalisation that the network was trained with: pass --mean and --std, one number "
-                "for each channel; --mean 0 --std 1 if there was none"
-            )
         if not os.path.exists(weights := expand("--weights", self.weights)):
             raise ValueError(f"there is no file of weights {shown(weights)}")
-        return models.from_torch(self.text, weights, image_shape=image_shape, mean=self.mean, std=self.std)
+        return hmt_jax.models.from_torch(
+            self.text, weights, image_shape=image_shape, mean=self.mean, std=self.std, weights=self.weights_key
+        )
 
     def _of_file(self, path: str) -> Any:
         if path.endswith(".pt2"):
-            return models.load_torch_exported(path, mean=self.mean, std=self.std, backend=self.backend)
+            return hmt_jax.models.load_torch_exported(path, mean=self.mean, std=self.std, backend=self.backend)
         self._refuse_normalization(f"{shown(path)} normalises its images itself")
         if path.endswith(".py"):
             raise ValueError(
                 f"{shown(path)} is a program: name its function that makes the model, {self.text}:FUNCTION"
             )
         require("a checkpoint", "tool", "safetensors")
-        return hmt_jax.load_exported(path) if _is_exported(path) else models.load(path)[0]
+        return hmt_jax.load_exported(path) if _is_exported(path) else hmt_jax.models.load(path)[0]
 
     def _of_function(self, place: str, name: str) -> Any:
         function = _imported(place, name)
@@ -116,6 +113,8 @@ class Model:
 def _is_exported(path: str) -> bool:
     """Whether `hmt_jax.save_exported` wrote a file of safetensors."""
     from safetensors import SafetensorError, safe_open
+
+    from hmt_jax.models._files import EXPORTED_HEADER
 
     try:
         with safe_open(path, framework="numpy") as tensors:

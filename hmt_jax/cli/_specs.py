@@ -2,26 +2,26 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from hmt_jax import solvers, subspaces
+import hmt_jax
 
 # The least and greatest numbers after the name.
 _SUBSPACES = {"dct-diagonal": (1, 2), "dct-grid": (1, 2), "dct-window": (3, 3), "random": (1, 2), "full": (0, 0)}
 SUBSPACES = (
     "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
 )
-_SOLVERS: dict[str, Callable[..., Any]] = {
-    "deepfool": solvers.DeepFool,
-    "tight": solvers.tight,
-    "ddn": solvers.DDN,
-    "fmn": solvers.FMN,
-    "superdeepfool": solvers.SuperDeepFool,
-    "closest-point": solvers.ClosestPoint,
-    "linear": solvers.Linear,
+# What makes the solver, in hmt_jax.solvers.
+_SOLVERS = {
+    "deepfool": "DeepFool",
+    "tight": "tight",
+    "ddn": "DDN",
+    "fmn": "FMN",
+    "superdeepfool": "SuperDeepFool",
+    "closest-point": "ClosestPoint",
+    "linear": "Linear",
 }
 SOLVERS = ", ".join(_SOLVERS)
 _MOST_STEPS = 20
@@ -47,16 +47,16 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
     names: list[str] = []
     origins: list[str] = []
     for text in texts:
+        if text in origins:
+            raise ValueError(f"--subspaces has {text} twice: leave one of them out")
         kind, *parts = text.split(":")
         least, most = _SUBSPACES.get(kind, (0, -1))
         if not least <= len(parts) <= most:
             raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
+        if not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
+            raise ValueError(f"{text!r} must have whole numbers after {kind}, of up to 9 digits: use {SUBSPACES}")
         try:
-            numbers = [int(part) for part in parts]
-        except ValueError:
-            raise ValueError(f"{text!r} must have whole numbers after {kind}: use {SUBSPACES}") from None
-        try:
-            members = _made(kind, numbers, image_shape)
+            members = _made(kind, [int(part) for part in parts], image_shape)
         except ValueError as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
@@ -68,6 +68,9 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
 
 
 def _made(kind: str, numbers: list[int], image_shape) -> list[Any]:
+    import jax
+
+    subspaces = hmt_jax.subspaces
     match kind:
         case "full":
             return [subspaces.full(image_shape)]
@@ -101,8 +104,8 @@ def solver_of(text: str) -> Any:
     kind, _, rest = text.partition(":")
     if kind not in _SOLVERS:
         raise ValueError(f"unknown solver {text!r}: use {SOLVERS}, with settings as in deepfool:max_steps=50")
-    function = _SOLVERS[kind]
-    if kind == "tight" and "=" not in rest:
+    function = getattr(hmt_jax.solvers, _SOLVERS[kind])
+    if kind == "tight" and "=" not in (rest := rest.removeprefix("effort=")):
         return function(rest or "normal")
     settings = {}
     for part in filter(None, rest.split(",")):

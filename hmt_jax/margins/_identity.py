@@ -11,6 +11,7 @@ import numpy as np
 
 from hmt_jax import _programs
 from hmt_jax.classifiers import Classifier, traced_logits_of
+from hmt_jax.models import TorchClassifier
 
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")  # of an object, as Python writes it
 _SET = re.compile(r"\{([^{}]*)\}")  # the items of a set, in an order that differs between processes
@@ -22,7 +23,7 @@ def of_classifier(classifier: Classifier, images: jax.ShapeDtypeStruct) -> dict[
 
     The code is what the classifier is lowered to for these images, with the values that a function closes over. It
     depends on the versions of JAX and on the platform, which are named beside it, so it can be compared only with code
-    from the same ones.
+    from the same ones. It also depends on the backend of a PyTorch module, which is named if there is one.
 
     Args:
       classifier: a classifier as `as_pytree` returns it.
@@ -31,11 +32,13 @@ def of_classifier(classifier: Classifier, images: jax.ShapeDtypeStruct) -> dict[
     # Shapes alone, because the devices that hold the parameters are named in what they are lowered to.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), classifier)
     lowered = _logits_of_all.lower(shapes, images)
+    backend = {"backend": classifier.backend_for(images.shape[1:])} if isinstance(classifier, TorchClassifier) else {}
     return {
         "num_classes": lowered.out_info.shape[1],
         "dtype": lowered.out_info.dtype.name,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(classifier)),
         "parameters_sha256": _of_leaves(classifier),
+        **backend,
         "code_sha256": hashlib.sha256(_CALLBACK.sub("", lowered.as_text()).encode()).hexdigest(),
         "code_of": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {jax.default_backend()}",
     }

@@ -56,8 +56,11 @@ def measure_to_store(
     A store of another classifier, other images, other subspaces, another solver or other settings is refused. Images
     are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared as it is read.
     Classifiers are compared by their parameters, and by their code with all values that functions close over, if the
-    versions of JAX and the platform are those of the first call. Subspaces and solvers of your own are compared by
-    their names and their values, but not by their code.
+    versions of JAX and the platform are those of the first call. The code of a PyTorch module depends on its backend.
+    `backend="auto"` may take another one in a later process, so pass the one that it took. Subspaces and solvers of
+    your own are compared by their names and their values, but not by their code.
+
+    If several calls make a store at one path at the same time, one of them makes it, and the others go on from there.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
@@ -116,7 +119,10 @@ def _number_of_images(plan: Plan, num_images: int | None) -> int:
 
 
 def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool) -> dict[str, Any]:
-    """What tells this measurement from others, as JSON can hold it."""
+    """What tells this measurement from others: attributes of its store, in the order in which they are compared.
+
+    The code of the classifier depends on the settings and on the dtype of images, so those are first.
+    """
     images, solver = plan.images, repr(plan.solver)
     if _identity.ADDRESS.search(solver):
         raise ValueError(
@@ -126,25 +132,25 @@ def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool)
     dtype = np.dtype(np.float32) if images.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(images.dtype)
     with plan.in_use():
         classifier = _identity.of_classifier(plan.classifier, jax.ShapeDtypeStruct((1, *images.image_shape), dtype))
+    dimensions: dict[int, int] = {}
+    for places, _ in plan.groups:  # of one structure, so traced once
+        dimensions |= dict.fromkeys(places, dimension_of(plan.subspaces[places[0]], images.image_shape))
     return {
-        "classifier": {"kind": kind, **classifier},
         "data": {"num_images": num_images, "image_shape": list(images.image_shape), "dtype": str(images.dtype)},
-        "subspaces": [
-            _identity.of_subspace(subspace, dimension_of(subspace, images.image_shape)) for subspace in plan.subspaces
-        ],
-        "solver": solver,
         "precision": plan.precision,
         "keep_coordinates": keep_coordinates,
+        "classifier": {"kind": kind, **classifier},
+        "subspaces": [_identity.of_subspace(each, dimensions[r]) for r, each in enumerate(plan.subspaces)],
+        "solver": solver,
     }
 
 
 def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes: Mapping[str, Any]) -> MarginStore:
-    """The store that is there, once it is found to be of this measurement; a new one if there is none."""
+    """A new store; the one that is there, if it is of this measurement."""
     if taken := sorted({*own, "runs"} & set(attributes)):
         raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
+    stored = {name: value for name, value in own.items() if name not in ("solver", "precision")}
     try:
-        store = MarginStore.open(path)
-    except FileNotFoundError:
         return MarginStore.create(
             path,
             num_subspaces=len(plan.subspaces),
@@ -154,12 +160,13 @@ def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes:
             precision=own["precision"],
             dtype=_dtype_of(own),
             dimensions=[each["dimension"] for each in own["subspaces"]] if own["keep_coordinates"] else None,
-            attributes={
-                **attributes,
-                **{name: value for name, value in own.items() if name not in ("solver", "precision")},
-                "runs": [_run(plan)],
-            },
+            attributes={**attributes, **stored, "runs": [_run(plan)]},
         )
+    except FileExistsError as error:
+        try:
+            store = MarginStore.open(path)
+        except FileNotFoundError:
+            raise error from None
     _check_is_same(store, own)
     if damaged := store.set_damaged_aside():
         warn(
@@ -190,45 +197,46 @@ def _run(plan: Plan) -> dict[str, Any]:
 
 def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
     """Raises ValueError if a store is of another measurement; it names the first difference."""
-    if not {*own, "runs"} <= set(store.attributes):
+    known = store.attributes
+    if not {*own, "runs"} <= set(known):
         raise ValueError(f"{store.path} was not made by measure_to_store, so it can't go on: choose another path")
-    there, here = dict(store.attributes), dict(own)
-    is_comparable = there["classifier"]["code_of"] == here["classifier"]["code_of"]
-    for each in (there, here):
-        each["settings"] = {name: each[name] for name in ("precision", "keep_coordinates")}
-        ignored = "kind" if is_comparable else "code_sha256"
-        each["classifier"] = {
-            name: value for name, value in each["classifier"].items() if name not in (ignored, "code_of")
-        }
-        each["subspaces"] = {
-            "number": len(each["subspaces"]),
-            **{f"subspace {r}": s for r, s in enumerate(each["subspaces"])},
-        }
-    # The code depends on the settings and on the dtype of images, so those are named first.
-    for name, what in _NAMES.items():
-        if there[name] != here[name]:
-            raise ValueError(
-                f"{store.path} holds margins of {what}: {_difference(there[name], here[name])}; choose another path to "
-                "measure these"
-            )
+    # Code of other versions says nothing, and where code can be compared, its name does not matter.
+    is_comparable = known["classifier"]["code_of"] == own["classifier"]["code_of"]
+    ignored = ("code_of", "kind" if is_comparable else "code_sha256")
+    classifier = {name: value for name, value in own["classifier"].items() if name not in ignored}
+    for name, here in {**own, "classifier": classifier}.items():
+        if difference := _difference(known[name], here):
+            remedy = "choose another path to measure these"
+            if name == "classifier" and difference.startswith("backend"):
+                remedy = f"make the classifier with backend={known[name]['backend']!r} to go on, or {remedy}"
+            raise ValueError(f"{store.path} holds margins of {_OTHERS[name]}{difference}; {remedy}")
 
 
-_NAMES = {
-    "data": "other images",
-    "settings": "other settings",
-    "classifier": "another classifier",
-    "subspaces": "other subspaces",
-    "solver": "another solver",
+_OTHERS = {
+    "data": "other images: ",
+    "precision": "other settings: precision ",
+    "keep_coordinates": "other settings: keep_coordinates ",
+    "classifier": "another classifier: ",
+    "subspaces": "other subspaces: ",
+    "solver": "another solver: ",
 }
 
 
-def _difference(there: Any, here: Any) -> str:
-    """The first of the values that differ, for a message."""
-    if isinstance(there, dict):
-        name = next(name for name in here if there.get(name) != here[name])
-        return f"{name} {_difference(there.get(name), here[name])}"
+def _difference(there: Any, here: Any) -> str | None:
+    """The first of the values that differ, for a message; None if all are the same."""
+    if there == here:
+        return None
+    if isinstance(here, list) and isinstance(here[0], dict):
+        there, here = _numbered_parts(there), _numbered_parts(here)
+    if isinstance(here, dict):
+        differences = ((name, _difference(there.get(name), value)) for name, value in here.items())
+        return next((f"{name} {difference}" for name, difference in differences if difference), None)
     values = [re.sub("^([0-9a-f]{8})[0-9a-f]{56}$", r"\1", str(each)) for each in (there, here)]
     return f"{values[0]} there, {values[1]} here"
+
+
+def _numbered_parts(subspaces: Sequence[Any]) -> dict[str, Any]:
+    return {"number": len(subspaces), **{f"subspace {r}": each for r, each in enumerate(subspaces)}}
 
 
 def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress) -> None:

@@ -95,12 +95,12 @@ class Found(NamedTuple):
     @property
     def prefix(self) -> str:
         """The part of the keys before the network's names, with wrappers."""
-        return next((_prefix(held[0].key, short) for short, held in self.entries.items()), "")
+        return _prefix_of(self.entries)
 
     @property
     def name(self) -> str:
         """The place as the argument `weights` of `from_torch` names it."""
-        return joined(self.place.path, self.prefix)
+        return _name(self.place, self.entries)
 
     def outside(self) -> list[Entry]:
         """The other entries whose keys do not begin with the prefix."""
@@ -315,26 +315,40 @@ def shape(value: Any) -> tuple[int, ...]:
         return ()
 
 
-def statistic(found: Found, argument: str, num_channels: int) -> np.ndarray:
-    """The statistic of images, "mean" or "std", that the state dict holds.
+def statistics(found: Found, given: Mapping[str, Any], num_channels: int) -> list[Any]:
+    """The statistics of images, "mean" and "std": the given ones, or those that the state dict holds.
 
     Raises:
-      ValueError: if it holds none or several, or one that is not of pixels in [0, 1].
+      ValueError: if it holds none or several, some that are not of pixels in [0, 1], or others than the given ones.
     """
     held = {
-        entry.key: _as_array(entry).astype(np.float64).ravel()
-        for entry in found.statistics
-        if _statistic(entry) == argument
+        argument: {
+            entry.key: _as_array(entry).astype(np.float64).ravel()
+            for entry in found.statistics
+            if _statistic(entry) == argument
+        }
+        for argument in given
     }
-    if not held:
-        neutral = {"mean": "mean=(0,)", "std": "std=(1,)"}[argument]
+    if missing := [argument for argument, value in given.items() if value is None and not held[argument]]:
+        are, those = ("is", "the one") if len(missing) == 1 else ("are", "those")
+        neutral = " and ".join({"mean": "mean=(0,)", "std": "std=(1,)"}[argument] for argument in missing)
         raise ValueError(
-            f"{argument} is not given, and the state dict holds none: pass the one that the network was trained with, "
-            f"or {neutral} if it was trained on images in [0, 1] as they are"
+            f"{' and '.join(missing)} {are} not given, and the state dict holds none: pass {those} that the network "
+            f"was trained with, or {neutral} if it was trained on images in [0, 1] as they are"
         )
+    return [
+        _own_statistic(argument, held[argument], num_channels)
+        if value is None
+        else _checked_statistic(argument, value, held[argument], num_channels)
+        for argument, value in given.items()
+    ]
+
+
+def _own_statistic(argument, held, num_channels) -> np.ndarray:
+    """The statistic that a state dict holds."""
     (key, numbers), *others = held.items()
     for other, values in others:
-        if len(values) != len(numbers) or not np.allclose(values, numbers, rtol=0, atol=_STATISTICS_TOLERANCE):
+        if len(values) != len(numbers) or not _are_close(values, numbers):
             raise ValueError(f"{key} and {other} of the state dict differ: pass {argument}")
     if len(numbers) not in (1, num_channels):
         raise ValueError(
@@ -349,20 +363,21 @@ def statistic(found: Found, argument: str, num_channels: int) -> np.ndarray:
     return numbers
 
 
-def check_statistics(found: Found, mean: np.ndarray, std: np.ndarray, num_channels: int) -> None:
-    """Raises ValueError if the state dict holds a normalisation other than the given one."""
-    for entry in found.statistics:
-        argument = _statistic(entry)
-        given = mean if argument == "mean" else std
-        own = _as_array(entry).astype(np.float64).ravel()
+def _checked_statistic(argument, given, held, num_channels) -> Any:
+    """The given statistic, which must be that of the state dict, if it holds one."""
+    for key, own in held.items():
         scales = (1, 255) if np.abs(own).max() > 1 else (1,)  # it may be of pixels from 0 to 255
-        if len(own) not in (1, num_channels) or not any(
-            np.allclose(own / scale, given, rtol=0, atol=_STATISTICS_TOLERANCE) for scale in scales
-        ):
+        if len(own) not in (1, num_channels) or not any(_are_close(own / scale, given) for scale in scales):
             raise ValueError(
-                f"{entry.key} of the state dict is {_rounded(own)}, but {argument} is {_shortened(given)}: pass the "
-                f"normalisation that the network was trained with, {argument}={_rounded(own)}, or leave that entry out"
+                f"{key} of the state dict is {_rounded(own)}, but {argument} is {_shortened(np.asarray(given))}: pass "
+                f"the normalisation that the network was trained with, {argument}={_rounded(own)}, or leave that entry "
+                "out"
             )
+    return given
+
+
+def _are_close(statistic, other):
+    return np.allclose(statistic, other, rtol=0, atol=_STATISTICS_TOLERANCE)
 
 
 def _rounded(numbers):
@@ -395,11 +410,15 @@ def _prefix(key, short):
 
 def joined(path: tuple, prefix: str) -> str:
     """The name of a place, or of an entry: all keys that lead to it, joined by dots."""
-    return ".".join([*map(str, path), prefix.removesuffix(".")] if prefix else map(str, path))
+    return ".".join([*map(str, path), *filter(None, [prefix.removesuffix(".")])])
 
 
 def _name(place, entries):
-    return joined(place.path, next(_prefix(held[0].key, short) for short, held in entries.items()))
+    return joined(place.path, _prefix_of(entries))
+
+
+def _prefix_of(entries):
+    return next((_prefix(held[0].key, short) for short, held in entries.items()), "")
 
 
 def is_within(name: str, outer: str) -> bool:
@@ -412,8 +431,7 @@ def _told_apart(places):
     names = [_name(*place) for place in places.items()]
     cut = []
     for (place, entries), name in zip(places.items(), names, strict=True):
-        num_in_prefix = _prefix(*next((held[0].key, short) for short, held in entries.items())).count(".")
-        keys = [*map(str, place.path), *name.split(".")[-num_in_prefix:]] if num_in_prefix else [*map(str, place.path)]
+        keys = [*map(str, place.path), *_prefix_of(entries).split(".")[:-1]]
         firsts = (".".join(keys[:i]) for i in range(1, len(keys)))
         others = [other for other in names if other != name]
         cut.append(next((first for first in firsts if not any(is_within(other, first) for other in others)), name))

@@ -85,8 +85,9 @@ def from_torch(
             f"{type(weights).__name__}: pass the weights themselves as state_dict"
         )
     given = state_dict if isinstance(state_dict, Mapping) else read_state_dict(state_dict, name, _num_bytes(network))
-    options = {**hidden_widths(name, given, weights), **options}
-    network = _create.abstract(name, image_shape, num_classes or 2, **options)
+    if widths := hidden_widths(name, given, weights):
+        options = {**widths, **options}
+        network = _create.abstract(name, image_shape, num_classes or 2, **options)
     match = Match.of(network, given, weights, has_any_head=num_classes is None)
     found = match.found
     if weights is not None:
@@ -97,11 +98,7 @@ def from_torch(
     _state_dicts.check_copies(found)
     if weights is None:
         _state_dicts.refuse_nameless_averages(given, found, len(match.shapes))
-    mean, std = (
-        _state_dicts.statistic(found, argument, image_shape[2]) if value is None else value
-        for argument, value in (("mean", mean), ("std", std))
-    )
-    _state_dicts.check_statistics(found, np.asarray(mean), np.asarray(std), image_shape[2])
+    mean, std = _state_dicts.statistics(found, {"mean": mean, "std": std}, image_shape[2])
     if num_classes is None:
         network = _create.abstract(name, image_shape, match.num_classes, **options)
     graphdef, abstract = nnx.split(network)

@@ -158,6 +158,23 @@ def test_weights_and_checkpoints_are_models(folder, measure):
     assert_same(measure(model="checkpoint.safetensors").read(), expected)
 
 
+def test_weights_are_chosen_by_their_key_and_bring_their_normalisation(measure, tmp_path):
+    weights, averages = np.random.default_rng(0).normal(size=(2, 3, 64)).astype("f4")
+    held = {"linear.bias": np.zeros(3, "f4"), "normalize.mean": np.array([0.5]), "normalize.std": np.array([0.25])}
+    state_dicts = {
+        key: {"linear.weight": kernel, **held} for key, kernel in (("state_dict", weights), ("ema", averages))
+    }
+    flat = {f"{key}.{name}": array for key, each in state_dicts.items() for name, array in each.items()}
+    np.savez(tmp_path / "both.npz", **flat)
+    for key, kernel in (("state_dict", weights), ("ema", averages)):
+        classifier = hmt_jax.models.from_torch(
+            "logistic", {"linear.weight": kernel, **held}, image_shape=(8, 8, 1), mean=(0.5,), std=(0.25,)
+        )
+        found = measure("--weights", str(tmp_path / "both.npz"), "--weights-key", key, model="logistic")
+        assert_same(found.read(), hmt_jax.measure_margins(classifier, IMAGES, DIAGONAL, solvers.DeepFool()))
+        assert found.attributes["source"]["model"]["weights_key"] == key
+
+
 def test_a_program_is_a_model_and_what_it_prints_stays(folder, hmt, tmp_path):
     shutil.copy(cli_models.__file__, "my net.py")
     code, out, err = hmt(*MEASURE[:1], "--model", "my net.py:prints", *MEASURE[3:5], "--out", tmp_path / "m.zarr")
@@ -269,6 +286,12 @@ def test_every_command_has_help(command, hmt):
     assert (code, err) == (0, "")
     assert f"usage: hmt {command} " in out
     assert "{None}" not in out
+
+
+def test_the_help_of_prepare_names_the_data_sets(hmt):
+    assert f"One of {' and '.join(', '.join(data.names()).rsplit(', ', 1))}." in " ".join(
+        hmt("prepare", "--help")[1].split()
+    )
 
 
 def test_the_help_of_all_commands_is_short(hmt):

@@ -34,6 +34,10 @@ MISTAKES = {
         with_("--model", "lenett"),
         "there is no model 'lenett': name a network of hmt models with --weights FILE, a file, or file.py:function",
     ),
+    "function of no module": (
+        with_("--model", ":make"),
+        "there is no model ':make': name a network of hmt models with --weights FILE, a file, or file.py:function",
+    ),
     "folder as model": (with_("--model", "grey"), "{}/grey is a folder: name the file of the model in it"),
     "no program": (with_("--model", "nosuch.py:make"), "there is no file nosuch.py"),
     "no module": (
@@ -77,6 +81,11 @@ MISTAKES = {
         "NoneType",
     ),
     "no function at all": (with_("--model", "cli_models:CONSTANT"), "cli_models:CONSTANT is no function, but int"),
+    "weights as model": (
+        with_("--model", "logistic.npz"),
+        "{}/logistic.npz is a zip archive, and was not written by hmt_jax.models.save: pass weights of PyTorch's as "
+        "--model NAME --weights FILE, with a name of hmt models",
+    ),
     "model with a pickle": (
         with_("--model", "model.pkl"),
         "{}/model.pkl is a file of PyTorch's, and was not written by hmt_jax.models.save: [...]",
@@ -85,7 +94,7 @@ MISTAKES = {
         with_("--images", "colour.npy"),
         "the model cli_models:make fails on images of shape (8, 8, 3) (TypeError: dot_general requires contracting "
         "dimensions to have the same shape, got (192,) and (64,)): give it images of its shape, with --resize and "
-        "--crop for instance, or correct it",
+        "--crop for instance, or correct it; --debug shows where",
     ),
     "statistics of a classifier": (
         with_("--mean", "0.5", "--std", "0.5"),
@@ -103,8 +112,27 @@ MISTAKES = {
     ),
     "weights without statistics": (
         LOGISTIC,
-        "weights need the normalisation that the network was trained with: pass --mean and --std, one number for each "
-        "channel; --mean 0 --std 1 if there was none",
+        "mean and std are not given, and the state dict holds none: pass those that the network was trained with, or "
+        "--mean 0 and --std 1 if it was trained on images in [0, 1] as they are",
+    ),
+    "weights without a deviation": (
+        [*LOGISTIC, "--mean", "0"],
+        "std is not given, and the state dict holds none: pass the one that the network was trained with, or --std 1 "
+        "if it was trained on images in [0, 1] as they are",
+    ),
+    "weights that are there twice": (
+        with_("--weights", "twice.npz", base=[*LOGISTIC, "--mean", "0", "--std", "1"]),
+        "the state dict holds the weights more than once, and their linear.weight differ: pass --weights-key 'one' or "
+        "--weights-key 'other'",
+    ),
+    "no such key": (
+        [*with_("--weights", "twice.npz", base=LOGISTIC), "--weights-key", "ema", "--mean", "0", "--std", "1"],
+        "weights is 'ema', and the state dict holds no array of the network there: pass --weights-key 'one' or "
+        "--weights-key 'other'",
+    ),
+    "key of a classifier": (
+        with_("--weights-key", "ema"),
+        "--weights-key is for the networks of hmt models, and 'cli_models:make' is none of them",
     ),
     "no weights": (
         with_("--weights", "lost.pth", base=[*LOGISTIC, "--mean", "0", "--std", "1"]),
@@ -148,7 +176,7 @@ MISTAKES = {
     ),
     "text as array": (
         with_("--images", "text.npy"),
-        "{}/text.npy is neither .npy nor .npz: name such a file, or the folder in which images lie",
+        "what {}/text.npy holds is neither .npy nor .npz: name such a file, or the folder in which images lie",
     ),
     "array of objects": (
         with_("--images", "objects.npy"),
@@ -159,6 +187,10 @@ MISTAKES = {
         with_("--images", "objects.npz"),
         "{}/objects.npz can't be read as an array of numbers (Object arrays cannot be loaded when allow_pickle=False): "
         "write it with numpy.save, as uint8 or float32",
+    ),
+    "no arrays": (
+        with_("--images", "nothing.npz"),
+        "{}/nothing.npz must hold one array of images, or one of the name images; its arrays are none",
     ),
     "several arrays": (
         with_("--images", "two.npz"),
@@ -192,6 +224,11 @@ MISTAKES = {
     ),
     "too many": (with_("--num", "7"), "--num 7 must be from 1 to 6, the number of images"),
     "no data set": (with_("--images", "mnst:test"), "unknown data set 'mnst'; the nearest ones are mnist, [...]"),
+    "data set that is not prepared": (
+        [*with_("--images", "mnist:test"), "--data-dir", "empty"],
+        "mnist is not prepared in {}/empty: run `hmt prepare mnist --data-dir {}/empty`, or name the folder that "
+        "holds it, [...]",
+    ),
     "no split": (
         with_("--images", "digits:validation"),
         "digits has no split 'validation': use digits:train or digits:test, or a part such as [:1000]",
@@ -206,7 +243,15 @@ MISTAKES = {
     "no subspaces": (with_("--subspaces", "dct"), f"unknown subspaces 'dct': use {SPECS}"),
     "subspaces without numbers": (
         with_("--subspaces", "random:many"),
-        f"'random:many' must have whole numbers after random: use {SPECS}",
+        f"'random:many' must have whole numbers after random, of up to 9 digits: use {SPECS}",
+    ),
+    "subspaces of a huge number": (
+        with_("--subspaces", "random:5:99999999999999999999"),
+        f"'random:5:99999999999999999999' must have whole numbers after random, of up to 9 digits: use {SPECS}",
+    ),
+    "subspaces twice": (
+        with_("--subspaces", "full", "random:3", "full"),
+        "--subspaces has full twice: leave one of them out",
     ),
     "large window": (
         with_("--subspaces", "full", "dct-diagonal:9"),
@@ -227,6 +272,10 @@ MISTAKES = {
     "half a step": (with_("--solver", "deepfool:max_steps=2.5"), "max_steps must be a whole number, got 2.5"),
     "no effort": (with_("--solver", "tight:slow"), "effort must be one of fast, normal, thorough, got 'slow'"),
     # stores
+    "store without a name": (
+        with_("--out", ""),
+        "--out is empty: name the folder of the store, such as --out margins.zarr",
+    ),
     "store in a file": (
         with_("--out", "images.npy"),
         "there is something else at {}/images.npy already: choose another path, or move it away",
@@ -289,7 +338,7 @@ MISTAKES = {
     ),
     "no folder for data": (
         ["prepare", "mnist", "--data-dir", "/proc/lost"],
-        "no folder can be made in /proc/lost (No such file or directory): pass a data_dir that can be written",
+        "no folder can be made in /proc/lost (No such file or directory): pass a --data-dir that can be written",
     ),
 }
 
@@ -316,6 +365,7 @@ USAGE = {
     "number of text": ([*MEASURE, "--num", "ten"], ["--num: expected a whole number, at least 1, got 'ten'"]),
     "number 0": (["audit", "whole.zarr", "--num", "0"], ["--num: expected a whole number, at least 1, got '0'"]),
     "decimal comma": ([*MEASURE, "--std", "0,3"], ["--std: expected a number for each channel", "got '0,3'"]),
+    "no numbers": ([*MEASURE, "--mean", "--std", "1"], ["--mean: expected a number for each channel", "got ''"]),
     "precision": ([*MEASURE, "--precision", "low"], ["'low'", "--precision", "'highest', 'default'"]),
     "backend": ([*MEASURE, "--backend", "cuda"], ["'cuda'", "--backend", "'auto', 'torchax', 'callback'"]),
 }

@@ -80,6 +80,43 @@ def test_a_warning_is_one_line(hmt, monkeypatch, recwarn):
     assert "UserWarning" in warnings.formatwarning("beware", UserWarning, "file.py", 3)
 
 
+def test_a_warning_of_pixels_names_options(hmt, folder, tmp_path):
+    np.save(tmp_path / "images.npy", np.linspace(-2, 2, 128, dtype="f4").reshape(2, 8, 8, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # and printed, as outside of pytest
+        warnings.showwarning = lambda *parts: sys.stderr.write(warnings.formatwarning(*parts[:4]))
+        code, _, err = hmt(*MEASURE[:3], "--images", tmp_path / "images.npy", "--out", tmp_path / "m.zarr")
+    assert code == 0
+    assert err == (
+        "warning: pixels of 2 of 2 images leave [0, 1], from -2 to 2, and flipping their frequencies does not explain "
+        "it; pass images before normalisation, with --mean and --std if the model takes them\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "expected"),
+    [
+        ("0.12.3", None, _process._ONEDNN_FLAGS),
+        ("0.12.3", "--mine", "--mine"),
+        ("0.11.2", None, None),
+        ("0.13.0", None, None),
+    ],
+)
+def test_flags_are_given_to_the_release_that_knows_them(version, flags, expected, hmt, monkeypatch):
+    """And where nobody has set others: an unknown one would end the process."""
+    monkeypatch.setattr("jaxlib.__version__", version)
+    monkeypatch.setenv("XLA_FLAGS", "--others")  # so that what was there comes back
+    if flags is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    else:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    seen = []
+    monkeypatch.setattr("hmt_jax.models.names", lambda: seen.append(os.environ.get("XLA_FLAGS")) or ())
+    with warnings.catch_warnings():
+        assert hmt("models")[0] == 0
+    assert seen == [expected]
+
+
 def test_output_that_its_reader_has_closed_ends_the_command_in_silence(hmt, monkeypatch, capsys):
     for arguments in (["models"], ["--help"], ["measure", "--help"]):
         read, write = os.pipe()
@@ -110,7 +147,24 @@ def test_without_a_home_directory_programs_are_not_kept(hmt, folder, monkeypatch
     assert (code, err) == (0, "")
 
 
+def test_the_library_imports_every_name_when_it_is_used():
+    for name in hmt_jax.__all__:
+        assert getattr(hmt_jax, name) is (hmt_jax.__getattr__(name) if name[0] != "_" else hmt_jax.__version__)
+    assert set(hmt_jax.__all__) <= set(dir(hmt_jax))
+    with pytest.raises(AttributeError, match=r"^module 'hmt_jax' has no attribute 'margin'$"):
+        hmt_jax.margin  # noqa: B018
+
+
 # In processes of their own
+
+
+def test_help_comes_without_jax_and_ctrl_c_while_it_is_imported_is_one_line(folder, tmp_path):
+    (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(100)")
+    settings = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path[1:]])}
+    for arguments, code in {("--help",): 0, ("measure", "--help"): 0, ("measure",): 2}.items():
+        assert finished(start(*arguments, env=settings))[0] == code
+    message = "\nstopped by Ctrl-C: start again with: python -m hmt_jax models\n"
+    assert finished(start("models", env=settings)) == (130, "", message)
 
 
 def test_a_narrow_terminal_of_ascii_gets_ascii(folder):
@@ -214,7 +268,7 @@ def make():
     process.send_signal(signal.SIGINT)
     code, _, err = finished(process)
     assert code == 130
-    typed = f"hmt measure --model {tmp_path}/net.py:make --images images.npy --out {tmp_path}/m.zarr"
+    typed = f"python -m hmt_jax measure --model {tmp_path}/net.py:make --images images.npy --out {tmp_path}/m.zarr"
     assert err.startswith("\nstopped by Ctrl-C: ")
     assert err.endswith(f"go on with: {typed}\n")
     assert len(err.splitlines()) == 2

@@ -54,7 +54,11 @@ def fill(folder):
     np.save(folder / "objects.npy", np.array([HarmfulError()], dtype=object))
     np.savez(folder / "objects.npz", images=np.array([HarmfulError()], dtype=object))
     np.savez(folder / "two.npz", a=IMAGES, b=IMAGES)
-    np.savez(folder / "logistic.npz", **{"linear.weight": np.ones((3, 64), "f4"), "linear.bias": np.ones(3, "f4")})
+    np.savez(folder / "nothing.npz")
+    weights = {"linear.weight": np.ones((3, 64), "f4"), "linear.bias": np.ones(3, "f4")}
+    np.savez(folder / "logistic.npz", **weights)
+    named = {f"{key}.{name}": array * (key == "one") for key in ("one", "other") for name, array in weights.items()}
+    np.savez(folder / "twice.npz", **named)
     (folder / "text.npy").write_text("no array")
     (folder / "broken.py").write_text("def make(:\n")
     (folder / "needy.py").write_text("import a_package_that_nobody_has\n")

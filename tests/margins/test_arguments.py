@@ -16,33 +16,31 @@ def two_logits(images):
     return two_classes()(images)
 
 
-def refuses(message, *, error=ValueError):
-    return pytest.raises(error, match=message)
-
-
 # Images
 
 
 @pytest.mark.parametrize("shape", [(4, 5), SHAPE, (1, 2, 4, 5, 2)])
 def test_the_rank_of_the_images_is_checked(shape):
-    with refuses(
-        r"^images must have shape \(N, height, width, channels\), got \(.*\); add the channel axis of grey images "
-        r"with images\[\.\.\., None\], and the batch axis of one image with image\[None\]$"
+    with pytest.raises(
+        ValueError,
+        match=r"^images must have shape \(N, height, width, channels\), got \(.*\); add the channel axis of grey "
+        r"images with images\[\.\.\., None\], and the batch axis of one image with image\[None\]$",
     ):
         hmt_jax.measure_margins(two_classes(), np.zeros(shape, np.float32), WHOLE)
 
 
 def test_a_single_image_has_three_axes():
     for shape in ((4, 5), (1, *SHAPE)):
-        with refuses(
-            r"^image must have shape \(height, width, channels\), got \(.*\); add the channel axis of a grey image "
-            r"with image\[\.\.\., None\], and pass batches to measure_margins$"
+        with pytest.raises(
+            ValueError,
+            match=r"^image must have shape \(height, width, channels\), got \(.*\); add the channel axis of a grey "
+            r"image with image\[\.\.\., None\], and pass batches to measure_margins$",
         ):
             hmt_jax.measure_margin(two_classes(), np.zeros(shape, np.float32), WHOLE)
 
 
 def test_an_empty_batch_is_refused():
-    with refuses(r"^images is empty, with shape \(0, 4, 5, 2\): pass at least one image$"):
+    with pytest.raises(ValueError, match=r"^images is empty, with shape \(0, 4, 5, 2\): pass at least one image$"):
         measure_two(images_of_two_classes(num_images=0))
 
 
@@ -50,9 +48,9 @@ def test_an_empty_batch_is_refused():
 def test_images_are_8_bit_or_floating_point(dtype):
     message = rf"must be uint8, or floating point in \[0, 1\], got {dtype}; convert 8-bit images with "
     images = images_of_two_classes().astype(dtype)
-    with refuses(rf"^images {message}images\.astype\(np\.uint8\)$"):
+    with pytest.raises(ValueError, match=rf"^images {message}images\.astype\(np\.uint8\)$"):
         measure_two(images)
-    with refuses(rf"^image {message}image\.astype\(np\.uint8\)$"):
+    with pytest.raises(ValueError, match=rf"^image {message}image\.astype\(np\.uint8\)$"):
         hmt_jax.measure_margin(two_classes(), images[0], WHOLE)
 
 
@@ -70,16 +68,20 @@ def test_images_are_8_bit_or_floating_point(dtype):
     ids=["one", "many", "the last of two"],
 )
 def test_subspaces_must_be_for_the_shape_of_the_images(image_shape, make):
-    with refuses(
-        rf"^the subspaces are for images of shape \({', '.join(map(str, image_shape))}\), but images have shape "
-        r"\(4, 5, 2\) after the batch axis; make the subspaces for that shape$"
+    with pytest.raises(
+        ValueError,
+        match=rf"^the subspaces are for images of shape \({', '.join(map(str, image_shape))}\), but images have shape "
+        r"\(4, 5, 2\) after the batch axis; make the subspaces for that shape$",
     ):
         hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make(image_shape))
 
 
 def test_channels_belong_behind():
     images = images_of_two_classes().transpose(0, 3, 1, 2)
-    with refuses(r"but images have shape \(2, 4, 5\) after the batch axis; pass images\.transpose\(0, 2, 3, 1\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"but images have shape \(2, 4, 5\) after the batch axis; pass images\.transpose\(0, 2, 3, 1\)$",
+    ):
         hmt_jax.measure_margins(two_classes(), images, WHOLE)
 
 
@@ -109,12 +111,12 @@ def test_channels_belong_behind():
     ids=["None", "number", "text", "dict", "array", "class", "nested"],
 )
 def test_what_is_no_subspace_is_refused(make, message):
-    with refuses(f"^{message}$", error=TypeError):
+    with pytest.raises(TypeError, match=f"^{message}$"):
         hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make())
 
 
 def test_there_must_be_a_subspace():
-    with refuses(r"^subspaces is empty: pass at least one subspace$"):
+    with pytest.raises(ValueError, match=r"^subspaces is empty: pass at least one subspace$"):
         hmt_jax.measure_margins(two_classes(), images_of_two_classes(), [])
 
 
@@ -127,7 +129,9 @@ def test_subspaces_that_are_no_pytrees_are_refused():
             return z.reshape(4, 5, 2)
 
     for given in (Whole(), [WHOLE, Whole()]):
-        with refuses(r"^a subspace must be a pytree, but Whole is not registered as one: decorate", error=TypeError):
+        with pytest.raises(
+            TypeError, match=r"^a subspace must be a pytree, but Whole is not registered as one: decorate"
+        ):
             hmt_jax.measure_margins(two_classes(), images_of_two_classes(), given)
 
 
@@ -148,7 +152,7 @@ def test_subspaces_that_are_no_pytrees_are_refused():
     ids=["tuple", "dict", "other shape"],
 )
 def test_what_a_classifier_returns_is_checked(classifier, message, batch_size):
-    with refuses(message):
+    with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE, batch_size=batch_size)
 
 
@@ -173,18 +177,18 @@ def test_what_a_classifier_returns_is_checked(classifier, message, batch_size):
     ids=["no batch axis", "transposed", "one class", "integers"],
 )
 def test_logits_are_checked(classifier, message):
-    with refuses(message):
+    with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE)
-    with refuses(message):
+    with pytest.raises(ValueError, match=message):
         hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE)
 
 
 @pytest.mark.parametrize("classifier", [None, "lenet", np.eye(3)], ids=["None", "text", "array"])
 def test_a_classifier_must_be_callable(classifier):
     message = r"^classifier must be callable on images \(N, height, width, channels\), got <class '.*'>"
-    with refuses(message, error=TypeError):
+    with pytest.raises(TypeError, match=message):
         hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE)
-    with refuses(message, error=TypeError):
+    with pytest.raises(TypeError, match=message):
         hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE)
 
 
@@ -200,25 +204,25 @@ def test_a_classifier_must_be_callable(classifier):
     ],
 )
 def test_the_batch_size_is_checked(batch_size, message):
-    with refuses(f"^{message}$"):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         measure_two(images_of_two_classes(), batch_size=batch_size)
 
 
 def test_there_must_be_a_device():
-    with refuses(r"^devices is empty: pass at least one, or None for all local devices$"):
+    with pytest.raises(ValueError, match=r"^devices is empty: pass at least one, or None for all local devices$"):
         measure_two(images_of_two_classes(), devices=[])
 
 
 def test_progress_must_be_a_function():
     """It is checked before anything is compiled, since a call of it comes after that."""
     message = "progress must be a function of the numbers of finished pairs and of all pairs, or None, got True"
-    with refuses(f"^{message}$", error=TypeError):
+    with pytest.raises(TypeError, match=f"^{message}$"):
         measure_two(images_of_two_classes(), progress=True)
 
 
 @pytest.mark.parametrize("name", ["known", "num_bisections", "num_lanes", "num_candidates", "overshoot", "max_steps"])
 def test_settings_of_solvers_and_of_other_functions_are_no_arguments(name):
-    with refuses(rf"measure_margins\(\) got an unexpected keyword argument '{name}'", error=TypeError):
+    with pytest.raises(TypeError, match=rf"measure_margins\(\) got an unexpected keyword argument '{name}'"):
         measure_two(images_of_two_classes(), **{name: 1})
 
 

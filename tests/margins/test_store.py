@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,13 +22,14 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from bucket import bucket
 from examples import ARRAYS, SHAPE, diagonal
 from flax import linen, nnx
 from helpers import random_images, tanh_classifier, tanh_logits, tanh_parameters, with_parameters
 
 import hmt_jax
-from hmt_jax import MarginStore, measure_to_store, solvers, subspaces
-from hmt_jax.margins import _identity, _sizes
+from hmt_jax import MarginStore, measure_to_store, models, solvers, subspaces
+from hmt_jax.margins import _identity, _sizes, _store, _store_files
 
 IMAGES = random_images(7, *SHAPE, seed=7, dtype="float32")
 NAMES = (*ARRAYS, "work", "image_sha256")
@@ -353,6 +355,47 @@ def test_a_store_of_another_measurement_is_refused(other, filled):
     assert files_of(filled) == before
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Module(models.TorchClassifier):
+    """A PyTorch module, without PyTorch: another backend rounds otherwise."""
+
+    def __call__(self, images):
+        flat = images.reshape(len(images), -1)
+        if self.backend_for(images.shape[1:]) == "torchax":
+            return flat @ self.tensors["weight"]
+        return (flat[:, :, None] * self.tensors["weight"][None]).sum(axis=1)
+
+
+def test_another_backend_of_a_module_is_refused_with_its_remedy(tmp_path):
+    def module(backend):
+        return Module({"weight": jnp.eye(40, 4)}, None, None, None, backend)
+
+    measure(tmp_path / "m", classifier=module("torchax"))
+    with pytest.raises(
+        ValueError,
+        match=r"^.*m holds margins of another classifier: backend torchax there, callback here; make the classifier "
+        r"with backend='torchax' to go on, or choose another path to measure these$",
+    ):
+        measure(tmp_path / "m", classifier=module("callback"))
+    assert measure(tmp_path / "m", classifier=module("torchax")).missing() == []
+
+
+def test_code_of_other_versions_is_not_compared(copied):
+    """But the name of the function is, and its parameters are."""
+    store = MarginStore.open(copied)
+    old = {"code_of": "jax 0.0, jaxlib 0.0, abacus", "code_sha256": 64 * "0"}
+    store.set_attributes({"classifier": store.attributes["classifier"] | old})
+    assert measure(copied, keep_coordinates=True).missing() == []
+    others = {
+        "kind tanh_logits there, .*<lambda> here": with_parameters(lambda *a: tanh_logits(*a), tanh_parameters()),
+        "parameters_sha256 [0-9a-f]{8} there, [0-9a-f]{8} here": tanh_classifier(tanh_parameters(1)),
+    }
+    for message, classifier in others.items():
+        with pytest.raises(ValueError, match=f"holds margins of another classifier: {message}; choose another path"):
+            measure(copied, classifier=classifier, keep_coordinates=True)
+
+
 def test_a_solver_without_a_text_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"^solver has the text <.*Nameless object at 0x.*>, whose address differs in .*__"
@@ -655,6 +698,111 @@ def test_metadata_of_a_killed_creation_are_no_obstacle(tmp_path):
     (tmp_path / "m/zarr.json").unlink()
     with pytest.raises(FileExistsError, match=r"there is something else at"):  # whose margins stay
         new_store(tmp_path / "m", 3)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path, monkeypatch):
+    """A path where there is nothing yet: in a folder, or in a bucket on this machine that works as Google's do."""
+    if request.param == "folder":
+        yield tmp_path / "m"
+        return
+    with bucket() as address:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        yield "gs://bucket/folder/m.zarr"
+
+
+def test_a_store_anywhere_holds_the_same_and_goes_on(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(MarginStore, "write", lambda *arguments: None)
+        measure(place, keep_coordinates=True)
+    assert MarginStore.open(place).missing() == [0, 1, 2]
+    store = measure(place, keep_coordinates=True)
+    assert_equal(store.read(), expected())
+    assert (store.verify(), store.missing()) == ([], [])
+    with pytest.raises(ValueError, match=r"^.* holds margins of other images: images 0 to 2 differ"):
+        measure(place, IMAGES[::-1], keep_coordinates=True)
+    store._files.write({"gap/c/0/1": b"damaged", "zarr.json": None})
+    with pytest.raises(FileExistsError, match=r"^there is something else at .* already: choose another path"):
+        new_store(place, dimensions=[8, 8, 8])
+    store.set_attributes({})
+    with pytest.warns(UserWarning, match=r" had 1 damaged file \(gap/c/0/1\): they are now in .*-damaged, and"):
+        assert_equal(measure(place, keep_coordinates=True).read(), expected())
+    assert _store_files.Files(f"{store.path}-damaged").read("gap/c/0/1") == [b"damaged"]
+
+
+def at_the_last_moment(monkeypatch, act):
+    """Has `act` called when the next store has found its path free, just before it writes its first file."""
+    write = _store_files.Files.create
+
+    def interleaved(self, *arguments):
+        monkeypatch.setattr(_store_files.Files, "create", write)
+        act()
+        return write(self, *arguments)
+
+    monkeypatch.setattr(_store_files.Files, "create", interleaved)
+
+
+def test_of_two_measurements_that_make_one_store_one_is_refused(place, monkeypatch):
+    at_the_last_moment(monkeypatch, lambda: measure(place, keep_coordinates=True))
+    with pytest.raises(
+        ValueError, match=r"holds margins of another solver: DeepFool\(.*100\) there, DeepFool\(.*7\) here"
+    ):
+        measure(place, solver=solvers.DeepFool(max_steps=7), keep_coordinates=True)
+    store = MarginStore.open(place)
+    assert (store.missing(), store.verify()) == ([], [])
+    assert_equal(store.read(), expected())
+
+
+def test_a_measurement_joins_the_same_one_that_has_just_made_the_store(place, monkeypatch):
+    """With other chunks, too, and before the other one has written more than the attributes."""
+
+    class Killed(BaseException):
+        pass
+
+    def be_killed(*arguments):
+        raise Killed
+
+    def make():
+        with monkeypatch.context() as patch:
+            patch.setattr(_store_files.Files, "write", be_killed)
+            with pytest.raises(Killed):
+                measure(place, keep_coordinates=True)
+
+    at_the_last_moment(monkeypatch, make)
+    store = measure(place, keep_coordinates=True, chunk_size=2)
+    assert (store.chunk_size, store.missing(), store.verify()) == (3, [], [])
+    assert_equal(store.read(), expected())
+    at_the_last_moment(monkeypatch, lambda: None)
+    with pytest.raises(
+        FileExistsError, match=r"^there is a store at .* already: choose another path, or move it away$"
+    ):
+        new_store(place)
+
+
+def test_two_stores_made_at_one_path_at_the_same_moment(place, monkeypatch):
+    at_the_last_moment(monkeypatch, lambda: new_store(place, attributes={"mine": "first"}))
+    with pytest.raises(
+        FileExistsError, match=r"^there is a store at .* already: choose another path, or move it away$"
+    ):
+        new_store(place, 7, attributes={"mine": "second"})
+    store = MarginStore.open(place)
+    assert (store.attributes["mine"], store.chunk_size, store.verify()) == ("first", 1, [])
+
+
+def test_an_address_that_does_not_answer_is_named_soon(monkeypatch):
+    """Its connections are taken, but nothing comes back: as behind a firewall, TensorStore would wait."""
+    monkeypatch.setattr(_store, "SECONDS_TO_OPEN", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        for use in (measure, new_store, MarginStore.open):
+            with pytest.raises(OSError, match=r"^gs://far/m.zarr can't be reached") as caught:
+                use("gs://far/m.zarr")
+            assert str(caught.value) == (
+                "gs://far/m.zarr can't be reached (it does not answer): check the address, the network and your "
+                "credentials"
+            )
 
 
 def test_results_that_do_not_fit_are_refused(tmp_path):

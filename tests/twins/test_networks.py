@@ -1,8 +1,10 @@
 """The paper's networks against PyTorch: logits, gradients, margins, and weights in and out."""
 
 import argparse
+import functools
 import itertools
 import json
+import math
 import pathlib
 import pickle
 import re
@@ -71,6 +73,13 @@ def twin_of(name, channels=3, num_classes=7, seed=0):
     return torch_twins.randomize(network.to_empty(device="cpu"), seed).requires_grad_(False)
 
 
+@functools.cache
+def state_of_twin(name):
+    """The weights of `twin_of(name)` in PyTorch, and those of the imported network."""
+    network = twin_of(name)
+    return network.state_dict(), nnx.state(imported(name, network, (*size_of(name), 3)))
+
+
 def imported(name, network, image_shape, **options):
     channels = image_shape[-1]
     state_dict = network if isinstance(network, dict) else network.state_dict()
@@ -118,8 +127,11 @@ def images_off_kinks(network, *shape):
 
 
 def in_dtype(name, network, image_shape, dtype, **options):
+    """The imported network, which has as many parameters as the one in PyTorch."""
     weights = {key: value.numpy().astype(dtype, copy=False) for key, value in network.state_dict().items()}
-    return as_pytree(imported(name, weights, image_shape, num_classes=7, **options))
+    classifier = imported(name, weights, image_shape, num_classes=7, **options)
+    assert num_parameters(classifier.network) == sum(parameter.numel() for parameter in network.parameters())
+    return as_pytree(classifier)
 
 
 def assert_close(ours, theirs, dtype):
@@ -152,12 +164,21 @@ def check_logits(name, network, images, **options):
     assert_close(LOGITS(classifier, jnp.asarray(images)), network(torch_input(images)).numpy(), np.float64)
 
 
+@pytest.fixture
+def kept_by_no_cache():
+    """For large programs that run once: they are not written into the cache, which takes as long as lowering them."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, math.inf)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.usefixtures("kept_by_no_cache")
 @pytest.mark.parametrize("name", all_names())
 def test_networks_agree_with_pytorch(name, request, x64):
     channels = 1 if name.endswith("mnist") else 3
     network = twin_of(name, channels).double()
-    expected = sum(parameter.numel() for parameter in network.parameters())
-    assert num_parameters(_create.abstract(name, (32, 32, channels), 7)) == expected
     pairs = list(itertools.product(SHAPES[form(name)], TOLERANCES))
     if not request.config.getoption("--all-twins"):
         if not name.startswith(SHALLOW):
@@ -330,10 +351,8 @@ TORCHVISION_TO_KUANGLIU = (
     ],
 )
 def test_other_names_of_tensors(name, substitutions):
-    network = twin_of(name)
-    image_shape = (*size_of(name), 3)
-    expected = nnx.state(imported(name, network, image_shape))
-    state = nnx.state(imported(name, renamed(network.state_dict(), *substitutions), image_shape))
+    weights, expected = state_of_twin(name)
+    state = nnx.state(imported(name, renamed(weights, *substitutions), (*size_of(name), 3)))
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
