@@ -4,8 +4,9 @@ Colours are variables of the page's style sheet, which has one set of them for l
 gave are data, never expressions. A logarithmic axis has its ends written down, so that the page can make it linear.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,9 +20,11 @@ require("a report", "tool", "altair", "jinja2", "vl_convert")
 import altair as alt  # noqa: E402
 
 _HEIGHT, _LOW = 320, 220  # pixels
+_CELL, _WIDEST = 44, 640  # pixels, of heat maps
 _MOST_DOTS = 3000  # in the chart of a measurement
 _MOST_DOTS_OF_A_WINDOW = 300
 _DASH_SCALE = 1.5
+_TITLE_LENGTH = 44  # characters in a line below an axis, which fit on a phone
 _HALF_WIDTH = 0.3  # of what a swarm of dots takes, of the distance between subspaces
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -64,7 +67,7 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
         if (least := numbers[m].bounds) is not None:
             bounds += [
                 {"m": m, "x": r, "bound": _finite(value, limits), "name": measurement.name, "subspace": label}
-                | {"certified": exact(value)}
+                | {"certified": exact(value), "text": f"{measurement.name}, subspace {label}: certified {exact(value)}"}
                 for r, (label, value) in enumerate(zip(measurement.subspaces, least, strict=True))
             ]
     x, along = _x_of(first), _log(limits, _looks.MARGIN)
@@ -86,7 +89,9 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
     interval = {"x": x, "y": along("from"), "y2": "to:Q"}
     if is_joined:
         layers += [
-            base.mark_area(opacity=0.13, aria=False, clip=True).encode(color=look["color"], **spread),
+            base.mark_area(opacity=min(0.15, 0.3 / len(measurements)), aria=False, clip=True).encode(
+                color=look["color"], **spread
+            ),
             base.mark_area(opacity=0.25, aria=False, clip=True).encode(color=look["color"], **interval),
             base.mark_line(strokeWidth=1.8, aria=False).encode(x=x, y=y, **look),
         ]
@@ -114,14 +119,14 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
             color=look["color"],
             tooltip=_DOT,
         ),
+        # Invisible, so that the mouse need not hit a marker, and below all of them.
+        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
         is_there.mark_point(filled=True, size=55, opacity=1).encode(
-            x=x, y=y, color=look["color"], shape=shape, tooltip=tooltip
+            x=x, y=y, color=look["color"], shape=shape, tooltip=tooltip, description=_TEXT
         ),
         base.transform_filter("datum.is_censored")
         .mark_point(filled=True, size=70, shape="triangle-up", opacity=1)
-        .encode(x=x, y=alt.value(4), color=look["color"], tooltip=tooltip),
-        # Invisible, so that the mouse need not hit a marker.
-        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
+        .encode(x=x, y=alt.value(4), color=look["color"], tooltip=tooltip, description=_TEXT),
     ]
     text = f"Median margins in {len(first.subspaces)} subspaces, by {first.axis}. " + " ".join(
         f"{measurement.name}: {_in_words(measurement, numbers[m])}." for m, measurement in measurements.items()
@@ -155,7 +160,7 @@ def distribution(m: int, measurement: Measurement, numbers: Numbers) -> dict[str
         ),
         base.transform_filter("isValid(datum.y)")
         .mark_point(filled=True, size=28, opacity=1, stroke="currentColor", strokeWidth=1)
-        .encode(x=x, y=y, color=alt.value("var(--background)"), tooltip=tooltip),
+        .encode(x=x, y=y, color=alt.value("var(--background)"), tooltip=tooltip, description=_TEXT),
         base.transform_filter("datum.failed > 0")
         .mark_text(dy=-6, fontSize=11, aria=False)
         .encode(x=x, y=alt.value(0), text="failed:Q", color=alt.value("var(--censored)"), tooltip=tooltip),
@@ -192,14 +197,15 @@ def heat_map(measurement: Measurement, numbers: Numbers) -> dict[str, Any]:
         legend=alt.Legend(format="~g", orient="bottom", gradientLength=220, tickCount=4),
     )
     layers = [
-        base.transform_filter("isValid(datum.y)").mark_rect().encode(color=color),
+        base.transform_filter("isValid(datum.y)").mark_rect().encode(color=color, description=_TEXT),
         base.transform_filter("!isValid(datum.y)")
         .mark_text(text="\u221e", aria=False)
         .encode(color=alt.value("currentColor")),
     ]
-    step = alt.Step(max(16, min(32, 320 // len({row["row"] for row in rows}))))
     text = f"Heat map of median margins over both frequencies. {_in_words(measurement, numbers)}."
-    return _spec(layers, {"rows": rows}, text, height=step)
+    num_rows, num_columns = (len({row[axis] for row in rows}) for axis in ("row", "column"))
+    cell = min(_CELL, _WIDEST // num_columns)  # square; the page makes it smaller where it does not fit
+    return _spec(layers, {"rows": rows}, text, width=cell * num_columns, height=cell * num_rows)
 
 
 def ratios(pairs: Sequence[Pair], measurements: Sequence[Measurement]) -> dict[str, Any]:
@@ -248,10 +254,15 @@ def ratios(pairs: Sequence[Pair], measurements: Sequence[Measurement]) -> dict[s
         )
     is_there = base.transform_filter("isValid(datum.y)")
     layers += [
-        is_there.mark_point(filled=True, size=50, opacity=1).encode(
-            x=x, y=y, color=color, shape=alt.Shape("m:N", scale=_scale("shape"), legend=None), tooltip=tooltip
-        ),
         is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
+        is_there.mark_point(filled=True, size=50, opacity=1).encode(
+            x=x,
+            y=y,
+            color=color,
+            shape=alt.Shape("m:N", scale=_scale("shape"), legend=None),
+            tooltip=tooltip,
+            description=_TEXT,
+        ),
     ]
     names = ", ".join(f"{measurements[p.second].name} over {measurements[p.first].name}" for p in pairs)
     return _spec(
@@ -273,6 +284,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
     """
     rows = [
         {"m": m, "epoch": epoch + 1, "y": _finite(value), "name": names[m], "value": exact(value)}
+        | {"text": f"{names[m]}, epoch {epoch + 1}: {exact(value)}"}
         for m, values in curves.items()
         for epoch, value in enumerate(values)
     ]
@@ -288,7 +300,8 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
         ),
         base.mark_point(filled=True, size=40, opacity=1).encode(
             shape=alt.Shape("m:N", scale=_scale("shape"), legend=None),
-            tooltip=_tooltip("name", "epoch", f"value:{name}"),
+            tooltip=_tooltip("name", "epoch", "value"),
+            description=_TEXT,
         ),
     ]
     text = f"{name} over {max(map(len, curves.values()))} epochs of training."
@@ -317,6 +330,7 @@ def _rows(measurement: Measurement, numbers: Numbers, limits) -> list[dict[str, 
                 "quartiles": f"{exact(at[25])} to {exact(at[75])}",
                 "images": len(numbers.margins[r]),
                 "failed": int(numbers.num_failed[r]),
+                "text": f"{measurement.name}, subspace {label}: median {exact(at[50])}",
             }
         )
     return rows
@@ -384,7 +398,8 @@ def _x_of(measurement: Measurement) -> alt.X:
         labelOverlap=True,
         **({"labelAngle": -40, "labelAlign": "right"} if is_long else {"labelAngle": 0}),
     )
-    return alt.X("x:Q", title=measurement.axis, axis=axis, scale=alt.Scale(domain=[-0.5, number - 0.5], nice=False))
+    title = textwrap.wrap(measurement.axis, _TITLE_LENGTH)
+    return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(domain=[-0.5, number - 0.5], nice=False))
 
 
 def _log(limits: tuple[float, float], title: str) -> Callable[[str], alt.Y]:
@@ -411,6 +426,7 @@ def _tooltip(*fields: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in pairs]
 
 
+_TEXT = alt.Description("text:N")
 _DOT = _tooltip("name", "subspace", "image", "y:margin", "label:label before and after")
 
 
@@ -430,7 +446,8 @@ def _spec(
     text: str,
     *,
     params: Mapping[str, Any] | None = None,
-    height: Any = _HEIGHT,
+    width: int | Literal["container"] = "container",
+    height: int = _HEIGHT,
 ) -> dict[str, Any]:
     """The specification of some layers, as JSON can hold it.
 
@@ -439,13 +456,14 @@ def _spec(
       data: rows, by the names that the layers have for them.
       text: what is to be seen, for those who can't see it.
       params: values of the parameters, by their names.
-      height: in pixels, or by steps.
+      width: in pixels, or all that there is.
+      height: in pixels.
     """
     chart = alt.layer(*layers).properties(
-        width="container",
+        width=width,
         height=height,
         description=text,
-        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        autosize=alt.AutoSizeParams(type="fit-x" if width == "container" else "pad", contains="padding"),
     )
     chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in (params or {}).items()))
     return chart.to_dict() | {"config": _CONFIG, "datasets": dict(data)}

@@ -68,7 +68,7 @@ def html(
         "number": _tables.number,
         "exact": _charts.exact,
         "share": lambda share: f"{share:.1%}",
-        "multiplied": lambda length: 2 * length,
+        "doubled": lambda length: 2 * length,
     }
     pairs = pairs_of(measurements)
     return environment.get_template("page.html.j2").render(
