@@ -102,14 +102,18 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
     layers += [base.mark_rule(strokeWidth=1.5, aria=False, clip=True).encode(color=look["color"], **interval)]
     if bounds:
         certified = alt.Chart(_data("bounds")).transform_filter(shown)
-        names = _tooltip("name", "subspace", "certified:certified lower bound, median")
+        of_bound = _tooltip("name", "subspace", "certified:certified lower bound, median")
         layers += [
             certified.mark_line(strokeWidth=1.2, opacity=0.7, strokeDash=[2, 2], aria=False).encode(
                 x=x, y=along("bound"), color=look["color"]
             ),
-            certified.mark_tick(thickness=2, size=10).encode(x=x, y=along("bound"), color=look["color"], tooltip=names),
+            certified.mark_tick(thickness=2, size=10).encode(
+                x=x, y=along("bound"), color=look["color"], tooltip=of_bound, description=_TEXT
+            ),
         ]
     layers += [
+        # Invisible, so that the mouse need not hit a marker, and below all of them.
+        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
         _named_dots()
         .transform_filter(f"{shown} && datum.r == window")
         .mark_circle(size=14, opacity=0.55, aria=False)
@@ -119,8 +123,6 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
             color=look["color"],
             tooltip=_DOT,
         ),
-        # Invisible, so that the mouse need not hit a marker, and below all of them.
-        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
         is_there.mark_point(filled=True, size=55, opacity=1).encode(
             x=x, y=y, color=look["color"], shape=shape, tooltip=tooltip, description=_TEXT
         ),
@@ -164,7 +166,6 @@ def distribution(m: int, measurement: Measurement, numbers: Numbers) -> dict[str
         base.transform_filter("datum.failed > 0")
         .mark_text(dy=-6, fontSize=11, aria=False)
         .encode(x=x, y=alt.value(0), text="failed:Q", color=alt.value("var(--censored)"), tooltip=tooltip),
-        base.mark_rule(strokeWidth=14, opacity=0, aria=False).encode(x=x, y=along("low"), y2="high:Q", tooltip=tooltip),
     ]
     text = f"Distribution of margins. {_in_words(measurement, numbers)}."
     params = {"names": {m: measurement.name}, "subspaces": list(measurement.subspaces)}
@@ -264,11 +265,11 @@ def ratios(pairs: Sequence[Pair], measurements: Sequence[Measurement]) -> dict[s
             description=_TEXT,
         ),
     ]
-    names = ", ".join(f"{measurements[p.second].name} over {measurements[p.first].name}" for p in pairs)
+    of_what = ", ".join(f"{measurements[p.second].name} over {measurements[p.first].name}" for p in pairs)
     return _spec(
         layers,
         {"rows": rows, "one": [{"y": 1}]},
-        f"Median ratios of margins, by {first.axis}: {names}.",
+        f"Median ratios of margins, by {first.axis}: {of_what}.",
         params={"subspaces": list(first.subspaces)},
         height=_LOW + 40,
     )
@@ -412,7 +413,7 @@ def _log(limits: tuple[float, float], title: str) -> Callable[[str], alt.Y]:
 
 def _scale(kind: str) -> alt.Scale:
     """The looks of all measurements on the page, by their numbers."""
-    looks = {
+    looks: dict[str, list[Any]] = {
         "color": [f"var(--curve-{number})" for number in range(len(LOOKS))],
         "dash": [[_DASH_SCALE * length for length in look.dashes] or [1, 0] for look in LOOKS],
         "shape": [look.path for look in LOOKS],

@@ -36,14 +36,14 @@ def chosen(result: MarginResult, subspaces: Sequence[int] | None = None) -> list
 
 
 def pictures(
-    result: MarginResult, subspaces: Sequence[Any], images: np.ndarray, of: Sequence[tuple[int, int, str]]
+    result: MarginResult, subspaces: Sequence[Any], images: Any, of: Sequence[tuple[int, int, str]]
 ) -> list[Picture]:
     """The pictures of some pairs.
 
     Args:
       result: margins with axes (R, N), with coordinates.
       subspaces: the R subspaces.
-      images: (N, height, width, channels), 8-bit or in [0, 1].
+      images: (N, height, width, channels), 8-bit or in [0, 1]; or a dict of single images by their numbers.
       of: what `chosen` returns, or other pairs (subspace, image, rank).
 
     Raises:

@@ -1,6 +1,7 @@
 """The page itself, from measurements to HTML."""
 
 import csv
+import functools
 import importlib.resources
 import io
 import json
@@ -91,7 +92,7 @@ def html(
         statuses=[status.name.lower() for status in Status],
         style=_read("page.css"),
         script=_read("page.js"),
-        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", r"<\/script"),
+        library=_library(),
         version=hmt_jax.__version__,
     )
 
@@ -244,6 +245,12 @@ def _flat(attributes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             found.append((key, text))
     return found
+
+
+@functools.cache
+def _library() -> str:
+    """The JavaScript of Vega, Vega-Lite and Vega-Embed, which takes a second to put together."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", r"<\/script")
 
 
 def _read(name: str) -> str:
