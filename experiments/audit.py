@@ -124,8 +124,8 @@ def _draw(path, opened, measured, tight, certified) -> None:
         curves[f"certified, first {certified.shape[1]}"] = pictures.percentiles(certified)
     labels = pictures.labels(opened.config, opened.corners)
     title = f"{opened.name}: audit of {measured.shape[1]} images"
-    figure = plots.margin_curves(range(len(measured)), {"": curves}, title=title, **labels)
-    folder.write_picture(path / "audit.png", figure)
+    panels = plots.margin_curves(range(len(measured)), {"": curves}, title=title, **labels)
+    folder.write_picture(path / "audit.png", panels)
 
 
 def _certified(classifier, images, windows, num_certified) -> np.ndarray:

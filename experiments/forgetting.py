@@ -51,10 +51,10 @@ class Forgetting(Alternating):
                 on_epoch = self._observer(files, samples, epsilon, num_before)
                 classifier = self.train(classifier, samples, on_epoch=on_epoch)
         found = {epoch: folder.read_arrays(file) for epoch, file in files.items()}
-        figure = plots.margin_curves(list(found), curves(list(found.values())), title=name, xlabel="epochs of training")
-        for axes in figure.axes:
+        panels = plots.margin_curves(list(found), curves(list(found.values())), title=name, xlabel="epochs of training")
+        for axes in panels:
             axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
-        folder.write_picture(path / "margins.png", figure)
+        folder.write_picture(path / "margins.png", panels)
         after = [epoch for epoch in found if epoch >= self.num_epochs]
         shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
         self.draw_plane(name, path, {f"epoch {epoch}": found[epoch] for epoch in shown})

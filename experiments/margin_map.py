@@ -62,8 +62,8 @@ def _draw(file: pathlib.Path, margins: Mapping[str, np.ndarray], corners: np.nda
     """Draws the medians of margins (R, N) in the windows of a grid, a map for each title."""
     rows, columns = map(np.unique, corners.T)
     medians = [pictures.percentiles(each)[:, 1].reshape(len(rows), len(columns)) for each in margins.values()]
-    figure = plots.margin_maps(np.stack(medians), rows, columns, titles=list(margins), title=title)
-    folder.write_picture(file, figure)
+    panels = plots.margin_maps(np.stack(medians), rows, columns, titles=list(margins), title=title)
+    folder.write_picture(file, panels)
 
 
 def correlation_with_distance(path: pathlib.Path) -> Estimate:

@@ -82,7 +82,7 @@ class Alternating(synthetic.Synthetic, abc.ABC):
     def draw_plane(self, name: str, path: pathlib.Path, panels: Mapping[str, dict[str, np.ndarray]]) -> None:
         """Draws the cross-sections that were observed, each under its title."""
         shown = list(panels.values())
-        figure = plots.cross_sections(
+        drawn = plots.cross_sections(
             np.stack([arrays["gaps"] for arrays in shown]),
             *self.grid(),
             titles=list(panels),
@@ -90,7 +90,7 @@ class Alternating(synthetic.Synthetic, abc.ABC):
             labels=shown[0]["labels"],
             title=f"{name}: the plane of u1 and u2",
         )
-        folder.write_picture(path / "cross_sections.png", figure)
+        folder.write_picture(path / "cross_sections.png", drawn)
 
     def summarize(self, name: str, path: pathlib.Path, found: Sequence[dict[str, np.ndarray]]) -> None:
         """Writes the summary of all that was observed."""
@@ -132,10 +132,10 @@ class EpsilonSweep(Alternating):
         found = [folder.read_arrays(file) for file in _files(path, self.epsilons)]
         texts = [f"{epsilon:g}" for epsilon in self.epsilons]
         places = np.arange(len(found))
-        figure = plots.margin_curves(places, curves(found), title=name, ticks=texts, xlabel="epsilon")
-        for axes in figure.axes:  # how far an ideal boundary is along u1
+        panels = plots.margin_curves(places, curves(found), title=name, ticks=texts, xlabel="epsilon")
+        for axes in panels:  # how far an ideal boundary is along u1
             axes.plot(places, np.where(np.array(self.epsilons) > 0, self.epsilons, np.nan), "k:", zorder=0)
-        folder.write_picture(path / "margins.png", figure)
+        folder.write_picture(path / "margins.png", panels)
         self.draw_plane(name, path, {f"epsilon = {text}": arrays for text, arrays in zip(texts, found, strict=True)})
         self.summarize(name, path, found)
 

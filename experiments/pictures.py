@@ -24,8 +24,8 @@ def draw(name: str, config, path: pathlib.Path) -> None:
         both = {name: result, config.baseline.replace("_", " "): other}
         curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
         title = f"{name} beside {config.baseline.replace('_', ' ')}"
-        figure = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
-        folder.write_picture(path / "compared.png", figure)
+        panels = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
+        folder.write_picture(path / "compared.png", panels)
     accuracy = folder.read_json(path / "summary.json")["test_accuracy"]
     title = f"{name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
     folder.write_picture(path / "margins.png", plots.margin_distribution(result, title=title, **named))

@@ -300,11 +300,12 @@ class Plot(Command):
         if any(_names_of(store) != ticks for store in stores):
             raise ValueError("the stores have different subspaces: draw them one by one")
         if len(stores) == 1:
-            figure = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
+            axes = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
         else:
             names = dict(zip(_distinct(paths), stores, strict=True))
-            figure = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
+            axes = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
         content = io.BytesIO()
+        figure: Any = axes.figure
         figure.savefig(content, format=suffix[1:])
         _disk.write(expand("PICTURE", picture), content.getvalue())
         print(picture)
