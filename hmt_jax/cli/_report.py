@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from hmt_jax import report
+from hmt_jax import _looks, report
 from hmt_jax._extras import require
 from hmt_jax._paths import reason, shown
 from hmt_jax.cli import _specs
@@ -35,6 +35,7 @@ def write(out: str, stores: Mapping[str, hmt_jax.MarginStore], source_of: Callab
       stores: by the names that they have on the page.
       source_of: the model and the images of a store; raises ValueError if they are not known.
     """
+    _looks.check_number(len(stores), "stores")
     measurements = []
     for name, store in stores.items():
         found, subspaces = _measurement(store, name)

@@ -291,7 +291,12 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
     ]
     color = alt.Color("m:N", scale=_scale("color"), legend=None)
     base = alt.Chart(_data("rows")).encode(
-        x=alt.X("epoch:Q", title="epochs of training", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X(
+            "epoch:Q",
+            title="epochs of training",
+            axis=alt.Axis(tickMinStep=1, format="d", tickCount=8, grid=False),
+            scale=alt.Scale(zero=False, nice=False),
+        ),
         y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)),
         color=color,
     )

@@ -114,7 +114,7 @@ def _group(members: list[int], measurements, numbers) -> dict[str, Any]:
         "axis": first.axis,
         "curves": _charts.curves(own, {m: numbers[m] for m in members}),
         "maps": {m: _charts.heat_map(own[m], numbers[m]) for m in members if grid_of(own[m].corners) is not None},
-        "has_bounds": any(each.bounds is not None for each in own.values()),
+        "num_bounds": sorted({each.bounds.shape[1] for each in own.values() if each.bounds is not None}),
     }
 
 

@@ -179,7 +179,7 @@ def test_csv_buttons_give_the_numbers(opened):
     page = opened()
     for name, number in (("Samples as CSV", 1), ("Subspaces as CSV", 1)):
         with page.expect_download() as download:
-            page.get_by_role("button", name=name).nth(number).click()
+            page.get_by_role("link", name=name).nth(number).click()
         rows = list(csv.DictReader(download.value.path().read_text().splitlines()))
         if name.startswith("Samples"):
             margin = np.array([float(row["margin"] or "nan") for row in rows]).reshape(pages.NUM_SUBSPACES, -1)
