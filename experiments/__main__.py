@@ -1,8 +1,8 @@
-"""The command line: `python -m experiments list`, `run NAME`, `audit RUN`, `accuracy RUN`, `scorecard`,
+"""The command line: `python -m experiments list`, `run NAME`, `audit RUN`, `compare-solvers RUN`, `scorecard`,
 `prepare DATA`, `benchmark`."""
 
-import argparse
-import contextlib
+import dataclasses
+import inspect
 import logging
 import math
 import os
@@ -11,7 +11,8 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import typing
+from typing import Annotated, Any, Literal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Imports take seconds, before any work has begun: until then, Ctrl-C ends the process without a traceback.
@@ -22,293 +23,333 @@ except RuntimeError:  # no home directory, as in some containers: matplotlib cou
     _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
     os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
-import hmt_jax
-from experiments import accuracy, audit, benchmark, config, folder, run, scorecard, throughput, tradeoffs
-from hmt_jax import data
-from hmt_jax.cli import _process
+import tyro
+from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-_STOPPING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+import hmt_jax
+from experiments import registry, run, store, tables
+from experiments.analyses import audit, compare_solvers
+from experiments.benchmarks import margins, tradeoffs, training
+from experiments.experiment import Config
+from hmt_jax import _checks, _paths, data
+from hmt_jax.cli import _main, _process
+
+_RESULTS = pathlib.Path("results")
 _NUM_IMAGES = 50
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command that the arguments name; returns the exit status.
-
-    An error, or a signal that stops the command, is reported in one line. If the error was not expected, the line names
-    a file with its traceback.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    _process.escape_unwritable_characters()
-    options: argparse.Namespace | None = None
-    received: list[int] = []
+def _path(texts: list[str]) -> pathlib.Path:
+    """The path in an argument, with `~` expanded: shells do not expand it after `=` or in variables."""
+    if not texts[0]:
+        raise ValueError("expected a path, got an empty text")
+    path = pathlib.Path(_paths.expand("the path", texts[0]))
     try:
-        with _recorded_signals(received):
-            try:
-                options = _parser().parse_args(arguments)
-                _process.use_fast_convolutions()
-                # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say
-                # more.
-                logging.getLogger("absl").setLevel(logging.ERROR)
-                options.command(options)
-            finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()
-        return 0
-    except BaseException as error:
-        if received or isinstance(error, KeyboardInterrupt):  # JAX turns interrupts of callbacks into its own errors
-            number = received[0] if received else signal.SIGINT
-            status, text = 128 + number, _interrupted(_STOPPING[signal.Signals(number)], options, arguments)
-        elif isinstance(error, SystemExit):  # raised by argparse, which has printed its own text
-            raise
-        elif isinstance(error, BrokenPipeError):  # whoever read the output has closed it, as in `list | head`
-            status, text = _process.CLOSED_OUTPUT, ""
-        else:
-            status, text = _process.failed(error)
-        _process.discard_unwritable_output()
-        with contextlib.suppress(OSError):
-            print(text, end="\n" * bool(text), file=sys.stderr)
-        return status
-
-
-@contextlib.contextmanager
-def _recorded_signals(received: list[int]) -> Iterator[None]:
-    """Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, and appends the signal's number to a list.
-
-    Signals that the process ignores, as with `nohup` and in the background, stay ignored.
-    """
-
-    def stop(number, _):
-        received.append(number)
-        raise KeyboardInterrupt
-
-    with _process.handled(stop):
-        yield
-
-
-def _interrupted(cause: str, options: argparse.Namespace | None, arguments: list[str]) -> str:
-    """The message for a command that was stopped: where its results are, and how to continue."""
-    if options is None or options.command is not _run:
-        return f"interrupted by {cause}: start again with: {_command(arguments)}"
-    path = _folder_of(options)
-    if not path.exists():
-        before = "before anything was written"
-        return f"interrupted by {cause} {before}: start again with: {_command(arguments)}"
-    if options.fresh and not run.is_finished(path):  # the results there are already fresh ones
-        arguments = [argument for argument in arguments if not argument.startswith("--fr")]
-    return f"interrupted by {cause}: the results so far are in {path}; continue with: {_command(arguments)}"
-
-
-def _command(arguments: list[str]) -> str:
-    return shlex.join(["python", "-m", "experiments", *arguments])
-
-
-def _list(options) -> None:
-    width, num_bad = max(map(len, config.names())), 0
-    for name in config.names():
-        try:
-            config.check(name)
-            print(f"{name:<{width}}  {config.title(name)}")
-        except ValueError as error:
-            num_bad += 1
-            print(f"{name:<{width}}  error: {error}")
-    if num_bad:
-        raise ValueError(f"{num_bad} of {len(config.names())} experiments cannot be run: their lines above say why")
-
-
-def _run(options) -> None:
-    hmt_jax.cache_programs(options.cache_dir)
-    experiment = config.override(config.load(options.name, quick=options.quick), options.set)
-    run.run(
-        options.name,
-        experiment,
-        _folder_of(options),
-        claims=config.checks(options.name),
-        is_quick=options.quick,
-        data_dir=options.data_dir,
-        fresh=options.fresh,
-    )
-
-
-def _folder_of(options) -> pathlib.Path:
-    """The folder of the results of `run`."""
-    return options.folder or pathlib.Path("results") / (options.name + "_quick" * options.quick)
-
-
-def _scorecard(options) -> None:
-    print(scorecard.scorecard(options.folders, options.root))
-    print(f"\nas Markdown: {options.root / 'scorecard.md'}")
-
-
-def _audit(options) -> None:
-    num_images = _num_images_of_run(options)
-    if options.certify > num_images:
-        raise ValueError(
-            f"--certify {options.certify} is more than the {num_images} images that are measured: raise --num-images, "
-            "or lower --certify"
-        )
-    hmt_jax.cache_programs(options.cache_dir)
-    report = audit.audit(
-        options.folder,
-        num_images=num_images,
-        effort=options.effort,
-        num_certified=options.certify,
-        data_dir=options.data_dir,
-    )
-    print(report)
-
-
-def _accuracy(options) -> None:
-    num_images = _num_images_of_run(options)
-    hmt_jax.cache_programs(options.cache_dir)
-    print(accuracy.accuracy(options.folder, num_images=num_images, data_dir=options.data_dir))
-
-
-def _num_images_of_run(options) -> int:
-    """The number of images of a finished run to measure again; ValueError if more are asked for than the run has."""
-    run.check_finished(options.folder)
-    num_there = folder.read_config(options.folder).get("num_images", math.inf)
-    if options.num_images is None:
-        return min(_NUM_IMAGES, num_there)
-    if options.num_images > num_there:
-        raise ValueError(
-            f"--num-images {options.num_images} is more than the {num_there} images of the run in {options.folder}: "
-            f"lower it to at most {num_there}"
-        )
-    return options.num_images
-
-
-def _prepare(options) -> None:
-    print(data.prepare(options.name, options.data_dir))
-
-
-def _benchmark(options) -> None:
-    output = options.output or pathlib.Path("results") / f"{options.mode}.json"
-    if options.reference is not None and options.mode != "benchmark":
-        raise ValueError(f"--reference compares margins: leave it or --{options.mode} out")
-    if options.names and options.mode in {"scaling", "tradeoffs"}:
-        raise ValueError(f"--{options.mode} has a workload of its own: leave out {', '.join(options.names)}")
-    if options.mode == "scaling":
-        benchmark.scaling(output, data_dir=options.data_dir)
-    elif options.mode == "tradeoffs":
-        tradeoffs.tradeoffs(output, data_dir=options.data_dir)
-    elif options.mode == "training":
-        throughput.throughput(options.names, output, data_dir=options.data_dir)
-    else:
-        benchmark.benchmark(options.names, output, data_dir=options.data_dir, reference=options.reference)
-
-
-def _path(text: str) -> pathlib.Path:
-    """A path from the command line, with `~` expanded: shells do not expand it after `=` or in variables."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got an empty text")
-    try:
-        path = pathlib.Path(text).expanduser()
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text} begins with an unknown home directory: write the full path") from None
-    parts = {"": path} if path.is_absolute() else {"": path, "the working directory ": pathlib.Path.cwd()}
-    for what, part in parts.items():
-        try:
-            str(part).encode()
-        except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 alone
-            raise argparse.ArgumentTypeError(
-                f"{what}{str(part)!r} cannot be read in the encoding of file names, {sys.getfilesystemencoding()}: set "
-                "PYTHONUTF8=1"
-            ) from None
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:  # Orbax and safetensors take names in UTF-8 only
+        raise ValueError(f"{str(path.absolute())!r} is not in UTF-8: choose another, or set PYTHONUTF8=1") from None
     return path
 
 
-def _number_from(least: int) -> Callable[[str], int]:
-    def number(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        return int(text)
-
-    return number
+def _count(texts: list[str]) -> int:
+    if not texts[0].isdecimal():
+        raise ValueError(f"expected a whole number, got {texts[0]!r}")
+    return int(texts[0])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments", description="Experiments on margins.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parsed_by(parse: Any) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(1, "", parse, lambda _: True, lambda value: [str(value)])
 
-    lister = commands.add_parser("list", help="the experiments there are")
-    lister.set_defaults(command=_list)
 
-    runner = commands.add_parser("run", help="run an experiment, or what is left of it to do")
-    runner.add_argument("name", metavar="NAME", nargs="?", default="digits", help="of the experiment (default: digits)")
-    runner.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change fields of its configuration",
-    )
-    runner.add_argument("--quick", action="store_true", help="its quick form, on little data: seconds to two minutes")
-    runner.add_argument("--folder", type=_path, help="where results go (default: results/NAME[_quick])")
-    runner.add_argument("--fresh", action="store_true", help="start over, though results are there")
-    runner.set_defaults(command=_run)
+def _option(metavar: str, text: str) -> Any:
+    return arg(metavar=metavar, help=text, help_behavior_hint="")
 
-    scorer = commands.add_parser("scorecard", help="all finished runs in one table, with the claims that hold")
-    scorer.add_argument("folders", metavar="FOLDER", nargs="*", type=_path, help="default: all under the root")
-    scorer.add_argument(
-        "--root",
-        type=_path,
-        default="results",
-        help="where scorecard.md is written (default: results)",
-    )
-    scorer.set_defaults(command=_scorecard)
 
-    auditor = commands.add_parser("audit", help="measure some pairs of a run again, by the solver `tight`")
-    auditor.add_argument(
-        "--effort",
-        default="thorough",
-        choices=("fast", "normal", "thorough"),
-        help="of that solver (default: thorough)",
-    )
-    auditor.add_argument("--certify", type=_number_from(0), default=0, help="of how many images to prove lower bounds")
-    auditor.set_defaults(command=_audit)
+_PATH, _COUNT = _parsed_by(_path), _parsed_by(_count)
+_Finished = Annotated[Positional[pathlib.Path], _PATH, _option("RUN", "Folder of a finished run.")]
+_DataDir = Annotated[
+    str | None, _option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or TFDS's own)")
+]
+_CacheDir = Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")]
+_NumImages = Annotated[
+    int | None, _COUNT, _option("N", f"Measure the first N images. (default: {_NUM_IMAGES}, or all if fewer)")
+]
 
-    comparer = commands.add_parser("accuracy", help="compare all solvers on the network of a run")
-    comparer.set_defaults(command=_accuracy)
 
-    for subparser in (auditor, comparer):
-        subparser.add_argument("folder", metavar="RUN", type=_path, help="the folder of a finished run")
-        subparser.add_argument(
-            "--num-images", type=_number_from(1), help=f"its first images (default: {_NUM_IMAGES}, or all if fewer)"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """The options of all commands."""
+
+    debug: Annotated[bool, _option("", "Show the traceback of an error.")] = False
+
+    def run(self) -> None:
+        """Runs the command."""
+        raise NotImplementedError
+
+    def remedy(self, arguments: list[str]) -> str:
+        """The text that says how to go on after the command was stopped."""
+        return f"start again with: {_typed(arguments)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List(Command):
+    """List the experiments by data set, and what has been run."""
+
+    results: Annotated[pathlib.Path, _PATH, _option("DIR", "Folder of results. (default: results)")] = _RESULTS
+
+    def run(self) -> None:
+        width = max(map(len, registry.names()))
+        for heading, table in registry.tables().items():
+            print(f"{heading}:")
+            for name, experiment in table.items():
+                states = (_state(run.folder_of(name, is_quick=quick, root=self.results)) for quick in (False, True))
+                state = "; ".join(form + text for form, text in zip(("", "quick form "), states, strict=True) if text)
+                print(f"  {name:<{width}}  {experiment.title}{f'  [{state}]' * bool(state)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Command):
+    """Run an experiment, or what is left of it to do. `run NAME --help` shows its settings."""
+
+    name: Annotated[Positional[str], _option("NAME", "Name of the experiment. (default: digits)")] = "digits"
+    quick: Annotated[bool, _option("", "Run its quick form, on little data: seconds to two minutes.")] = False
+    folder: Annotated[
+        pathlib.Path | None, _PATH, _option("DIR", "Folder of the results. (default: results/NAME[_quick])")
+    ] = None
+    fresh: Annotated[bool, _option("", "Start over: remove what the run has written.")] = False
+    data_dir: _DataDir = None
+    cache_dir: _CacheDir = None
+    settings: tyro.conf.Suppress[Any] = None  # the fields of the configuration
+
+    def run(self) -> None:
+        hmt_jax.cache_programs(self.cache_dir)
+        kind = type(registry.form(self.name, is_quick=self.quick))
+        config = kind(**vars(self.settings))
+        options: Any = {"is_quick": self.quick, "data_dir": self.data_dir or None, "fresh": self.fresh}
+        run.run(self.name, config, self._path, **options)
+
+    @property
+    def _path(self) -> pathlib.Path:
+        return self.folder or run.folder_of(self.name, is_quick=self.quick, root=_RESULTS)
+
+    def remedy(self, arguments: list[str]) -> str:
+        if not self._path.exists():
+            return f"nothing was written; {super().remedy(arguments)}"
+        if not store.is_finished(self._path):  # the results there are already fresh ones
+            arguments = [argument for argument in arguments if argument != "--fresh"]
+        return f"the results so far are in {self._path}; go on with: {_typed(arguments)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit(Command):
+    """Measure some pairs of a run again with the solver `tight`, and compare."""
+
+    folder: _Finished
+    num_images: _NumImages = None
+    effort: Annotated[Literal["fast", "normal", "thorough"], arg(help="Effort of that solver.")] = "thorough"
+    certify: Annotated[int, _COUNT, arg(metavar="N", help="Prove lower bounds for the first N images.")] = 0
+    data_dir: _DataDir = None
+    cache_dir: _CacheDir = None
+
+    def run(self) -> None:
+        num_images = _num_images_of(self.folder, self.num_images)
+        if self.certify > num_images:
+            raise ValueError(
+                f"--certify {self.certify} is more than the {num_images} images that are measured: raise --num-images, "
+                "or lower --certify"
+            )
+        hmt_jax.cache_programs(self.cache_dir)
+        options: Any = {"effort": self.effort, "num_certified": self.certify, "data_dir": self.data_dir or None}
+        print(audit.audit(self.folder, num_images=num_images, **options))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareSolvers(Command):
+    """Compare all solvers on the network of a run."""
+
+    folder: _Finished
+    num_images: _NumImages = None
+    data_dir: _DataDir = None
+    cache_dir: _CacheDir = None
+
+    def run(self) -> None:
+        num_images = _num_images_of(self.folder, self.num_images)
+        hmt_jax.cache_programs(self.cache_dir)
+        print(compare_solvers.compare_solvers(self.folder, num_images=num_images, data_dir=self.data_dir or None))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorecard(Command):
+    """Add finished runs to the stored results, and make the tables of experiments/README.md anew."""
+
+    folders: Annotated[Positional[tuple[str, ...]], _option("RUN", "Folders of finished runs. (default: none)")] = ()
+    hardware: Annotated[str | None, _option("TEXT", 'Hardware of these runs, such as "2 CPU cores".')] = None
+
+    def run(self) -> None:
+        print(tables.scorecard([_path([text]) for text in self.folders], hardware=self.hardware))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare(Command):
+    """Download a data set, and prepare it for reading."""
+
+    name: Annotated[Positional[str], _option("DATA", f"One of {', '.join(data.names())}.")]
+    data_dir: _DataDir = None
+
+    def run(self) -> None:
+        print(data.prepare(self.name, self.data_dir or None))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark(Command):
+    """Measure how fast margins are measured here."""
+
+    names: Annotated[
+        Positional[tuple[str, ...]], _option("WORKLOAD", "Workloads. (default: all that this device is made for)")
+    ] = ()
+    scaling: Annotated[bool, _option("", "Measure time and memory over numbers of pairs and devices.")] = False
+    tradeoffs: Annotated[bool, _option("", "Measure margins of fewer candidates, and of less precision.")] = False
+    training: Annotated[bool, _option("", "Measure images a second in training, and from a folder.")] = False
+    reference: Annotated[
+        pathlib.Path | None, _PATH, _option("DIR", "Checkout of the authors' code, to time beside (not ResNet-50).")
+    ] = None
+    output: Annotated[
+        pathlib.Path | None, _PATH, _option("FILE", "JSON file. (default: results/benchmark.json, scaling.json, ...)")
+    ] = None
+    data_dir: _DataDir = None
+
+    def run(self) -> None:
+        modes = [mode for mode in ("scaling", "tradeoffs", "training") if getattr(self, mode)]
+        mode = modes[0] if modes else "benchmark"
+        if len(modes) > 1:
+            raise ValueError(f"--{modes[0]} and --{modes[1]} are two benchmarks: run one after the other")
+        if self.reference is not None and modes:
+            raise ValueError(f"--reference compares margins: leave it or --{mode} out")
+        if self.names and mode in {"scaling", "tradeoffs"}:
+            raise ValueError(f"--{mode} has a workload of its own: leave out {', '.join(self.names)}")
+        output, data_dir = self.output or _RESULTS / f"{mode}.json", self.data_dir or None
+        if mode == "scaling":
+            margins.scaling(output, data_dir=data_dir)
+        elif mode == "tradeoffs":
+            tradeoffs.tradeoffs(output, data_dir=data_dir)
+        elif mode == "training":
+            training.throughput(self.names, output, data_dir=data_dir)
+        else:
+            margins.benchmark(self.names, output, data_dir=data_dir, reference=self.reference)
+
+
+_COMMANDS = {
+    "list": List,
+    "run": Run,
+    "audit": Audit,
+    "compare-solvers": CompareSolvers,
+    "scorecard": Scorecard,
+    "prepare": Prepare,
+    "benchmark": Benchmark,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command that the arguments name, and returns the exit code.
+
+    It is 0, 2 for an error of the user's, 1 for an unexpected one, 130 after Ctrl-C, and 75 after SIGTERM: the same
+    command then goes on.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen: list[Command] = []
+
+    def command() -> int:
+        _main._check_once(given)
+        try:
+            chosen.append(_parsed(given))
+        except SystemExit as error:  # tyro has printed the help or what is wrong
+            return int(error.code or 0)
+        _process.use_fast_convolutions()
+        # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        chosen[0].run()
+        return 0
+
+    def remedy() -> str:
+        return chosen[0].remedy(given) if chosen else f"start again with: {_typed(given)}"
+
+    return _process.run(command, remedy, reworded=lambda text: text, is_debugged="--debug" in given)
+
+
+def _parsed(arguments: list[str]) -> Command:
+    """The command with its arguments. The settings of `run` are those of the experiment that is named."""
+    if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
+        os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
+    if arguments[:1] == ["run"]:
+        is_named = len(arguments) > 1 and not arguments[1].startswith("-")
+        name, rest = (arguments[1], arguments[2:]) if is_named else ("digits", arguments[1:])
+        settings = _settings(registry.form(name, is_quick="--quick" in rest))
+        field = ("settings", settings, dataclasses.field(default_factory=settings))
+        return tyro.cli(
+            dataclasses.make_dataclass("Run", [field], bases=(Run,), frozen=True, kw_only=True),
+            prog=f"python -m experiments run {name}",
+            description=inspect.cleandoc(registry.get(name).note),
+            args=[name, *rest],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
-
-    preparer = commands.add_parser("prepare", help="download and prepare a data set")
-    preparer.add_argument("name", metavar="DATA", help=f"one of {', '.join(data.names())}")
-    preparer.set_defaults(command=_prepare)
-
-    timer = commands.add_parser("benchmark", help="how fast margins are measured here")
-    timer.add_argument("names", metavar="WORKLOAD", nargs="*", help="default: all that this device is made for")
-    timer.add_argument(
-        "--reference", type=_path, metavar="PATH", help="checkout of the authors' code, without ResNet-50"
+    app = tyro.extras.SubcommandApp()
+    for name, command in _COMMANDS.items():
+        app.command(name=name)(command)
+    return app.cli(
+        prog="python -m experiments",
+        description="Experiments on margins.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
-    modes = timer.add_mutually_exclusive_group()
-    for mode, text in (
-        ("scaling", "time and memory over numbers of pairs and devices"),
-        ("tradeoffs", "margins of fewer candidates, and of less precision"),
-        ("training", "images a second in training, and from a folder"),
-    ):
-        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="benchmark", help=text)
-    timer.add_argument("--output", type=_path, help="of JSON (default: results/benchmark.json, scaling.json, ...)")
-    timer.set_defaults(command=_benchmark)
 
-    for subparser in (runner, auditor, comparer):
-        subparser.add_argument("--cache-dir", type=_path, help="of compiled code (default: the user's cache folder)")
-    for subparser in (runner, auditor, comparer, preparer, timer):
-        subparser.add_argument(
-            "--data-dir",
-            type=lambda text: text and str(_path(text)),  # an empty one counts as not given
-            help="folder of prepared data sets (default: TFDS_DATA_DIR, or TFDS's own)",
+
+def _settings(config: Config) -> type:
+    """A dataclass with the fields of a configuration as defaults, which checks nothing.
+
+    tyro would show what a configuration itself raises in a box, broken into lines.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = [
+        (field.name, hints[field.name], dataclasses.field(default=getattr(config, field.name)))
+        for field in dataclasses.fields(config)
+    ]
+    return dataclasses.make_dataclass(
+        "Settings", fields, frozen=True, kw_only=True, namespace={"__doc__": type(config).__doc__}
+    )
+
+
+def _typed(arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", "experiments", *arguments])
+
+
+def _state(path: pathlib.Path) -> str:
+    """The state of the run in a folder, in a few words; an empty text if there is none."""
+    try:
+        if not (path / "config.json").exists():
+            return ""
+        store.read_config(path)
+        if not store.is_finished(path):
+            return "unfinished"
+        verdicts = store.verdicts(path)["claims"]
+        return f"{sum(verdict['holds'] for verdict in verdicts)} of {len(verdicts)} claims hold"
+    except ValueError:
+        return "not readable"
+
+
+def _num_images_of(path: pathlib.Path, asked: int | None) -> int:
+    """The number of images of a finished run to measure again; ValueError if more are asked for than the run has."""
+    store.check_finished(path)
+    num_there = store.settings(path).get("num_images", math.inf)
+    if asked is None:
+        return min(_NUM_IMAGES, num_there)
+    _checks.integer("--num-images", asked, at_least=1)
+    if asked > num_there:
+        raise ValueError(
+            f"--num-images {asked} is more than the {num_there} images of the run in {path}: lower it to at most "
+            f"{num_there}"
         )
-    return parser
+    return asked
 
 
 if __name__ == "__main__":
-    exit_status = main()
-    if exit_status > 128:  # stopped: threads that still write, such as Orbax's, would print errors as Python exits
-        os._exit(exit_status)
-    sys.exit(exit_status)
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What is done to all images of a data set before training and measurement.
+"""Manipulations of all images of a data set before training and measurement.
 
 A manipulation is named by a text: `none`, `flip` (reverses both frequency axes), or a *band*, the subspace that images
 are restricted to:

@@ -11,8 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import config, folder
-from experiments import run as runner
+from experiments import registry, store
 from hmt_jax import _disk
 
 ROOT = pathlib.Path(__file__).parent / "results"
@@ -113,18 +112,18 @@ def add(path: pathlib.Path, *, hardware: str | None = None, root: pathlib.Path =
       ValueError: if the folder has no finished run, its files have changed, the run is a quick one, or its experiment
         is no longer there.
     """
-    runner.check_finished(path)
-    verdicts = runner.verdicts(path)
+    store.check_finished(path)
+    verdicts = store.verdicts(path)
     if verdicts["is_quick"]:
         raise ValueError(f"the run in {path} is a quick one, which proves nothing: run its full form, without --quick")
-    name, run = _of_folder(path, verdicts["checks"], hardware)
+    name, run = _of_folder(path, verdicts["claims"], hardware)
     before = load(name, root)
     if run not in before:
-        store(name, (*before, run), root)
+        save(name, (*before, run), root)
     return name
 
 
-def store(name: str, runs: Sequence[Run], root: pathlib.Path = ROOT) -> None:
+def save(name: str, runs: Sequence[Run], root: pathlib.Path = ROOT) -> None:
     """Writes all runs of an experiment into the store."""
     path = root / "runs" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,25 +132,19 @@ def store(name: str, runs: Sequence[Run], root: pathlib.Path = ROOT) -> None:
 
 
 def _of_folder(path, verdicts, hardware) -> tuple[str, Run]:
-    described, environment = folder.read_config(path), folder.read_environment(path)
-    summary: dict[str, Any] = folder.read_json(path / "summary.json")
-    name = described["experiment"]
-    differing = folder.differences(described, folder.described(name, config.load(name)))
-    files = described.get("checksums", {})  # which tell files apart, wherever they are
+    described, environment = store.read_config(path), store.read_environment(path)
+    summary: dict[str, Any] = store.read_json(path / "summary.json")
+    files = described["checksums"]  # which tell files apart, wherever they are
+    changes = {field: files.get(field, value) for field, value in registry.changes(path).items() if field != "seed"}
     medians = {
         f"{window['row']},{window['column']}": math.inf if window["median"] is None else window["median"]  # censored
         for window in summary.get("windows", [])
     }
     least_window, least = min(medians.items(), key=lambda item: item[1], default=(None, None))
-    return name, Run(
-        seed=described["seed"],
-        changes={
-            field: files.get(field, found)
-            for field, (found, _) in differing.items()
-            if field not in ("seed", "checksums")
-        },
-        hardware=hardware
-        or ", then ".join(dict.fromkeys(map(devices, [*environment.get("earlier", []), environment]))),
+    return described["experiment"], Run(
+        seed=described["settings"]["seed"],
+        changes=changes,
+        hardware=hardware or ", then ".join(dict.fromkeys(map(devices, [*environment["earlier"], environment]))),
         jax=environment["packages"]["jax"],
         commit=environment["commit"],
         seconds=environment["seconds"],

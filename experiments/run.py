@@ -1,13 +1,10 @@
 """A run of any experiment, into a folder of its own."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
-from experiments import checks, folder
-from experiments.config import Config
-
-_VERDICTS = "checks.json"  # the last file of a run
+from experiments import claims, registry, report, store
+from experiments.experiment import Config, Run, check_finite
 
 
 def run(
@@ -15,74 +12,93 @@ def run(
     config: Config,
     path: pathlib.Path,
     *,
-    claims: Sequence[checks.Check] = (),
     is_quick: bool = False,
     data_dir: str | None = None,
     fresh: bool = False,
 ) -> None:
-    """Runs an experiment into a folder, or what is left of it to do, and checks its claims.
+    """Runs an experiment into a folder, or what is left of it to do, and tests its claims.
 
     Args:
-      name: of the experiment.
-      config: its configuration.
+      name: name of the experiment.
+      config: its configuration, or one that differs in some fields.
       path: the folder; made if it is not there.
-      claims: to be checked when it is finished.
-      is_quick: whether it is a quick form, whose claims prove nothing.
-      data_dir: where prepared data sets are; where TFDS keeps them if not given.
-      fresh: whether to start over, though results are there.
+      is_quick: whether this is its quick form, whose claims prove nothing.
+      data_dir: folder of prepared data sets; TFDS's own if not given.
+      fresh: whether to remove first what an earlier run has written into the folder.
 
     Raises:
       ValueError: if the folder belongs to another configuration, another run is at work in it, its files have changed
-        since the run wrote them, the data set is not prepared, or the seed is out of range.
+        since the run wrote them, the data set is not prepared, or a setting is out of range.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {config.seed}")
-    with folder.held(path):
-        folder.check(path, name, config)
+    check_finite(config)
+    experiment = registry.get(name)
+    with store.held(path):
+        described = store.to_json(name, config)
+        store.check(path, described)
         if not fresh:
-            folder.verify(path)
-        if is_finished(path) and not fresh:
+            store.verify(path)
+        if store.is_finished(path) and not fresh:
             print(f"{name} is finished already; --fresh starts over")
         else:
-            config.check(data_dir)
-            folder.start(path, name, config, fresh=fresh)
-            with folder.timed(path):
-                config.run(name, path, data_dir=data_dir)
-            applied = [claim.apply(path) for claim in claims]
-            folder.write_json(path / _VERDICTS, {"is_quick": is_quick, "checks": applied})
+            compared = _baseline(name, config, path, is_quick)
+            for each in (config, *(found for _, found, _ in compared)):
+                each.check(data_dir)
+            store.start(path, described, fresh=fresh)
+            for other, found, folder in compared:
+                _provide(name, path, other, found, folder, is_quick=is_quick, data_dir=data_dir)
+            with store.timed(path):
+                config.run(Run(name, path, data_dir, store.baseline(path)))
+            tested = [claim.test(path) for claim in experiment.claims]
+            store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
-    found = verdicts(path)
-    if found["checks"]:
-        print("\n" + checks.align([checks.HEADER, *map(checks.row, found["checks"])]))
-    for verdict in found["checks"]:
+    finished = store.verdicts(path)
+    if finished["claims"]:
+        print("\n" + report.align([claims.HEADER, *map(claims.row, finished["claims"])]))
+    for verdict in finished["claims"]:
         if "undecided" in verdict:
             print(f"not decided, {verdict['claim']}: {verdict['undecided']}")
-    if found["is_quick"]:
+    if finished["is_quick"]:
         print("a quick run: its claims prove nothing")
     print(f"\nresults: {path}")
 
 
-def verdicts(path: pathlib.Path) -> dict[str, Any]:
-    """The checked claims of a finished run, "checks", and "is_quick"."""
-    return folder.read_json(path / _VERDICTS)
+def folder_of(name: str, *, is_quick: bool = False, root: pathlib.Path = pathlib.Path("results")) -> pathlib.Path:
+    """The folder of the results of an experiment, if no other is named."""
+    return root / (name + "_quick" * is_quick)
 
 
-def check_finished(path: pathlib.Path) -> None:
-    """Raises ValueError unless a folder holds a finished run whose files have not changed since it wrote them."""
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}: give that of a finished run, such as results/NAME")
-    if not folder.is_of_run(path):
-        raise ValueError(
-            f"{path} is not the folder of a run: give that of a finished one, such as results/NAME (folders of many "
-            "runs go behind --root of `scorecard`)"
-        )
-    if not is_finished(path):
-        raise ValueError(f"the run in {path} is not finished: finish it with the command that began it")
-    folder.verify(path)
+def _baseline(name, config, path, is_quick) -> list[tuple[str, Config, pathlib.Path]]:
+    """The run that a configuration is compared with, as name, configuration and folder; none or one.
+
+    It has the settings of its own experiment, but for those that the user has changed here.
+    """
+    if config.baseline == "none":
+        return []
+    own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
+    changes = {field: value for field, value in settings.items() if value != own[field]}
+    found = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
+    if found == dataclasses.replace(config, **{"baseline": found.baseline}):
+        raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
+    folder = folder_of(config.baseline, is_quick=is_quick, root=path.resolve().parent)
+    if folder == path.resolve():
+        raise ValueError(f"{path} is the place of {config.baseline}, which this run is compared with: choose another")
+    store.check(folder, store.to_json(config.baseline, found))
+    return [(config.baseline, found, folder)]
 
 
-def is_finished(path: pathlib.Path) -> bool:
-    """Whether a folder is that of a run that came to its end. Without this file, a run only checks its claims anew."""
-    return (path / _VERDICTS).exists()
+def _provide(name, path, other, config, folder, **options) -> None:
+    """Runs what a run is compared with, unless it is finished, and records where it is."""
+    if store.baseline(path) is not None:  # it was found when the run started
+        return
+    if store.is_finished(folder):
+        store.verify(folder)
+        print(f"{name} is compared with {other} in {folder}")
+    else:
+        print(f"{name} is compared with {other}, which runs first:")
+        run(other, config, folder, **options)
+        print(f"\n{name}:")
+    store.refer(path, folder)

@@ -1,40 +1,50 @@
-"""What the experiments on synthetic samples share: samples, training, margins in subspaces, and their summaries."""
+"""The experiments on synthetic samples: networks trained on T1 and T2, and their margins in known directions."""
 
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import hmt_jax
-from experiments import config, folder
-from experiments.checks import Statistic, from_medians, from_share
-from experiments.summary import FIELDS, number
-from hmt_jax import lanes, models, solvers, statistics, subspaces, training
+from experiments import report, store
+from experiments.experiment import Config, Run, bar, check_at_least, training_devices
+from hmt_jax import data, lanes, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
+
+NETWORKS = ("mlp", "logistic")
+_GRID = (121, 201)  # points of a cross-section along u1 and u2
+_SHOWN = 300  # samples in a cross-section
+_NUM_PANELS = 6  # cross-sections in a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synthetic(config.Config):
-    """Samples with known discriminative directions, and networks of two classes trained on them.
+class Linear(Config):
+    """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
 
     Attributes:
+      seed: seed of everything random.
+      epsilon: distance of the samples from the hyperplane between the classes, along u1.
+      num_others: number of the other directions u2, u3, ... that are measured.
+      random_dimensions: dimensions of the random subspaces.
       num_train: samples to train on.
       num_observed: further samples, on which accuracy and margins are measured.
       side: samples are images of side x side pixels and one channel, so that D is its square.
       noise: sigma, the standard deviation of the samples along all directions that tell nothing.
-      num_epochs: of training.
-      batch_size: of training.
-      max_learning_rate: of training.
-      resolution: of the scan of a line that shows by how much DeepFool overstates.
-      reach: of that scan, beyond which margins are censored.
+      num_epochs: epochs of training.
+      batch_size: samples in a step of training.
+      max_learning_rate: highest learning rate of training.
+      resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
+      reach: reach of that scan, beyond which margins are censored.
     """
 
-    results: ClassVar[tuple[str, ...]] = ("*.npz", "*.png")
-
+    epsilon: float = 1.0
+    num_others: int = 3
+    random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
     num_train: int = 10_000
     num_observed: int = 1_000
     side: int = 10
@@ -46,33 +56,238 @@ class Synthetic(config.Config):
     reach: float = 20.0
 
     def __post_init__(self):
-        for least, fields in ((1, ("num_train", "num_observed")), (2, ("side",))):
-            for field in fields:
-                if getattr(self, field) < least:
-                    raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
-        _ = self.recipe, self.scan  # settings out of range fail here, before any work
+        _check(self)
+        num_directions = self.side**2
+        if not 0 <= self.num_others < num_directions:
+            raise ValueError(f"num_others must be between 0 and {num_directions - 1}, got {self.num_others}")
+        if not all(1 <= dimension <= num_directions for dimension in self.random_dimensions):
+            raise ValueError(
+                f"random_dimensions must be between 1 and {num_directions}, as many as a sample has pixels, got "
+                f"{self.random_dimensions}"
+            )
 
-    @property
-    def recipe(self) -> training.Recipe:
-        return training.Recipe(
-            num_epochs=self.num_epochs, batch_size=self.batch_size, max_learning_rate=self.max_learning_rate
+    def check(self, data_dir: str | None) -> None:
+        jax.eval_shape(self.samples)  # refuses settings out of range, and computes nothing
+
+    def samples(self) -> Samples:
+        """T1."""
+        number = self.num_train + self.num_observed
+        options: Any = {"epsilon": self.epsilon, "noise": self.noise, "image_shape": (self.side, self.side, 1)}
+        return data.synthetic_linear(_keys(self).samples, number, **options)
+
+    def run(self, run: Run) -> None:
+        samples = self.samples()
+        rows = self.rows(samples)
+        with bar(len(NETWORKS), run.name, "networks") as progress:
+            for network in NETWORKS:
+                if not (run.path / f"{network}.npz").exists():
+                    classifier = train(self, create(self, network), samples)
+                    store.write_arrays(run.path / f"{network}.npz", observe(self, classifier, samples, rows))
+                progress.update()
+        found = {network: store.read_arrays(run.path / f"{network}.npz") for network in NETWORKS}
+        ranks = {network: statistics.summarize(_result(arrays)).percentiles for network, arrays in found.items()}
+        axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
+        store.write_picture(run.path / "margins.png", axes)
+        described = {network: describe(arrays) for network, arrays in found.items()}
+        accuracy = described["mlp"]["test_accuracy"]
+        summary = {"experiment": run.name, "test_accuracy": accuracy, "networks": described}
+        store.write_json(run.path / "summary.json", summary)
+
+    def rows(self, samples: Samples) -> list["Row"]:
+        """The subspaces that are measured."""
+        u1, *others = directions(samples, 1, 1 + self.num_others)
+        keys = jax.random.split(_keys(self).subspaces, len(self.random_dimensions))
+        return [
+            u1,
+            scanned(self, u1),
+            Row("complement", subspaces.orthogonal_complement(u1.subspace)),
+            *others,
+            *(
+                Row(f"random {dimension}", subspaces.random(key, samples.image_shape, dimension))
+                for key, dimension in zip(keys, self.random_dimensions, strict=True)
+            ),
+        ]
+
+    def report(self, path: pathlib.Path) -> str:
+        lines = []
+        for network, found in store.read_json(path / "summary.json")["networks"].items():
+            lines += [
+                f"{network}: train accuracy {found['train_accuracy']:.2%}, test accuracy {found['test_accuracy']:.2%}",
+                f"{'subspace':<14}{'dimension':>10}{'5%':>10}{'median':>10}{'95%':>10}{'no margin':>11}",
+            ]
+            for row in found["rows"]:
+                ranks = "".join(f"{report.text(value):>10}" for value in row["percentiles"].values())
+                lines.append(f"{row['subspace']:<14}{row['dimension']:>10}{ranks}{report.num_without(row):>11}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alternating(Config):
+    """Margins of an MLP on T2, whose classes alternate along u2 and lie 2 epsilon apart along u1.
+
+    Attributes:
+      seed: seed of everything random.
+      epsilons: distances along u1, rising: a training of `num_epochs` for each.
+      is_continued: whether a training goes on from the weights that the one before has found. Its learning rate rises
+        and falls again.
+      measure_every: epochs from one observation to the next; 0 for the end of a training only.
+      period: rho, the period of the oscillation along u2.
+      num_periods: K, the number of periods on either side of the origin.
+      num_train: samples to train on.
+      num_observed: further samples, on which accuracy and margins are measured.
+      side: samples are images of side x side pixels and one channel, so that D is its square.
+      noise: sigma, the standard deviation of the samples along all directions that tell nothing.
+      num_epochs: epochs of a training.
+      batch_size: samples in a step of training.
+      max_learning_rate: highest learning rate of training.
+      resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
+      reach: reach of that scan, beyond which margins are censored.
+    """
+
+    epsilons: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+    is_continued: bool = False
+    measure_every: int = 0
+    period: float = 5.0
+    num_periods: int = 2
+    num_train: int = 10_000
+    num_observed: int = 1_000
+    side: int = 10
+    noise: float = 1.0
+    num_epochs: int = 30
+    batch_size: int = 128
+    max_learning_rate: float = 0.1
+    resolution: float = 0.02
+    reach: float = 20.0
+
+    def __post_init__(self):
+        _check(self)
+        names = {f"{epsilon:g}" for epsilon in self.epsilons}  # in files and titles
+        if not self.epsilons or list(self.epsilons) != sorted(self.epsilons) or len(names) < len(self.epsilons):
+            raise ValueError(f"epsilons must be rising, and different in six digits, got {self.epsilons}")
+        if self.measure_every < 0 or (self.measure_every and self.num_epochs % self.measure_every):
+            raise ValueError(
+                f"measure_every must divide num_epochs, or the end is not observed; got {self.measure_every} and "
+                f"{self.num_epochs}"
+            )
+
+    def check(self, data_dir: str | None) -> None:
+        jax.eval_shape(lambda: self.samples(self.epsilons[0]))  # refuses settings out of range, and computes nothing
+
+    def samples(self, epsilon: float) -> Samples:
+        """T2 with this epsilon; everything else is the same for every epsilon."""
+        number = self.num_train + self.num_observed
+        options: Any = {"noise": self.noise, "period": self.period, "num_periods": self.num_periods}
+        options["image_shape"] = (self.side, self.side, 1)
+        return data.synthetic_nonlinear(_keys(self).samples, number, epsilon=epsilon, **options)
+
+    def run(self, run: Run) -> None:
+        classifier, files = create(self, "mlp"), observations(run.path, dataclasses.asdict(self))
+        is_all_done = all(file.exists() for *_, file in files)
+        with bar(len(self.epsilons) * self.num_epochs, run.name, "epochs") as progress:
+            for number, epsilon in enumerate(self.epsilons):
+                ours = {epoch: file for of, epoch, file in files if of == epsilon}
+                if is_all_done or (not self.is_continued and all(file.exists() for file in ours.values())):
+                    progress.update(self.num_epochs)
+                    continue
+                samples, num_before = self.samples(epsilon), number * self.num_epochs * self.is_continued
+
+                def on_epoch(epoch, state, _, epsilon=epsilon, ours=ours, samples=samples, num_before=num_before):
+                    if (num_epochs := num_before + epoch + 1) in ours:
+                        found = self.observe(training.classifier_of(state), samples)
+                        times = {"epsilon": np.array(epsilon), "epoch": np.array(num_epochs)}
+                        store.write_arrays(ours[num_epochs], {**found, **times})
+                    progress.update()
+
+                trained = train(self, classifier, samples, on_epoch=on_epoch)
+                if self.is_continued:
+                    classifier = trained
+        found = [store.read_arrays(file) for *_, file in files]
+        self.draw(run, found)
+        parts = [{"epoch": int(each["epoch"]), "epsilon": float(each["epsilon"]), **describe(each)} for each in found]
+        # Networks in the midst of their first training do not count.
+        accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
+        store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy, "parts": parts})
+
+    def observe(self, classifier: Any, samples: Samples) -> dict[str, np.ndarray]:
+        """Margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
+        rows = directions(samples, 1, 2)
+        rows += [scanned(self, row) for row in rows]
+        plane = np.asarray(samples.basis[:, :2])
+        images, labels = samples.images[self.num_train :][:_SHOWN], samples.labels[self.num_train :][:_SHOWN]
+        return {
+            **observe(self, classifier, samples, rows),
+            "gaps": cross_section(classifier, plane, *self.grid(), samples.image_shape),
+            "points": np.asarray(images).reshape(-1, len(plane)) @ plane,
+            "labels": np.asarray(labels),
+        }
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of cross-sections along u1 and u2, half a period beyond the samples."""
+        height = self.period * (self.num_periods + 0.5)
+        return np.linspace(-self.period / 2, self.period / 2, _GRID[0]), np.linspace(-height, height, _GRID[1])
+
+    def draw(self, run: Run, found: Sequence[dict[str, np.ndarray]]) -> None:
+        """Draws the margins that were observed, and cross-sections."""
+        texts = [f"{float(arrays['epsilon']):g}" for arrays in found]
+        epochs = [int(arrays["epoch"]) for arrays in found]
+        if self.is_continued:
+            panels = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
+            for axes in panels:
+                axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
+            after = [place for place, epoch in enumerate(epochs) if epoch >= self.num_epochs]
+            shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
+            titles = [f"epoch {epochs[place]}" for place in shown]
+        else:
+            places = np.arange(len(found))
+            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=texts, xlabel="epsilon")
+            epsilons = np.array([arrays["epsilon"] for arrays in found])
+            for axes in panels:  # the distance of an ideal boundary along u1
+                axes.plot(places, np.where(epsilons > 0, epsilons, np.nan), "k:", zorder=0)
+            shown = list(range(len(found)))
+            titles = [f"epsilon = {text}" for text in texts]
+        store.write_picture(run.path / "margins.png", panels)
+        panels = plots.cross_sections(
+            np.stack([found[place]["gaps"] for place in shown]),
+            *self.grid(),
+            titles=titles,
+            points=np.stack([found[place]["points"] for place in shown]),
+            labels=found[shown[0]]["labels"],
+            title=f"{run.name}: the plane of u1 and u2",
         )
+        store.write_picture(run.path / "cross_sections.png", panels)
 
-    @property
-    def scan(self) -> solvers.Solver:
-        return solvers.Scan(reach=self.reach, resolution=self.resolution)
+    def report(self, path: pathlib.Path) -> str:
+        parts = store.read_json(path / "summary.json")["parts"]
+        names = [row["subspace"] for row in parts[0]["rows"]]
+        header = "".join(f"{name:>13}" for name in names)
+        lines = ["median margins", f"{'epoch':>6}{'epsilon':>9}{'accuracy':>10}{header}"]
+        for part in parts:
+            medians = "".join(f"{report.text(row['median']):>13}" for row in part["rows"])
+            lines.append(f"{part['epoch']:>6}{part['epsilon']:>9g}{part['test_accuracy']:>10.2%}{medians}")
+        return "\n".join(lines)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (self.side, self.side, 1)
 
-    @property
-    def keys(self) -> "Keys":
-        return Keys(*jax.random.split(jax.random.key(self.seed), len(Keys._fields)))
+def observations(path: pathlib.Path, settings: Mapping[str, Any]) -> list[tuple[float, int, pathlib.Path]]:
+    """The epsilons and epochs at which a run on T2 is observed, in order, and the files for what is observed.
 
-    def create(self, network: str) -> models.Normalized:
-        """A network of two classes with random weights."""
-        return models.create(network, self.keys.weights, image_shape=self.image_shape, num_classes=2)
+    Epochs count over all trainings if each one goes on from the one before.
+    """
+    num_epochs = settings["num_epochs"]
+    step = settings["measure_every"] or num_epochs
+    found = []
+    for number, epsilon in enumerate(settings["epsilons"]):
+        num_before = number * num_epochs * settings["is_continued"]
+        for epoch in range(num_before + step, num_before + num_epochs + 1, step):
+            found.append((epsilon, epoch, path / f"epsilon_{epsilon:g}_epoch_{epoch:03d}.npz"))
+    return found
+
+
+class Row(NamedTuple):
+    """A subspace in which margins are measured, and the solver."""
+
+    name: str
+    subspace: subspaces.Subspace
+    solver: solvers.Solver = solvers.DeepFool()
 
 
 class Keys(NamedTuple):
@@ -84,12 +299,37 @@ class Keys(NamedTuple):
     subspaces: jax.Array
 
 
-class Row(NamedTuple):
-    """A subspace in which margins are measured, and by what."""
+def _keys(config) -> Keys:
+    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
 
-    name: str
-    subspace: subspaces.Subspace
-    solver: solvers.Solver = solvers.DeepFool()
+
+def _check(config) -> None:
+    check_at_least(config, 1, "num_train", "num_observed")
+    check_at_least(config, 2, "side")
+    _ = _recipe(config), _scan(config)  # settings out of range fail here, before any work
+
+
+def _recipe(config) -> training.Recipe:
+    return training.Recipe(
+        num_epochs=config.num_epochs, batch_size=config.batch_size, max_learning_rate=config.max_learning_rate
+    )
+
+
+def _scan(config) -> solvers.Solver:
+    return solvers.Scan(reach=config.reach, resolution=config.resolution)
+
+
+def create(config: Linear | Alternating, network: str) -> models.Normalized:
+    """A network of two classes with random weights."""
+    return models.create(network, _keys(config).weights, image_shape=(config.side, config.side, 1), num_classes=2)
+
+
+def train(config: Linear | Alternating, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
+    """The classifier, trained further."""
+    images, labels = samples.images[: config.num_train], samples.labels[: config.num_train]
+    devices = training_devices(config.batch_size)
+    key = _keys(config).training
+    return training.train(classifier, images, labels, _recipe(config), key, devices=devices, **options)
 
 
 def directions(samples: Samples, first: int, last: int) -> list[Row]:
@@ -100,14 +340,16 @@ def directions(samples: Samples, first: int, last: int) -> list[Row]:
     ]
 
 
-def scanned(row: Row, scan: solvers.Solver) -> Row:
+def scanned(config: Linear | Alternating, row: Row) -> Row:
     """The same direction, scanned."""
-    return Row(f"{row.name}, scanned", row.subspace, scan)
+    return Row(f"{row.name}, scanned", row.subspace, _scan(config))
 
 
-def observe(settings: Synthetic, classifier, samples: Samples, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def observe(
+    config: Linear | Alternating, classifier: Any, samples: Samples, rows: Sequence[Row]
+) -> dict[str, np.ndarray]:
     """Accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on the observed samples."""
-    train, test = slice(settings.num_train), slice(settings.num_train, None)
+    train, test = slice(config.num_train), slice(config.num_train, None)
     images = samples.images[test]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
@@ -119,62 +361,43 @@ def observe(settings: Synthetic, classifier, samples: Samples, rows: Sequence[Ro
         "row": np.array([row.name for row in rows]),
         "dimension": np.array([row.subspace.dimension for row in rows]),
         "accuracy": np.array(accuracies),
-        **{field: np.concatenate([getattr(result, field) for result in results]) for field in FIELDS},
+        **{field: np.concatenate([getattr(result, field) for result in results]) for field in report.FIELDS},
     }
 
 
-def result_of(arrays: dict[str, np.ndarray]) -> hmt_jax.MarginResult:
-    """Observed margins as one result, though several solvers may have found them."""
-    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
-    solver, work = "DeepFool and Scan", lanes.Work(1, 0, 0)  # the work is not kept
-    return hmt_jax.MarginResult(**fields, solver=solver, precision="highest", work=work)
-
-
 def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What was observed of a network, for a summary in JSON."""
-    summary = statistics.summarize(result_of(arrays))
+    """The observations of a network, for a summary in JSON."""
+    summary = statistics.summarize(_result(arrays))
     train_accuracy, test_accuracy = arrays["accuracy"].tolist()
     rows = [
-        {
-            "subspace": name,
-            "dimension": int(arrays["dimension"][r]),
-            "median": number(summary.median[r]),
-            "median_interval": [number(end) for end in summary.median_interval[r]],
-            "percentiles": {str(rank): number(summary.percentiles[r, i]) for i, rank in enumerate(summary.ranks)},
-            "counts": {status: int(counts[r]) for status, counts in summary.counts.items()},
-        }
+        {"subspace": name, "dimension": int(arrays["dimension"][r]), **report.statistics_of(summary, r)}
         for r, name in enumerate(arrays["row"].tolist())
     ]
     return {"train_accuracy": train_accuracy, "test_accuracy": test_accuracy, "rows": rows}
 
 
-def margins(file: pathlib.Path, row: str) -> np.ndarray:
-    """Observed margins in one subspace, (1, N), infinite where they are censored."""
-    arrays = folder.read_arrays(file)
-    found = statistics.censored(arrays["margin"], arrays["status"])
-    return found[arrays["row"] == row]
+def cross_section(
+    classifier: Any, plane: np.ndarray, x: np.ndarray, y: np.ndarray, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Logits of class 1 less those of class 0 at the points x[j] u1 + y[i] u2, (len(y), len(x)); plane is (u1, u2)."""
+    first, second = np.meshgrid(x, y)
+    points = np.stack([first.ravel(), second.ravel()], axis=1) @ plane.T
+    logits = classifier(jnp.asarray(points.reshape(-1, *image_shape), jnp.float32))
+    return np.asarray(logits[:, 1] - logits[:, 0]).reshape(first.shape)
 
 
-def median_over(
-    length: Callable[[Mapping[str, Any]], float], file: Callable[[pathlib.Path], pathlib.Path], row: str
-) -> Statistic:
-    """The median margin in a subspace, from the file that `file` finds in a run's folder, over a length of its data.
-
-    The length comes from the fields of the run's configuration.
-    """
-
-    def statistic(path):
-        unit = length(folder.read_config(path))
-        return from_medians(lambda medians: medians[0] / unit, margins(file(path), row))
-
-    return statistic
+def _result(arrays) -> hmt_jax.MarginResult:
+    """Observed margins as one result, though several solvers may have found them."""
+    fields: dict[str, Any] = {field: arrays[field] for field in report.FIELDS}
+    solver, work = "DeepFool and Scan", lanes.Work(1, 0, 0)  # the work is not kept
+    return hmt_jax.MarginResult(**fields, solver=solver, precision="highest", work=work)
 
 
-def accuracy(file: Callable[[pathlib.Path], pathlib.Path]) -> Statistic:
-    """The accuracy on the observed samples."""
-
-    def statistic(path):
-        arrays = folder.read_arrays(file(path))
-        return from_share(float(arrays["accuracy"][1]), arrays["margin"].shape[1])
-
-    return statistic
+def _curves(found) -> dict[str, dict[str, np.ndarray]]:
+    """Percentiles (E, 3) along u1 and u2 of E observations, by DeepFool and scanned."""
+    ranks = np.stack([statistics.summarize(_result(arrays)).percentiles for arrays in found], axis=1)
+    along = dict(zip(found[0]["row"].tolist(), ranks, strict=True))
+    return {
+        "DeepFool": {name: along[name] for name in ("u1", "u2")},
+        "scanned line": {name: along[f"{name}, scanned"] for name in ("u1", "u2")},
+    }

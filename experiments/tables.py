@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments import checks, records
+from experiments import claims, records
 from experiments.records import Found, Run
 
 README = pathlib.Path(__file__).parent / "README.md"
@@ -165,7 +165,7 @@ def _threshold(found: Found) -> str:
 
 def _verdict(found: Found) -> str:
     if found.holds is None:
-        return checks.UNDECIDED if found.value == "nan" else ""
+        return claims.UNDECIDED if found.value == "nan" else ""
     return _HOLDS if found.holds else _FAILS
 
 
@@ -180,7 +180,7 @@ def _seeds(runs, forms) -> Iterable[tuple[str, ...]]:
     for label, quantities in found.items():
         for quantity, values in quantities.items():
             if len(values) >= _NUM_SEEDS:
-                mean, low, high = map(_number, checks.from_runs(list(values.values())))
+                mean, low, high = map(_number, claims.from_runs(list(values.values())))
                 yield label, ", ".join(map(str, sorted(values))), quantity, mean, f"{low} to {high}"
 
 

@@ -1,8 +1,9 @@
 """Classifiers as functions of `jax.export`, which need none of the code that they were made from.
 
-A network is exported as two functions, for any number of images: one computes logits, and what gradients need; the
-other gradients. The derivative that `jax.export` itself keeps would repeat the forward pass for the gradient of every
-class. Exported functions have no batching rules: here `jax.vmap` becomes one call with more images or gradients.
+A network is exported as two functions, for any number of images: one computes logits and what gradients need; the
+other computes gradients. The derivative that `jax.export` itself keeps would repeat the forward pass for the gradient
+of every class. Exported functions have no batching rules: here `jax.vmap` becomes one call with more images or
+gradients.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ class Functions(NamedTuple):
     Attributes:
       forward: from arrays and images (N, height, width, channels) to logits (N, L), what `backward` needs of each
         image, a list of (N, ...), and what it needs of the arrays, a list.
-      backward: from these two lists and K gradients by the logits (K, N, L) to those by the images.
+      backward: from these two lists and K gradients with respect to the logits (K, N, L) to those with respect to the
+        images.
     """
 
     forward: Any
@@ -41,7 +43,7 @@ class Functions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The functions of a network. Those of equal serializations are equal, and share compiled programs."""
+    """The functions of a network. Networks with equal serializations are equal, and share compiled programs."""
 
     image_shape: ImageShape
     dtype: str  # of the images
@@ -112,8 +114,8 @@ def _logits(network, arrays, images):
 def _forward(network, arrays, images):
     if any(array.perturbed for array in arrays):
         raise ValueError(
-            "a classifier of load_exported can be differentiated by images alone: train the network that it was "
-            "exported from"
+            "a classifier of load_exported can be differentiated with respect to images only: train the network that "
+            "it was exported from"
         )
     logits, of_images, of_arrays = network.forward([array.value for array in arrays], images.value)
     return logits, (of_images, of_arrays)
@@ -124,7 +126,7 @@ def _backward(network, residuals, gradient):
 
 
 _logits.defvjp(_forward, _backward, symbolic_zeros=True)
-# Compiled, so that what only gradients need is not computed without them.
+# Compiled, so that what only gradients need is not computed for logits alone.
 _compiled_logits = jax.jit(_logits, static_argnums=0)
 
 
@@ -181,10 +183,10 @@ def export(classifier: Classifier, image_shape: ImageShape) -> tuple[list[np.nda
 
 
 def deserialized(image_shape: ImageShape, dtype: str, serialized: Functions) -> Network:
-    """The network with these functions. Whatever is wrong with them, JAX raises."""
+    """The network with these functions. If they can't be read, JAX raises an error of any type."""
     functions = Functions(*(jax.export.deserialize(bytearray(function)) for function in serialized))
     for function in functions:
-        function.mlir_module()  # which would be read, and refused, only when it is compiled
+        function.mlir_module()  # otherwise it would be read, and refused, only when it is compiled
     return Network(image_shape, dtype, serialized, functions)
 
 
@@ -264,7 +266,7 @@ def _serialized(traced, pull_back, arrays, image, logits) -> Functions:
 
     try:
         return serialized(PLATFORMS)
-    except NotImplementedError:  # on one of them
+    except NotImplementedError:  # for one of them
         return serialized((jax.export.default_export_platform(),))
 
 
@@ -285,9 +287,9 @@ def _depends(jaxpr: Jaxpr, is_given: Sequence[bool]) -> list[bool]:
 
 @contextlib.contextmanager
 def _portable() -> Iterator[None]:
-    """A context in which what is exported is right on every platform, exact, and free of the paths of source files.
+    """A context in which exports are right on every platform, exact, and free of the paths of source files.
 
-    Without the latter, exports of one architecture by two scripts are equal, and share programs.
+    Without these paths, exports of one architecture by two scripts are equal, and share programs.
     """
     limit = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)

@@ -28,9 +28,9 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
     """Writes a classifier to a file that `load_exported` reads without the classifier's code.
 
     The file holds the classifier's arrays and, exported by `jax.export`, the functions that compute logits and their
-    gradients by the images, for any number of images, on CPU, CUDA and TPU. If the classifier can't be lowered for all
-    of these, it is exported for the platform of this machine. The file is written in one piece or not at all. Files of
-    one architecture share compiled programs.
+    gradients with respect to the images, for any number of images, on CPU, CUDA and TPU. If the classifier can't be
+    lowered for all of these, it is exported for the platform of this machine. The file is written in one piece or not
+    at all. Files of one architecture share compiled programs.
 
     The file computes in the precision of the arrays, with float32 images, or float64 images if arrays are float64,
     which needs `jax_enable_x64`. Products of matrices and convolutions have the highest precision: neither
@@ -46,7 +46,7 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
     Raises:
       ValueError: if the classifier can't be applied to such images, differentiated or exported, or the file's folder
         does not exist.
-      TypeError: if the classifier can't be called, or is a module of PyTorch.
+      TypeError: if the classifier can't be called, or is a PyTorch module.
       ModuleNotFoundError: if flatbuffers or safetensors is missing.
 
     >>> import tempfile
@@ -81,11 +81,12 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
 def load_exported(path: str | os.PathLike) -> Classifier:
     """The classifier in a file that `save_exported` wrote, as a callable pytree whose leaves are arrays.
 
-    It serves wherever a classifier does, and takes any number of images of the shape that it was exported for, in any
-    floating type: they are converted to the type that the file computes in. It can be differentiated by the images
-    alone, once and in reverse mode. JAX reads files of its versions of at least the last six months.
+    It can be used wherever a classifier can. It takes any number of images of the shape that it was exported for, in
+    any floating type: they are converted to the type that the file computes in. It can be differentiated with respect
+    to the images only, once and in reverse mode. JAX reads files that its versions of at least the last six months
+    wrote.
 
-    No code in the file is run by Python. Read files that you trust nevertheless: their programs are compiled.
+    Python runs no code from the file. Still, load only files that you trust, because JAX compiles their programs.
 
     Args:
       path: path of the file.
@@ -177,7 +178,7 @@ def _check_fits_here(path: str, header: Mapping) -> None:
     """Raises ValueError if a file is for other platforms, or in types that JAX does not use as it is set."""
     if (platform := jax.export.default_export_platform()) not in header["platforms"]:
         raise ValueError(
-            f"{path} was exported for {', '.join(header['platforms'])} alone, and JAX runs on {platform} here: export "
+            f"{path} was exported for {', '.join(header['platforms'])} only, and JAX runs on {platform} here: export "
             f"the classifier on a machine with {platform}"
         )
     for name in [header["dtype"], *header["arrays"]]:

@@ -32,16 +32,16 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class MarginSummary:
-    """Order statistics of margins, for each of R subspaces. Printed, they are a table with a row for each.
+    """Order statistics of margins, for each of R subspaces. They are printed as a table with a row for each.
 
     Attributes:
-      median: (R,) medians; infinite where half of the margins or more are censored, NaN where there are none.
+      median: (R,) medians; infinite if half of the margins or more are censored, NaN if there are no margins.
       median_interval: (R, 2) bootstrap interval of each median.
       confidence: the probability with which that interval should cover the median.
       percentiles: (R, P) percentiles of the margins.
       ranks: the P percentages that `percentiles` holds, in [0, 100].
       counts: for each `hmt_jax.Status`, by its lower-case name, the (R,) numbers of samples.
-      names: the names of the R subspaces; None for their numbers.
+      names: the names of the R subspaces; if None, their numbers are printed.
     """
 
     median: np.ndarray
@@ -72,18 +72,18 @@ class MarginSummary:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MarginComparison:
-    """Ratios of paired margins b / a, for each of R subspaces. Printed, they are a table with a row for each.
+    """Ratios of paired margins b / a, for each of R subspaces. They are printed as a table with a row for each.
 
-    A pair is one sample, with a margin in a and one in b. If the margin in b is censored, the ratio is infinite; if the
-    one in a is, the ratio is 0. If both are, nothing is known of the ratio, and the pair is left out of the ratios and
-    of the shares. If either status is NON_FINITE, the pair is left out of everything.
+    Here, a pair is the two margins of one sample, in a and in b. If the margin in b is censored, the ratio is infinite;
+    if the one in a is, the ratio is 0. If both are, nothing is known of the ratio, and the pair is left out of the
+    ratios and of the shares. If either status is NON_FINITE, the pair is left out of everything.
 
     Attributes:
-      median_ratio: (R,) medians of the ratios of pairs; infinite or 0 where half of them or more are censored in one
-        result, NaN where there are none.
+      median_ratio: (R,) medians of the ratios of pairs; infinite or 0 if half of them or more are censored in one
+        result, NaN if there are none.
       median_ratio_interval: (R, 2) bootstrap interval of each.
-      ratio_of_medians: (R,) median margin of b over that of a, where censored margins are larger than all others; NaN
-        where both medians are censored.
+      ratio_of_medians: (R,) median margin of b over that of a, with censored margins larger than all others; NaN if
+        both medians are censored.
       ratio_of_medians_interval: (R, 2) bootstrap interval of each.
       confidence: the probability with which an interval should cover its ratio.
       larger: (R,) share of the pairs with a known ratio in which the margin of b is larger; NaN if there are none.
@@ -92,7 +92,7 @@ class MarginComparison:
       counts: (R,) numbers of pairs: `compared`, with a known ratio, of which `censored_in_a` have no margin in a,
         `censored_in_b` none in b, and `other_label` another label in b than in a; and those left out,
         `censored_in_both` and `non_finite`.
-      names: the names of the R subspaces; None for their numbers.
+      names: the names of the R subspaces; if None, their numbers are printed.
     """
 
     median_ratio: np.ndarray
@@ -133,8 +133,8 @@ def summarize(
 ) -> MarginSummary:
     """Medians, percentiles and counts for each subspace, over its samples.
 
-    The interval of a median is a percentile bootstrap: each of `num_resamples` draws takes N samples, with
-    replacement, and has a median. The draws are the same for every subspace.
+    The interval of a median is a percentile bootstrap: each of `num_resamples` draws takes N samples with
+    replacement, and their median. The draws are the same for every subspace.
 
     Args:
       result: margins with axes (R, N).
@@ -146,7 +146,7 @@ def summarize(
 
     Raises:
       ValueError: if the ranks, the confidence or the number of resamples are out of range, or there are not R names.
-      TypeError: if `result` is no MarginResult, or `key` no random key.
+      TypeError: if `result` is not a MarginResult, or `key` not a random key.
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
@@ -175,12 +175,12 @@ def compare(
     key: jax.Array | None = None,
     names: Sequence[str] | None = None,
 ) -> MarginComparison:
-    """Ratios b / a of the margins of the same samples, for each subspace, and the shares that moved each way.
+    """Ratios b / a of the margins of the same samples, for each subspace, and the shares that are larger and smaller.
 
     The results may be of two networks, which may give a sample different labels: `counts["other_label"]` says how many.
     Intervals are a percentile bootstrap over samples: a draw takes a sample's margins in a and in b together, and the
-    draws are the same for every subspace. An interval is NaN where more draws than lie beyond one of its ends have no
-    ratio, because both of their medians are censored, or all of their pairs are left out.
+    draws are the same for every subspace. Some draws may have no ratio, because both of their medians are censored, or
+    all of their pairs are left out. An interval is NaN if there are more of these than draws beyond one of its ends.
 
     Args:
       a: margins with axes (R, N).
@@ -193,7 +193,7 @@ def compare(
     Raises:
       ValueError: if the shapes of the results differ, the confidence or the number of resamples are out of range, or
         there are not R names.
-      TypeError: if `a` or `b` is no MarginResult, or `key` no random key.
+      TypeError: if `a` or `b` is not a MarginResult, or `key` not a random key.
 
     >>> from hmt_jax import measure_margins, subspaces
     >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
@@ -258,7 +258,7 @@ def censored_margins(result: MarginResult) -> np.ndarray:
       result: margins with axes (R, N).
 
     Raises:
-      TypeError: if it is no MarginResult.
+      TypeError: if it is not a MarginResult.
     """
     if not isinstance(result, MarginResult):
         raise TypeError(
@@ -332,7 +332,7 @@ def bootstrap_medians(key: jax.Array, margins: np.ndarray, num_resamples: int) -
 
 
 def _ratios(upper, lower) -> np.ndarray:
-    """Ratios of margins, 1 for two that are 0; NaN for two that are infinite, of which nothing is known."""
+    """Ratios of margins; 1 if both are 0, and NaN if both are infinite, because nothing is known then."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((upper == 0) & (lower == 0), 1.0, upper / lower)
 
@@ -344,7 +344,7 @@ def _interval(resampled, confidence) -> np.ndarray:
 
 
 def _known_interval(resampled, confidence) -> np.ndarray:
-    """The same, but NaN where an end may lie among the values that are NaN."""
+    """The same interval, but NaN if one of its ends may lie among the values that are NaN."""
     is_known = np.isnan(resampled).mean(axis=-1, keepdims=True) <= (1 - confidence) / 2
     return np.where(is_known, _interval(resampled, confidence), np.nan)
 
@@ -374,5 +374,5 @@ def _interval_title(confidence) -> str:
 
 
 def _count_columns(counts) -> list[tuple[str, list[str]]]:
-    """The first count, and those of the others that are not 0 everywhere."""
+    """Columns of the first count, and of all others that are not 0 everywhere."""
     return [(name, [str(n) for n in found]) for i, (name, found) in enumerate(counts.items()) if i == 0 or found.any()]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import accuracy, audit, baseline, config, folder
+from experiments import registry, store
+from experiments.analyses import audit, compare_solvers
 from hmt_jax import statistics
 
 NUM_IMAGES = 8
@@ -18,9 +19,21 @@ NUM_IMAGES = 8
 def finished(tmp_path_factory):
     """The folder of a small robust run, with the run that it is compared with."""
     path = tmp_path_factory.mktemp("runs") / "robust"
-    fields = ["num_epochs=2", "num_images=12", "attack=pgd", "epsilon=0.5", "attack_steps=2"]
-    fields += ["baseline=standard_training"]
-    assert command_line.main(["run", "digits", "--set", *fields, "--folder", str(path)]) == 0
+    fields = [
+        "--num-epochs",
+        "2",
+        "--num-images",
+        "12",
+        "--attack",
+        "pgd",
+        "--epsilon",
+        "0.5",
+        "--attack-steps",
+        "2",
+        "--baseline",
+        "digits",
+    ]
+    assert command_line.main(["run", "digits", *fields, "--folder", str(path)]) == 0
     return path
 
 
@@ -53,14 +66,14 @@ def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
 
 
 def test_ratios_between_models_are_measured_again(finished, report):
-    origin = baseline.of(finished)
+    origin = store.baseline(finished)
     written = json.loads((finished / "audit.json").read_text())["over_baseline"]
     expected = np.median(margins_of(finished), axis=1) / np.median(margins_of(origin), axis=1)
     np.testing.assert_allclose(written["run"], expected, rtol=1e-6)
     with np.load(finished / "audit.npz") as ours, np.load(finished / "audit_baseline.npz") as theirs:
         expected = np.median(ours["tight"], axis=1) / np.median(theirs["tight"], axis=1)
     np.testing.assert_allclose(written["tight"], expected, rtol=1e-6)
-    assert "medians over those of standard training" in report
+    assert "medians over those of digits" in report
     assert not list(origin.glob("audit*"))  # an audit of that run itself would be lost
 
 
@@ -75,12 +88,24 @@ def test_certified_bounds_are_beside_the_tight_margins_of_the_same_images(finish
 
 def test_margins_that_are_not_found_are_no_reason_to_lose_an_audit(tmp_path):
     path = tmp_path / "robust"
-    fields = ["num_epochs=1", "num_images=4", "max_steps=1", "attack=pgd", "attack_steps=1", "epsilon=0.5"]
-    fields += ["baseline=standard_training"]
-    assert command_line.main(["run", "digits", "--set", *fields, "--folder", str(path)]) == 0
+    fields = [
+        "--num-epochs",
+        "1",
+        "--num-images",
+        "4",
+        "--max-steps",
+        "1",
+        "--attack",
+        "pgd",
+        "--attack-steps",
+        "1",
+        "--epsilon",
+        "0.5",
+    ]
+    assert command_line.main(["run", "digits", *fields, "--baseline", "digits", "--folder", str(path)]) == 0
     assert np.isinf(np.median(statistics.censored(*_margins_and_status(path)), axis=1)).any()
     report = audit.audit(path, num_images=4, effort="fast")
-    assert "medians over those of standard training" in report
+    assert "medians over those of digits" in report
     over_baseline = json.loads((path / "audit.json").read_text())["over_baseline"]
     assert None in over_baseline["run"]
     assert None not in over_baseline["tight"]
@@ -121,11 +146,11 @@ def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
 @pytest.mark.usefixtures("report")
 def test_table_of_all_solvers(finished, monkeypatch):
     """Ratios and passes against those of margins measured here."""
-    few = [each for each in accuracy.CONTENDERS if each.name in ("deepfool", "tight, fast")]
-    monkeypatch.setattr(accuracy, "CONTENDERS", few)
+    few = [each for each in compare_solvers.CONTENDERS if each.name in ("deepfool", "tight, fast")]
+    monkeypatch.setattr(compare_solvers, "CONTENDERS", few)
     header, _, *rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in accuracy.accuracy(finished, num_images=NUM_IMAGES).splitlines()
+        for line in compare_solvers.compare_solvers(finished, num_images=NUM_IMAGES).splitlines()
     ]
     assert header[:3] == ["solver", "whole space", "window 0,0"]
     deepfool, tight = (dict(zip(header, row, strict=True)) for row in rows)
@@ -141,8 +166,8 @@ def test_folders_of_other_kinds(tmp_path, capsys):
     assert command_line.main(["audit", str(tmp_path)]) == 2
     assert "is not the folder of a run: give that of a finished one" in capsys.readouterr().err
     # Windows of the whole grid are no diagonal.
-    folder.write_json(tmp_path / "config.json", folder.described("margin_map", config.load("margin_map")))
-    folder.write_json(tmp_path / "checks.json", {})
+    store.write_json(tmp_path / "config.json", store.to_json("margin_map", registry.get("margin_map").config))
+    store.finish(tmp_path, {})
     assert command_line.main(["audit", str(tmp_path)]) == 2
     assert (
         "is the folder of margin_map, which does not measure a data set of hmt_jax.data along the diagonal"
@@ -151,14 +176,14 @@ def test_folders_of_other_kinds(tmp_path, capsys):
 
 
 def test_an_audit_is_alone_at_work_in_a_folder(finished, capsys):
-    with folder.held(finished):
+    with store.held(finished):
         assert command_line.main(["audit", str(finished)]) == 2
     assert f"another run or audit is at work in {finished}: wait for it, or choose another" in capsys.readouterr().err
 
 
 def test_an_audit_keeps_others_out(finished, monkeypatch, capsys):
     def measure_and_meet(*_):
-        with pytest.raises(ValueError, match="another run or audit is at work in"), folder.held(finished):
+        with pytest.raises(ValueError, match="another run or audit is at work in"), store.held(finished):
             pass
         raise ValueError("met it")
 
@@ -168,16 +193,17 @@ def test_an_audit_keeps_others_out(finished, monkeypatch, capsys):
 
 
 def test_changed_margins_of_what_a_run_is_compared_with_are_refused(finished, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
-    file = copy / "baseline" / "margins.npz"
+    copy = tmp_path / "robust"
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "digits" / "margins.npz"
     shutil.copy(copy / "margins.npz", file)
     assert command_line.main(["audit", str(copy)]) == 2
     assert f"{file} is not what its run wrote" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("option", "least"), [("--num-images", 1), ("--certify", 0)])
-def test_numbers_are_checked(option, least, capsys):
-    with pytest.raises(SystemExit):
-        command_line.main(["audit", "run", option, "-1"])
-    assert f"argument {option}: must be at least {least}, got -1" in capsys.readouterr().err
+def test_numbers_are_checked(finished, capsys):
+    for option in ("--num-images", "--certify"):
+        assert command_line.main(["audit", str(finished), option, "-1"]) == 2
+        assert "expected a whole number, got '-1'" in capsys.readouterr().err
+    assert command_line.main(["audit", str(finished), "--num-images", "0"]) == 2
+    assert capsys.readouterr().err == "error: --num-images must be at least 1, got 0\n"

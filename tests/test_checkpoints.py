@@ -216,10 +216,21 @@ def test_a_checkpoint_that_cannot_be_read_is_named(kept, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_path):
-    settings = ["network=mlp", "num_epochs=12", "batch_size=32", "num_images=2", "measure_every=6"]
+    settings = [
+        "--network",
+        "mlp",
+        "--num-epochs",
+        "12",
+        "--batch-size",
+        "32",
+        "--num-images",
+        "2",
+        "--measure-every",
+        "6",
+    ]
 
     def start(path):
-        command = [sys.executable, "-m", "experiments", "run", "digits", "--set", *settings]
+        command = [sys.executable, "-m", "experiments", "run", "digits", *settings]
         command += ["--folder", str(path), "--cache-dir", str(tmp_path / "xla")]
         environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as for what the tests compile themselves
         return subprocess.Popen(

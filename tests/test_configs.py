@@ -13,24 +13,25 @@ from flax import nnx
 from PIL import Image
 from scipy import fft
 
-from experiments import config, folder, run, stages
-from experiments.diagonal import DiagonalMargins
-from experiments.imagenet import GivenWeights
-from experiments.margin_map import MarginMap
+from experiments import images as images_kind
+from experiments import registry, run, store
+from experiments.experiment import Experiment
+from experiments.given_weights import GivenWeights
+from experiments.images import Images
 from hmt_jax import data, models
 from hmt_jax.models import _create
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-NAMES = [name for name in config.names() if isinstance(config.load(name), DiagonalMargins) and name != "digits"]
-GIVEN = [name for name in config.names() if isinstance(config.load(name), GivenWeights)]
-NETWORKS = {(full.network, SHAPES[full.data], full.num_hidden) for full in map(config.load, NAMES)}
-NETWORKS |= {(full.network, (full.crop, full.crop, 3), ()) for full in map(config.load, GIVEN)}
-COMMON = {"files.sha256", "config.json", "environment.json", "checks.json", "summary.json"}
+FULL = {name: registry.get(name).config for name in registry.names()}
+NAMES = [name for name, full in FULL.items() if isinstance(full, Images) and name != "digits"]
+GIVEN = [name for name, full in FULL.items() if isinstance(full, GivenWeights)]
+NETWORKS = {(FULL[name].network, SHAPES[FULL[name].data], FULL[name].num_hidden) for name in NAMES}
+NETWORKS |= {(FULL[name].network, (FULL[name].crop, FULL[name].crop, 3), ()) for name in GIVEN}
 
 
 def reduced(name):
     """The quick form on a network, and with an attack, that compile soon."""
-    quick = config.load(name, quick=True)
+    quick = registry.get(name).quick
     return dataclasses.replace(
         quick,
         network="logistic",
@@ -42,14 +43,20 @@ def reduced(name):
         num_monitored=4,
         max_steps=10,
         batch_size=50,
-        window_step=10 if isinstance(quick, MarginMap) else 4 if quick.data == "mnist" else 8,
+        window_step=10 if quick.windows == "grid" else 4 if quick.data == "mnist" else 8,
         attack_steps=1,
         evaluation_steps=min(quick.evaluation_steps, 1),
     )
 
 
-# Experiments that differ in their networks alone are one here.
-REDUCED = list({reduced(name): name for name in NAMES}.values())
+# Experiments that differ in their networks, and in the names of what they are compared with, are one here.
+REDUCED = list({dataclasses.replace(reduced(name), baseline="none"): name for name in reversed(NAMES)}.values())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The folder of all runs of this file, so that each baseline runs once."""
+    return tmp_path_factory.mktemp("runs")
 
 
 def stand_in(name, data_dir):
@@ -63,30 +70,35 @@ def stand_in(name, data_dir):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
+    """Data by hand, one device, and the reduced forms in place of the experiments."""
     devices = jax.devices()[:1]  # simulated ones would wait for each other
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     monkeypatch.setattr(data, "load", stand_in)
+    monkeypatch.setattr(registry, "_EXPERIMENTS", {**registry._EXPERIMENTS, **with_quick(NAMES, reduced)})
 
 
-def runs(name, small, path, capsys):
-    """Runs a quick form that was made smaller, and looks at what it says and leaves."""
-    claims = config.checks(name)
-    run.run(name, small, path, claims=claims, is_quick=True, data_dir=str(path))
-    verdicts = json.loads((path / "checks.json").read_text())["checks"]
-    assert [verdict["claim"] for verdict in verdicts] == [claim.claim for claim in claims]
+def with_quick(names, make):
+    """Experiments with another quick form."""
+    found = {name: registry.get(name) for name in names}
+    return {name: dataclasses.replace(each, quick=make(name)) for name, each in found.items()}
+
+
+def runs(name, path, capsys):
+    """Runs a quick form that was made smaller, and looks at its output and its files."""
+    experiment = registry.get(name)
+    run.run(name, experiment.quick, path, is_quick=True, data_dir=str(path))
+    verdicts = json.loads((path / "claims.json").read_text())["claims"]
+    assert [verdict["claim"] for verdict in verdicts] == [claim.text for claim in experiment.claims]
     assert np.isfinite([float(verdict["value"]) for verdict in verdicts]).all()
     told = capsys.readouterr().out
-    assert all(claim.claim in told for claim in claims)
-    written = {file.name for file in path.iterdir()}
-    removed = {file.name for pattern in small.results for file in path.glob(pattern)}
-    assert written == removed | COMMON  # so that starting over leaves nothing behind
+    assert all(claim.text in told for claim in experiment.claims)
     for picture in path.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", REDUCED)
-def test_quick_forms_run(name, stand_ins, tmp_path, capsys):
-    runs(name, reduced(name), tmp_path / name, capsys)
+@pytest.mark.parametrize("name", [*REDUCED, "image_gallery"])
+def test_quick_forms_run(name, stand_ins, root, capsys):
+    runs(name, run.folder_of(name, is_quick=True, root=root), capsys)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +117,7 @@ def given(tmp_path_factory):
 
 def given_small(name, given):
     """The quick form of an experiment on given weights, on a network that compiles soon."""
-    quick = config.load(name, quick=True)
+    quick = registry.get(name).quick
     baseline = {} if quick.baseline == "none" else {"baseline_weights": str(given / "baseline_weights.npz")}
     paths = {"weights": str(given / "weights.npz"), "images": str(given / "images"), **baseline}
     sizes = {"resize": 32, "crop": 32, "num_images": 5, "window_size": 8, "window_step": 8}
@@ -113,9 +125,15 @@ def given_small(name, given):
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_quick_forms_run_on_given_weights(name, given, tmp_path, capsys):
+def test_quick_forms_run_on_given_weights(name, given, tmp_path, capsys, monkeypatch):
     small = given_small(name, given)
-    runs(name, small, tmp_path / name, capsys)
+    monkeypatch.setattr(registry, "_EXPERIMENTS", {**registry._EXPERIMENTS, **with_quick([name], lambda _: small)})
+    if small.baseline != "none":  # runs on the other weights
+        other = dataclasses.replace(small, baseline="none", baseline_weights="", manipulation="none")
+        other = dataclasses.replace(other, weights=small.baseline_weights)
+        for each, config in with_quick([small.baseline], lambda _: other).items():
+            monkeypatch.setitem(registry._EXPERIMENTS, each, config)
+    runs(name, tmp_path / name, capsys)
     # Margins and labels are those of the network in the file, on images as torchvision would read them.
     with np.load(tmp_path / name / "margins.npz") as arrays:
         found = dict(arrays)
@@ -141,12 +159,12 @@ def normalized(file, manipulation):
     [
         (
             {"weights": ""},
-            r"weights is not given, and nothing is downloaded: name after --set weights=PATH \(the state",
+            r"weights is not given, and nothing is downloaded: give --weights PATH \(the state",
         ),
-        ({"baseline_weights": ""}, r"baseline_weights is not given, .* baseline_weights=PATH \(that of the logistic"),
-        ({"images": ""}, r"images is not given, .* images=PATH \(a folder with a folder of images for each class\)"),
-        ({"images": "/nowhere"}, "images=/nowhere is not there: name after --set weights=PATH"),
-        ({"weights": "/no.npz"}, "weights=/no.npz is not there: name after --set weights=PATH"),
+        ({"baseline_weights": ""}, r"baseline_weights is not given, .* --baseline-weights PATH \(that of the logistic"),
+        ({"images": ""}, r"images is not given, .* --images PATH \(a folder with a folder of images for each class\)"),
+        ({"images": "/nowhere"}, "images=/nowhere is not there: give --weights PATH"),
+        ({"weights": "/no.npz"}, "weights=/no.npz is not there: give --weights PATH"),
         ({"crop": 40, "resize": 40}, r"linear\.weight \(3, 4800\) +linear\.weight \(3, 3072\)"),
         ({"network": "lenet"}, r"the state dict does not fit lenet; it fits logistic: pass that name\n"),
     ],
@@ -154,7 +172,7 @@ def normalized(file, manipulation):
 def test_what_is_not_given_is_told_before_any_work(changes, message, given, tmp_path):
     small = dataclasses.replace(given_small("imagenet_resnet50_robust", given), **changes)
     with pytest.raises(ValueError, match=message):
-        run.run("robust", small, tmp_path / "robust")
+        run.run("imagenet_resnet50_robust", small, tmp_path / "robust")
     assert not (tmp_path / "robust").exists()
 
 
@@ -162,23 +180,24 @@ def test_what_is_not_given_is_told_before_any_work(changes, message, given, tmp_
 def test_a_run_is_of_the_files_that_it_was_given(changed, given, tmp_path):
     copy = tmp_path / "given"
     shutil.copytree(given, copy)
-    small, path = given_small("imagenet_resnet50_robust", copy), tmp_path / "robust"
-    folder.start(path, "imagenet_resnet50_robust", small, fresh=False)
-    folder.write_json(path / "summary.json", {})
-    folder.check(path, "imagenet_resnet50_robust", small)
-    assert config.described(folder.read_config(path)) == ("imagenet_resnet50_robust", small)
+    name = "imagenet_resnet50_robust"
+    small, path = given_small(name, copy), tmp_path / "robust"
+    store.start(path, store.to_json(name, small), fresh=False)
+    store.write_json(path / "summary.json", {})
+    store.check(path, store.to_json(name, small))
+    assert registry.reopen(path) == (name, small)
     # The same files by another path are the same.
     paths = {field: str(copy / ".." / "given" / Path(getattr(small, field)).name) for field in ("weights", "images")}
-    folder.check(path, "imagenet_resnet50_robust", dataclasses.replace(small, **paths))
+    store.check(path, store.to_json(name, dataclasses.replace(small, **paths)))
     with (copy / changed).open("ab") as file:
         file.write(b"more")
     with pytest.raises(ValueError, match=r"belongs to another configuration \(checksums is"):
-        folder.check(path, "imagenet_resnet50_robust", small)
+        store.check(path, store.to_json(name, small))
 
 
 def plain(name, quick):
     """An experiment with its numbers of images, on a network and images that are checked at once."""
-    found = config.load(name, quick=quick)
+    found = registry.form(name, is_quick=quick)
     settings = dict.fromkeys(("attack", "augmentation", "baseline", "manipulation"), "none")
     return dataclasses.replace(found, network="logistic", num_hidden=(), evaluation_steps=0, **settings)
 
@@ -197,7 +216,7 @@ def test_every_experiment_asks_for_images_that_there_are(experiment, monkeypatch
         images, labels = np.broadcast_to(np.uint8(0), (num_train, *shape)), np.zeros(num_train, np.int32)
         return data.Dataset(name, images, labels, images[:num_test], labels[:num_test], 10)
 
-    monkeypatch.setattr(stages, "_load_all", blank)
+    monkeypatch.setattr(images_kind, "_load_all", blank)
     experiment.check(None)
 
 
@@ -214,7 +233,7 @@ def test_every_experiment_asks_for_images_that_there_are(experiment, monkeypatch
 def test_more_images_than_there_are_are_refused_before_any_work(settings, field, most, images, tmp_path):
     quick = dataclasses.replace(plain("digits", quick=True), **settings)
     dataclasses.replace(quick, **{field: most}).check(None)
-    asked = dataclasses.replace(quick, **{field: most + 1})  # which can still be read: older runs cut it in silence
+    asked = dataclasses.replace(quick, **{field: most + 1})
     message = f"{field}={most + 1} is more than the {most} {images}: set {field} to at most {most}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run.run("digits", asked, tmp_path / "run")
@@ -222,7 +241,7 @@ def test_more_images_than_there_are_are_refused_before_any_work(settings, field,
 
 
 def test_images_that_are_not_monitored_need_not_be_there():
-    quick = dataclasses.replace(config.load("digits", quick=True), num_monitored=100, num_test=50)
+    quick = dataclasses.replace(registry.get("digits").quick, num_monitored=100, num_test=50)
     quick.check(None)
 
 
@@ -234,15 +253,10 @@ def test_more_images_than_a_folder_holds_are_refused(given, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_more_images_than_are_manipulated_are_not_shown(stand_ins):
-    with pytest.raises(ValueError, match="num_shown=6 is more than num_images=5: set num_shown to at most that"):
-        dataclasses.replace(reduced("image_gallery"), num_shown=6).check(None)
-
-
 def test_a_home_directory_is_expanded_in_paths_of_given_weights(given, monkeypatch):
     small = given_small("imagenet_vgg16", given)
     monkeypatch.setenv("HOME", str(given))
-    homely = config.override(small, ["weights=~/weights.npz", "images=~/images", "baseline_weights=~/weights.npz"])
+    homely = dataclasses.replace(small, weights="~/weights.npz", images="~/images", baseline_weights="~/weights.npz")
     assert homely == dataclasses.replace(small, baseline_weights=str(given / "weights.npz"))
     homely.check(None)
 
@@ -265,10 +279,18 @@ def test_networks_take_the_images(network, shape, num_hidden):
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", config.names())
-def test_every_experiment_has_a_claim_and_a_quick_form(name):
-    full, quick = config.load(name), config.load(name, quick=True)
-    assert type(quick) is type(full)
-    assert quick != full
-    assert config.checks(name)
-    assert re.search(rf"python -m experiments run {name}( --set .*)?\n", config._module(name).__doc__)
+@pytest.mark.parametrize("name", registry.names())
+def test_every_experiment_has_a_note_and_names_its_baseline(name):
+    experiment = registry.get(name)
+    assert experiment.title.endswith(".")
+    assert experiment.claims
+    for config in (experiment.config, experiment.quick):
+        assert config.baseline == "none" or config.baseline in registry.names()
+
+
+def test_forms_of_one_experiment_are_of_one_kind():
+    digits, synthetic = registry.get("digits"), registry.get("synthetic_linear")
+    with pytest.raises(ValueError, match="an experiment needs a note and two forms of one kind"):
+        Experiment(digits.config, synthetic.config, digits.claims, "A note.")
+    with pytest.raises(ValueError, match="an experiment needs a note and two forms of one kind"):
+        Experiment(digits.config, digits.quick, digits.claims, " ")

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import threading
@@ -22,10 +23,11 @@ import pytest
 
 import hmt_jax
 from experiments import __main__ as command_line
-from experiments import config, folder, manipulations, stages, summary
+from experiments import manipulations, registry, run, store
+from experiments.experiment import training_devices
 from hmt_jax import data, frequency, models, subspaces, training
 
-QUICK = ["--set", "num_epochs=2", "num_images=12"]
+QUICK = ["--num-epochs", "2", "--num-images", "12"]
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +44,6 @@ def fails(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
-def test_list_has_every_experiment_with_a_line(capsys):
-    command_line.main(["list"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(config.names())
-    assert {"digits", "mnist_lenet", "mnist_lenet_flipped", "mnist_lenet_robust"} <= set(config.names())
-    assert all(len(line.split()) > 3 for line in lines)
-
-
-def test_every_configuration_loads():
-    for name in config.names():
-        assert isinstance(config.load(name), config.Config)
-
-
 def test_a_run_leaves_all_its_files(finished):
     assert {file.name for file in finished.iterdir()} == {
         "files.sha256",
@@ -69,11 +58,12 @@ def test_a_run_leaves_all_its_files(finished):
         "margins.zarr",
         "summary.json",
         "margins.png",
-        "checks.json",
+        "claims.json",
     }
     described = json.loads((finished / "config.json").read_text())
     assert described["experiment"] == "digits"
-    assert described["num_images"] == 12
+    assert described["settings"]["num_images"] == 12
+    assert described["format"] == store.FORMAT
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
     assert (finished / "margins.png").read_bytes().startswith(b"\x89PNG")
@@ -137,7 +127,7 @@ def test_fresh_starts_over(finished, tmp_path):
 def test_the_folder_of_another_configuration_is_refused(finished, capsys):
     before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
     for flags in ([], ["--fresh"]):
-        message = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", finished, *flags)
+        message = fails(capsys, "run", "digits", *QUICK, "--seed", "7", "--folder", finished, *flags)
         assert "belongs to another configuration (seed is 0 there, 7 here)" in message
         assert "choose another folder with --folder" in message
     assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
@@ -145,28 +135,28 @@ def test_the_folder_of_another_configuration_is_refused(finished, capsys):
 
 def test_a_folder_of_a_run_that_came_to_nothing_is_free(tmp_path, capsys):
     path = tmp_path / "digits"
-    folder.start(path, "digits", config.override(config.load("digits"), ["seed=5"]), fresh=False)
-    folder.write_json(path / "environment.json", {**folder.read_environment(path), "seconds": 1e6})
+    store.start(path, store.to_json("digits", dataclasses.replace(registry.get("digits").config, seed=5)), fresh=False)
+    store.write_json(path / "environment.json", {**store.read_environment(path), "seconds": 1e6})
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
-    assert folder.read_environment(path)["seconds"] < 1e6  # those of what came to nothing are not its own
+    assert store.read_environment(path)["seconds"] < 1e6  # those of what came to nothing are not its own
 
 
 def test_a_call_that_is_killed_leaves_the_time_that_it_took(tmp_path):
-    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
-    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 1000})
-    with folder.timed(tmp_path, interval=0.01):
+    store.start(tmp_path, store.to_json("digits", registry.get("digits").config), fresh=False)
+    store.write_json(tmp_path / "environment.json", {**store.read_environment(tmp_path), "seconds": 1000})
+    with store.timed(tmp_path, interval=0.01):
         for _ in range(1000):
-            if folder.read_environment(tmp_path)["seconds"] > 1000:
+            if store.read_environment(tmp_path)["seconds"] > 1000:
                 break
             time.sleep(0.01)
-        assert folder.read_environment(tmp_path)["seconds"] > 1000
+        assert store.read_environment(tmp_path)["seconds"] > 1000
 
 
 def test_an_error_is_told_also_where_no_time_can_be_written(tmp_path):
-    folder.start(tmp_path / "run", "digits", config.load("digits"), fresh=False)
+    store.start(tmp_path / "run", store.to_json("digits", registry.get("digits").config), fresh=False)
 
     def fail():
-        with folder.timed(tmp_path / "run"):
+        with store.timed(tmp_path / "run"):
             shutil.rmtree(tmp_path / "run")
             raise KeyError("the reason")
 
@@ -178,34 +168,26 @@ def test_an_error_is_told_also_where_no_time_can_be_written(tmp_path):
 def test_training_takes_the_devices_that_can_share_a_batch(batch_size, expected, monkeypatch):
     devices = jax.local_devices()[:3]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert config.training_devices(batch_size) == devices[:expected]
+    assert training_devices(batch_size) == devices[:expected]
 
 
-def test_fresh_leaves_a_run_inside_that_others_refer_to(tmp_path, capsys):
-    settings = config.override(config.load("digits"), ["attack=pgd", "baseline=standard_training"])
-    paths = [tmp_path / name for name in ("referred", "alone", "another")]
-    for path in paths:
-        folder.start(path, "digits", settings, fresh=False)
-        (path / "baseline").mkdir()
-        folder.write_json(path / "summary.json", {})
-        folder.refer(path, paths[0] / "baseline")
-    for name, text in (("damaged", '{"fol'), ("strange", "[]")):
+def test_fresh_removes_what_a_run_has_written_and_nothing_else(tmp_path):
+    described = store.to_json("digits", registry.get("digits").config)
+    store.start(tmp_path, described, fresh=False)
+    for name in ("summary.json", "audit.json", "mine.json"):
+        store.write_json(tmp_path / name, {})
+    for name in ("checkpoints", "monitored", "margins.zarr", "photos"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "baseline.json").write_text(text)
-    for path in paths[:2]:
-        folder.start(path, "digits", settings, fresh=True)
-        assert {file.name for file in path.iterdir()} - {"baseline"} == {
-            "config.json",
-            "environment.json",
-            "files.sha256",
-        }
-    assert [(path / "baseline").exists() for path in paths] == [True, False, True]
-    assert f"{paths[0] / 'baseline'} stays, for {tmp_path}" in capsys.readouterr().out
+        (tmp_path / name / "file").write_text("")
+    (tmp_path / "thesis.tex").write_text("...")
+    store.start(tmp_path, described, fresh=True)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"config.json", "environment.json", "files.sha256", "photos", "thesis.tex"}
 
 
 def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
     path = tmp_path / "digits"
-    with folder.held(path):
+    with store.held(path):
         told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
     assert f"another run or audit is at work in {path}: wait for it, or choose another folder" in told
     assert not path.exists()
@@ -214,8 +196,8 @@ def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
 
 def test_epochs_are_in_the_order_of_their_numbers(tmp_path):
     for epoch in (1000, 20, 999):
-        folder.write_arrays(tmp_path / "monitored" / f"{epoch:03d}.npz", {"margin": np.ones((1, epoch))})
-    found = summary.monitored(tmp_path)
+        store.write_arrays(tmp_path / "monitored" / f"{epoch:03d}.npz", {"margin": np.ones((1, epoch))})
+    found = store.monitored(tmp_path)
     assert {epoch: arrays["margin"].shape[1] for epoch, arrays in found.items()} == {20: 20, 999: 999, 1000: 1000}
     assert list(found) == [20, 999, 1000]
 
@@ -230,50 +212,49 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["run", "nothing"], ["unknown experiment 'nothing'", "digits", "mnist_lenet_flipped"]),
-        (["run", "digits", "--set", "epochs=3"], ["unknown field 'epochs'", "num_epochs", "window_size"]),
-        (["run", "digits", "--set", "num_epochs"], ["expected field=value after --set, got 'num_epochs'"]),
-        (["run", "digits", "--set", "num_epochs=many"], ["num_epochs must be of type int, got 'many'"]),
-        (["run", "digits", "--set", "network=resnet"], ["unknown network 'resnet'", "lenet", "mlp"]),
-        (["run", "digits", "--set", "data=svhn"], ["unknown data 'svhn'", "cifar10", "digits"]),
-        (["run", "digits", "--set", "manipulation=turn"], ["unknown manipulation 'turn'", "none, flip, low_pass:B"]),
-        (["run", "digits", "--set", "manipulation=low_pass:x"], ["expected whole numbers as in", "low_pass:x"]),
-        (["run", "digits", "--set", "manipulation=low_pass:9"], ["size must be between 1 and 8"]),
-        (["run", "digits", "--set", "attack=fgsm"], ["unknown attack 'fgsm'", "none, pgd, deepfool"]),
-        (["run", "digits", "--set", "attack=pgd", "epsilon=-1"], ["epsilon must be positive and finite"]),
-        (["run", "digits", "--set", "attack=deepfool", "norm=linf"], ["goes by norm=l2, got norm=linf"]),
-        (["run", "digits", "--set", "attack=pgd", "attack_steps=0"], ["attack_steps must be at least 1, got 0"]),
-        (["run", "digits", "--set", "measure_every=-1"], ["measure_every must be at least 0, got -1"]),
-        (["run", "digits", "--set", "measure_every=99"], ["measure_every must divide num_epochs, or the end is not"]),
+        (["run", "nothing"], ["unknown experiment 'nothing': `python -m experiments list` shows all"]),
+        (["run", "digits", "--network", "resnet"], ["unknown network 'resnet'", "lenet", "mlp"]),
+        (["run", "digits", "--data", "svhn"], ["unknown data 'svhn'", "cifar10", "digits"]),
+        (["run", "digits", "--manipulation", "turn"], ["unknown manipulation 'turn'", "none, flip, low_pass:B"]),
+        (["run", "digits", "--manipulation", "low_pass:x"], ["expected whole numbers as in", "low_pass:x"]),
+        (["run", "digits", "--manipulation", "low_pass:9"], ["size must be between 1 and 8"]),
+        (["run", "digits", "--attack", "pgd", "--epsilon", "-1"], ["epsilon must be positive and finite"]),
+        (["run", "digits", "--attack", "deepfool", "--norm", "linf"], ["goes by norm=l2, got norm=linf"]),
+        (["run", "digits", "--attack", "pgd", "--attack-steps", "0"], ["attack_steps must be at least 1, got 0"]),
+        (["run", "digits", "--measure-every", "-1"], ["measure_every must be at least 0, got -1"]),
+        (["run", "digits", "--measure-every", "99"], ["measure_every must divide num_epochs, or the end is not"]),
         (
-            ["run", "digits", "--set", "augmentation=crop_and_mirror", "manipulation=flip"],
+            ["run", "digits", "--augmentation", "crop_and_mirror", "--manipulation", "flip"],
             ["augmentation=crop_and_mirror is for plain images, and would undo manipulation=flip"],
         ),
         (
-            ["run", "digits", "--set", "network=lenet", "num_hidden=64"],
+            ["run", "digits", "--network", "lenet", "--num-hidden", "64"],
             ["network=lenet does not go with the other settings", "num_hidden"],
         ),
         (
-            ["run", "margin_map", "--set", "data=digits", "num_images=9", "window_size=9"],
+            ["run", "margin_map", "--data", "digits", "--num-images", "9", "--window-size", "9"],
             ["size must be between 1 and 8"],
         ),
-        (["run", "digits", "--set", "num_hidden=8,x"], ["num_hidden must be of type tuple[int, ...], got '8,x'"]),
-        (["run", "digits", "--set", "num_hidden=8,0"], ["num_hidden must be widths of at least 1, got (8, 0)"]),
-        (["run", "digits", "--set", "max_learning_rate=inf"], ["max_learning_rate must be finite, got inf"]),
+        (["run", "digits", "--num-hidden", "8", "0"], ["num_hidden must be widths of at least 1, got (8, 0)"]),
+        (["run", "digits", "--max-learning-rate", "inf"], ["max_learning_rate must be finite, got inf"]),
         (["benchmark", "--scaling", "lenet_mnist"], ["--scaling has a workload of its own: leave out lenet_mnist"]),
         (["benchmark", "--training", "--reference", "authors"], ["leave it or --training out"]),
-        (["run", "digits", "--set", "num_train=-1"], ["num_train must be at least 0, got -1"]),
-        (["run", "digits", "--set", "baseline=plain_data"], ["would compare the run with itself"]),
-        (["run", "digits", "--set", "num_images=0"], ["num_images must be at least 1, got 0"]),
-        (["run", "digits", "--set", "window_step=0"], ["window_step must be at least 1, got 0"]),
-        (["run", "digits", "--set", "num_candidates=1"], ["num_candidates must be at least 2"]),
-        (["run", "digits", "--set", "num_epochs=0"], ["num_epochs must be at least 1, got 0"]),
-        (["run", "digits", "--set", "num_epochs=-1"], ["num_epochs must be at least 1, got -1"]),
-        (["run", "digits", "--set", "seed=99999999999999999999"], ["seed must be between 0 and 4294967295"]),
-        (["run", "digits", "--set", "seed=-1"], ["seed must be between 0 and 4294967295, got -1"]),
+        (["run", "digits", "--num-train", "-1"], ["num_train must be at least 0, got -1"]),
+        (["run", "digits", "--baseline", "digits"], ["baseline=digits would compare the run with itself"]),
+        (
+            ["run", "digits", "--baseline", "synthetic_linear"],
+            ["synthetic_linear trains no network on images"],
+        ),
+        (["run", "digits", "--num-images", "0"], ["num_images must be at least 1, got 0"]),
+        (["run", "digits", "--window-step", "0"], ["window_step must be at least 1, got 0"]),
+        (["run", "digits", "--num-candidates", "1"], ["num_candidates must be at least 2"]),
+        (["run", "digits", "--num-epochs", "0"], ["num_epochs must be at least 1, got 0"]),
+        (["run", "digits", "--num-epochs", "-1"], ["num_epochs must be at least 1, got -1"]),
+        (["run", "digits", "--seed", "99999999999999999999"], ["seed must be between 0 and 4294967295"]),
+        (["run", "digits", "--seed", "-1"], ["seed must be between 0 and 4294967295, got -1"]),
         (["audit", "nothing"], ["there is no folder nothing"]),
         (["scorecard", "nothing"], ["there is no folder nothing"]),
-        (["run", "digits", "--set", "window_size=9"], ["size must be between 1 and 8"]),
+        (["run", "digits", "--window-size", "9"], ["size must be between 1 and 8"]),
         (["prepare", "imagenet"], ["unknown data set 'imagenet'", "cifar10, digits, mnist"]),
     ],
 )
@@ -298,10 +279,7 @@ def test_a_second_run_compiles_nothing(tmp_path):
     arguments = [
         "run",
         "digits",
-        "--set",
-        "num_epochs=1",
-        "num_images=4",
-        "seed=11",
+        *("--num-epochs", "1", "--num-images", "4", "--seed", "11"),
         "--cache-dir",
         str(tmp_path / "xla"),
     ]
@@ -330,17 +308,35 @@ def test_a_second_run_compiles_nothing(tmp_path):
 
 def test_failed_writing_leaves_what_was_there(tmp_path):
     path = tmp_path / "summary.json"
-    folder.write_json(path, {"a": 1})
+    store.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="Out of range float values"):
-        folder.write_json(path, {"a": float("nan")})
-    assert folder.read_json(path) == {"a": 1}
+        store.write_json(path, {"a": float("nan")})
+    assert store.read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_overrides_keep_the_other_fields():
-    base = config.load("mnist_lenet")
-    changed = config.override(base, ["seed=3", "overshoot=0.5", "num_hidden=8,4"])
-    assert changed == dataclasses.replace(base, seed=3, overshoot=0.5, num_hidden=(8, 4))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "3"], "Unrecognized options: --epochs"),
+        (["--num-epochs", "many"], "Error parsing --num-epochs"),
+        (["--attack", "fgsm"], "invalid choice 'fgsm'"),
+        (["--num-hidden", "8", "x"], "Error parsing --num-hidden"),
+    ],
+)
+def test_what_cannot_be_read_is_told_by_the_parser(arguments, message, tmp_path, capsys):
+    assert command_line.main(["run", "digits", *arguments, "--folder", str(tmp_path / "run")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_are_those_of_the_command_line(monkeypatch):
+    found = []
+    monkeypatch.setattr(run, "run", lambda name, config, *_, **__: found.append((name, config)))
+    arguments = ["--seed", "3", "--overshoot", "0.5", "--num-hidden", "8", "4", "--windows=grid"]
+    assert command_line.main(["run", "mnist_lenet", *arguments]) == 0
+    changes = {"seed": 3, "overshoot": 0.5, "num_hidden": (8, 4), "windows": "grid"}
+    assert found == [("mnist_lenet", dataclasses.replace(registry.get("mnist_lenet").config, **changes))]
 
 
 def test_flipped_data_are_normalised_by_the_flipped_mean_image():
@@ -390,29 +386,29 @@ def test_bands_are_the_filters(name, expected):
 def robust(tmp_path_factory):
     """A quick run with adversarial training beside standard training."""
     path = tmp_path_factory.mktemp("runs") / "robust"
-    settings = ["attack=pgd", "attack_steps=2", "epsilon=0.5", "evaluation_steps=4", "baseline=standard_training"]
-    settings += ["network=mlp", "num_epochs=4", "batch_size=64", "measure_every=2", "num_monitored=10", "num_images=20"]
+    settings = shlex.split("--attack pgd --attack-steps 2 --epsilon 0.5 --evaluation-steps 4 --baseline digits")
+    settings += shlex.split("--num-epochs 4 --batch-size 64 --measure-every 2 --num-monitored 10 --num-images 20")
     devices = jax.devices()[:1]  # simulated ones would wait for each other in every step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: devices)
-        assert command_line.main(["run", "digits", "--set", *settings, "--folder", str(path)]) == 0
+        assert command_line.main(["run", "digits", *settings, "--folder", str(path)]) == 0
     return path
 
 
 def test_adversarial_training_beside_standard_training(robust):
-    summary, baseline = (json.loads((path / "summary.json").read_text()) for path in (robust, robust / "baseline"))
+    summary, baseline = (json.loads((path / "summary.json").read_text()) for path in (robust, robust.parent / "digits"))
     ratios = [
         window["median"] / other["median"]
         for window, other in zip(summary["windows"], baseline["windows"], strict=True)
     ]
     np.testing.assert_allclose(summary["margin_over_baseline"], ratios, rtol=1e-6)
     assert baseline["robustness"] is None
-    classifier, _ = models.load(robust / "baseline" / "checkpoint.safetensors")
+    classifier, _ = models.load(robust.parent / "digits" / "checkpoint.safetensors")
     digits = data.load("digits")
     is_right = np.argmax(classifier(digits.test_images[:20]), axis=1) == digits.test_labels[:20]
     assert summary["baseline_robustness"]["clean_accuracy"] == pytest.approx(np.mean(is_right))
     assert summary["baseline_robustness"]["robust_accuracy"] <= np.mean(is_right)
-    assert json.loads((robust / "baseline" / "config.json").read_text())["attack"] == "none"
+    assert store.settings(robust.parent / "digits")["attack"] == "none"
     assert (robust / "compared.png").read_bytes().startswith(b"\x89PNG")
     weak, strong = json.loads((robust / "robustness.json").read_text())["evaluations"]
     assert (weak["num_steps"], strong["num_steps"]) == (1, 4)
@@ -440,7 +436,7 @@ def test_margins_and_robustness_while_training(robust):
 
 def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, monkeypatch):
     path = tmp_path / "run"
-    settings = ["--set", "network=mlp", "num_epochs=3", "num_images=2", "--folder", str(path)]
+    settings = ["--network", "mlp", "--num-epochs", "3", "--num-images", "2", "--folder", str(path)]
     train = training.train
 
     def break_after_one_epoch(*arguments, on_epoch, **options):
@@ -461,7 +457,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, m
 def test_the_best_epoch_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypatch):
     scores = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(training, "evaluate", lambda *arguments, **options: training.Metrics(1.0, next(scores)))
-    settings = ["--set", "network=mlp", "num_epochs=3", "num_images=2", "--folder", str(tmp_path / "run")]
+    settings = ["--network", "mlp", "--num-epochs", "3", "--num-images", "2", "--folder", str(tmp_path / "run")]
     command_line.main(["run", "digits", *settings])
     for file, epoch in (("best", 1), ("checkpoint", 2)):
         _, header = models.load(tmp_path / "run" / f"{file}.safetensors")
@@ -492,7 +488,7 @@ def test_a_full_device_is_reported(error, reason, tmp_path, capsys, monkeypatch)
     assert message.startswith(f"error: the device is out of memory ({reason}): end")
 
 
-@pytest.mark.parametrize("command", ["run digits --folder", "scorecard RUN --root", "benchmark --training --output"])
+@pytest.mark.parametrize("command", ["run digits --folder", "benchmark --training --output"])
 def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "new"
@@ -507,10 +503,10 @@ def test_mnist_runs_on_a_small_network(shared, tmp_path, monkeypatch):
     devices = jax.devices()[:1]  # hundreds of steps, each of which simulated devices would wait for
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     monkeypatch.setattr(hmt_jax.data, "load", functools.cache(hmt_jax.data.load))  # decoded once for both
-    quick = ["network=logistic", "num_epochs=1", "num_train=20000", "batch_size=200", "num_images=5", "window_step=10"]
+    quick = "--network logistic --num-epochs 1 --num-train 20000 --batch-size 200 --num-images 5 --window-step 10"
     for name in ("mnist_lenet", "mnist_lenet_flipped"):
         folder = tmp_path / name
-        arguments = ["run", name, "--set", *quick, "--folder", str(folder), "--data-dir", str(shared / "tfds")]
+        arguments = ["run", name, *shlex.split(quick), "--folder", str(folder), "--data-dir", str(shared / "tfds")]
         assert command_line.main(arguments) == 0
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["test_accuracy"] > 0.8
@@ -545,7 +541,7 @@ def put_other_margins(file):
     np.savez(file, **changed)
 
 
-@pytest.mark.parametrize("command", ["audit", "accuracy", "scorecard", "run"])
+@pytest.mark.parametrize("command", ["audit", "compare-solvers", "scorecard", "run"])
 @pytest.mark.parametrize(
     ("name", "damage", "remedy"),
     [
@@ -567,7 +563,7 @@ def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, ca
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     damage(copy / name)
-    arguments = {"run": ["run", "digits", *QUICK, "--folder", copy], "scorecard": ["scorecard", "--root", tmp_path]}
+    arguments = {"run": ["run", "digits", *QUICK, "--folder", copy], "scorecard": ["scorecard", copy]}
     told = fails(capsys, *arguments.get(command, [command, copy]))
     assert (
         f"error: {copy / name} is not what its run wrote, by its SHA-256 in files.sha256: put back "
@@ -578,7 +574,7 @@ def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, ca
 def test_a_classifier_that_changed_is_not_measured(finished, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    for name in ("margins.npz", "summary.json", "checks.json"):
+    for name in ("margins.npz", "summary.json", "claims.json"):
         (copy / name).unlink()
     flip_last_bit(copy / "checkpoint.safetensors")
     told = fails(capsys, "run", "digits", *QUICK, "--folder", copy)
@@ -596,11 +592,11 @@ def test_the_record_has_the_checksums_of_all_files(robust):
 
 def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, monkeypatch):
     """Killed before and after each of three steps: the entry in the record, the file itself, and the record again."""
-    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
+    store.start(tmp_path, store.to_json("digits", registry.get("digits").config), fresh=False)
     file = tmp_path / "summary.json"
     found = []
     for num_before in range(4):
-        folder.write_json(file, "former")
+        store.write_json(file, "former")
         left, replace = [num_before], os.replace
 
         def replace_or_die(*arguments, left=left, replace=replace):
@@ -611,8 +607,8 @@ def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, 
 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", replace_or_die)
-            folder.write_json(file, "new")
-        found.append(folder.read_json(file))
+            store.write_json(file, "new")
+        found.append(store.read_json(file))
     assert found == ["former", "former", "new", "new"]
 
 
@@ -621,7 +617,7 @@ def test_a_file_that_is_gone_is_named(finished, tmp_path, capsys, name):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / name).unlink()
-    arguments = ["scorecard", copy, "--root", tmp_path] if name == "summary.json" else ["audit", copy]
+    arguments = ["scorecard", copy] if name == "summary.json" else ["audit", copy]
     assert (
         f"{copy / name} is not there, though a run writes its files whole: start that run over with --fresh"
         in fails(capsys, *arguments)
@@ -660,48 +656,40 @@ HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999, 9999999), }
 def test_damage_is_reported_whatever_a_parser_raises(tmp_path, name, content):
     """Also without a record of checksums."""
     (tmp_path / name).write_bytes(content)
-    read = {"json": folder.read_json, "npz": folder.read_arrays}
+    read = {"json": store.read_json, "npz": store.read_arrays}
     expected = f"{tmp_path / name} is damaged, though a run writes its files whole: start that run over with --fresh"
     with pytest.raises(ValueError, match=re.escape(expected)):
         read[name.partition(".")[2]](tmp_path / name)
 
 
-@pytest.mark.parametrize(("key", "parent"), [("test_accuracy", ()), ("median", ("windows", -1))])
-def test_a_key_that_a_file_lacks_is_named_with_the_file(finished, tmp_path, key, parent):
-    """Where no record of checksums tells that the file has changed."""
-    found = part = json.loads((finished / "summary.json").read_text())
-    for step in parent:
-        part = part[step]
-    del part[key]
-    file = tmp_path / "summary.json"
-    file.write_text(json.dumps(found))
-    told = f"{file} has no {key!r}, so it is damaged or of another version: start that run over with --fresh"
-    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
-        summary.report(tmp_path)
-
-
 def test_a_sound_file_is_read(tmp_path):
     (tmp_path / "a.npz").write_bytes(archive())
-    np.testing.assert_array_equal(folder.read_arrays(tmp_path / "a.npz")["margin"], [0, 0])
+    np.testing.assert_array_equal(store.read_arrays(tmp_path / "a.npz")["margin"], [0, 0])
 
 
-def test_a_folder_without_a_record_gets_one_when_its_run_goes_on(tmp_path, capsys):
-    described = folder.described("digits", config.load("digits"))
-    for name, value in (("config.json", described), ("history.json", []), ("notes.json", "mine")):
-        (tmp_path / name).write_text(json.dumps(value))
-    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
-    assert f"{tmp_path} has no files.sha256: it is made from the files as they are now" in capsys.readouterr().out
-    (tmp_path / "notes.json").write_text("mine, again")
-    folder.verify(tmp_path)
-    (tmp_path / "history.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"history\.json is not what its run wrote"):
-        folder.read_json(tmp_path / "history.json")
+@pytest.mark.parametrize(
+    ("config", "environment", "version"),
+    [
+        ({"experiment": "digits", "seed": 0}, {"packages": {"hmt-jax": "0.0.9"}}, "hmt-jax 0.0.9 in format 1"),
+        ({"experiment": "digits", "seed": 0}, None, "hmt-jax of an unknown version in format 1"),
+        ({"experiment": "digits", "format": 9, "hmt_jax": "7.1"}, {}, "hmt-jax 7.1 in format 9"),
+    ],
+)
+def test_a_folder_of_another_version_is_refused(config, environment, version, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "claims.json").write_text("{}")
+    if environment is not None:
+        (tmp_path / "environment.json").write_text(json.dumps(environment))
+    expected = f"error: {tmp_path} was written by {version} of run folders, and this version, {hmt_jax.__version__}, "
+    expected += f"reads format {store.FORMAT}: run the experiment again in another folder\n"
+    for arguments in (["run", "digits", "--folder", tmp_path], ["audit", tmp_path], ["scorecard", tmp_path]):
+        assert fails(capsys, *arguments) == expected
 
 
 def unfinished(finished, path):
     """A copy of a run that was killed in training, after its last epoch was kept."""
     shutil.copytree(finished, path)
-    for name in ("history.json", "checkpoint.safetensors", "best.safetensors", "margins.npz", "checks.json"):
+    for name in ("history.json", "checkpoint.safetensors", "best.safetensors", "margins.npz", "claims.json"):
         (path / name).unlink()
     return path
 
@@ -733,10 +721,9 @@ def test_training_starts_over_where_all_checkpoints_are_damaged(finished, tmp_pa
 
 def test_the_last_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
-    folder.start(
-        tmp_path / "run", "digits", config.override(config.load("digits"), [*QUICK[1:], "seed=7"]), fresh=False
-    )
-    told = fails(capsys, "run", "digits", *QUICK, "seed=7", "--folder", tmp_path / "run")
+    changed = dataclasses.replace(registry.get("digits").config, num_epochs=2, num_images=12, seed=7)
+    store.start(tmp_path / "run", store.to_json("digits", changed), fresh=False)
+    told = fails(capsys, "run", "digits", *QUICK, "--seed", "7", "--folder", tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "1"
     assert f"error: {last} belongs to another run (seed is 0 there, 7 here): put that of this run back, or" in told
 
@@ -754,8 +741,10 @@ def rewrite_checkpoint(checkpoint, *, score, **changes):
 
 def test_the_best_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys, monkeypatch):
     path = unfinished(finished, tmp_path / "run")
-    described = folder.read_config(path)
-    rewrite_checkpoint(path / "checkpoints" / "0", score=2.0, run={**described, "seed": 7})
+    described = store.read_config(path)
+    rewrite_checkpoint(
+        path / "checkpoints" / "0", score=2.0, run={**described, "settings": {**described["settings"], "seed": 7}}
+    )
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trains before it looks"))
     told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
     best = path / "checkpoints" / "0"
@@ -789,25 +778,13 @@ FULL = "no space is left: free some and run the same command again, which resume
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_reported_with_the_file(tmp_path):
     with pytest.raises(OSError, match=f"{FULL}: '{tmp_path / 'summary.json'}'"):
-        folder.write_json(tmp_path / "summary.json", {})
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_met_before_a_measurement(tmp_path, full_disk, monkeypatch):
-    """And what is kept free is enough for the file."""
-    quick = config.load("digits", quick=True)
-    monkeypatch.setattr(hmt_jax, "measure_margins", lambda *_, **__: pytest.fail("was begun"))
-    with pytest.raises(OSError, match=FULL):
-        stages.measure(quick, None, np.zeros((500, 8, 8, 1)), np.zeros(500, int), tmp_path)
-    content = io.BytesIO()
-    np.savez(content, **{field: np.zeros((6, 500)) for field in summary.FIELDS})
-    assert full_disk == [max(full_disk[0], len(content.getvalue()) + 2**16)]
+        store.write_json(tmp_path / "summary.json", {})
     assert not list(tmp_path.iterdir())
 
 
 def test_the_time_is_counted_on_after_a_full_disk(tmp_path, monkeypatch):
-    folder.start(tmp_path, "digits", config.load("digits"), fresh=False)
-    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 1000})
+    store.start(tmp_path, store.to_json("digits", registry.get("digits").config), fresh=False)
+    store.write_json(tmp_path / "environment.json", {**store.read_environment(tmp_path), "seconds": 1000})
     failed, written, fsync = threading.Event(), threading.Event(), os.fsync
 
     def fail_once(descriptor):
@@ -818,9 +795,9 @@ def test_the_time_is_counted_on_after_a_full_disk(tmp_path, monkeypatch):
         written.set()
 
     monkeypatch.setattr(os, "fsync", fail_once)
-    with folder.timed(tmp_path, interval=0.001):
+    with store.timed(tmp_path, interval=0.001):
         assert written.wait(60)
-    assert folder.read_environment(tmp_path)["seconds"] >= 1000
+    assert store.read_environment(tmp_path)["seconds"] >= 1000
 
 
 def test_no_link_leads_a_writer_out_of_its_folder(tmp_path):
@@ -828,7 +805,7 @@ def test_no_link_leads_a_writer_out_of_its_folder(tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("part-summary.json", "summary.json.part", "summary.json.tmp", "summary.json"):
         (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    folder.write_json(tmp_path / "run" / "summary.json", {})
+    store.write_json(tmp_path / "run" / "summary.json", {})
     models.save(
         tmp_path / "run" / "summary.json",
         models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2),
@@ -843,14 +820,14 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
 
     def write_another(descriptor):
         if others:
-            folder.write_json(tmp_path / "audit.json", others.pop())
-            assert folder.read_json(tmp_path / "audit.json") == "second"
+            store.write_json(tmp_path / "audit.json", others.pop())
+            assert store.read_json(tmp_path / "audit.json") == "second"
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", write_another)
-    folder.write_json(tmp_path / "audit.json", "first")
+    store.write_json(tmp_path / "audit.json", "first")
     assert not others
-    assert folder.read_json(tmp_path / "audit.json") == "first"
+    assert store.read_json(tmp_path / "audit.json") == "first"
     assert [file.name for file in tmp_path.iterdir()] == ["audit.json"]
 
 
@@ -858,14 +835,14 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (tmp_path / "monitored").mkdir()
     for name in (".hmt_jax-part-0123", "monitored/.hmt_jax-part-0123", "part-1.txt"):
         (tmp_path / name).write_text("")
-    with folder.held(tmp_path):
+    with store.held(tmp_path):
         assert {file.name for file in tmp_path.rglob("*")} == {"monitored", "part-1.txt"}
 
 
 def test_files_are_for_whom_the_user_lets_read_them(tmp_path):
     before = os.umask(0o027)
     try:
-        folder.write_json(tmp_path / "summary.json", {})
+        store.write_json(tmp_path / "summary.json", {})
     finally:
         os.umask(before)
     assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640
@@ -881,18 +858,47 @@ def test_a_damaged_configuration_has_a_remedy_that_works(tmp_path, capsys):
 
 def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
     """And one that is done does not take on what only checks its claims."""
-    monkeypatch.setattr(folder, "environment", lambda: {"devices": ["gpu", "gpu"]})
-    quick = config.load("digits", quick=True)
-    folder.start(tmp_path, "digits", quick, fresh=False)
-    folder.write_json(tmp_path / "environment.json", {**folder.read_environment(tmp_path), "seconds": 2.0})
+    monkeypatch.setattr(store, "environment", lambda: {"devices": ["gpu", "gpu"]})
+    quick = registry.get("digits").quick
+    store.start(tmp_path, store.to_json("digits", quick), fresh=False)
+    store.write_json(tmp_path / "environment.json", {**store.read_environment(tmp_path), "seconds": 2.0})
     for devices in (["gpu", "gpu"], ["cpu"], ["cpu"]):
-        monkeypatch.setattr(folder, "environment", lambda devices=devices: {"devices": devices})
-        folder.start(tmp_path, "digits", quick, fresh=False)
+        monkeypatch.setattr(store, "environment", lambda devices=devices: {"devices": devices})
+        store.start(tmp_path, store.to_json("digits", quick), fresh=False)
     expected = {"devices": ["cpu"], "seconds": 2.0, "earlier": [{"devices": ["gpu", "gpu"]}]}
-    assert folder.read_environment(tmp_path) == expected
-    folder.write_json(tmp_path / "summary.json", {})
-    monkeypatch.setattr(folder, "environment", lambda: {"devices": ["tpu"]})
-    folder.start(tmp_path, "digits", quick, fresh=False)
-    assert folder.read_environment(tmp_path) == expected
-    folder.start(tmp_path, "digits", quick, fresh=True)
-    assert folder.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}
+    assert store.read_environment(tmp_path) == expected
+    store.write_json(tmp_path / "summary.json", {})
+    monkeypatch.setattr(store, "environment", lambda: {"devices": ["tpu"]})
+    store.start(tmp_path, store.to_json("digits", quick), fresh=False)
+    assert store.read_environment(tmp_path) == expected
+    store.start(tmp_path, store.to_json("digits", quick), fresh=True)
+    assert store.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}
+
+
+def test_claims_are_tested_anew_without_their_file(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    path = copy / "claims.json"
+    before = path.read_text()
+    path.unlink()
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(copy)]) == 0
+    assert path.read_text() == before
+    assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
+
+
+def test_quick_runs_prove_nothing(tmp_path, capsys):
+    arguments = [
+        "run",
+        "digits",
+        "--quick",
+        "--num-epochs",
+        "1",
+        "--num-images",
+        "6",
+        "--folder",
+        str(tmp_path / "run"),
+    ]
+    assert command_line.main(arguments) == 0
+    assert "a quick run: its claims prove nothing" in capsys.readouterr().out
+    assert command_line.main(["scorecard", str(tmp_path / "run")]) == 2
+    assert "is a quick one, which proves nothing" in capsys.readouterr().err

@@ -517,7 +517,7 @@ def test_averages_are_taken_with_a_warning_that_names_the_others(key, averaged_k
     checkpoint = {"epoch": 3, **dict(pairs[::-1] if is_averaged_first else pairs)}
     message = (
         "^the state dict holds averages of the weights beside the weights themselves: the averages are taken; pass "
-        f"weights='{averaged_key}' to say so, or weights='{key}' for the others$"
+        f"weights='{averaged_key}' to confirm this, or weights='{key}' to take the others$"
     )
     with pytest.warns(UserWarning, match=message):
         check_small(small_from_torch(checkpoint), AVERAGED)
@@ -590,18 +590,22 @@ def test_two_averages_are_not_chosen_among():
 
 @pytest.mark.parametrize("average", [(AVERAGED, 0.99), [AVERAGED], [0.9, {"weights": AVERAGED}]])
 def test_averages_in_lists_are_taken_with_a_warning(average):
-    with pytest.warns(UserWarning, match=r"pass weights='emas' to say so, or weights='model' for the others$"):
+    with pytest.warns(
+        UserWarning, match=r"pass weights='emas' to confirm this, or weights='model' to take the others$"
+    ):
         check_small(small_from_torch({"model": SMALL, "emas": average}), AVERAGED)
     check_small(small_from_torch({"model": SMALL, "emas": average}, weights="model"))
 
 
 def test_weights_beside_copies_of_themselves_in_one_mapping():
-    message = r"pass weights='ema' to say so, or weights='' for the others$"
+    message = r"pass weights='ema' to confirm this, or weights='' to take the others$"
     with pytest.warns(UserWarning, match=message):
         check_small(small_from_torch(SMALL | behind("ema.", AVERAGED)), AVERAGED)
     check_small(small_from_torch(SMALL | behind("ema.", AVERAGED), weights=""))
     nested = {"model": {**SMALL, "ema": AVERAGED}}
-    with pytest.warns(UserWarning, match=r"pass weights='model\.ema' to say so, or weights='model' for the others$"):
+    with pytest.warns(
+        UserWarning, match=r"pass weights='model\.ema' to confirm this, or weights='model' to take the others$"
+    ):
         check_small(small_from_torch(nested), AVERAGED)
     check_small(small_from_torch(nested, weights="model"))
 
@@ -693,7 +697,9 @@ def test_averaged_weights_without_names_are_not_passed_over_in_silence(beside, p
 
 def test_averages_in_the_same_mapping_of_a_file_are_taken_with_a_warning(tmp_path):
     np.savez(tmp_path / "it.npz", **behind("raw.", SMALL), **behind("ema_model.module.", AVERAGED))
-    with pytest.warns(UserWarning, match=r"pass weights='ema_model' to say so, or weights='raw' for the others$"):
+    with pytest.warns(
+        UserWarning, match=r"pass weights='ema_model' to confirm this, or weights='raw' to take the others$"
+    ):
         check_small(small_from_torch(tmp_path / "it.npz"), AVERAGED)
     check_small(small_from_torch(tmp_path / "it.npz", weights="raw"))
 

@@ -90,7 +90,7 @@ def test_figures_are_those_of_finished_runs_where_there_are_some(elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "margins.npz", margin=found, status=np.zeros((21, 9), int))
     (path / "baseline.json").write_text('{"folder": "baseline"}')
-    (path / "checks.json").write_text("{}")
+    (path / "claims.json").write_text("{}")
     cells = cells_of(next(path for path in NOTEBOOKS if path.stem == "figures"))
     (last,) = (place for place, cell in enumerate(cells) if "flipping = compare(" in cell)
     figure = run(cells[: last + 1])["flipping"]

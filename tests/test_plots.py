@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import types
 
 import jax
 import matplotlib.collections
@@ -13,7 +12,9 @@ import numpy as np
 import pytest
 from test_statistics import make_result
 
-from experiments import pictures
+from experiments import report
+from experiments.analyses import gallery
+from experiments.experiment import Run
 from hmt_jax import MarginStore, Status, plots
 
 
@@ -271,8 +272,8 @@ DRAWN = {
     "sections": lambda title: plots.cross_sections(
         np.eye(3)[None].repeat(2, 0), np.arange(3), np.arange(3), titles=[title, "b"], title=title
     ),
-    "spectrum": lambda title: pictures.spectrum(ENERGIES, title=title, ticks=list("abc"), xlabel="the subspace"),
-    "grid": lambda title: pictures.image_grid({"a": np.zeros((2, 4, 4, 1))}, title=title),
+    "spectrum": lambda title: report.spectrum(ENERGIES, title=title, ticks=list("abc"), xlabel="the subspace"),
+    "grid": lambda title: gallery.image_grid({"a": np.zeros((2, 4, 4, 1))}, title=title),
 }
 
 
@@ -392,28 +393,26 @@ def test_ticks_are_plain_numbers(kind, ends):
 def test_every_picture_of_a_run_has_a_title(monkeypatch, tmp_path):
     drawn = {}
     corners = np.arange(4)[:, None].repeat(2, 1)
-    monkeypatch.setattr("experiments.summary.read_margins", lambda *_: (make_result(MARGINS), corners))
-    monkeypatch.setattr("experiments.baseline.of", lambda path: path)
-    monkeypatch.setattr("experiments.folder.read_json", lambda _: {"test_accuracy": 0.5})
+    monkeypatch.setattr("experiments.report.read_margins", lambda *_: (make_result(MARGINS), corners))
+    monkeypatch.setattr("experiments.store.read_json", lambda _: {"test_accuracy": 0.5})
     monkeypatch.setattr(
-        "experiments.folder.write_picture", lambda path, figure: drawn.update({path.name: figure_of(figure)})
+        "experiments.store.write_picture", lambda path, drawing: drawn.update({path.name: figure_of(drawing)})
     )
-    config = types.SimpleNamespace(baseline="standard_training", baseline_config=None, window_size=2)
-    pictures.draw("mnist_lenet_robust", config, tmp_path)
+    report.draw(Run("mnist_lenet_robust", tmp_path, baseline=tmp_path), 2, versus="mnist_lenet")
     assert {name: figure.get_suptitle() for name, figure in drawn.items()} == {
-        "compared.png": "mnist_lenet_robust beside standard training",
+        "compared.png": "mnist_lenet_robust beside mnist_lenet",
         "margins.png": "mnist_lenet_robust: test accuracy 50.00%, 300 test images",
     }
 
 
 def test_later_epochs_are_lighter_and_a_bar_says_which():
-    figure = pictures.spectrum(ENERGIES, title="a title", ticks=list("abc"), xlabel="the subspace")
+    figure = report.spectrum(ENERGIES, title="a title", ticks=list("abc"), xlabel="the subspace")
     axes, bar = figure.axes
     luminance = [np.dot(line.get_color()[:3], [0.2126, 0.7152, 0.0722]) for line in axes.lines]
     assert len(luminance) == 60
     assert (np.diff(luminance) > 0).all()
     assert bar.get_ylabel() == "epochs of training"
-    pictures.spectrum({7: ENERGIES[7]}, title="", ticks=list("abc"), xlabel="").draw_without_rendering()
+    report.spectrum({7: ENERGIES[7]}, title="", ticks=list("abc"), xlabel="").draw_without_rendering()
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 0.0])

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import config, folder, records, tables
+from experiments import records, registry, store, tables
 
 STEMS = sorted(path.stem for path in (records.ROOT / "runs").glob("*.json"))
 CLAIM = {"claim": "it grows", "reason": "why", "at_least": 2, "at_most": None}
@@ -27,10 +27,11 @@ def root(tmp_path):
 def finished(tmp_path):
     """Writes the folder of a finished run of `digits`, as far as summaries are made from it."""
 
-    def write(name="run", *, checks=(), windows=(), is_quick=False, environment=None, **changes):
+    def write(name="run", *, claims=(), windows=(), is_quick=False, environment=None, checksums=(), **changes):
         path = tmp_path / name
         path.mkdir()
-        described = {**folder.described("digits", config.load("digits")), **changes}
+        described = store.to_json("digits", registry.get("digits").config)
+        described |= {"settings": {**described["settings"], **changes}, "checksums": dict(checksums)}
         summary = {
             "test_accuracy": 0.975,
             "num_images": 6,
@@ -43,11 +44,12 @@ def finished(tmp_path):
             "packages": {"jax": "0.12.0"},
             "commit": "abc",
             "seconds": 40,
+            "earlier": [],
         }
-        folder.write_json(path / "config.json", described)
-        folder.write_json(path / "summary.json", summary)
-        folder.write_json(path / "environment.json", {**there, **(environment or {})})
-        folder.write_json(path / "checks.json", {"is_quick": is_quick, "checks": list(checks)})
+        store.write_json(path / "config.json", described)
+        store.write_json(path / "summary.json", summary)
+        store.write_json(path / "environment.json", {**there, **(environment or {})})
+        store.finish(path, {"is_quick": is_quick, "claims": list(claims)})
         return path
 
     return write
@@ -70,12 +72,12 @@ def test_readme_shows_every_stored_experiment_once(kind):
 def test_every_experiment_has_its_paragraph():
     text = tables.README.read_text(encoding="utf-8")
     names = re.findall(r"\*\*`(\w+)`\*\*", text)
-    assert sorted(names) == sorted(config.names())
+    assert sorted(names) == sorted(registry.names())
 
 
 @pytest.mark.parametrize("name", STEMS)
 def test_verdicts_follow_from_what_was_found(name):
-    fields = {field.name for field in dataclasses.fields(config.load(name))}
+    fields = {field.name for field in dataclasses.fields(registry.get(name).config)}
     runs = records.load(name)
     assert runs
     for run in runs:
@@ -115,7 +117,7 @@ def test_a_finished_run_is_stored(root, finished):
             "undecided": "why",
         },
     ]
-    path = finished(checks=verdicts, windows=[3.5, 0.5, None], seed=2, num_epochs=7)
+    path = finished(claims=verdicts, windows=[3.5, 0.5, None], seed=2, num_epochs=7)
     assert records.add(path, root=root) == "digits"
     (run,) = records.load("digits", root)
     assert run == records.Run(
@@ -170,7 +172,7 @@ def test_a_run_that_moved_names_both_machines_and_no_file_names_a_path(root, fin
 def test_runs_that_prove_nothing_are_refused(root, finished, tmp_path):
     with pytest.raises(ValueError, match="is a quick one, which proves nothing: run its full form, without --quick"):
         records.add(finished(is_quick=True), root=root)
-    (tmp_path / "run" / "checks.json").unlink()
+    (tmp_path / "run" / "claims.json").unlink()
     with pytest.raises(ValueError, match="is not finished"):
         records.add(tmp_path / "run", root=root)
     assert not (root / "runs").exists()
@@ -196,7 +198,7 @@ def test_three_seeds_have_a_spread(root):
     former = dataclasses.replace(runs[0], found=(dataclasses.replace(runs[0].found[0], value=90.0),))
     other = dataclasses.replace(runs[0], changes={"num_epochs": 7})
     fewer = [dataclasses.replace(run, lowest=None if run.seed == 2 else 1.0) for run in runs]
-    records.store("digits", [former, *fewer, other], root)
+    records.save("digits", [former, *fewer, other], root)
     _, _, row = tables.table("seeds", root=root).splitlines()
     _, form, seeds, claim, mean, interval = row.strip("| ").split(" | ")
     assert (form, seeds, claim) == ("full", "0, 1, 2", "it grows")
@@ -204,7 +206,7 @@ def test_three_seeds_have_a_spread(root):
     found = [float(number) for number in (mean, *interval.split(" to "))]
     np.testing.assert_allclose(found, [np.mean(values), np.mean(values) - reach, np.mean(values) + reach], rtol=0.006)
 
-    records.store("digits", runs[:2], root)
+    records.save("digits", runs[:2], root)
     assert len(tables.table("seeds", root=root).splitlines()) == 2
 
 
@@ -216,7 +218,7 @@ def test_a_claim_has_every_form_it_was_run_in(root):
     half = json.loads((root / "forms.json").read_text())["half"]
     unknown = records.Run(seed=2, changes=half, found=(records.Found(claim="it grows", at_least=3, at_most=9),))
     runs = [run(0, 4.0, True, {}), run(1, 2.0, False, {}), run(0, 2.5, False, half), unknown, run(1, 5.0, True, {})]
-    records.store("digits", runs, root)
+    records.save("digits", runs, root)
     lines = tables.table("claims", root=root).splitlines()[2:]
     assert lines == [
         "| `digits` | it grows | at least 3, at most 9 | full | 0, 1 | 4, 2 | 4 to 4; 2 to 2 | 1 of 2 hold |",
@@ -231,7 +233,7 @@ def test_a_claim_has_every_form_it_was_run_in(root):
 def test_the_scorecard_adds_runs_and_rewrites_a_page(root, finished, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("Before\n<!-- table: claims -->\nold\n<!-- end of table -->\nafter\n")
-    path = finished(checks=[{**CLAIM, "value": 1.5, "low": 1.25, "high": 1.75, "holds": False}])
+    path = finished(claims=[{**CLAIM, "value": 1.5, "low": 1.25, "high": 1.75, "holds": False}])
     found = tables.scorecard([path], root=root, page=page)
     assert "| `digits` | it grows | at least 2 | full | 0 | 1.5 | 1.25 to 1.75 | **does not hold** |" in found
     assert page.read_text() == f"Before\n<!-- table: claims -->\n{found}\n<!-- end of table -->\nafter\n"

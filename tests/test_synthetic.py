@@ -1,5 +1,6 @@
 """Synthetic samples against their definition, and the experiments on them from the command line to their claims."""
 
+import dataclasses
 import io
 import json
 
@@ -10,7 +11,10 @@ import pytest
 
 import hmt_jax
 from experiments import __main__ as command_line
-from experiments import config, forgetting, linear, nonlinear, synthetic
+from experiments import registry, store, synthetic
+from experiments.catalogue import synthetic as catalogue
+from experiments.experiment import Run
+from experiments.synthetic import Alternating
 from hmt_jax import Status, data, plots, solvers, subspaces
 
 KEY = jax.random.key(3)
@@ -131,11 +135,12 @@ def test_cross_section_is_that_of_the_plane():
         hyperplane_logits, (3 * samples.basis[:, 0] - samples.basis[:, 1], jnp.asarray(0.5))
     )
     x, y = np.linspace(-1, 1, 3), np.linspace(-2, 2, 5)
-    found = nonlinear.cross_section(classifier, np.asarray(samples.basis[:, :2]), x, y, (2, 2, 1))
+    found = synthetic.cross_section(classifier, np.asarray(samples.basis[:, :2]), x, y, (2, 2, 1))
     np.testing.assert_allclose(found, 3 * x[None] - y[:, None] + 0.5, atol=1e-5)  # float32
 
 
-SETTINGS = ["num_train=256", "num_observed=12", "num_epochs=2", "side=6", "resolution=0.5", "reach=5"]
+SETTINGS = ["--num-train", "256", "--num-observed", "12", "--num-epochs", "2", "--side", "6", "--resolution", "0.5"]
+SETTINGS += ["--reach", "5"]
 
 
 @pytest.fixture(autouse=True)
@@ -167,18 +172,18 @@ def has_two_trainings(path, summary):
 @pytest.mark.parametrize(
     ("name", "more", "look"),
     [
-        ("synthetic_linear", ["num_others=1", "random_dimensions=1"], has_rows_of_the_stored_margins),
+        ("synthetic_linear", ["--num-others", "1", "--random-dimensions", "1"], has_rows_of_the_stored_margins),
         ("synthetic_nonlinear", [], has_a_part_for_each_epsilon),
         ("synthetic_forgetting", [], has_two_trainings),
     ],
 )
 def test_a_run_ends_with_pictures_and_verdicts_and_is_taken_up(name, more, look, tmp_path, capsys):
     path = tmp_path / "run"
-    arguments = ["run", name, "--quick", "--folder", str(path), "--set", *SETTINGS, *more]
+    arguments = ["run", name, "--quick", "--folder", str(path), *SETTINGS, *more]
     assert command_line.main(arguments) == 0
-    verdicts = json.loads((path / "checks.json").read_text())
+    verdicts = json.loads((path / "claims.json").read_text())
     assert verdicts["is_quick"]
-    assert [verdict["claim"] for verdict in verdicts["checks"]] == [claim.claim for claim in config.checks(name)]
+    assert [verdict["claim"] for verdict in verdicts["claims"]] == [claim.text for claim in registry.get(name).claims]
     summary = json.loads((path / "summary.json").read_text())
     assert 0 <= summary["test_accuracy"] <= 1
     look(path, summary)
@@ -186,7 +191,7 @@ def test_a_run_ends_with_pictures_and_verdicts_and_is_taken_up(name, more, look,
     assert path / "margins.png" in pictures
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     before = {file: file.stat().st_mtime_ns for file in path.glob("*.npz")}
-    for file in ("checks.json", "summary.json"):
+    for file in ("claims.json", "summary.json"):
         (path / file).unlink()
     assert command_line.main(arguments) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before  # nothing is trained anew
@@ -202,67 +207,85 @@ def write_observed(file, margin, status=None, accuracy=0.9):
 
 
 def test_accuracy_is_that_of_networks_whose_first_training_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "describe", lambda arrays: {"test_accuracy": arrays["share"]})
+    monkeypatch.setattr(synthetic, "describe", lambda arrays: {"test_accuracy": float(arrays["share"])})
+    monkeypatch.setattr(Alternating, "draw", lambda *_: None)
+    config = Alternating(num_epochs=20, measure_every=10, is_continued=True, epsilons=(0.0, 1.0), side=2, num_train=1)
     accuracies = {10: 0.6, 20: 0.9, 30: 0.8, 40: 0.95}
-    found = [{"epoch": epoch, "epsilon": 0.0, "share": share} for epoch, share in accuracies.items()]
-    forgetting.Forgetting(num_epochs=20, measure_every=10).summarize("forgetting", tmp_path, found)
+    for (_, epoch, file), share in zip(
+        synthetic.observations(tmp_path, dataclasses.asdict(config)), accuracies.values(), strict=True
+    ):
+        store.write_arrays(file, {"epoch": np.array(epoch), "epsilon": np.array(0.0), "share": np.array(share)})
+    config.run(Run("forgetting", tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == 0.8
 
 
+def put(path, **settings):
+    """The configuration of a run on T2."""
+    described = store.to_json("synthetic_nonlinear", dataclasses.replace(Alternating(), **settings))
+    store.write_json(path / "config.json", described)
+    return [file for *_, file in synthetic.observations(path, described["settings"])]
+
+
 def test_claims_on_a_sweep_by_hand(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"epsilons": [0.0, 0.5], "period": 8.0}))
-    write_observed(tmp_path / "epsilon_0.npz", [1.0, 2.0, 3.0], accuracy=0.75)
-    write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0])
-    assert synthetic.accuracy(nonlinear.at_epsilon(0))(tmp_path).value == 0.75
-    assert synthetic.median_over(nonlinear.half_period, nonlinear.at_epsilon(0), "u2")(tmp_path).value == 2 / 4
-    assert nonlinear.growth_along_u2(tmp_path).value == 7
-    write_observed(tmp_path / "epsilon_0.5.npz", [30.0, 14.0, 1.0], [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT, 0])
-    assert nonlinear.growth_along_u2(tmp_path).value == np.inf
+    least, greatest = put(tmp_path, epsilons=(0.0, 0.5), period=8.0)
+    write_observed(least, [1.0, 2.0, 3.0], accuracy=0.75)
+    write_observed(greatest, [30.0, 14.0, 1.0])
+    first = catalogue.at_epsilon(0)
+    assert catalogue.accuracy(first)(tmp_path).value == 0.75
+    assert catalogue.median_over(catalogue.half_period, first, "u2")(tmp_path).value == 2 / 4
+    assert catalogue.growth_along_u2(tmp_path).value == 7
+    write_observed(greatest, [30.0, 14.0, 1.0], [Status.OUT_OF_STEPS, Status.ZERO_GRADIENT, 0])
+    assert catalogue.growth_along_u2(tmp_path).value == np.inf
 
 
 def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"num_epochs": 4, "measure_every": 2}))
+    files = put(tmp_path, num_epochs=4, measure_every=2, is_continued=True, epsilons=(0.0, 1.0))
     # The drop from 8 to 2 comes before the switch, and so does growth from 1 to 8.
-    for epoch, margin in ((2, 1.0), (4, 8.0), (6, 10.0), (8, 50.0)):
-        write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [margin] * 3)
-    assert forgetting.greatest_growth("u2", 2)(tmp_path).value == 5
-    assert forgetting.greatest_growth("u2", 4)(tmp_path).value == 50 / 8
+    for file, margin in zip(files, (1.0, 8.0, 10.0, 50.0), strict=True):
+        write_observed(file, [margin] * 3)
+    assert catalogue.greatest_growth("u2", 2)(tmp_path).value == 5
+    assert catalogue.greatest_growth("u2", 4)(tmp_path).value == 50 / 8
     with pytest.raises(
         ValueError, match="no epochs that were observed are within 1 of each other: lower measure_every"
     ):
-        forgetting.greatest_growth("u2", 1)(tmp_path)
-    assert synthetic.median_over(lambda config: config["num_epochs"], forgetting.at_switch, "u2")(tmp_path).value == 2
-    for epoch in (6, 8):
-        write_observed(tmp_path / f"epoch_{epoch:03d}.npz", [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
-    assert forgetting.greatest_growth("u2", 4)(tmp_path).value == np.inf
+        catalogue.greatest_growth("u2", 1)(tmp_path)
+    at_switch = catalogue.at_epsilon(0)
+    assert catalogue.median_over(lambda settings: settings["num_epochs"], at_switch, "u2")(tmp_path).value == 2
+    for file in files[2:]:
+        write_observed(file, [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
+    assert catalogue.greatest_growth("u2", 4)(tmp_path).value == np.inf
 
 
 def test_the_complement_is_compared_with_u1(tmp_path):
     margin = np.array([[1.0, 2.0, 4.0], [3.0, 12.0, 20.0]])
     np.savez(tmp_path / "mlp.npz", row=np.array(["u1", "complement"]), margin=margin, status=np.zeros((2, 3), int))
-    assert linear.complement_over_u1("mlp")(tmp_path).value == 6
+    assert catalogue.complement_over_u1("mlp")(tmp_path).value == 6
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "message"),
+    ("name", "settings", "message"),
     [
-        ("synthetic_linear", "num_train=0", "num_train must be at least 1, got 0"),
-        ("synthetic_linear", "side=1", "side must be at least 2, got 1"),
-        ("synthetic_linear", "reach=0.001", "resolution must be positive and at most reach, got 0.02 and 0.001"),
-        ("synthetic_nonlinear", "epsilons=1,0", "epsilons must be rising, and different in six digits, got (1.0, 0.0)"),
-        ("synthetic_nonlinear", "epsilons=0.1,0.1000001", "different in six digits, got (0.1, 0.1000001)"),
-        ("synthetic_forgetting", "measure_every=7", "measure_every must divide num_epochs"),
-        ("synthetic_linear", "num_others=100", "num_others must be between 0 and 99, got 100"),
-        ("synthetic_linear", "random_dimensions=3,101", "random_dimensions must be between 1 and 100"),
-        ("synthetic_linear", "epsilon=-1", "epsilon must not be negative, got -1"),
-        ("synthetic_nonlinear", "period=0", "period must be positive, got 0"),
-        ("synthetic_linear", "epsilon=inf", "epsilon must be finite, got inf"),
-        ("synthetic_nonlinear", "epsilons=0,nan", "epsilons must be finite, got 0,nan"),
-        ("synthetic_forgetting", "second_epsilon=-1", "epsilon must not be negative, got -1"),
+        ("synthetic_linear", ["--num-train", "0"], "num_train must be at least 1, got 0"),
+        ("synthetic_linear", ["--side", "1"], "side must be at least 2, got 1"),
+        ("synthetic_linear", ["--reach", "0.001"], "resolution must be positive and at most reach, got 0.02 and 0.001"),
+        (
+            "synthetic_nonlinear",
+            ["--epsilons", "1", "0"],
+            "epsilons must be rising, and different in six digits, got (1.0, 0.0)",
+        ),
+        ("synthetic_nonlinear", ["--epsilons", "0.1", "0.1000001"], "different in six digits, got (0.1, 0.1000001)"),
+        ("synthetic_forgetting", ["--measure-every", "7"], "measure_every must divide num_epochs"),
+        ("synthetic_linear", ["--num-others", "100"], "num_others must be between 0 and 99, got 100"),
+        ("synthetic_linear", ["--random-dimensions", "3", "101"], "random_dimensions must be between 1 and 100"),
+        ("synthetic_linear", ["--epsilon", "-1"], "epsilon must not be negative, got -1"),
+        ("synthetic_nonlinear", ["--period", "0"], "period must be positive, got 0"),
+        ("synthetic_linear", ["--epsilon", "inf"], "epsilon must be finite, got inf"),
+        ("synthetic_nonlinear", ["--epsilons", "0", "nan"], "epsilons must be finite, got (0.0, nan)"),
+        ("synthetic_forgetting", ["--epsilons", "-1", "1"], "epsilon must not be negative, got -1"),
     ],
 )
-def test_bad_settings_are_told(name, setting, message, tmp_path, capsys):
-    assert command_line.main(["run", name, "--set", setting, "--folder", str(tmp_path / "run")]) == 2
+def test_bad_settings_are_told(name, settings, message, tmp_path, capsys):
+    assert command_line.main(["run", name, *settings, "--folder", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

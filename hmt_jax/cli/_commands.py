@@ -1,6 +1,6 @@
 """The commands of `hmt`: their arguments, and what they do.
 
-What takes long to import is imported when it is needed, so that help and usage come at once.
+Packages that take long to import are imported when they are needed, so that help and usage appear at once.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def _option(metavar: str, help_text: str, **settings: Any) -> Any:
-    """An option, with its name in the help text. What is not given has its default there, or none."""
+    """An option: the placeholder of its value, and its help. `hint=None` adds the default to the help."""
     return arg(metavar=metavar, help=help_text, help_behavior_hint=settings.pop("hint", ""), **settings)
 
 
 def _parsed_by(parse: Callable[[list[str]], Any], nargs: Any) -> PrimitiveConstructorSpec:
-    """An argument that `parse` makes of its texts: tyro's own messages for wrong ones name types of Python."""
+    """An argument that `parse` makes of what was typed, because tyro's own error messages name types of Python."""
     return PrimitiveConstructorSpec(nargs, "", parse, lambda _: True, lambda value: [str(value)])
 
 
@@ -50,14 +50,22 @@ def _channels(texts: list[str]) -> tuple[float, ...]:
     raise ValueError(f"expected a number for each channel, such as 0.5 0.5 0.5, got {' '.join(texts)!r}")
 
 
+def _specifications(texts: list[str]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError(f"expected at least one of {_specs.SUBSPACES}")
+    return tuple(texts)
+
+
 _COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
-_DATA_DIR = _option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or TFDS's own)")
+_DATA_DIR = _option(
+    "DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)"
+)
 _JSON = _option("", "Print JSON in place of a table.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What all commands take."""
+    """The arguments that all commands take."""
 
     debug: Annotated[bool, _option("", "Show the traceback of an error.")] = False
 
@@ -66,13 +74,13 @@ class Command:
         raise NotImplementedError
 
     def remedy(self, command: str) -> str:
-        """What to do after the command was stopped; `command` is what was typed."""
+        """The advice after the command was stopped; `command` is what was typed."""
         return f"start again with: {command}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure(Command):
-    """Measure margins of a model on images, into a store. A store that is there goes on from where it stopped.
+    """Measure the margins of a model on images, and write them to a store. An unfinished store is resumed.
 
     For example,
       hmt measure --model lenet --weights lenet.pth --mean 0.1307 --std 0.3081 --images mnist:test[:1000] --out m.zarr
@@ -85,58 +93,66 @@ class Measure(Command):
         _option(
             "MODEL",
             "A network of `hmt models`, with --weights; a checkpoint of hmt_jax; file.py:function or "
-            "package.module:function that returns a classifier or a module of PyTorch; a .pt2 file of torch.export; or "
+            "package.module:function that returns a classifier or a PyTorch module; a .pt2 file of torch.export; or "
             "a file of hmt_jax.save_exported.",
         ),
     ]
     images: Annotated[
-        str, _option("IMAGES", "A folder of images, .npy, .npz, or a data set with its split: mnist:test[:1000].")
+        str,
+        _option("IMAGES", "A folder of images, a .npy or .npz file, or a data set with its split: mnist:test[:1000]."),
     ]
-    out: Annotated[str, _option("STORE", "Folder of the store, or an address, such as gs://bucket/m.zarr.")]
+    out: Annotated[str, _option("STORE", "Folder of the store, or an address such as gs://bucket/m.zarr.")]
     weights: Annotated[str | None, _option("FILE", "Weights for a network of `hmt models`.")] = None
     weights_key: Annotated[
         str | None,
-        _option("KEY", "Where in that file they are, if it has more than one network, such as state_dict_ema."),
+        _option(
+            "KEY", "Place of the weights in that file, such as state_dict_ema, if it holds several sets of weights."
+        ),
     ] = None
     mean: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        _option("X [X ...]", "Subtracted from pixels in [0, 1]: a number for each channel."),
+        _option("X [X ...]", "Mean to subtract from pixels in [0, 1]: a number for each channel."),
     ] = None
     std: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        _option("X [X ...]", "Divides pixels after that: a number for each channel."),
+        _option("X [X ...]", "Standard deviation that pixels are divided by after that: a number for each channel."),
     ] = None
     subspaces: Annotated[
         tuple[str, ...],
-        _option("SPEC [SPEC ...]", f"{_specs.SUBSPACES}. (default: windows along the diagonal)"),
+        _parsed_by(_specifications, "*"),
+        _option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: windows along the diagonal)"),
     ] = ()
     solver: Annotated[
         str,
-        _option("SOLVER", f"{_specs.SOLVERS}, with settings as in deepfool:max_steps=50 or tight:fast.", hint=None),
+        _option(
+            "SOLVER", f"One of {_specs.SOLVERS}; settings follow as in deepfool:max_steps=50 or tight:fast.", hint=None
+        ),
     ] = "deepfool"
-    num: Annotated[int | None, _COUNT, _option("N", "Measure the first N images only.")] = None
+    num: Annotated[int | None, _COUNT, _option("N", "Measure only the first N images.")] = None
     resize: Annotated[int | None, _COUNT, _option("N", "Resize the shorter side of images to N pixels.")] = None
     crop: Annotated[int | None, _COUNT, _option("N", "Cut a square of N pixels out of the middle.")] = None
     backend: Annotated[
         Literal["auto", "torchax", "callback"],
-        _option("BACKEND", "How modules of PyTorch run: auto, torchax or callback.", hint=None),
+        _option("BACKEND", "How PyTorch modules run: auto, torchax or callback.", hint=None),
     ] = "auto"
-    keep_coordinates: Annotated[bool, _option("", "Keep the perturbations as well.")] = False
+    keep_coordinates: Annotated[bool, _option("", "Store the perturbations as well.")] = False
     precision: Annotated[
         Literal["highest", "default"],
-        _option("PRECISION", "Of float32 matrix products: highest or default.", hint=None),
+        _option("PRECISION", "Precision of float32 matrix products: highest or default.", hint=None),
     ] = "highest"
     batch_size: Annotated[
-        int | None, _COUNT, _option("N", "Pairs that advance together on a device. (default: what suits it)")
+        int | None,
+        _COUNT,
+        _option("N", "Pairs of a subspace and an image that are computed together. (default: chosen for the device)"),
     ] = None
     data_dir: Annotated[str | None, _DATA_DIR] = None
-    cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
-        None
-    )
+    cache_dir: Annotated[
+        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
+    ] = None
     report: Annotated[
-        str | None, _option("FILE", "A page of the margins, as of hmt report, written anew every half minute.")
+        str | None, _option("FILE", "A page of the margins, as hmt report makes it, written anew every half minute.")
     ] = None
     json: Annotated[bool, _JSON] = False
 
@@ -153,7 +169,7 @@ class Measure(Command):
         subspaces, names = _specs.subspaces_of(texts, images.image_shape)
         classifier = source.classifier(images)
         if isinstance(classifier, hmt_jax.models.TorchClassifier):
-            # Remembered, because a later call may find the other backend faster, and its margins round otherwise.
+            # Remembered, because a later call may find the other backend faster, whose margins are rounded differently.
             backend = classifier.backend_for(images.image_shape)
             classifier = dataclasses.replace(classifier, backend=backend)
             source = dataclasses.replace(source, model=dataclasses.replace(source.model, backend=backend))
@@ -223,7 +239,7 @@ class Source:
 class Show(Command):
     """Show the margins in a store as a table: medians with intervals, and counts of searches that found no margin."""
 
-    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
@@ -242,7 +258,7 @@ class Show(Command):
         print(summary)
         if missing:
             print(
-                f"{len(missing)} of {store.num_chunks} chunks are not measured yet: the table is of "
+                f"{len(missing)} of {store.num_chunks} chunks are not measured yet: the table covers "
                 f"{result.margin.shape[1]} of {store.num_images} images"
             )
 
@@ -256,7 +272,7 @@ class Export(Command):
       hmt export m.zarr margins.parquet
     """
 
-    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
     file: Annotated[Positional[str], _option("FILE", "The file to write: .csv or .parquet.")]
 
     def run(self) -> None:
@@ -320,11 +336,11 @@ class Report(Command):
       hmt report standard.zarr robust.zarr --out compared.html
     """
 
-    stores: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...]", "Stores of hmt measure.")]
+    stores: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...]", "Stores that hmt measure wrote.")]
     out: Annotated[str, _option("FILE", "The page to write, ending in .html.")]
-    cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
-        None
-    )
+    cache_dir: Annotated[
+        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
+    ] = None
 
     def run(self) -> None:
         if not self.stores:
@@ -337,15 +353,15 @@ class Report(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit(Command):
-    """Measure some images of a store again with a tighter solver, and say how much smaller margins become."""
+    """Measure some images of a store again with a tighter solver, and show how much smaller the margins become."""
 
-    store: Annotated[Positional[str], _option("STORE", "A store of hmt measure.")]
+    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
     solver: Annotated[str, _option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
     num: Annotated[int, _COUNT, _option("N", "Measure the first N images.", hint=None)] = 20
     json: Annotated[bool, _JSON] = False
-    cache_dir: Annotated[str | None, _option("DIR", "Folder of compiled programs. (default: in the user's cache)")] = (
-        None
-    )
+    cache_dir: Annotated[
+        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
+    ] = None
 
     def run(self) -> None:
         solver = _specs.solver_of(self.solver)
@@ -362,7 +378,7 @@ class Audit(Command):
             )
         before = result[:, :number]
         if (before.label != again.label).any():
-            raise ValueError(f"the model or the images of {store.path} are not what they were: their labels differ now")
+            raise ValueError(f"the model or the images of {store.path} have changed: their labels are different now")
         comparison = hmt_jax.statistics.compare(before, again, names=names)
         if self.json:
             _print_json({"store": store.path, "num_images": number, "solver": again.solver, "comparison": comparison})
@@ -397,7 +413,7 @@ COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Report, Audi
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A callback that shows pairs, their rate and the time left on stderr; None if that is no terminal."""
+    """A callback that shows finished pairs, their rate and the time left on stderr; None if that is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
@@ -477,7 +493,8 @@ def _whole(store: "hmt_jax.MarginStore") -> "hmt_jax.MarginResult":
     if missing := store.missing():
         raise ValueError(
             f"{len(missing)} of {store.num_chunks} chunks of {store.path} are not measured yet: go on with hmt measure "
-            f"--out {store.path} ..., with the arguments that it was started with; hmt show has a table of the others"
+            f"--out {store.path} ..., with the arguments that it was started with; hmt show prints a table "
+            "of the measured ones"
         )
     return store.read()
 
@@ -494,7 +511,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value in dicts, lists, texts and numbers."""
+    """The value as dicts, lists, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, dict):
@@ -524,11 +541,11 @@ def _backend_in(path: str) -> Any:
     """The backend that a store was measured with; "auto" if there is no store."""
     try:
         return hmt_jax.MarginStore.open(path).attributes["source"]["model"]["backend"]
-    except (OSError, ValueError, KeyError):  # what is wrong with a store is said when it is measured
+    except (FileNotFoundError, ValueError, KeyError):  # an error in the store is reported when it is measured
         return "auto"
 
 
 def _absolute(text: str) -> str:
-    """The absolute path of what is there, so that a store can be used in other folders; any other text as it is."""
+    """The absolute path if the text names a file that exists, so that other folders find it; else the text itself."""
     path = os.path.expanduser(text)
     return os.path.abspath(path) if os.path.exists(path) else text

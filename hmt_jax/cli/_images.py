@@ -29,7 +29,7 @@ class Images:
       description: where they are, for the attributes of a store.
       image_shape: (height, width, channels).
       num_images: their number.
-      content: an array, or a source of images for `data.loader`, of which the first `num_images` are meant.
+      content: an array, or a source of images for `data.loader`; only its first `num_images` are measured.
     """
 
     description: str
@@ -58,7 +58,7 @@ class Images:
 
 
 def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None) -> Images:
-    """The images that a text names: a folder, a file `.npy` or `.npz`, or a data set as in `mnist:test[:1000]`.
+    """The images that a text names: a folder, a `.npy` or `.npz` file, or a data set as in `mnist:test[:1000]`.
 
     Raises:
       ValueError: if there are none, or they can't be read.
@@ -71,7 +71,7 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
         return _folder(path, resize, crop)
     if not os.path.exists(path):
         raise ValueError(
-            f"there are no images at {shown(path)}: name a folder of images, a file .npy or .npz, or a data set with "
+            f"there are no images at {shown(path)}: name a folder of images, a .npy or .npz file, or a data set with "
             "its split, such as mnist:test"
         )
     if resize is not None or crop is not None:
@@ -83,10 +83,9 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
 def _array(path: str) -> np.ndarray:
     """The array of images in a file, without reading all of it if the format allows that."""
     with open(path, "rb") as file:
-        if file.read(4) not in (b"\x93NUM", b"PK\3\4", b"PK\5\6"):  # the last one is of an empty .npz
+        if file.read(4) not in (b"\x93NUM", b"PK\3\4", b"PK\5\6"):  # the last is that of an empty .npz
             raise ValueError(
-                f"what {shown(path)} holds is neither .npy nor .npz: name such a file, or the folder in which images "
-                "lie"
+                f"{shown(path)} is neither a .npy nor a .npz file: name such a file, or a folder of images"
             )
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -104,7 +103,7 @@ def _array(path: str) -> np.ndarray:
         if len(wanted) != 1:
             arrays = ", ".join(f"{name} {array.shape}" for name, array in found.items()) or "none"
             raise ValueError(
-                f"{shown(path)} must hold one array of images, or one of the name images; its arrays are {arrays}"
+                f"{shown(path)} must hold one array of images, or one that is named images; its arrays are {arrays}"
             )
         found = found[wanted[0]]
     if found.ndim == 3:

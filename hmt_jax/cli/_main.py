@@ -8,16 +8,17 @@ import shlex
 import sys
 from typing import Any
 
+import hmt_jax
 from hmt_jax.cli import _process
 
-_DESCRIPTION = """Where a network's decision boundary is, feature by feature.
+_DESCRIPTION = """Find out how far away a network's decision boundary is, feature by feature.
 
 Measure the margins of a model on images with `hmt measure`, then look at them with `hmt show`, `report`,
 `plot` and `export`.
 """
 
 
-# What messages of the library say to those who write Python, and what it is on the command line.
+# Words of Python in messages of the library, as regular expressions, and what replaces them on the command line.
 _WORDS = (
     (r"\bweights='([^']*)'", r"--weights-key '\1'"),
     (r"\b(mean|std)=\(([\d., -]*)\)", lambda match: f"--{match[1]} {match[2].replace(',', '')}"),
@@ -25,7 +26,7 @@ _WORDS = (
     (r"\bpass a data_dir\b", "pass a --data-dir"),
     (
         r"\bread PyTorch's weights with hmt_jax\.models\.from_torch\(.*?\)",
-        "pass weights of PyTorch's as --model NAME --weights FILE, with a name of hmt models",
+        "pass weights in PyTorch's layout as --model NAME --weights FILE, with a name of hmt models",
     ),
     (r", or, if you trust the file, pass what torch\.load\(.*?\) returns", ""),
     (r"\bhmt_jax\.data\.prepare\([^)]*\), or `python -m experiments (prepare [^`]*)`", r"`hmt \1`"),
@@ -39,8 +40,8 @@ _WORDS = (
 def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
     """Runs the command that the arguments name, and returns the exit code.
 
-    It is 0, 2 for an error of the user's, 1 for an unexpected one, 130 after Ctrl-C, and 75 after SIGTERM: the same
-    command then goes on.
+    The exit code is 0 after success, 2 after an error that the user can mend, 1 after an unexpected error, 130 after
+    Ctrl-C, and 75 after SIGTERM, which means that the same command can be run again to go on.
 
     Args:
       arguments: the arguments after `hmt`; those of the process if not given.
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
     chosen: list[Any] = []
 
     def command() -> int:
+        if arguments == ["--version"]:
+            print(f"hmt_jax {hmt_jax.__version__}")
+            return 0
+        _check_once(arguments)
         try:
             chosen.append(_parsed(arguments, program))
         except SystemExit as error:  # tyro has printed the help or what is wrong
@@ -65,6 +70,13 @@ def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
     return _process.run(command, remedy, reworded=_reworded, is_debugged="--debug" in arguments)
 
 
+def _check_once(arguments: list[str]) -> None:
+    """Raises ValueError for an option that is there twice, of which tyro would take the last."""
+    options = [argument.partition("=")[0] for argument in arguments if re.match("--[a-z]", argument)]
+    if doubled := [option for option in dict.fromkeys(options) if options.count(option) > 1]:
+        raise ValueError(f"{doubled[0]} is there twice: give it once, with all its values after it")
+
+
 def _reworded(text: str) -> str:
     """A message with options of the command line in place of arguments in Python."""
     for pattern, replacement in _WORDS:
@@ -73,7 +85,7 @@ def _reworded(text: str) -> str:
 
 
 def _parsed(arguments: list[str], program: str) -> Any:
-    """The command with its arguments. The help of all commands has only the first paragraph of each one's."""
+    """The command with its arguments. The help of `hmt` itself shows the first paragraph of each command's help."""
     if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
         os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
     import tyro
@@ -82,7 +94,7 @@ def _parsed(arguments: list[str], program: str) -> Any:
 
     # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # How a module of PyTorch runs, for instance.
+    # The library logs how a PyTorch module runs, for instance.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hmt_jax").setLevel(logging.INFO)
     app = tyro.extras.SubcommandApp()

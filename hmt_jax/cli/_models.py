@@ -15,14 +15,14 @@ from hmt_jax._paths import expand, reason, shown
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What the command line says about a model.
+    """A model, as the command line describes it.
 
     Attributes:
       text: a name of `hmt_jax.models.names()`, a file, or `package.module:function` or `file.py:function`.
       weights: a file of weights, for a name.
       weights_key: the place of the weights in that file, as the argument `weights` of `hmt_jax.models.from_torch`.
-      mean, std: the normalisation, for weights and modules of PyTorch.
-      backend: for modules of PyTorch, as `hmt_jax.from_torch_module` takes it.
+      mean, std: the normalisation, for weights and PyTorch modules.
+      backend: for PyTorch modules, as `hmt_jax.from_torch_module` takes it.
     """
 
     text: str
@@ -46,8 +46,8 @@ class Model:
         except Exception as error:
             raise ValueError(
                 f"the model {shown(self.text)} fails on images of shape {image_shape} ({type(error).__name__}: "
-                f"{reason(error).rstrip('.')}): give it images of its shape, with --resize and --crop "
-                "for instance, or correct it; --debug shows where"
+                f"{reason(error).rstrip('.')}): pass images of the shape that it takes, with "
+                "--resize and --crop for instance, or correct the model; --debug shows where it failed"
             ) from error
         return made
 
@@ -93,21 +93,21 @@ class Model:
     def _of_function(self, place: str, name: str) -> Any:
         function = _imported(place, name)
         if not callable(function):
-            raise ValueError(f"{self.text} is no function, but {type(function).__name__}")
+            raise ValueError(f"{self.text} is not a function, but {type(function).__name__}")
         made = _executed(function, f"{self.text} fails when it is called without arguments")
         if _is_torch_module(made):
             return hmt_jax.from_torch_module(made, mean=self.mean, std=self.std, backend=self.backend)
         if not callable(made):
             raise ValueError(
-                f"{self.text} must return a classifier or a module of PyTorch when it is called without arguments, got "
+                f"{self.text} must return a classifier or a PyTorch module when it is called without arguments, got "
                 f"{type(made).__name__}"
             )
-        self._refuse_normalization(f"{self.text} returns a classifier of JAX, which normalises its images itself")
+        self._refuse_normalization(f"{self.text} returns a JAX classifier, which normalises its images itself")
         return made
 
     def _refuse_normalization(self, why: str) -> None:
         if self.mean is not None or self.std is not None:
-            raise ValueError(f"--mean and --std are for weights and modules of PyTorch, and {why}: leave them out")
+            raise ValueError(f"--mean and --std are for weights and PyTorch modules, and {why}: leave them out")
 
 
 def _is_exported(path: str) -> bool:
@@ -124,7 +124,7 @@ def _is_exported(path: str) -> bool:
 
 
 def _imported(place: str, name: str) -> Any:
-    """An attribute of a module, by `package.module` or the path of a file."""
+    """An attribute of the module `package.module`, or of the module in a file."""
     path = expand("--model", place)
     if place.endswith(".py"):
         if not os.path.exists(path):
@@ -133,7 +133,7 @@ def _imported(place: str, name: str) -> Any:
         assert spec is not None  # its name ends in .py
         loader: Any = spec.loader
         module = importlib.util.module_from_spec(spec)
-        # As Python does for a script: it finds modules that lie beside it, and classes their module.
+        # As Python does for a script, which finds modules in its own folder, and whose classes find their module.
         sys.modules["hmt_model"] = module
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
         _executed(lambda: loader.exec_module(module), f"{place} can't be imported")

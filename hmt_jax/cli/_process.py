@@ -29,16 +29,16 @@ def run(
     reworded: Callable[[str], str],
     is_debugged: bool = False,
 ) -> int:
-    """The exit code of a command, after an error or a signal has become one line on stderr.
+    """The exit code of a command. An error or a signal is reported in one line on stderr.
 
-    The command runs in a thread of its own, because Python sees to signals in the main thread only, and there not
-    before compiled code returns, which may take minutes. A signal ends the process at once. So commands must leave
-    their files whole at any moment.
+    The command runs in a thread of its own, because Python handles signals only in the main thread, and there only
+    after compiled code has returned, which may take minutes. A signal ends the process at once, so the files of a
+    command must be complete at any moment.
 
     Args:
       command: the command, which returns its exit code.
-      remedy: after a signal, the text that says how to go on.
-      reworded: what a message of the library says in words of the command line.
+      remedy: returns the advice that is printed after a signal.
+      reworded: turns a message of the library into words of the command line.
       is_debugged: whether an error shows its traceback.
     """
     escape_unwritable_characters()
@@ -62,10 +62,11 @@ def run(
 
 
 def use_fast_convolutions() -> None:
-    """Lets XLA on CPU convolve by oneDNN: margins of a ResNet come 1.4 times faster, and are the same to rounding.
+    """Lets XLA on CPU convolve by oneDNN: a ResNet is measured 1.4 times as fast, with equal margins up to rounding.
 
-    Read when JAX first looks for devices. An unknown flag would end the process, and other releases do not know these.
-    XLA cannot write programs with such convolutions into the compilation cache, so that every run compiles them anew.
+    XLA reads its flags when JAX first looks for devices. An unknown flag would end the process, and other releases do
+    not know these. XLA cannot write programs with such convolutions into the compilation cache, so every run compiles
+    them anew.
     """
     import jaxlib
 
@@ -77,7 +78,7 @@ def use_fast_convolutions() -> None:
 
 
 def escape_unwritable_characters() -> None:
-    """Lets stdout and stderr escape what their encoding does not have: names of files may not be in it."""
+    """Lets stdout and stderr escape characters that their encoding lacks, which names of files may contain."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -133,7 +134,7 @@ def _in_thread(command: Callable[[], int]) -> int:
         except BaseException as error:
             result.set_exception(error)
 
-    # As a daemon, so that a command that was stopped does not keep the process.
+    # As a daemon, so that a command that was stopped does not keep the process alive.
     threading.Thread(target=work, name="hmt", daemon=True).start()
     return result.result()
 
@@ -155,7 +156,7 @@ def _signals_end(remedy: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(stop: Callable[[int, Any], None]) -> Iterator[None]:
-    """Calls `stop` on Ctrl-C and SIGTERM, but for signals that the process ignores, as with `nohup`."""
+    """Calls `stop` on Ctrl-C and SIGTERM, except for signals that the process ignores, as with `nohup`."""
     former = {}
     try:
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers of other threads

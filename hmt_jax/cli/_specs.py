@@ -1,4 +1,4 @@
-"""Subspaces and solvers as texts of the command line."""
+"""Subspaces and solvers that texts on the command line name."""
 
 import inspect
 import math
@@ -8,12 +8,12 @@ from typing import Any
 
 import hmt_jax
 
-# The least and greatest numbers after the name.
+# How many numbers may follow each name, at least and at most.
 _SUBSPACES = {"dct-diagonal": (1, 2), "dct-grid": (1, 2), "dct-window": (3, 3), "random": (1, 2), "full": (0, 0)}
 SUBSPACES = (
     "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
 )
-# What makes the solver, in hmt_jax.solvers.
+# The function or class of hmt_jax.solvers that makes each solver.
 _SOLVERS = {
     "deepfool": "DeepFool",
     "tight": "tight",
@@ -41,7 +41,7 @@ def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tup
     """The subspaces that texts such as `dct-diagonal:8:2` name, and a name for each.
 
     Raises:
-      ValueError: for an unknown text, with those that are known.
+      ValueError: for an unknown text; the message lists the known ones.
     """
     found: list[Any] = []
     names: list[str] = []
@@ -99,7 +99,7 @@ def solver_of(text: str) -> Any:
     """The solver that a text such as `deepfool`, `tight:fast` or `deepfool:max_steps=50,overshoot=0.01` names.
 
     Raises:
-      ValueError: for an unknown solver or setting, with those that are known.
+      ValueError: for an unknown solver or setting; the message lists the known ones.
     """
     kind, _, rest = text.partition(":")
     if kind not in _SOLVERS:

@@ -22,14 +22,14 @@ def of_classifier(classifier: Classifier, images: jax.ShapeDtypeStruct) -> dict[
     """Checksums of the parameters and of the code of a classifier, as JSON can hold them.
 
     The code is what the classifier is lowered to for these images, with the values that a function closes over. It
-    depends on the versions of JAX and on the platform, which are named beside it, so it can be compared only with code
-    from the same ones. It also depends on the backend of a PyTorch module, which is named if there is one.
+    depends on the versions of JAX and on the platform, which are stored with it: only code from the same ones can be
+    compared. It also depends on the backend of a PyTorch module, which is stored if there is one.
 
     Args:
       classifier: a classifier as `as_pytree` returns it.
       images: shape (N, height, width, channels) and dtype of images.
     """
-    # Shapes alone, because the devices that hold the parameters are named in what they are lowered to.
+    # Only shapes, because lowered code names the devices that hold the parameters.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), classifier)
     lowered = _logits_of_all.lower(shapes, images)
     backend = {"backend": classifier.backend_for(images.shape[1:])} if isinstance(classifier, TorchClassifier) else {}
@@ -46,7 +46,7 @@ def of_classifier(classifier: Classifier, images: jax.ShapeDtypeStruct) -> dict[
 
 @functools.partial(_programs.jit, keep_unused=True)
 def _logits_of_all(classifier, images):
-    """The logits, by a program that takes all parameters, so that it is seen which of them are used."""
+    """The logits, by a program that takes all parameters, so that its code shows which of them are used."""
     return traced_logits_of(classifier, images)
 
 

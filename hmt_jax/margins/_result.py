@@ -31,8 +31,8 @@ _ARRAYS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap",
 class MarginResult:
     """Margins of N samples in R subspaces, as NumPy arrays with axes (R, N); R = 1 for a single subspace.
 
-    `result[subspaces, images]` is the result for some of them, of which each is a whole number, a slice, or a list or a
-    mask along its axis; `result[subspaces]` keeps all images. See `__getitem__`.
+    `result[subspaces, images]` is the result for some subspaces and some images. Each index is a whole number, a slice,
+    a list or a mask. `result[subspaces]` keeps all images. See `__getitem__`.
 
     Attributes:
       margin: L2 norm of the smallest perturbation found, in pixels in [0, 1], over all channels. If `status` is not
@@ -49,7 +49,7 @@ class MarginResult:
         there is a smaller perturbation nearby.
       solver: the solver, as text.
       precision: the precision of matrix products in the classifier.
-      work: the cost of the run, as `hmt_jax.lanes.Work`; of a selection, that of the run it is from.
+      work: the cost of the run, as `hmt_jax.lanes.Work`; a selection keeps that of the whole run.
       coordinates: the perturbations, an array (N, d) for each subspace in the coordinates of that subspace; None if
         they were not kept.
 
@@ -105,16 +105,16 @@ class MarginResult:
     def __getitem__(self, index: Any) -> Self:
         """The result for some of the subspaces, some of the images, or some of both.
 
-        Both axes stay: a whole number selects one entry and keeps its axis, with length 1. The axes are selected from
-        one after the other, not in pairs as in NumPy: `result[[0, 5], [1, 2, 3]]` has shape (2, 3). Arrays of a slice
-        share the memory of the whole result; those of lists and masks are copies.
+        Both axes stay: a whole number selects one entry and keeps its axis, with length 1. Each axis
+        is selected from by itself, unlike in NumPy, which pairs the indices: `result[[0, 5], [1, 2, 3]]` has shape
+        (2, 3). Arrays of a slice share the memory of the whole result; those of lists and masks are copies.
 
-        The work cannot be divided among pairs, which share batches. It stays that of the whole run, like the solver and
-        the precision; so parts that are joined again count it several times.
+        The work cannot be divided among pairs, because they share batches. It stays that of the whole run, as do the
+        solver and the precision, so parts that are joined again count it several times.
 
         Args:
           index: what to select from the axes of subspaces and of images: for each a whole number, a slice, a list of
-            whole numbers or a mask of truth values. With one of them alone, all images are kept.
+            whole numbers or a mask of truth values. With subspaces alone, all images are kept.
 
         Raises:
           IndexError: for numbers out of range, masks of another length, and more than two axes.
@@ -134,7 +134,7 @@ class MarginResult:
         return self.status == Status.CONVERGED
 
     def raise_unless_converged(self) -> None:
-        """None if every pair has a margin.
+        """Raises ValueError unless every pair has a margin.
 
         Raises:
           ValueError: if pairs have no margin; it names the first of them.
@@ -154,8 +154,8 @@ class MarginResult:
           results: at least one result, in the order of their images, all by one solver in one precision.
 
         Raises:
-          ValueError: for no results, or results that differ in subspaces, solver or precision.
-          TypeError: if one of them is no `MarginResult`.
+          ValueError: if there are no results, or they differ in subspaces, solver or precision.
+          TypeError: if one of them is not a `MarginResult`.
         """
         if isinstance(results, MarginResult):
             raise TypeError("concatenate takes a list of results, got one: pass [result]")
@@ -202,7 +202,7 @@ class MarginResult:
         Raises:
           ValueError: if the numbers of pairs, the dimensions of coordinates or the labels of the samples differ: then
             the images, the subspaces or the classifiers are not the same.
-          TypeError: if `other` is no `MarginResult`.
+          TypeError: if `other` is not a `MarginResult`.
         """
         _check_is_result("best_of", other)
         if self.margin.shape != other.margin.shape:
@@ -242,7 +242,7 @@ class MarginResult:
         Its columns are `subspace` and `image`, both numbered from 0, and the arrays of the result by their names.
         `status` is categorical, with the lower-case names of `hmt_jax.Status`, such as "out_of_steps". As in the
         result, `margin` is a margin only where it is "converged". Needs pandas: `pip install 'hmt-jax[tables]'`, which
-        brings what writes the table as Parquet, too.
+        also brings the package that writes the table as Parquet.
 
         Raises:
           ModuleNotFoundError: if pandas is not installed.
@@ -291,7 +291,7 @@ class MarginResult:
           ValueError: if `save` did not write the file.
         """
         file = _paths.expand("path", path)
-        is_none = f"{_paths.shown(file)} is no file of MarginResult.save"
+        is_none = f"{_paths.shown(file)} is not a file of MarginResult.save"
         try:
             with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 stored = dict(arrays)
@@ -327,7 +327,7 @@ def selection(index: Any, shape: Sequence[int]) -> tuple[slice | np.ndarray, sli
     parts = index if isinstance(index, tuple) else (index,)
     if len(parts) > 2:
         raise IndexError(
-            f"a result has two axes, subspaces and images, but {len(parts)} were selected from: select with "
+            f"a result has two axes, subspaces and images, but {len(parts)} were indexed: select with "
             "result[subspaces, images]"
         )
     rows, columns = (*parts, slice(None), slice(None))[:2]

@@ -1,4 +1,4 @@
-"""Margins on a disk or in a bucket, written chunk by chunk, so that a measurement that was cut off can go on."""
+"""Margins on a disk or in a bucket, written chunk by chunk, so that an interrupted measurement can go on."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ class MarginStore:
         store = cls(files, {"layout": dataclasses.asdict(layout), "solver": solver, "precision": precision})
         store.attributes = store._with(attributes or {})
         store._check_is_free()
-        # First the attributes: one process alone can make their file, and they determine all others.
+        # The attributes come first: only one process can make their file, and they determine all other files.
         if not files.create(METADATA, group_of(store.attributes)):
             raise store._taken("a store")
         files.write(layout.files)
@@ -216,10 +216,10 @@ class MarginStore:
         content |= {f"coordinates_{r}": rows for r, rows in enumerate(result.coordinates or []) if layout.dimensions}
         content["work"] = np.array([dataclasses.astuple(result.work)])
         content["image_sha256"] = np.frombuffer(bytes.fromhex(image_sha256), np.uint8)[None]
-        # TensorStore would make a folder that was moved away anew, without metadata.
+        # If the folder was moved away, TensorStore would make it anew, without metadata.
         self._check_is_there()
         try:
-            # If the chunk is written again, it is missing until all of it is there.
+            # A chunk that is written again counts as missing until all of it is there.
             self._files.write({layout.file_of(STATUS, chunk): None})
             self._write_arrays(chunk, content)
             self._check_is_there()
@@ -308,7 +308,7 @@ class MarginStore:
         """The names of all damaged files, after moving them out of the store, so that their chunks count as missing.
 
         They are then in a folder next to the store, whose name ends in `-damaged`. Damaged metadata are written anew.
-        So are metadata that are not there, because a process was killed while it made the store; they are not named.
+        So are metadata that are absent because a process was killed while it made the store; these are not named.
 
         Raises:
           OSError: if they can't be moved.
@@ -349,7 +349,7 @@ class MarginStore:
         return f"MarginStore({self.path}: {subspaces} x {_tables.counted(self.num_images, 'image')}{state})"
 
     def _with(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes of the store and these, as they will be read."""
+        """The attributes of the store, updated by the given ones, as they will be read."""
         if taken := [name for name in _RESERVED if name in attributes]:
             raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
         try:
@@ -358,10 +358,10 @@ class MarginStore:
             raise ValueError(f"attributes must be what JSON can hold: {_paths.reason(error)}") from error
 
     def _check_is_free(self) -> None:
-        """Raises FileExistsError if there is something at the path. Metadata of arrays alone hold no margins."""
+        """Raises FileExistsError if there is something at the path, except array metadata, which hold no margins."""
         if self._files.read(METADATA, seconds=SECONDS_TO_OPEN) != [None]:
             raise self._taken("a store")
-        # A folder of something else is not listed with all its subfolders, which may take hours.
+        # If the folder holds something else, its subfolders are not listed, because that may take hours.
         own = {*self._layout.arrays, f"{METADATA}.__lock"}
         is_free = not os.path.lexists(self.path) or (os.path.isdir(self.path) and own.issuperset(os.listdir(self.path)))
         if not is_free or not self._layout.files.keys() >= set(self._files.names()):

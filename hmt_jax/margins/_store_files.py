@@ -1,4 +1,4 @@
-"""The files of a store, in a folder or in a bucket, by TensorStore."""
+"""The files of a store, which TensorStore reads and writes in a folder or in a bucket."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ from typing import Any
 
 from hmt_jax import _paths
 
-# For the first file of a store. Later on, TensorStore tries for about a quarter of an hour, so that a measurement
-# outlasts a gap in the network.
+# The limit for the first file of a store. For later ones, TensorStore tries for about a quarter of an hour, so that a
+# measurement outlasts a gap in the network.
 SECONDS_TO_OPEN = 15
 
 _REMEDIES = {
@@ -54,8 +54,8 @@ class Files:
 
     def write(self, contents: Mapping[str, bytes | None]) -> None:
         """Writes files, in place of what was there; removes those whose content is None."""
-        # TensorStore writes into the lock file that a killed process left, and keeps its end if that is longer. The
-        # second time, the lock file is new.
+        # TensorStore writes into the lock file that a killed process left. If that file is longer than the content, its
+        # end stays. The second time, the lock file is new.
         for _ in range(2):
             with self.errors("written"):
                 for future in [self._files.write(name, content) for name, content in contents.items()]:
@@ -64,7 +64,7 @@ class Files:
                 break
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a new file and returns whether it was new. Of several processes, one alone makes the file."""
+        """Writes a new file and returns whether it was new. If several processes try, only one makes the file."""
         with self.errors("written"):
             found = self._files.read(name).result()
             if found.state == "value":
@@ -78,8 +78,8 @@ class Files:
 
     def array(self, name: str, metadata: dict[str, Any]) -> Any:
         """An array of TensorStore."""
-        # The metadata are known, so damaged ones do no harm. Chunks of fill values are written like all others, so that
-        # a chunk without a file is known to be damaged.
+        # The metadata are known, so damaged ones do no harm. Chunks of fill values are written like all others, so
+        # a chunk without a file is damaged.
         spec = {
             "driver": "zarr3",
             "metadata": metadata,

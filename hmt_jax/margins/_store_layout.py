@@ -1,4 +1,4 @@
-"""What the files of a store of margins hold: arrays and a group in the words of Zarr v3."""
+"""What the files of a store of margins hold: arrays and a group in the format of Zarr v3."""
 
 import dataclasses
 import functools
@@ -92,9 +92,9 @@ def _array(
 
 
 def group_of(attributes: Mapping[str, Any]) -> bytes:
-    """The metadata of the group: attributes with their checksum, and the metadata of all arrays once more.
+    """The metadata of the group: attributes with their checksum, and a copy of the metadata of all arrays.
 
-    xarray opens a store without a warning only if they are there.
+    Without that copy, xarray would open a store with a warning.
     """
     own = {"hmt_jax_format": _FORMAT, "sha256": hashlib.sha256(_as_json(attributes)).hexdigest()}
     arrays = {"kind": "inline", "must_understand": False, "metadata": Layout(**attributes["layout"]).arrays}
@@ -109,7 +109,7 @@ def attributes_in(path: str, content: bytes) -> dict[str, Any]:
       ValueError: if the metadata are damaged, or of another format.
     """
     try:
-        # What follows is the rest of a longer file, from a process that was killed.
+        # Anything after it is the rest of a longer file, left by a process that was killed.
         group, _ = json.JSONDecoder().raw_decode(content.decode())
         attributes = group["attributes"]
         version, checksum = attributes.pop("hmt_jax_format"), attributes.pop("sha256")

@@ -1,4 +1,4 @@
-"""Margins measured into a store, from where an earlier measurement stopped."""
+"""Margins that are measured into a store, where an earlier measurement can be resumed."""
 
 import concurrent.futures
 import datetime
@@ -48,7 +48,7 @@ def measure_to_store(
     chunk_size: int | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> MarginStore:
-    """The store at a path, with the margins of every image in every subspace; what is there is not measured again.
+    """The store at a path, with the margins of every image in every subspace; chunks that are there are kept.
 
     Each chunk of images is written as soon as it has been measured. If the process is killed, the same call goes on
     from there, on other devices too. On the same CPU, the margins are those of an uninterrupted call, bit for bit.
@@ -57,21 +57,21 @@ def measure_to_store(
     are compared by the SHA-256 of each chunk, so all of them are read; a stream of batches is compared as it is read.
     Classifiers are compared by their parameters, and by their code with all values that functions close over, if the
     versions of JAX and the platform are those of the first call. The code of a PyTorch module depends on its backend.
-    `backend="auto"` may take another one in a later process, so pass the one that it took. Subspaces and solvers of
-    your own are compared by their names and their values, but not by their code.
+    `backend="auto"` may take another one in a later process, so pass the one that the first call took. Subspaces and
+    solvers of your own are compared by their names and their values, but not by their code.
 
-    If several calls make a store at one path at the same time, one of them makes it, and the others go on from there.
+    If several calls start at one path at the same time, one of them makes the store, and the others go on from there.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
         `hmt_jax.measure_margins`.
       path: a folder, or an address that TensorStore knows, such as `gs://bucket/margins.zarr`.
-      progress: called every few steps with the number of finished pairs, those found in the store included, and the
+      progress: called every few steps with the number of finished pairs, including those found in the store, and the
         number of all pairs.
       num_images: the number of images, for an iterable of batches.
       chunk_size: images in a chunk of a new store; chosen for the devices if not given.
-      attributes: anything else about the measurement that JSON can hold, for a new store; the files of the model and
-        of the images, for instance.
+      attributes: anything else about the measurement that JSON can hold, for a new store, such as the files of the
+        model and of the images.
 
     Raises:
       FileExistsError: if there is something else at the path.
@@ -119,21 +119,21 @@ def _number_of_images(plan: Plan, num_images: int | None) -> int:
 
 
 def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool) -> dict[str, Any]:
-    """What tells this measurement from others: attributes of its store, in the order in which they are compared.
+    """The attributes that tell this measurement from others, in the order in which they are compared.
 
-    The code of the classifier depends on the settings and on the dtype of images, so those are first.
+    The code of the classifier depends on the settings and on the dtype of images, so those come first.
     """
     images, solver = plan.images, repr(plan.solver)
     if _identity.ADDRESS.search(solver):
         raise ValueError(
-            f"solver has the text {solver}, whose address differs in every process, so it can't be compared with the "
-            "one of a store: give its class a __repr__ that names all settings"
+            f"solver is written as {solver}, whose address differs in every process, so it can't be compared with "
+            "that of a store: give its class a __repr__ that names all settings"
         )
     dtype = np.dtype(np.float32) if images.dtype == np.uint8 else jax.dtypes.canonicalize_dtype(images.dtype)
     with plan.in_use():
         classifier = _identity.of_classifier(plan.classifier, jax.ShapeDtypeStruct((1, *images.image_shape), dtype))
     dimensions: dict[int, int] = {}
-    for places, _ in plan.groups:  # of one structure, so traced once
+    for places, _ in plan.groups:  # all of one structure, so one is traced
         dimensions |= dict.fromkeys(places, dimension_of(plan.subspaces[places[0]], images.image_shape))
     return {
         "data": {"num_images": num_images, "image_shape": list(images.image_shape), "dtype": str(images.dtype)},
@@ -146,7 +146,7 @@ def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool)
 
 
 def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes: Mapping[str, Any]) -> MarginStore:
-    """A new store; the one that is there, if it is of this measurement."""
+    """A new store, or the one at the path if it holds this measurement."""
     if taken := sorted({*own, "runs"} & set(attributes)):
         raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
     stored = {name: value for name, value in own.items() if name not in ("solver", "precision")}
@@ -185,7 +185,7 @@ def _dtype_of(own: Mapping[str, Any]) -> Any:
 
 
 def _run(plan: Plan) -> dict[str, Any]:
-    """When and where a call measures, as JSON can hold it."""
+    """The time, the versions and the devices of a call, as JSON can hold them."""
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hmt_jax": hmt_jax.__version__,
@@ -199,8 +199,8 @@ def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
     """Raises ValueError if a store is of another measurement; it names the first difference."""
     known = store.attributes
     if not {*own, "runs"} <= set(known):
-        raise ValueError(f"{store.path} was not made by measure_to_store, so it can't go on: choose another path")
-    # Code of other versions says nothing, and where code can be compared, its name does not matter.
+        raise ValueError(f"{store.path} was not made by measure_to_store, which can't complete it: choose another path")
+    # Code of other versions can't be compared. If code can be compared, its name does not matter.
     is_comparable = known["classifier"]["code_of"] == own["classifier"]["code_of"]
     ignored = ("code_of", "kind" if is_comparable else "code_sha256")
     classifier = {name: value for name, value in own["classifier"].items() if name not in ignored}

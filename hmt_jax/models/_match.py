@@ -1,4 +1,4 @@
-"""Comparison of networks with state dicts: which array is which, what does not fit, and which architecture would."""
+"""Comparison of networks with state dicts: which array is which, what does not fit, and what architecture would."""
 
 import bisect
 import difflib
@@ -49,7 +49,7 @@ _MOST_ROWS = 8  # of the table of arrays in an error
 _MOST_COMPARED = 64  # missing arrays, for which a counterpart is looked for
 _LEAST_SIMILARITY = 0.5  # of the names of arrays that are shown side by side
 _GREATEST_SIZE = 1024  # of the images that are tried for weights
-_LEAST_NAMED = 0.125  # the part of its names that the shallowest network of a form shares with deeper ones, at least
+_LEAST_NAMED = 0.125  # the least share of its names that the shallowest network of a form shares with deeper ones
 _VARIABLES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # The attribute that holds the linear layers of networks with `num_hidden`.
 _HIDDEN: dict[Any, str] = {MLP: "layers", CifarVGG: "classifier"}
@@ -127,8 +127,8 @@ class Match(NamedTuple):
     def table(self, name: str) -> str:
         """The arrays that do not fit, for a message: those of the network beside those of the state dict.
 
-        A missing array is beside the unexpected one of the same shape with the most similar name. Of each kind of fault
-        the first are shown, and the rest counted.
+        A missing array is beside the unexpected one of the same shape with the most similar name. The first of each
+        kind of fault are shown, and the rest are counted.
         """
         misshapen = [
             (_named((entry.key, self.shapes[path])), _named((entry.key, shape)))
@@ -182,7 +182,7 @@ class Match(NamedTuple):
 
 
 def hidden_widths(name: str, state_dict: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
-    """The option `num_hidden`, from the weights; empty if they have no hidden layers, or the architecture no option."""
+    """The option `num_hidden`, from the weights; empty if there are no hidden layers, or no such option."""
     build: Any = _create.architecture(name)
     layers = _HIDDEN.get(getattr(build, "func", build))
     if layers is None:
@@ -212,7 +212,9 @@ class Request(NamedTuple):
 def misfit(asked: Request, match: Match) -> str:
     """The message for a state dict that does not fit: the cause, if it can be told, and a table of what differs."""
     if not _state_dicts.has_arrays(asked.state_dict):
-        return "the state dict holds no arrays by name: pass the weights of the network, as its state_dict() gives them"
+        return (
+            "the state dict holds no arrays by name: pass the weights of the network, as its state_dict() returns them"
+        )
     start, table = f"the state dict does not fit {asked.name}", match.table(asked.name)
     if contradicted := _contradicted(asked):
         return f"{start} with {contradicted}"
@@ -248,9 +250,9 @@ def _contradicted(asked):
 
 
 def _fitting_shape(asked, match):
-    """An image shape that the weights fit, with other channels or the least square one; None if there is none."""
+    """An image shape that the weights fit, with other channels or the smallest square; None if there is none."""
     pairs = [(match.shapes[path], _state_dicts.shape(held[0].value)) for path, held in match.entries.items()]
-    # The second number of a kernel is that of its inputs: of the first convolution or linear layer, it tells the shape.
+    # The second length of a kernel is its number of inputs. In the first layer, it depends on the image shape.
     wrong = [(ours, theirs) for ours, theirs in pairs if ours != theirs and len(ours) > 1]
     if any((ours[0], *ours[2:]) != (theirs[:1] + theirs[2:]) for ours, theirs in wrong):
         return None
@@ -288,7 +290,7 @@ def _nearest(asked):
     num_arrays = max(len(entries) for _, entries in _state_dicts.mappings(state_dict))
     own = asked.name.removesuffix("_mnist")
     matches: dict[str, Match] = {}
-    # Outlines of deep networks are slow: those of the same form are tried first, and the first that fits is returned.
+    # Outlines of deep networks take long, so those of the same form are tried first, and the search ends with a fit.
     for family in sorted(_families(), key=lambda family: own not in family):
         # Every layer has at least two arrays: its weights and a bias, or its weights and a norm.
         greatest_depth = num_arrays / 2
@@ -306,8 +308,8 @@ def _nearest(asked):
     if best == own or matches[best].share < 0.5:
         return ""
     return (
-        f"; the nearest architecture is {best}, {matches[best].num_fitting} of whose {len(matches[best].shapes)} "
-        "arrays are there"
+        f"; the nearest architecture is {best}: {matches[best].num_fitting} of its {len(matches[best].shapes)} arrays "
+        "are there"
     )
 
 

@@ -28,7 +28,7 @@ _STATISTICS = {argument: rf"((new|pixel|image|img|input)_)?({names})" for argume
 _MOST_CHANNELS = 4
 # Statistics are published with three or four digits.
 _STATISTICS_TOLERANCE = 1e-3
-# Strides of 0 let a tensor take more bytes than are in memory or in its file: accepted up to this size.
+# Strides of 0 let a tensor have more bytes than its memory or its file: such tensors are accepted up to this size.
 _MOST_REPEATED = 2**16
 
 _BEFORE_QUANTIZATION = "save the state dict of the network before it was quantized"
@@ -135,12 +135,13 @@ def find(state_dict: Mapping, names: Mapping[str, Any], weights: str | None) -> 
     """The arrays of a network in a state dict.
 
     A place is a mapping, which may be nested in others, and a prefix of names. The one with most of the network's
-    arrays is taken; of several such ones, averages come first. Others with at least half of the arrays are copies.
+    arrays is taken; if several have equally many, averages come first. Others with at least half of the arrays are
+    copies.
 
     Args:
       state_dict: arrays or tensors by name, or mappings that hold them.
       names: the array of the network for every name that it may have in a state dict.
-      weights: the name of a place; those in it count as well, unless it holds at least half of the arrays itself.
+      weights: the name of a place. Places within it count as well, unless it holds at least half of the arrays itself.
     """
     every = dict(mappings(state_dict))
     everywhere: defaultdict[Place, dict[str, list[Entry]]] = defaultdict(dict)
@@ -179,7 +180,7 @@ def find(state_dict: Mapping, names: Mapping[str, Any], weights: str | None) -> 
 
 
 def has_arrays(state_dict: Mapping) -> bool:
-    """Whether a state dict holds an array by name, of whatever network."""
+    """Whether a state dict holds an array by name, of any network."""
     values = (entry.value for _, by_name in mappings(state_dict) for entry in itertools.chain(*by_name.values()))
     return not all(isinstance(value, _NO_ARRAYS) for value in values)
 
@@ -221,7 +222,7 @@ def check_copies(found: Found) -> None:
     if _is_averaged(found.place) and not any(map(_is_averaged, differing)):
         warn(
             f"the state dict holds averages of the weights beside the weights themselves: the averages are taken; pass "
-            f"weights={own!r} to say so, or weights={_either(others)} for the others"
+            f"weights={own!r} to confirm this, or weights={_either(others)} to take the others"
         )
     else:
         raise ValueError(
@@ -236,7 +237,7 @@ def refuse_nameless_averages(state_dict: Mapping, found: Found, num_arrays: int)
     Args:
       state_dict: the state dict.
       found: the result of `find` for it.
-      num_arrays: number of the network's arrays; half as many without names count as averages.
+      num_arrays: number of the network's arrays; at least half as many arrays without names count as averages.
     """
     for path, container in _containers(state_dict):
         for key, part in _items(container):
@@ -261,7 +262,7 @@ def _nameless(value) -> list:
 
 
 def refuse_encoded(found: Found) -> None:
-    """Raises ValueError for entries that are no plain arrays, or only parts from which weights are computed."""
+    """Raises ValueError for entries that are not plain arrays, or only parts from which weights are computed."""
     for entry in itertools.chain(found.others, *found.entries.values()):
         if getattr(entry.value, "is_nested", False):
             raise ValueError(
@@ -300,7 +301,7 @@ def take(entries: list[Entry]) -> np.ndarray:
 
 def shape(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, an array, or anything that NumPy can convert to one; () for anything else."""
-    # A nested tensor raises an error, or has sizes that are no numbers.
+    # A nested tensor raises an error, or has sizes that are not numbers.
     if getattr(value, "is_nested", False):
         return ()
     if hasattr(value, "shape"):

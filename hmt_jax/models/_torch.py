@@ -1,4 +1,4 @@
-"""Weights from PyTorch and back."""
+"""Weights in PyTorch's layout, converted to classifiers and back."""
 
 import math
 import os
@@ -35,10 +35,10 @@ def from_torch(
     state dict may be nested in mappings, lists and tuples, as in training checkpoints. PyTorch is needed only to read
     its own files.
 
-    A state dict may hold the weights more than once. Copies that are equal are one. Of weights and their averages over
-    training, such as `state_dict_ema` beside `state_dict`, the averages are taken, as timm's `load_checkpoint` does,
-    because published accuracies are mostly theirs, and a warning says so. Other copies that differ are an error. In
-    both cases `weights` chooses.
+    A state dict may hold the weights more than once. Equal copies count as one. If it holds both the weights and their
+    averages over training, such as `state_dict` and `state_dict_ema`, the averages are taken, with a warning. timm's
+    `load_checkpoint` does so as well, because published accuracies are mostly those of averages. Other copies that
+    differ are an error. In both cases, `weights` chooses.
 
     Args:
       name: one of `names()`.
@@ -46,11 +46,11 @@ def from_torch(
         Or the path of a file that holds them, in safetensors, NumPy's .npz or PyTorch's format, whatever its name. No
         code in the file is run.
       image_shape: (height, width, channels) of the images.
-      mean: subtracted from images in [0, 1]: one number per channel, or an image. If not given, that of a normalisation
-        among the weights, such as `normalize.mean`. If both are there, they must be equal.
-      std: divides images after that: one number per channel. As for `mean`, taken from the weights if not given.
+      mean: subtracted from images in [0, 1]: one number per channel, or an image. If not given, it is taken from a
+        normalisation among the weights, such as `normalize.mean`. If both are there, they must be equal.
+      std: divides images after that: one number per channel. If not given, it is taken from the weights, as `mean` is.
       weights: the place of the weights: the keys that lead to them, joined by dots, such as `state_dict_ema` or
-        `model.module.attacker.model`. What is elsewhere is left out. It is needed only if there is a choice.
+        `model.module.attacker.model`. What is elsewhere is ignored. This argument is needed only if there is a choice.
       num_classes: number of logits; taken from the last layer's weights if not given.
       **options: options of the architecture, as in `create`; `num_hidden` is taken from the weights if not given.
 
@@ -59,8 +59,8 @@ def from_torch(
 
     Raises:
       ValueError: for an unknown name; a file that can't be read or holds more than tensors; weights that are not
-        floating point; copies that differ; averages without names beside the weights; another normalisation than the
-        given one, or none; or weights that do not fit, with a table of missing, unexpected and wrongly shaped arrays,
+        floating point; copies that differ; averages without names beside the weights; no normalisation, or another one
+        than the given one; or weights that do not fit, with a table of missing, unexpected and wrongly shaped arrays,
         and the option, the image shape or the architecture that would fit, if there is one.
       ImportError: if the file is PyTorch's, and PyTorch is not installed.
       TypeError: if `state_dict` is neither a mapping nor the name of a file, but a module for example.
@@ -136,7 +136,7 @@ def _num_bytes(network) -> int:
 
 
 def _from_torch(array):
-    """Kernels with their output axis last, as Flax has them. A copy, because PyTorch may go on training."""
+    """A kernel with its output axis last, as in Flax. It is copied, because PyTorch may go on training."""
     return jax.device_put(_copy(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array))
 
 

@@ -61,7 +61,7 @@ class TorchClassifier:
     def backend_for(self, image_shape: ImageShape) -> Backend:
         """The backend for images of a shape: "torchax" or "callback".
 
-        For "auto", one gradient is timed by each, once for every architecture and shape.
+        For "auto", a gradient is timed in each backend, once for every architecture and shape.
 
         Args:
           image_shape: (height, width, channels) of the images.
@@ -83,19 +83,20 @@ def from_torch_module(
 
     The module maps images (N, channels, height, width) to logits (N, L). It is copied, so training it further does not
     change the classifier. Its parameters and buffers are data: modules of the same classes, settings and shapes share
-    compiled programs. What else its forward reads, such as global variables, is read when it is compiled.
+    compiled programs. Anything else that its `forward` reads, such as global variables, is read when it is
+    compiled.
 
     There are two backends, and which is faster depends on the network and the device:
     - "torchax" translates the module's operations to JAX. Derivatives are JAX's: the module's own backward passes, and
       `torch.no_grad` in its forward, have no effect.
-    - "callback" leaves the module in PyTorch, on its device. Each step of a measurement calls PyTorch once for all
-      lanes. There are derivatives with respect to the images alone, and of the first order.
+    - "callback" leaves the module in PyTorch, on its device. Each step of a measurement calls PyTorch once for the
+      whole batch. There are only derivatives with respect to the images, of the first order.
     - "auto" takes the one in which a gradient takes less time, for an image of the shape that the classifier is first
       applied to, on JAX's default device. This is tried when the first program is compiled. It takes "callback" if
       torchax is not installed or can't translate the module. The method `backend_for` of the classifier, and the log of
       `hmt_jax` at level INFO, say which one was taken.
 
-    Needs PyTorch, and torchax for that backend: `pip install 'hmt-jax[torch]'`.
+    This needs PyTorch, and torchax for the backend of that name: `pip install 'hmt-jax[torch]'`.
 
     Args:
       module: a `torch.nn.Module` in evaluation mode, with parameters in float32 or float64. It computes in their type,
@@ -111,7 +112,7 @@ def from_torch_module(
 
     Raises:
       ModuleNotFoundError: if PyTorch is not installed, or torchax with `backend="torchax"`.
-      TypeError: if `module` is no `torch.nn.Module`.
+      TypeError: if `module` is not a `torch.nn.Module`.
       ValueError: if the module is in training mode, computes in another type, or holds tensors that are not dense; or
         for statistics or a backend that do not fit.
     """
@@ -180,7 +181,7 @@ def _by_callback(skeleton: Skeleton, tensors: Mapping[str, jax.Array], images: j
 
     logits, num_bytes = skeleton.try_out(images.shape[1:])
     if not isinstance(logits, torch.Tensor):
-        return logits  # for a caller that says what is wrong with it
+        return logits  # the caller says what is wrong with it
     if logits.ndim != 2 or len(logits) != 1:
         return jnp.zeros((len(images), *logits.shape) if not logits.ndim else logits.shape)
     return _called(skeleton, num_bytes, logits.shape[1], dict(tensors), images)
@@ -212,7 +213,7 @@ def _called_backward(skeleton, num_bytes, num_classes, kept, cotangents):
 
 
 def _on_host(function, shape, tensors, images, *others):
-    """The array of a shape and of the type of the images that a function of arrays on the host returns."""
+    """The array that a function returns on the host, of the given shape and of the type of the images."""
     result = jax.ShapeDtypeStruct(shape, images.dtype)
 
     def write(_, out, *buffers):
@@ -237,14 +238,14 @@ _BACKENDS = {"torchax": _by_torchax, "callback": _by_callback}
 def _faster(skeleton: Skeleton, image_shape: tuple[int, ...]) -> Backend:
     """The backend in which the gradient of one logit takes less time for an image (channels, height, width)."""
     if importlib.util.find_spec("torchax") is None:
-        _LOG.info("a PyTorch module is called back, because torchax is not installed")
+        _LOG.info("a PyTorch module runs by backend='callback', because torchax is not installed")
         return "callback"
     # In a thread of its own, because this may be within a trace, where nothing can be computed.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         try:
             translated = thread.submit(_seconds, "torchax", skeleton, image_shape).result()
         except Exception as error:  # of torchax or JAX; if the images are at fault, PyTorch will say so, too
-            _LOG.info("a PyTorch module is called back: %s", error)
+            _LOG.info("a PyTorch module runs by backend='callback', because torchax fails: %s", error)
             return "callback"
         called = thread.submit(_seconds, "callback", skeleton, image_shape).result()
     backend: Backend = "torchax" if translated <= called else "callback"
@@ -258,7 +259,7 @@ def _faster(skeleton: Skeleton, image_shape: tuple[int, ...]) -> Backend:
 
 
 def _seconds(backend, skeleton, image_shape) -> float:
-    """The least of the seconds that a few gradients took, after one that was compiled."""
+    """The seconds of the fastest of a few gradients, after a first one that compiles."""
     with jax.enable_x64(skeleton.dtype == "float64"):
         tensors = {name: jnp.asarray(each.contiguous().cpu().numpy()) for name, each in skeleton.stand_ins().items()}
         images = jnp.full((1, *image_shape), 0.5, skeleton.dtype)

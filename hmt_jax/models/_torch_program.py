@@ -98,14 +98,14 @@ def load_torch_exported(
 
     Export the module in evaluation mode, and with a batch of any size:
     `torch.export.export(module.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("N")},))`, with at least two
-    images. A program for a batch of one image is applied to one image after the other.
+    images. A program for a batch of one image is applied to one image at a time.
 
     Args:
       path: the file.
       mean, std, backend: as in `from_torch_module`.
 
     Returns:
-      A classifier as `from_torch_module` returns it. Two files of the same program share compiled code.
+      A classifier as `from_torch_module` returns it. Two files of the same program share compiled programs.
 
     Raises:
       ValueError: if the file can't be read; if it is of another version of the format; if it holds pickled objects in
@@ -231,13 +231,13 @@ def _node(file, node) -> _Node:
     overload: Any = None
     if aten:
         overload = getattr(getattr(torch.ops.aten, aten[1], None), aten[2], None)
-    # Operations of ATen compute, except those that take the name of a file.
+    # Operations of ATen only compute, except those that take the name of a file.
     is_known = isinstance(overload, torch._ops.OpOverload) and not any(
         "file" in each.name for each in overload._schema.arguments
     )
     if not (arithmetic or is_known):
         raise file.refuse(
-            f"uses {target}, which is no operation of ATen: load the module itself in PyTorch, and pass it to "
+            f"uses {target}, which is not an operation of ATen: load the module itself in PyTorch, and pass it to "
             "hmt_jax.from_torch_module"
         )
     given = {each["name"]: _argument(file, target, each["arg"]) for each in node["inputs"]}
@@ -289,7 +289,7 @@ def _names_of(file, target, output) -> list[str]:
 
 @functools.cache
 def _program_class() -> Any:
-    """The class of programs, which is made only once PyTorch is needed."""
+    """The class of programs, which is made when PyTorch is first needed."""
     import torch
 
     class Program(torch.nn.Module):
@@ -313,7 +313,7 @@ def _program_class() -> Any:
         def _run(self, images):
             values = {self._images: images, **{name: getattr(self, name) for name in self._own}}
             for node in self._nodes:
-                if not node.outputs:  # it checks what was true of the example
+                if not node.outputs:  # a check of what was true of the example
                     continue
                 arguments = [_given(each, values, images.device) for each in node.arguments]
                 keywords = {name: _given(each, values, images.device) for name, each in node.keywords.items()}

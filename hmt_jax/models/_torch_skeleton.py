@@ -1,4 +1,4 @@
-"""PyTorch modules without their tensors, which JAX holds: how they compare, and how they are run.
+"""PyTorch modules without their tensors, which JAX holds: how they are compared, and how they run.
 
 Two modules of one architecture have equal skeletons, so that they share compiled programs.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from hmt_jax import _paths
 from hmt_jax.classifiers import LogitsError
 
-# What one batch of PyTorch's may keep for its backward pass; larger batches are split.
+# Bytes that one batch in PyTorch may keep for its backward pass; larger batches are split.
 _MOST_BYTES = 2**30
 # torchax has one environment in a process, which is not made for several threads.
 _TORCHAX = threading.RLock()
@@ -41,7 +41,7 @@ class Skeleton:
     """A module in evaluation mode whose tensors are replaced by their shapes.
 
     Skeletons are equal if the classes, functions, settings and shapes in their modules are the same. Functions and
-    classes are the same only if they are the same object. A module that can't be compared is equal to itself alone.
+    classes count as the same only if they are one object. A module that can't be compared equals only itself.
 
     Args:
       module: a PyTorch module; it is not changed.
@@ -73,7 +73,7 @@ class Skeleton:
             self._module = copy.deepcopy(module, dict(shapes))
         except Exception as error:  # whatever the objects in the module raise
             raise ValueError(
-                f"module can't be copied ({_paths.reason(error)}): leave out of it what is not needed for its logits"
+                f"module can't be copied ({_paths.reason(error)}): remove from it what its logits do not need"
             ) from error
         for (part_name, name), value in attributes.items():
             part = self._module.get_submodule(part_name)
@@ -82,7 +82,7 @@ class Skeleton:
         floating = {each.dtype for each in module.parameters() if each.dtype.is_floating_point}
         self.dtype = str(next(iter(floating), torch.float32)).removeprefix("torch.")
         self._device = next((each.device for each in self._tensors.values()), torch.device("cpu"))
-        # The objects are kept, because their numbers are theirs only as long as they live.
+        # The objects are kept, because other objects may get the same ids once these are gone.
         fingerprint, self._objects = _fingerprint(self._module)
         self._key = (fingerprint, tuple(map(id, self._objects)), str(self._device))
         self._lock = threading.RLock()
@@ -112,7 +112,7 @@ class Skeleton:
         return {name: stand_in(each) for name, each in everything.items()}
 
     def try_out(self, image_shape: tuple[int, ...]) -> Outcome:
-        """What PyTorch makes of one image (channels, height, width), with stand-ins for the parameters.
+        """What PyTorch returns for one image (channels, height, width), with stand-ins for the parameters.
 
         Raises:
           ValueError: with PyTorch's reason, if the module can't be applied to such an image.
@@ -136,7 +136,7 @@ class Skeleton:
         try:
             with torch.enable_grad(), hooks:
                 logits = self._call(tensors, image.requires_grad_())
-        except Exception as error:  # PyTorch's own are RuntimeErrors, a module may raise others
+        except Exception as error:  # PyTorch's own errors are RuntimeErrors, but a module may raise others
             raise ValueError(_paths.reason(error)) from error
         if not torch.equal(state, self._random_state()):
             raise LogitsError(_RANDOM)
@@ -158,7 +158,7 @@ class Skeleton:
         from torch.func import functional_call
 
         with _TORCHAX, self._lock, warnings.catch_warnings():
-            # It asks for indices in int64, which JAX makes int32.
+            # torchax asks for indices in int64, which JAX makes int32.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
             environment = torchax.default_env()
             key = jax.random.key(0)
@@ -193,7 +193,7 @@ class Skeleton:
         """Gradients (..., N, channels, height, width) of the logits, by one forward pass for all cotangents.
 
         Args:
-          num_bytes: that one image keeps for the backward pass.
+          num_bytes: the memory that one image keeps for the backward pass.
           tensors: the module's tensors, by name.
           images: (..., N, channels, height, width).
           cotangents: (..., N, L). Leading axes of length 1, of images and of cotangents, are broadcast.
@@ -271,7 +271,7 @@ def _gradient(logits, images, cotangent):
 def _fingerprint(module) -> tuple[Any, list[Any]]:
     """A value and a list of objects; modules with equal values and the same objects behave alike, given their tensors.
 
-    The value is unique if that can't be told.
+    If a module can't be compared, its value is unique.
     """
     import torch
 
@@ -284,7 +284,7 @@ def _fingerprint(module) -> tuple[Any, list[Any]]:
         def persistent_id(self, each: Any) -> Any:
             if isinstance(each, torch.Tensor):
                 if each.device.type != "meta":
-                    raise pickle.PicklingError("its values are no data")
+                    raise pickle.PicklingError("its values are not data")
                 return (str(each.dtype), tuple(each.shape))
             if isinstance(each, by_name):
                 objects.append(each)
@@ -294,9 +294,9 @@ def _fingerprint(module) -> tuple[Any, list[Any]]:
     file = io.BytesIO()
     try:
         Pickler(file).dump(module)
-    except Exception:  # whatever objects raise that can't be pickled, such as open files
+    except Exception:  # objects that can't be pickled, such as open files, may raise anything
         return object(), []
-    # What is in a class now, because methods may be replaced.
+    # What classes hold now, because their methods may be replaced later.
     bases = {base: None for each in objects if isinstance(each, type) for base in each.__mro__}
     return file.getvalue(), [*objects, *(value for base in bases for value in vars(base).values())]
 

@@ -188,7 +188,7 @@ def test_a_part_is_shown_and_the_same_command_goes_on(folder, hmt, tmp_path, who
     code, out, err = hmt("show", tmp_path / "part.zarr")
     assert (code, err) == (0, "")
     assert "Margins of 2 images" in out
-    assert out.splitlines()[-1] == "2 of 3 chunks are not measured yet: the table is of 2 of 6 images"
+    assert out.splitlines()[-1] == "2 of 3 chunks are not measured yet: the table covers 2 of 6 images"
     code, _, err = hmt(*MEASURE[:-1], tmp_path / "part.zarr")
     assert (code, err) == (0, "")
     store = hmt_jax.MarginStore.open(tmp_path / "part.zarr")
@@ -267,11 +267,15 @@ def test_an_audit_of_a_model_that_has_changed_is_refused(folder, hmt, tmp_path):
     assert hmt(*arguments)[0] == 0
     program.write_text("from cli_models import other as make  # another one")
     code, _, err = hmt("audit", tmp_path / "m.zarr", "--num", "6", "--solver", "linear")
-    message = f"the model or the images of {tmp_path / 'm.zarr'} are not what they were: their labels differ now"
+    message = f"the model or the images of {tmp_path / 'm.zarr'} have changed: their labels are different now"
     assert (code, err) == (2, f"error: {message}\n")
     code, _, err = hmt(*arguments)
     assert code == 2
     assert err.startswith(f"error: {tmp_path / 'm.zarr'} holds margins of ")
+
+
+def test_the_version_is_that_of_the_library(hmt):
+    assert hmt("--version")[1] == f"hmt_jax {hmt_jax.__version__}\n"
 
 
 def test_networks_are_listed(hmt):

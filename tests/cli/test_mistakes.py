@@ -77,14 +77,14 @@ MISTAKES = {
     ),
     "function without a result": (
         with_("--model", "cli_models:nothing"),
-        "cli_models:nothing must return a classifier or a module of PyTorch when it is called without arguments, got "
+        "cli_models:nothing must return a classifier or a PyTorch module when it is called without arguments, got "
         "NoneType",
     ),
-    "no function at all": (with_("--model", "cli_models:CONSTANT"), "cli_models:CONSTANT is no function, but int"),
+    "no function at all": (with_("--model", "cli_models:CONSTANT"), "cli_models:CONSTANT is not a function, but int"),
     "weights as model": (
         with_("--model", "logistic.npz"),
-        "{}/logistic.npz is a zip archive, and was not written by hmt_jax.models.save: pass weights of PyTorch's as "
-        "--model NAME --weights FILE, with a name of hmt models",
+        "{}/logistic.npz is a zip archive, and was not written by hmt_jax.models.save: pass weights in PyTorch's "
+        "layout as --model NAME --weights FILE, with a name of hmt models",
     ),
     "model with a pickle": (
         with_("--model", "model.pkl"),
@@ -93,12 +93,12 @@ MISTAKES = {
     "model for other images": (
         with_("--images", "colour.npy"),
         "the model cli_models:make fails on images of shape (8, 8, 3) (TypeError: dot_general requires contracting "
-        "dimensions to have the same shape, got (192,) and (64,)): give it images of its shape, with --resize and "
-        "--crop for instance, or correct it; --debug shows where",
+        "dimensions to have the same shape, got (192,) and (64,)): pass images of the shape that it takes, with "
+        "--resize and --crop for instance, or correct the model; --debug shows where it failed",
     ),
     "statistics of a classifier": (
         with_("--mean", "0.5", "--std", "0.5"),
-        "--mean and --std are for weights and modules of PyTorch, and cli_models:make returns a classifier of JAX, "
+        "--mean and --std are for weights and PyTorch modules, and cli_models:make returns a JAX classifier, "
         "which normalises its images itself: leave them out",
     ),
     "weights of a classifier": (
@@ -149,7 +149,7 @@ MISTAKES = {
     # images
     "no images": (
         with_("--images", "lost"),
-        "there are no images at lost: name a folder of images, a file .npy or .npz, or a data set with its split, such "
+        "there are no images at lost: name a folder of images, a .npy or .npz file, or a data set with its split, such "
         "as mnist:test",
     ),
     "folder without images": (
@@ -176,7 +176,7 @@ MISTAKES = {
     ),
     "text as array": (
         with_("--images", "text.npy"),
-        "what {}/text.npy holds is neither .npy nor .npz: name such a file, or the folder in which images lie",
+        "{}/text.npy is neither a .npy nor a .npz file: name such a file, or a folder of images",
     ),
     "array of objects": (
         with_("--images", "objects.npy"),
@@ -190,12 +190,12 @@ MISTAKES = {
     ),
     "no arrays": (
         with_("--images", "nothing.npz"),
-        "{}/nothing.npz must hold one array of images, or one of the name images; its arrays are none",
+        "{}/nothing.npz must hold one array of images, or one that is named images; its arrays are none",
     ),
     "several arrays": (
         with_("--images", "two.npz"),
-        "{}/two.npz must hold one array of images, or one of the name images; its arrays are a (6, 8, 8, 1), b (6, 8, "
-        "8, 1)",
+        "{}/two.npz must hold one array of images, or one that is named images; its arrays are a (6, 8, 8, 1), b "
+        "(6, 8, 8, 1)",
     ),
     "flat images": (
         with_("--images", "flat.npy"),
@@ -252,6 +252,10 @@ MISTAKES = {
     "subspaces twice": (
         with_("--subspaces", "full", "random:3", "full"),
         "--subspaces has full twice: leave one of them out",
+    ),
+    "option twice": (
+        [*MEASURE, "--subspaces", "full", "--subspaces", "random:3"],
+        "--subspaces is there twice: give it once, with all its values after it",
     ),
     "large window": (
         with_("--subspaces", "full", "dct-diagonal:9"),
@@ -313,7 +317,7 @@ MISTAKES = {
         f"{arguments[0]} of a part": (
             arguments,
             "2 of 3 chunks of {}/part.zarr are not measured yet: go on with hmt measure --out {}/part.zarr ..., with "
-            "the arguments that it was started with; hmt show has a table of the others",
+            "the arguments that it was started with; hmt show prints a table of the measured ones",
         )
         for arguments in (["export", "part.zarr", "part.csv"], ["plot", "part.zarr", "part.png"])
     },
@@ -360,8 +364,9 @@ USAGE = {
     "mistyped command": (["mesure"], ["Available subcommands: measure, show,"]),
     "mistyped option": ([*MEASURE, "--nun", "3"], ["Unrecognized options: --nun", "Perhaps you meant:", "--num N"]),
     "missing options": (["measure"], ["--model MODEL", "--images IMAGES", "--out STORE"]),
-    "missing store": (["show"], ["STORE", "A store of hmt measure."]),
+    "missing store": (["show"], ["STORE", "A store that hmt measure wrote."]),
     "another argument": ([*MEASURE, "more"], ["Unrecognized options: more"]),
+    "no subspaces": ([*MEASURE, "--subspaces"], ["--subspaces: expected at least one of dct-diagonal:SIZE"]),
     "number of text": ([*MEASURE, "--num", "ten"], ["--num: expected a whole number, at least 1, got 'ten'"]),
     "number 0": (["audit", "whole.zarr", "--num", "0"], ["--num: expected a whole number, at least 1, got '0'"]),
     "decimal comma": ([*MEASURE, "--std", "0,3"], ["--std: expected a number for each channel", "got '0,3'"]),

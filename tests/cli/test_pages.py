@@ -84,7 +84,7 @@ def test_the_gallery_has_images_of_the_store(arguments, measure, hmt, tmp_path, 
     assert measurement.pictures[0].image == margins[0].argmin()
 
 
-def test_the_page_says_why_there_are_no_images(measure, hmt, folder, tmp_path):
+def test_the_page_says_why_there_are_no_images(hmt, tmp_path):
     out = tmp_path / "page.html"
     assert hmt("report", "whole.zarr", "part.zarr", "--out", out)[0] == 0
     text = text_of(out)
@@ -94,7 +94,8 @@ def test_the_page_says_why_there_are_no_images(measure, hmt, folder, tmp_path):
     assert "part : 2 of 6 images are measured so far" in text
     images = tmp_path / "images.npy"
     np.save(images, IMAGES)
-    path = measure("moved", "--images", images)
+    path = tmp_path / "moved.zarr"
+    assert hmt("measure", "--model", "cli_models:make", "--images", images, "--out", path)[0] == 0
     np.save(images, IMAGES[::-1])
     assert hmt("report", path, "--out", out)[0] == 0
     assert "There are no images here, because the images are not what they were." in text_of(out)

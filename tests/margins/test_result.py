@@ -289,10 +289,12 @@ def test_files_that_are_no_results_are_refused(tmp_path):
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "pickled.npz", margin=np.array([None]))
     for name in ("array.npy", "text.npz", "empty.npz", "pickled.npz"):
-        with pytest.raises(ValueError, match=rf"{name} is no file of MarginResult\.save: "):
+        with pytest.raises(ValueError, match=rf"{name} is not a file of MarginResult\.save: "):
             MarginResult.load(tmp_path / name)
     np.savez(tmp_path / "others.npz", margin=np.ones((1, 2)), status=np.zeros((1, 2)))
-    with pytest.raises(ValueError, match=r"others\.npz is no file of MarginResult\.save: it has no label, adversarial"):
+    with pytest.raises(
+        ValueError, match=r"others\.npz is not a file of MarginResult\.save: it has no label, adversarial"
+    ):
         MarginResult.load(tmp_path / "others.npz")
 
 
@@ -301,11 +303,11 @@ def test_damaged_files_are_refused(tmp_path):
     make_result().save(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"margins\.npz is no file of MarginResult\.save: "):
+    with pytest.raises(ValueError, match=r"margins\.npz is not a file of MarginResult\.save: "):
         MarginResult.load(path)
     place = content.index(make_result().margin.tobytes())
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    with pytest.raises(ValueError, match=r"margins\.npz is no file of MarginResult\.save: "):
+    with pytest.raises(ValueError, match=r"margins\.npz is not a file of MarginResult\.save: "):
         MarginResult.load(path)
     path.write_bytes(content)
     with np.load(path) as arrays:
@@ -407,7 +409,7 @@ def test_a_loop_over_a_result_ends():
         (
             (0, 1, 2),
             IndexError,
-            r"^a result has two axes, subspaces and images, but 3 were selected from: select with result\[subspaces, "
+            r"^a result has two axes, subspaces and images, but 3 were indexed: select with result\[subspaces, "
             r"images\]$",
         ),
         (

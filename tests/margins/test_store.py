@@ -1,4 +1,4 @@
-"""Stores of margins: what is in them, what goes on from them, and what happens when something breaks."""
+"""Stores of margins: what is in them, how measurements go on from them, and what happens when something breaks."""
 
 import concurrent.futures
 import dataclasses
@@ -398,7 +398,7 @@ def test_code_of_other_versions_is_not_compared(copied):
 
 def test_a_solver_without_a_text_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^solver has the text <.*Nameless object at 0x.*>, whose address differs in .*__"
+        ValueError, match=r"^solver is written as <.*Nameless object at 0x.*>, whose address differs in .*__"
     ):
         measure(tmp_path / "m", solver=Nameless())
 
@@ -838,7 +838,7 @@ def test_results_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^chunk_size must be at least 1, got 0$"):
         new_store(tmp_path / "o", 0)
     with pytest.raises(
-        ValueError, match=r"m was not made by measure_to_store, so it can't go on: choose another path$"
+        ValueError, match=r"m was not made by measure_to_store, which can't complete it: choose another path$"
     ):
         measure(tmp_path / "m")
 

@@ -510,7 +510,7 @@ def test_weights_of_another_architecture_say_which_it_is(given, fitting, size, f
 def test_weights_of_no_known_architecture_say_which_is_nearest():
     weights = dict(twin_of("resnet18_cifar").state_dict())
     del weights["bn1.bias"]
-    message = r"; the nearest architecture is resnet18_cifar, 101 of whose 102 arrays are there\n"
+    message = r"; the nearest architecture is resnet18_cifar: 101 of its 102 arrays are there\n"
     with pytest.raises(ValueError, match=message):
         imported("resnet34_cifar", weights, (32, 32, 3))
 

@@ -114,7 +114,7 @@ def test_no_code_in_a_file_is_run(place, saved, tmp_path):
         graph = program["graph_module"]["graph"]
         node = graph["nodes"][0]
         if place == "operator":
-            node["target"], refused = "torch.os.system", "uses torch.os.system, which is no operation of ATen"
+            node["target"], refused = "torch.os.system", "uses torch.os.system, which is not an operation of ATen"
             node["inputs"] = [{"name": "command", "arg": {"as_string": f"touch {mark}"}, "kind": 1}]
         elif place == "file":
             node["target"], refused = "torch.ops.aten.from_file.default", "uses torch.ops.aten.from_file.default, which"

@@ -1,0 +1,146 @@
+"""Pictures of a finished run: its images manipulated, and the least perturbations of its network by window."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import hmt_jax
+from experiments import manipulations, store
+from experiments.experiment import Config, Run, check_at_least
+from experiments.images import Images
+from hmt_jax import data, plots
+
+_NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gallery(Config):
+    """Images manipulated, and the least perturbations that change the labels of a network.
+
+    Attributes:
+      seed: seed of everything random.
+      baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
+        finished there.
+      shown: manipulations, such as flip or low_pass:14.
+      num_shown: number of test images in the pictures, from the first one.
+    """
+
+    shown: tuple[str, ...]
+    baseline: str
+    num_shown: int = 5
+
+    def __post_init__(self):
+        check_at_least(self, 1, "num_shown")
+        for manipulation in self.shown:
+            manipulations.check(manipulation)
+
+    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
+        if not isinstance(other, Images):
+            raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
+        if self.num_shown > other.num_images:
+            raise ValueError(
+                f"num_shown={self.num_shown} is more than num_images={other.num_images} of {self.baseline}: set "
+                "num_shown to at most that"
+            )
+        return dataclasses.replace(other, seed=self.seed)
+
+    def run(self, run: Run) -> None:
+        if run.baseline is None:
+            raise ValueError("baseline=none has no network: name the experiment that trains it")
+        config = Images(**store.settings(run.baseline))
+        images = data.as_floats(config.load(run.data_dir).test_images[: config.num_images])
+        manipulated = {"plain": images, **{text: manipulations.apply(text, images) for text in self.shown}}
+        energy = np.array([(each**2).sum((1, 2, 3)) for each in manipulated.values()])
+        names = np.array(list(manipulated))
+        store.write_arrays(run.path / "manipulated.npz", {"manipulation": names, "energy": energy})
+        shown = {text: _stretched(each[: self.num_shown]) for text, each in manipulated.items()}
+        store.write_picture(run.path / "manipulated.png", image_grid(shown, title=f"{run.name}: manipulated images"))
+
+        classifier = store.read_classifier(run.baseline / store.CLASSIFIER)
+        few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
+        found = perturb(config, classifier, few)
+        store.write_arrays(run.path / "perturbations.npz", found)
+        store.write_picture(run.path / "perturbations.png", _picture(run.name, few, found))
+        accuracy = store.read_json(run.baseline / "summary.json")["test_accuracy"]
+        store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy})
+
+    def report(self, path: pathlib.Path) -> str:
+        found = store.read_arrays(path / "perturbations.npz")
+        lines = ["window, and for each image the L2 norm of its perturbation and the label before and after"]
+        for (row, column), captions in zip(found["corner"].tolist(), _captions(found), strict=True):
+            lines.append(f"{row:>4},{column:>3}" + "".join(f"{caption:>18}" for caption in captions))
+        return "\n".join(lines)
+
+
+def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects.
+
+    Returns:
+      corner (R, 2), perturbation, margin (R, N), label (R, N) and label_of_perturbed (R, N).
+    """
+    windows = config.measured(images.shape[1:])
+    chosen = np.linspace(0, len(windows) - 1, min(_NUM_WINDOWS, len(windows))).round().astype(int)
+    windows = [windows[r] for r in chosen]
+    result = hmt_jax.measure_margins(classifier, images, windows, config.solver, keep_coordinates=True)
+    assert result.coordinates is not None
+    found = zip(windows, result.coordinates, strict=True)
+    perturbations = np.stack([jax.vmap(window.embed)(jnp.asarray(z)) for window, z in found])
+    perturbed = (images + perturbations).reshape(-1, *images.shape[1:])
+    return {
+        "corner": np.stack([window.corner for window in windows]),
+        "perturbation": perturbations,
+        "margin": result.margin,
+        "label": result.label,
+        "label_of_perturbed": np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
+    }
+
+
+def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> Figure:
+    """Images beside their perturbations, which are drawn around grey, each as strong as it can be."""
+    reach = np.abs(found["perturbation"]).max((2, 3, 4), keepdims=True)
+    windows = [f"window {row}, {column}" for row, column in found["corner"].tolist()]
+    columns = dict(zip(windows, 0.5 + found["perturbation"] / (2 * reach), strict=True))
+    captions = [[str(label) for label in found["label"][0]], *_captions(found)]
+    return image_grid({"image": _stretched(images), **columns}, captions, title=f"{name}: perturbations")
+
+
+def _captions(found: dict[str, np.ndarray]) -> list[list[str]]:
+    """The captions of perturbations, by windows and images."""
+    parts = zip(found["margin"], found["label"], found["label_of_perturbed"], strict=True)
+    return [[f"{m:.3g}: {before} to {after}" for m, before, after in zip(*row, strict=True)] for row in parts]
+
+
+def _stretched(images: np.ndarray) -> np.ndarray:
+    """Images (N, height, width, channels), each from its least value, as 0, to its greatest, as 1."""
+    least, greatest = (function(axis=(1, 2, 3), keepdims=True) for function in (images.min, images.max))
+    return (images - least) / (greatest - least)
+
+
+def image_grid(
+    columns: Mapping[str, np.ndarray], captions: Sequence[Sequence[str]] | None = None, *, title: str = ""
+) -> Figure:
+    """A figure of images side by side: a row for each of N images, and a column for each thing done to them.
+
+    Args:
+      columns: images (N, height, width, channels) in [0, 1] of each column, keyed by its heading.
+      captions: captions below the images, for each column one for each of its images.
+      title: title of the picture.
+    """
+    num_rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.3 * len(columns), 0.5 + 1.5 * num_rows), dpi=150, layout="constrained")
+    panels = figure.subplots(num_rows, len(columns), squeeze=False)
+    for place, (heading, images) in enumerate(columns.items()):
+        for axes, image in zip(panels[:, place], images, strict=True):
+            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        for axes, caption in zip(panels[:, place], captions[place] if captions else (), strict=False):
+            axes.set_xlabel(caption, fontsize=7)
+        panels[0, place].set_title(heading, fontsize=8)
+    plots.frame(figure, title)
+    return figure

@@ -1,0 +1,135 @@
+"""The parts of an experiment: a configuration that can run, its quick form, its claims, and a note."""
+
+import abc
+import dataclasses
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import tqdm
+
+from experiments.claims import Claim
+from hmt_jax import _checks
+
+
+class Run(NamedTuple):
+    """A run of an experiment, in a folder that is there.
+
+    Attributes:
+      name: name of the experiment.
+      path: folder of the results.
+      data_dir: folder of prepared data sets; TFDS's own if None.
+      baseline: folder of the finished run that this one is compared with; None if there is none.
+    """
+
+    name: str
+    path: pathlib.Path
+    data_dir: str | None = None
+    baseline: pathlib.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(abc.ABC):
+    """A kind of experiment; the fields of an instance say which one.
+
+    A kind is a frozen dataclass in a file of its own, and no kind is derived from another. Fields are numbers, texts or
+    tuples of one of them, so that they can be written as JSON and set from the command line, whose help shows the
+    sentences about them under "Attributes".
+
+    Attributes:
+      seed: seed of everything random.
+    """
+
+    seed: int = 0
+    baseline = "none"  # the name of the experiment that this one is compared with: a field of kinds that may have one
+
+    def check(self, data_dir: str | None) -> None:  # noqa: B027
+        """Raises ValueError for settings that do not fit the data. Called before any work is done or undone."""
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 prefixes of the files that fields name, keyed by field. Usually empty."""
+        return {}
+
+    def baseline_config(self, other: "Config", changes: dict[str, Any]) -> "Config":
+        """The configuration of the run that this one is compared with.
+
+        Args:
+          other: the experiment that `baseline` names.
+          changes: the fields of this configuration that differ from its own experiment, as set by the user.
+        """
+        raise ValueError(f"{type(self).__name__} is compared with no other run: set baseline to none")
+
+    @abc.abstractmethod
+    def run(self, run: Run) -> None:
+        """Runs, or does what an earlier call left undone.
+
+        Writes each result with `experiments.store` into `run.path`, and last `summary.json`, which holds
+        "test_accuracy" if there is one.
+        """
+
+    @abc.abstractmethod
+    def report(self, path: pathlib.Path) -> str:
+        """The findings of the finished run in a folder, as text for the terminal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An entry of the catalogue.
+
+    Attributes:
+      config: its full form.
+      quick: the same program on little data: seconds to two minutes on two CPU cores.
+      claims: the claims that its results are tested against.
+      note: the lab note, whose first line is the title.
+    """
+
+    config: Config
+    quick: Config
+    claims: Sequence[Claim]
+    note: str
+
+    def __post_init__(self):
+        if type(self.quick) is not type(self.config) or not self.note.strip():
+            raise ValueError(f"an experiment needs a note and two forms of one kind, got {self}")
+
+    @property
+    def title(self) -> str:
+        return self.note.strip().partition("\n")[0]
+
+
+def check_at_least(config: Any, least: int, *fields: str) -> None:
+    """Raises ValueError if a field is less."""
+    for field in fields:
+        _checks.integer(field, getattr(config, field), at_least=least)
+
+
+def check_known(field: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError, which lists the known values, if the value is none of them."""
+    if value not in known:
+        raise ValueError(f"unknown {field} {value!r}; the known ones are {', '.join(known)}")
+
+
+def check_finite(config: Any) -> None:
+    """Raises ValueError if a number in a field, or in a tuple, is not finite."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{field.name} must be finite, got {value}")
+
+
+def training_devices(batch_size: int) -> list[jax.Device]:
+    """The largest number of local devices that can share batches of this size evenly."""
+    devices = jax.local_devices()
+    return devices[: max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)]
+
+
+def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm.tqdm:
+    """A progress bar on stderr, which shows only on a terminal."""
+    is_shown = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm.tqdm(
+        total=total, desc=description, unit=f" {unit}", initial=initial, dynamic_ncols=True, disable=not is_shown
+    )

@@ -1,0 +1,161 @@
+"""The experiment on ImageNet: margins of a network whose weights are given, on images of a given folder."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import manipulations, report, store
+from experiments.experiment import Config, Run, check_at_least, check_known
+from experiments.images import measure
+from hmt_jax import data, frequency, models, solvers, subspaces
+
+# What torchvision subtracts from images in [0, 1] and divides them by.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_CHECKSUM_LENGTH = 16  # hexadecimal digits of SHA-256, so that people can compare them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenWeights(Config):
+    """Measures a network from a file along the diagonal of the DCT, on images of a folder.
+
+    Attributes:
+      seed: seed of everything random.
+      network: architecture of `hmt_jax.models`.
+      weights: file of its weights, in PyTorch's layout, as `hmt_jax.models.from_torch` reads it.
+      images: folder that holds one folder of images for each class, sorted as the network's logits are.
+      manipulation: what was done to the images that it was trained on, and is done to these.
+      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
+        first, on `baseline_weights`, if it is not finished there.
+      baseline_weights: file of the weights of the network to compare with.
+      resize: length to which an image's shorter side is resized, in pixels.
+      crop: side of the square cut out of its middle, in pixels.
+      num_images: images whose margins are measured, drawn from the folder at random.
+      window_size: frequencies along each side of a window.
+      window_step: frequencies from one window of the diagonal to the next.
+      num_candidates: candidate classes of DeepFool.
+      overshoot: overshoot of DeepFool.
+      max_steps: most steps of DeepFool.
+    """
+
+    network: str
+    weights: str = ""
+    images: str = ""
+    manipulation: Literal["none", "flip"] = "none"
+    baseline: str = "none"
+    baseline_weights: str = ""
+    resize: int = 256
+    crop: int = 224
+    num_images: int = 1000
+    window_size: int = 16
+    window_step: int = 16
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
+            object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
+        check_known("network", self.network, models.names())
+        check_known("manipulation", self.manipulation, ("none", "flip"))
+        check_at_least(self, 1, "num_images")
+        _ = self.solver, self.windows  # settings out of range fail here, before any work
+
+    def check(self, data_dir: str | None) -> None:
+        self._check_paths()
+        classifier, source = self.classifier(), self.source()
+        num_logits = jax.eval_shape(classifier, jnp.zeros((1, *source.image_shape))).shape[1]
+        if source.num_classes != num_logits:
+            raise ValueError(
+                f"{self.images} holds folders of {source.num_classes} classes, but the network has {num_logits} "
+                "logits: give a folder for each logit, which sort in the order of the logits"
+            )
+        if self.num_images > len(source):
+            raise ValueError(
+                f"num_images={self.num_images} is more than the {len(source)} images in {self.images}: set num_images "
+                f"to at most {len(source)}"
+            )
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 prefixes of the weights, and of the images' names and sizes, keyed by field."""
+        files = {field: pathlib.Path(getattr(self, field)) for field in ("weights", "baseline_weights")}
+        found = {field: _checksum(path) for field, path in files.items() if path.is_file()}
+        if pathlib.Path(self.images).is_dir() and self.images:
+            source = self.source()
+            sizes = ((file, (pathlib.Path(source.path) / file).stat().st_size) for file in source.files)
+            found["images"] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:_CHECKSUM_LENGTH]
+        return found
+
+    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
+        if not isinstance(other, GivenWeights):
+            raise ValueError(f"baseline={self.baseline} measures no given weights: name an experiment that does")
+        of_its_own = {"weights", "baseline_weights", "baseline", "manipulation"}
+        shared = {field: value for field, value in changes.items() if field not in of_its_own}
+        return dataclasses.replace(other, weights=self.baseline_weights, **shared)
+
+    def run(self, run: Run) -> None:
+        if not (run.path / "margins.npz").exists():
+            images, labels = self.observed()
+            measure(run.path, self.classifier(), images, labels, self.windows, self.solver)
+        found = store.read_arrays(run.path / "margins.npz")
+        is_right = found["label"][0] == found["true_label"]
+        report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right), versus=self.baseline)
+        report.draw(run, self.window_size, versus=self.baseline)
+
+    def report(self, path: pathlib.Path) -> str:
+        return report.table(path)
+
+    def classifier(self) -> models.Normalized:
+        """The network with its weights and its normalisation: on flipped images, the flip of the mean image."""
+        mean = np.broadcast_to(np.asarray(_MEAN), (self.crop, self.crop, 3))
+        return models.from_torch(
+            self.network,
+            self.weights,
+            image_shape=(self.crop, self.crop, 3),
+            mean=_MEAN if self.manipulation == "none" else np.asarray(frequency.flip(jnp.asarray(mean))),
+            std=_STD,
+        )
+
+    def source(self) -> data.ImageFolder:
+        return data.image_folder(self.images, resize=self.resize, crop=self.crop)
+
+    def observed(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images that are measured, manipulated and as floats, and their labels."""
+        source = self.source()
+        drawn = np.random.default_rng(self.seed).permutation(len(source))[: self.num_images]
+        images, labels = zip(*(source[index] for index in sorted(drawn.tolist())), strict=True)
+        return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels)
+
+    @property
+    def windows(self) -> list[subspaces.DCTWindow]:
+        """The windows in which margins are measured, from low to high."""
+        return subspaces.dct_diagonal((self.crop, self.crop, 3), self.window_size, self.window_step)
+
+    @property
+    def solver(self) -> solvers.DeepFool:
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+    def _check_paths(self):
+        """Raises ValueError for a file or a folder that is not given, or not there."""
+        files = {"weights": f"the state dict of a trained {self.network}"}
+        if self.baseline != "none":
+            files["baseline_weights"] = f"that of the {self.network} to compare with"
+        needed = {**files, "images": "a folder with a folder of images for each class"}
+        usage = ", ".join(f"--{field.replace('_', '-')} PATH ({what})" for field, what in needed.items())
+        for field in needed:
+            path = pathlib.Path(getattr(self, field))
+            if not getattr(self, field):
+                raise ValueError(f"{field} is not given, and nothing is downloaded: give {usage}")
+            if not (path.is_file() if field in files else path.is_dir()):
+                raise ValueError(f"{field}={path} is not there: give {usage}")
+
+
+def _checksum(path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_CHECKSUM_LENGTH]

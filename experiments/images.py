@@ -1,0 +1,493 @@
+"""The experiment on images: a network is trained, attacked, and measured in windows of the DCT.
+
+A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+import hmt_jax
+from experiments import manipulations, report, store
+from experiments.experiment import Config, Run, bar, check_at_least, check_known, training_devices
+from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
+from hmt_jax.data import Dataset
+
+_AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
+# Fields that each of two compared runs has for itself; they share all others.
+_OF_ITS_OWN = {"manipulation", "attack", "norm", "epsilon", "attack_steps", "attack_band", "evaluation_steps"}
+_OF_ITS_OWN |= {"evaluation_restarts", "baseline", "measure_every", "num_monitored"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Config):
+    """Trains a network on a data set, and measures its margins in windows of the DCT.
+
+    Attributes:
+      seed: seed of everything random.
+      data: data set of `hmt_jax.data`.
+      manipulation: what is done to all its images: none, flip, or a band such as low_pass:16.
+      network: architecture of `hmt_jax.models`.
+      num_hidden: widths of its hidden layers, for networks that take them; the network's own if empty.
+      num_train: number of training images, from the first one; 0 for all.
+      num_test: number of test images, from the first one; 0 for all.
+      num_epochs: epochs of training.
+      batch_size: images in a step of training.
+      max_learning_rate: highest learning rate of training.
+      compute_dtype: precision of training, float32 or bfloat16.
+      augmentation: augmentation of training images, which is for plain images only.
+      attack: attack of adversarial training.
+      norm: norm of perturbations.
+      epsilon: greatest norm of perturbations, in pixels in [0, 1].
+      attack_steps: steps of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
+      attack_band: frequencies that the attack in training may use: all, or a band such as low_pass:14. In a band,
+        pixels may leave [0, 1]: if many are black, hardly any perturbation of few frequencies would stay inside.
+      evaluation_steps: steps of the PGD under which accuracy is measured after training; 0 to leave that out.
+      evaluation_restarts: restarts of that PGD.
+      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
+        first if it is not finished there.
+      measure_every: epochs from one measurement of margins while training to the next; 0 for none.
+      num_monitored: test images whose margins and robustness are measured while training.
+      num_images: test images whose margins are measured, from the first one.
+      windows: windows along the diagonal of the DCT, or over its whole grid.
+      window_size: frequencies along each side of a window.
+      window_step: frequencies from one window to the next.
+      num_candidates: candidate classes of DeepFool.
+      overshoot: overshoot of DeepFool.
+      max_steps: most steps of DeepFool.
+    """
+
+    data: str
+    network: str
+    window_size: int
+    window_step: int
+    windows: Literal["diagonal", "grid"] = "diagonal"
+    manipulation: str = "none"
+    num_hidden: tuple[int, ...] = ()
+    num_train: int = 0
+    num_test: int = 0
+    num_epochs: int = 30
+    batch_size: int = 128
+    max_learning_rate: float = 0.21
+    compute_dtype: str = "float32"
+    augmentation: Literal["none", "crop_and_mirror"] = "none"
+    attack: Literal["none", "pgd", "deepfool"] = "none"
+    norm: Literal["l2", "linf"] = "l2"
+    epsilon: float = 1.0
+    attack_steps: int = 7
+    attack_band: str = "all"
+    evaluation_steps: int = 0
+    evaluation_restarts: int = 1
+    baseline: str = "none"
+    measure_every: int = 0
+    num_monitored: int = 100
+    num_images: int = 1000
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        for field, known in (
+            ("data", data.names()),
+            ("network", models.names()),
+            ("windows", ("diagonal", "grid")),
+            ("attack", ("none", "pgd", "deepfool")),
+            ("augmentation", tuple(_AUGMENTATIONS)),
+        ):
+            check_known(field, getattr(self, field), known)
+        check_at_least(self, 1, "num_epochs", "attack_steps", "evaluation_restarts")
+        check_at_least(self, 1, "num_images", "num_monitored", "window_size", "window_step")
+        check_at_least(self, 0, "evaluation_steps", "measure_every", "num_train", "num_test")
+        if any(width < 1 for width in self.num_hidden):
+            raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
+        if self.measure_every and self.num_epochs % self.measure_every:
+            raise ValueError(
+                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
+                f"{self.num_epochs}"
+            )
+        if self.attack == "deepfool" and self.norm != "l2":
+            raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
+        if self.augmentation != "none" and self.manipulation != "none":
+            raise ValueError(
+                f"augmentation={self.augmentation} is for plain images, and would undo manipulation="
+                f"{self.manipulation}: set one of them to none"
+            )
+        # Settings out of range fail here, before any work.
+        manipulations.check(self.manipulation)
+        _ = self.recipe, self.solver, self.evaluation_attack(1), self.training_attack((256, 256, 1))
+
+    def check(self, data_dir: str | None) -> None:
+        dataset = self.load(data_dir)
+        self._check_numbers(_load_all(self.data, data_dir), dataset)
+        self.measured(dataset.image_shape)
+        self.training_attack(dataset.image_shape)
+        manipulations.apply(self.manipulation, dataset.test_images[:1])
+        architecture = self.architecture(dataset)
+        try:
+            nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
+        except TypeError as error:  # num_hidden, for a network that takes none
+            raise ValueError(f"network={self.network} does not go with the other settings: {error}") from None
+
+    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
+        if not isinstance(other, Images):
+            raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
+        return dataclasses.replace(other, **{f: value for f, value in changes.items() if f not in _OF_ITS_OWN})
+
+    def run(self, run: Run) -> None:
+        dataset, mean, std = manipulations.manipulate(self.manipulation, self.load(run.data_dir))
+        images, labels = data.as_floats(dataset.test_images[: self.num_images]), dataset.test_labels[: self.num_images]
+        with self.pixels_explained():
+            if not (run.path / store.CLASSIFIER).exists():
+                train(self, run.path, dataset, mean, std)
+            if self.evaluation_steps:
+                evaluate(self, run, images, labels)
+            if not (run.path / "margins.npz").exists():
+                classifier = store.read_classifier(run.path / store.CLASSIFIER)
+                measure(run.path, classifier, images, labels, self.measured(dataset.image_shape), self.solver)
+        last = store.read_json(run.path / "history.json")[-1]
+        report.summarize(
+            run,
+            test_accuracy=last["test_accuracy"],
+            num_test=len(dataset.test_images),
+            training_seconds=last["seconds"],
+            versus=self.baseline,
+        )
+        if self.windows == "grid":
+            report.draw_grid(run, self.window_size)
+            return
+        report.draw(run, self.window_size, versus=self.baseline)
+        if self.measure_every:
+            report.draw_training(run, self.window_size, is_attacked=self.attack != "none")
+
+    def report(self, path: pathlib.Path) -> str:
+        return report.table(path) if self.windows == "diagonal" else report.table_of_grid(path)
+
+    # The parts that the fields describe
+
+    def load(self, data_dir: str | None) -> Dataset:
+        """The images that are used, not manipulated."""
+        dataset = _load_all(self.data, data_dir)
+        train, test = slice(self.num_train or None), slice(self.num_test or None)
+        return dataclasses.replace(
+            dataset,
+            train_images=dataset.train_images[train],
+            train_labels=dataset.train_labels[train],
+            test_images=dataset.test_images[test],
+            test_labels=dataset.test_labels[test],
+        )
+
+    def architecture(self, dataset: Dataset) -> dict[str, Any]:
+        """The arguments of `hmt_jax.models.create` that make the network."""
+        options = {"num_hidden": self.num_hidden} if self.num_hidden else {}
+        shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
+        return {"name": self.network, **shape, **options}
+
+    @property
+    def keys(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Random keys of the weights, of training, and of attacks in evaluation."""
+        init_key, train_key = jax.random.split(jax.random.key(self.seed))
+        return init_key, train_key, jax.random.fold_in(train_key, self.num_epochs)
+
+    @property
+    def recipe(self) -> training.Recipe:
+        return training.Recipe(
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            max_learning_rate=self.max_learning_rate,
+            compute_dtype=self.compute_dtype,
+            augment=_AUGMENTATIONS[self.augmentation],
+        )
+
+    @property
+    def solver(self) -> solvers.DeepFool:
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+    def measured(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
+        """The windows in which margins are measured, from low to high, or row by row."""
+        make = subspaces.dct_diagonal if self.windows == "diagonal" else subspaces.dct_grid
+        return make(image_shape, self.window_size, self.window_step)
+
+    @property
+    def domain(self) -> str:
+        """The domain in which perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
+        return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
+
+    @contextlib.contextmanager
+    def pixels_explained(self) -> Iterator[None]:
+        """Leaves out warnings of the pixels' range if the settings explain it: bands of images have pixels below 0."""
+        with warnings.catch_warnings():
+            if self.domain == "unbounded":
+                warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
+            yield
+
+    def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
+        """The attack of adversarial training on images of a shape; None for standard training."""
+        band, domain = None, self.domain
+        if self.attack_band != "all":
+            band, domain = manipulations.band(self.attack_band, image_shape), "unbounded"
+        if self.attack == "deepfool":
+            return attacks.DeepFool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
+        pgd = attacks.PGD(
+            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain
+        )
+        return pgd if self.attack == "pgd" else None
+
+    def evaluation_attack(self, num_steps: int) -> attacks.PGD:
+        """The attack under which accuracy is measured, of so many steps."""
+        options: Any = {"norm": self.norm, "epsilon": self.epsilon, "domain": self.domain}
+        return attacks.PGD(**options, num_steps=num_steps, num_restarts=self.evaluation_restarts)
+
+    def _check_numbers(self, whole, used) -> None:
+        """Raises ValueError for more images than there are."""
+        test_images = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
+        numbers = {
+            "num_train": (len(whole.train_images), "training images"),
+            "num_test": (len(whole.test_images), "test images"),
+            "num_images": (len(used.test_images), test_images),
+        }
+        if self.measure_every:
+            numbers["num_monitored"] = numbers["num_images"]
+        for field, (num_there, images) in numbers.items():
+            if getattr(self, field) > num_there:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} is more than the {num_there} {images} of {self.data}: set {field} "
+                    f"to at most {num_there}"
+                )
+
+
+@functools.lru_cache(maxsize=1)  # for a run and its baseline
+def _load_all(name, data_dir):
+    return data.load(name, data_dir)
+
+
+# Train
+
+
+def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
+    """Trains a network, from its last checkpoint if there is one, and writes its history and its weights."""
+    init_key, train_key, _ = config.keys
+    architecture = config.architecture(dataset)
+    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
+    state = training.start(classifier, config.recipe, len(dataset.train_images))
+    with checkpoints.Checkpoints(path / store.CHECKPOINTS) as kept:
+        state, history = _last_kept(kept, state, path)
+        with bar(config.num_epochs, "training", "epochs", len(history)) as progress:
+            try:
+                training.train(
+                    classifier,
+                    dataset.train_images,
+                    dataset.train_labels,
+                    config.recipe,
+                    train_key,
+                    attack=config.training_attack(dataset.image_shape),
+                    state=state,
+                    devices=training_devices(config.batch_size),
+                    on_epoch=_keep_epochs(config, dataset, kept, history, progress, path),
+                )
+            except FloatingPointError as error:
+                last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
+                where = path / store.CHECKPOINTS
+                raise FloatingPointError(f"{error}; the last good state is {last}, in {where}") from None
+        store.write_json(path / "history.json", history)
+        for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
+            chosen, until_then = _restored(kept, state, epoch, path)
+            store.write_classifier(
+                path / f"{file}.safetensors",
+                training.classifier_of(chosen),
+                architecture=architecture,
+                data=config.data,
+                manipulation=config.manipulation,
+                training=until_then[-1],
+            )
+
+
+def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
+    """The state from which training resumes, and its history: those of the last checkpoint, or else the given state."""
+    for epoch, damaged in kept.damaged.items():
+        last = kept.last_epoch
+        further = "training starts over" if last is None else f"training goes on from the checkpoint of epoch {last}"
+        print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
+    if kept.last_epoch is None:
+        return state, []
+    if kept.best_epoch != kept.last_epoch:  # looked at before training: a score of another run hides the best of this
+        _restored(kept, state, kept.best_epoch, path)
+    return _restored(kept, state, kept.last_epoch, path)
+
+
+def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
+    """The state after an epoch, and the history until then.
+
+    Raises:
+      ValueError: if the checkpoint of this epoch belongs to another run, or to another epoch.
+    """
+    state, found = kept.restore(like, epoch)
+    checkpoint = path / store.CHECKPOINTS / str(epoch)
+    if differing := store.differences(found["run"], store.read_config(path)):
+        text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
+        raise ValueError(
+            f"{checkpoint} belongs to another run ({text}): put that of this run back, or start over with --fresh"
+        )
+    if (last := found["epochs"][-1]["epoch"]) != epoch:
+        raise ValueError(
+            f"{checkpoint} is the checkpoint of epoch {last} under another name: rename it to {last}, or start over "
+            "with --fresh"
+        )
+    return state, found["epochs"]
+
+
+def _keep_epochs(config, dataset, kept, history, progress, path):
+    """The callback after an epoch, which measures it, appends it to the history, and saves a checkpoint with both."""
+    described = store.read_config(path)
+    seconds_before = history[-1]["seconds"] if history else 0
+    started = time.perf_counter()
+
+    def on_epoch(epoch, state, metrics):
+        classifier = training.classifier_of(state)
+        test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
+        history.append(
+            {
+                "epoch": epoch,
+                "train_loss": metrics.loss,
+                "train_accuracy": metrics.accuracy,
+                "test_loss": test.loss,
+                "test_accuracy": test.accuracy,
+                "seconds": round(seconds_before + time.perf_counter() - started, 2),
+            }
+        )
+        if config.measure_every and (epoch + 1) % config.measure_every == 0:
+            found = monitor(config, classifier, dataset)
+            store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
+            history[-1] |= _means(found)
+        kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
+        progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
+        progress.update()
+
+    return on_epoch
+
+
+def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The measurements of the first N = `num_monitored` test images after an epoch.
+
+    Returns:
+      margin: (R, N) margins in the R windows, infinite where they are censored.
+      In adversarial training also is_right (N,) and is_right_under_attack (N,), of labels; energy (R, N), the squared
+      L2 norm of the perturbation's part in each window; and total_energy (N,), that of the whole perturbation.
+    """
+    images: Any = data.as_floats(dataset.test_images[: config.num_monitored])
+    labels: Any = dataset.test_labels[: config.num_monitored]
+    windows, attack = config.measured(dataset.image_shape), config.training_attack(dataset.image_shape)
+    result = hmt_jax.measure_margins(classifier, images, windows, config.solver)
+    found = {"margin": statistics.censored_margins(result)}
+    if attack is None:
+        return found
+    perturbed = attack(classifier, images, labels, config.keys[2])
+    right, right_under_attack = (np.asarray(classifier(each).argmax(-1)) == labels for each in (images, perturbed))
+    changes = perturbed - images
+    return {
+        **found,
+        "is_right": right,
+        "is_right_under_attack": right_under_attack,
+        "energy": np.stack([_energy(window, changes) for window in windows]),
+        "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
+    }
+
+
+@jax.jit
+def _energy(window, changes):
+    """Squared norms (N,) of the parts of changes in a window."""
+    return (jax.vmap(window.coordinates)(changes) ** 2).sum(1)
+
+
+def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The return value of `monitor` summarized over all images, for JSON."""
+    medians = statistics.percentile(found["margin"], 50).tolist()
+    summary: dict[str, Any] = {"median_margins": [report.number(median) for median in medians]}
+    if "energy" in found:
+        summary |= {
+            "clean_accuracy": float(found["is_right"].mean()),
+            "robust_accuracy": float(found["is_right_under_attack"].mean()),
+            "perturbation_energy": found["energy"].mean(1).tolist(),
+        }
+    return summary
+
+
+# Attack
+
+
+def evaluate(config: Images, run: Run, images: np.ndarray, labels: np.ndarray) -> None:
+    """Measures accuracy under attack; that of the baseline, too, if only the run itself trains adversarially."""
+    found = {"robustness.json": run.path}
+    if config.attack != "none" and run.baseline and store.settings(run.baseline)["attack"] == "none":
+        found["baseline_robustness.json"] = run.baseline
+    for file, origin in found.items():
+        if not (run.path / file).exists():
+            classifier = store.read_classifier(origin / store.CLASSIFIER)
+            store.write_json(run.path / file, robustness(config, classifier, images, labels))
+
+
+def robustness(config: Images, classifier: Any, images: Any, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy under the attack of an evaluation, and under one of a quarter of the steps, for comparison."""
+    windows, found = config.measured(images.shape[1:]), []
+    for num_steps in (max(config.evaluation_steps // 4, 1), config.evaluation_steps):
+        attack = config.evaluation_attack(num_steps)
+        metrics = attacks.evaluate(classifier, images, labels, attack, config.keys[2], subspaces=windows)
+        found.append(
+            {
+                "num_steps": num_steps,
+                "num_images": len(images),
+                "clean_accuracy": metrics.clean_accuracy,
+                "robust_accuracy": metrics.accuracy,
+                "perturbation_energy": np.asarray(metrics.energy).tolist(),
+            }
+        )
+    return {"norm": config.norm, "epsilon": config.epsilon, "evaluations": found}
+
+
+# Measure
+
+
+def measure(
+    path: pathlib.Path,
+    classifier: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    windows: list[subspaces.DCTWindow],
+    solver: solvers.Solver,
+) -> None:
+    """Measures images in windows, from where an interrupted run stopped.
+
+    Writes `margins.npz`, the margins with what they belong to, and `measurement.json`, how they were measured.
+    """
+    started = time.perf_counter()
+    with bar(len(windows) * len(images), "margins", "pairs") as progress:
+        measured = hmt_jax.measure_to_store(
+            classifier,
+            images,
+            windows,
+            solver,
+            path / store.MARGINS,
+            progress=lambda num_finished, _: progress.update(num_finished - progress.n),
+        )
+        result = measured.read()
+    store.write_json(
+        path / "measurement.json",
+        {
+            "seconds": time.perf_counter() - started,
+            "image_shape": images.shape[1:],
+            "solver": result.solver,
+            "precision": result.precision,
+            "work": dataclasses.asdict(result.work),
+        },
+    )
+    corners = np.stack([window.corner for window in windows])
+    arrays = {field: getattr(result, field) for field in report.FIELDS}
+    store.write_arrays(path / "margins.npz", {"corner": corners, "true_label": labels, **arrays})

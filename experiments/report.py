@@ -1,0 +1,233 @@
+"""The findings of a run on windows of the DCT: its summary, its table for the terminal, and its pictures."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+import hmt_jax
+from experiments import store
+from experiments.experiment import Run
+from hmt_jax import lanes, plots, statistics
+
+# The arrays of a `hmt_jax.MarginResult` that a run keeps.
+FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
+_NUM_PANELS = 8  # the most epochs that a picture shows as maps
+
+
+def number(value: float) -> float | None:
+    """The number for JSON, which knows neither NaN nor infinity: None for these."""
+    return float(value) if np.isfinite(value) else None
+
+
+def text(value: float | None) -> str:
+    """The number of a summary as a cell of a table."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table in Markdown; the first row is its header."""
+    header, *others = rows
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *others))
+
+
+def statistics_of(summary: statistics.MarginSummary, r: int) -> dict[str, Any]:
+    """The statistics of one subspace of a summary, for JSON."""
+    ranks = zip(summary.ranks, summary.percentiles[r], strict=True)
+    return {
+        "median": number(summary.median[r]),
+        "median_interval": [number(end) for end in summary.median_interval[r]],
+        "percentiles": {str(rank): number(p) for rank, p in ranks},
+        "counts": {status: int(counts[r]) for status, counts in summary.counts.items()},
+    }
+
+
+def num_without(row: dict[str, Any]) -> int:
+    """The number of samples without a margin in a row of statistics."""
+    return sum(count for status, count in row["counts"].items() if status != "converged")
+
+
+def percentiles(margins: np.ndarray) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
+    return np.stack([statistics.percentile(margins, rank) for rank in (5, 50, 95)], axis=-1)
+
+
+def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
+    """The margins of a run, and the corners of their windows."""
+    measurement, arrays = store.read_json(path / "measurement.json"), store.read_arrays(path / "margins.npz")
+    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
+    how = {key: measurement[key] for key in ("solver", "precision")}
+    return hmt_jax.MarginResult(**fields, **how, work=lanes.Work(**measurement["work"])), arrays["corner"]
+
+
+def summarize(
+    run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None, versus: str = ""
+) -> None:
+    """Writes the summary of a measured run, and draws its margins; `versus` names the run it is compared with."""
+    result, corners = read_margins(run.path)
+    summary = statistics.summarize(result)
+    windows = [
+        {"row": row, "column": column, **statistics_of(summary, r)} for r, (row, column) in enumerate(corners.tolist())
+    ]
+    ratios = None
+    if run.baseline is not None:
+        others = [window["median"] for window in store.read_json(run.baseline / "summary.json")["windows"]]
+        pairs = zip(summary.median, others, strict=True)
+        ratios = [number(median / other) if other else None for median, other in pairs]
+    store.write_json(
+        run.path / "summary.json",
+        {
+            "experiment": run.name,
+            "test_accuracy": test_accuracy,
+            "num_test": num_test,
+            "robustness": _strongest(run.path / "robustness.json"),
+            "baseline": versus,
+            "baseline_robustness": _strongest(run.path / "baseline_robustness.json"),
+            "margin_over_baseline": ratios,
+            "training_seconds": training_seconds,
+            "measurement_seconds": round(store.read_json(run.path / "measurement.json")["seconds"], 2),
+            "utilization": round(result.work.utilization, 4),
+            "num_images": result.margin.shape[1],
+            "confidence": summary.confidence,
+            "windows": windows,
+        },
+    )
+
+
+def table(path: pathlib.Path) -> str:
+    """The findings of a run along the diagonal as a table for the terminal."""
+    result, corners = read_margins(path)
+    names = [f"{row},{column}" for row, column in corners.tolist()]
+    head = _head(store.read_json(path / "summary.json"))
+    return "\n".join([*head, str(statistics.summarize(result, names=names))])
+
+
+def table_of_grid(path: pathlib.Path) -> str:
+    """The summary of a run over a grid of windows as a table of medians for the terminal."""
+    summary = store.read_json(path / "summary.json")
+    medians = {(window["row"], window["column"]): window["median"] for window in summary["windows"]}
+    rows, columns = (sorted(set(numbers)) for numbers in zip(*medians, strict=True))
+    lines = [*_head(summary), "median margins by the first row and column of the window's frequencies"]
+    lines.append("    " + "".join(f"{column:>8}" for column in columns))
+    for row in rows:
+        lines.append(f"{row:>4}" + "".join(f"{text(medians[row, column]):>8}" for column in columns))
+    return "\n".join(lines)
+
+
+def _strongest(file) -> dict[str, Any] | None:
+    """The accuracy under the strongest attack, if it was measured."""
+    if not file.exists():
+        return None
+    found = store.read_json(file)
+    return {"norm": found["norm"], "epsilon": found["epsilon"], **found["evaluations"][-1]}
+
+
+def _head(summary) -> list[str]:
+    """The findings on the network as a whole, in lines for the terminal."""
+    training = summary["training_seconds"]
+    seconds = "" if training is None else f"training {training:.0f} s, "
+    lines = [
+        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
+        f"{seconds}margins {summary['measurement_seconds']:.0f} s"
+    ]
+    if (found := summary["robustness"]) is not None:
+        norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
+        lines.append(
+            f"accuracy under PGD of {found['num_steps']} steps, {norm} norm at most {found['epsilon']:g}: "
+            f"{found['robust_accuracy']:.2%} ({found['clean_accuracy']:.2%} of the same images without it)"
+        )
+    if (found := summary["baseline_robustness"]) is not None:
+        lines.append(f"{summary['baseline']} under the same attack: {found['robust_accuracy']:.2%}")
+    if (ratios := summary["margin_over_baseline"]) is not None:
+        lines.append(f"medians over those of {summary['baseline']}: {' '.join(map(text, ratios))}")
+    return lines
+
+
+def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
+    """The names of windows along the diagonal, and of their axis, for pictures."""
+    return {
+        "ticks": [str(row) for row, _ in corners.tolist()],
+        "xlabel": f"first frequency of the {window_size} x {window_size} DCT window, from low to high",
+    }
+
+
+def draw(run: Run, window_size: int, *, versus: str = "") -> None:
+    """Draws the margins of a summarized run along the diagonal, beside those of the run it is compared with."""
+    result, corners = read_margins(run.path)
+    named = axis(corners, window_size)
+    if run.baseline is not None:
+        both = {run.name: result, versus: read_margins(run.baseline)[0]}
+        curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
+        title = f"{run.name} beside {versus}"
+        panels = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
+        store.write_picture(run.path / "compared.png", panels)
+    accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
+    title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
+    store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
+
+
+def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
+    """Draws margins along the diagonal, and the spectrum of adversarial perturbations, over the epochs of training."""
+    epochs = store.monitored(run.path)
+    named = axis(read_margins(run.path)[1], window_size)
+    num_images = next(iter(epochs.values()))["margin"].shape[1]
+    title = f"{run.name}: median margins of {num_images} test images in training"
+    medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
+    store.write_picture(run.path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
+    if is_attacked:
+        store.write_picture(run.path / "spectrum.png", spectrum(epochs, title=run.name, **named))
+
+
+def draw_grid(run: Run, window_size: int) -> None:
+    """Draws the medians over a grid of windows, of the trained network and, if they were measured, in training."""
+    result, corners = read_margins(run.path)
+    rows, columns = map(np.unique, corners.T)
+
+    def draw_maps(file, maps, title):
+        medians = [percentiles(margins)[:, 1].reshape(len(rows), len(columns)) for margins in maps.values()]
+        panels = plots.margin_maps(np.stack(medians), rows, columns, titles=list(maps), title=title)
+        store.write_picture(run.path / file, panels)
+
+    trained = f"{window_size} x {window_size} windows, {result.margin.shape[1]} test images"
+    draw_maps("map.png", {trained: statistics.censored_margins(result)}, run.name)
+    if found := store.monitored(run.path):
+        shown = np.linspace(0, len(found) - 1, min(_NUM_PANELS, len(found))).round().astype(int)
+        maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}
+        draw_maps("maps.png", maps, f"{run.name}: in training")
+
+
+def spectrum(
+    epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
+) -> Figure:
+    """A figure of the energy of adversarial perturbations over subspaces, with a line for each epoch of training.
+
+    Args:
+      epochs: the arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), keyed by its number.
+      title: title of the picture.
+      ticks: R names of the subspaces.
+      xlabel: label of the axis of subspaces.
+    """
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    colors = ScalarMappable(Normalize(min(epochs), max(epochs)), "viridis")
+    for color, found in zip(colors.to_rgba(np.array(list(epochs))), epochs.values(), strict=True):
+        share = found["energy"].sum(1) / max(found["total_energy"].sum(), np.finfo(np.float32).tiny)
+        axes.plot(share, color=color, marker="o", markersize=3)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy")
+    axes.grid(axis="y", alpha=0.3)
+    figure.colorbar(colors, ax=axes, label="epochs of training", ticks=MaxNLocator(8, integer=True))
+    plots.frame(figure, title)
+    return figure
