@@ -9,6 +9,32 @@ from hmt_jax.margins import MarginStore
 from hmt_jax.report._content import Measurement, Progress
 
 
+def html(
+    measurements: Sequence[Measurement],
+    *,
+    title: str = "Margins",
+    command: str = "",
+    progress: Progress | None = None,
+) -> str:
+    """The page of some measurements, as HTML that needs no other file and no network.
+
+    Margins that are 0 are not drawn, because the axis is logarithmic; tables and CSV have them.
+
+    Args:
+      measurements: at most ten, with different names. The first is the one that others are compared with.
+      title: of the page.
+      command: the command that makes the page again.
+      progress: of a measurement that is still going on: the page says how far it is, and loads itself anew.
+
+    Raises:
+      ValueError: for no measurements, unless one is going on; for more than there are colours; and for equal names.
+      ModuleNotFoundError: if a package that draws the page is missing.
+    """
+    from hmt_jax.report import _page  # which takes a second to import
+
+    return _page.page(measurements, title, command, progress)
+
+
 def write(
     path: str | os.PathLike[str],
     measurements: Sequence[Measurement],
@@ -27,10 +53,8 @@ def write(
       OSError: if the file can't be written.
       ValueError, ModuleNotFoundError: as `hmt_jax.report.html`.
     """
-    from hmt_jax.report import _page  # which takes a second to import
-
     path = _paths.expand("path", path)
-    page = _page.html(measurements, title=title, command=command, progress=progress)
+    page = html(measurements, title=title, command=command, progress=progress)
     _disk.write(path, page.encode("utf-8", errors="replace"))
 
 

@@ -29,27 +29,8 @@ _REFRESH = 30  # seconds after which a reader of a measurement that goes on sees
 _MARKS = {True: "✓ holds", False: "✗ does not hold", None: "? undecided"}
 
 
-def html(
-    measurements: Sequence[Measurement],
-    *,
-    title: str = "Margins",
-    command: str = "",
-    progress: Progress | None = None,
-) -> str:
-    """The page of some measurements, as HTML that needs no other file and no network.
-
-    Margins that are 0 are not drawn, because the axis is logarithmic; tables and CSV have them.
-
-    Args:
-      measurements: at most ten, with different names. The first is the one that others are compared with.
-      title: of the page.
-      command: the command that makes the page again.
-      progress: of a measurement that is still going on: the page says how far it is, and loads itself anew.
-
-    Raises:
-      ValueError: for no measurements, unless one is going on; for more than there are colours; and for equal names.
-      ModuleNotFoundError: if a package that draws the page is missing.
-    """
+def page(measurements: Sequence[Measurement], title: str, command: str, progress: Progress | None) -> str:
+    """The page, as `hmt_jax.report.html` describes it."""
     measurements = list(measurements)
     if not measurements and progress is None:
         raise ValueError("measurements is empty: pass at least one")
