@@ -171,8 +171,8 @@ def draw(run: Run, window_size: int, *, versus: str = "") -> None:
         both = {run.name: result, versus: read_margins(run.baseline)[0]}
         curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
         title = f"{run.name} beside {versus}"
-        figure = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
-        store.write_picture(run.path / "compared.png", figure)
+        panels = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
+        store.write_picture(run.path / "compared.png", panels)
     accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
     title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
     store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
@@ -197,8 +197,8 @@ def draw_grid(run: Run, window_size: int) -> None:
 
     def draw_maps(file, maps, title):
         medians = [percentiles(margins)[:, 1].reshape(len(rows), len(columns)) for margins in maps.values()]
-        figure = plots.margin_maps(np.stack(medians), rows, columns, titles=list(maps), title=title)
-        store.write_picture(run.path / file, figure)
+        panels = plots.margin_maps(np.stack(medians), rows, columns, titles=list(maps), title=title)
+        store.write_picture(run.path / file, panels)
 
     trained = f"{window_size} x {window_size} windows, {result.margin.shape[1]} test images"
     draw_maps("map.png", {trained: statistics.censored_margins(result)}, run.name)

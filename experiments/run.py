@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from experiments import claims, registry, report, store
+from experiments import claims, page, registry, report, store
 from experiments.experiment import Config, Run, check_finite
 
 
@@ -53,6 +53,8 @@ def run(
             with store.timed(path):
                 config.run(Run(name, path, data_dir, store.baseline(path)))
             tested = [claim.test(path) for claim in experiment.claims]
+            if (path / "margins.npz").exists():
+                store.write(path / "report.html", page.html(name, path, tested).encode())
             store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
     finished = store.verdicts(path)

@@ -282,10 +282,10 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     write(path, content.getvalue())
 
 
-def write_picture(path: pathlib.Path, figure) -> None:
-    """Writes a figure of matplotlib as a .png file."""
+def write_picture(path: pathlib.Path, drawn) -> None:
+    """Writes a figure of matplotlib, or that of some axes, as a .png file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    np.ravel(drawn)[0].figure.savefig(content, format="png")
     write(path, content.getvalue())
 
 

@@ -86,8 +86,8 @@ class Linear(Config):
                 progress.update()
         found = {network: store.read_arrays(run.path / f"{network}.npz") for network in NETWORKS}
         ranks = {network: statistics.summarize(_result(arrays)).percentiles for network, arrays in found.items()}
-        figure = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
-        store.write_picture(run.path / "margins.png", figure)
+        axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
+        store.write_picture(run.path / "margins.png", axes)
         described = {network: describe(arrays) for network, arrays in found.items()}
         accuracy = described["mlp"]["test_accuracy"]
         summary = {"experiment": run.name, "test_accuracy": accuracy, "networks": described}
@@ -231,22 +231,22 @@ class Alternating(Config):
         texts = [f"{float(arrays['epsilon']):g}" for arrays in found]
         epochs = [int(arrays["epoch"]) for arrays in found]
         if self.is_continued:
-            figure = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
-            for axes in figure.axes:
+            panels = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
+            for axes in panels:
                 axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
             after = [place for place, epoch in enumerate(epochs) if epoch >= self.num_epochs]
             shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
             titles = [f"epoch {epochs[place]}" for place in shown]
         else:
             places = np.arange(len(found))
-            figure = plots.margin_curves(places, _curves(found), title=run.name, ticks=texts, xlabel="epsilon")
+            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=texts, xlabel="epsilon")
             epsilons = np.array([arrays["epsilon"] for arrays in found])
-            for axes in figure.axes:  # the distance of an ideal boundary along u1
+            for axes in panels:  # the distance of an ideal boundary along u1
                 axes.plot(places, np.where(epsilons > 0, epsilons, np.nan), "k:", zorder=0)
             shown = list(range(len(found)))
             titles = [f"epsilon = {text}" for text in texts]
-        store.write_picture(run.path / "margins.png", figure)
-        figure = plots.cross_sections(
+        store.write_picture(run.path / "margins.png", panels)
+        panels = plots.cross_sections(
             np.stack([found[place]["gaps"] for place in shown]),
             *self.grid(),
             titles=titles,
@@ -254,7 +254,7 @@ class Alternating(Config):
             labels=found[shown[0]]["labels"],
             title=f"{run.name}: the plane of u1 and u2",
         )
-        store.write_picture(run.path / "cross_sections.png", figure)
+        store.write_picture(run.path / "cross_sections.png", panels)
 
     def report(self, path: pathlib.Path) -> str:
         parts = store.read_json(path / "summary.json")["parts"]

@@ -1,6 +1,11 @@
-"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`."""
+"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`.
 
-import itertools
+A function draws in the axes that it is given, or in a figure of its own, and returns the axes: their `figure` is saved
+with `axes.figure.savefig(path)`. In a figure of its own, the title is above the axes and the legend below them. Margins
+are a `MarginResult`, a `MarginStore`, or an array (R, N), infinite where margins are censored and NaN where there are
+none. Colours, markers, dashes and words are those of `hmt_jax.report`.
+"""
+
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from hmt_jax import statistics
+from hmt_jax import _looks, lanes, statistics
 from hmt_jax._extras import require
-from hmt_jax.margins import MarginResult
+from hmt_jax._looks import LOOKS
+from hmt_jax.margins import MarginResult, MarginStore
+from hmt_jax.solvers import Status
 
 require("pictures", "experiments", "matplotlib")
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import LogNorm  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.font_manager import FontProperties  # noqa: E402
@@ -31,21 +39,15 @@ __all__ = [
     "margin_maps",
 ]
 
-_COLOR = "#0072b2"
+Margins = MarginResult | MarginStore | np.ndarray
+
+_COLOR = LOOKS[0].color
 _SAMPLE_COLOR = "#7fa8cc"
 _MEDIAN_COLOR = "#0b3c5d"
-_CENSORED_COLOR = "#d55e00"
 _SWARM_HALF_WIDTH = 0.42  # of the distance between subspaces
 _NUM_BINS = 40
 _FULL_BIN = 6  # fewer samples than this in a bin do not spread over the whole width
 _MOST_SAMPLES = 1000  # drawn for a subspace: more would fill its shape, but show nothing new
-# Seven colours of Okabe and Ito, without their yellow, and three of Tol: colour-blind people can tell them apart, too.
-_CURVE_COLORS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"),
-    *("#e69f00", "#56b4e9", "#882255", "#999933", "#7f7f7f"),
-)
-_CURVE_MARKERS = ("o", "s", "D", "v", "P", "X", "<", ">", "*", "h")  # "^" stands for a censored median
-_CURVE_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 1.5, 1, 1.5, 1, 1.5)))
 _PADDING = 0.15  # inches between a text and the edge of the figure
 _LINE_HEIGHT = 0.2  # inches
 _HANDLE_LENGTH = 2.8  # of the lines in a legend, in em, so that their dashes show
@@ -58,39 +60,38 @@ _MOST_COLUMNS = 25  # the names of so many columns fit below a heat map
 
 
 def margin_distribution(
-    result: MarginResult,
+    margins: Margins,
     *,
+    axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
     xlabel: str = "subspace, from low to high frequency",
     key: jax.Array | None = None,
-) -> Figure:
-    """The margins of every sample in every subspace: median line, 5 to 95% band, and the samples as a swarm.
+) -> Axes:
+    """Axes with the margins of every sample in every subspace: median line, 5 to 95% band, and samples as a swarm.
 
     Samples with a censored margin are drawn as a count of triangles on the upper edge; percentiles that fall among
     them are left open. If a subspace has more than a thousand samples, a thousand of them are drawn, evenly over their
     ranks, and the legend says so.
 
     Args:
-      result: margins with axes (R, N), in the order in which subspaces are to stand from left to right.
+      margins: margins with axes (R, N), in the order in which subspaces are to stand from left to right.
+      axes: axes to draw in; those of a new figure if not given.
       title: title above the picture.
       ticks: a label for each of the R subspaces; their numbers if not given.
       xlabel: label of the axis of subspaces.
       key: random key of the bootstrap of the median, as in `statistics.summarize`.
 
-    Returns:
-      A figure, to be saved with `figure.savefig(path)`.
-
     Raises:
       ValueError: if the number of ticks is not R.
     """
+    result = _result_of(margins)
     summary = statistics.summarize(result, key=key)
     positions = np.arange(len(summary.median))
     _check_length("ticks", ticks, len(positions), "subspaces")
     low, median, high = np.where(np.isfinite(summary.percentiles), summary.percentiles, np.nan).T
 
-    figure = Figure(figsize=(max(_LEGEND_WIDTH, 1.5 + 0.4 * len(positions)), 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes, figure = _canvas(axes, max(_LEGEND_WIDTH, 1.5 + 0.4 * len(positions)), 4.5)
     num_samples = result.margin.shape[1]
     num_drawn = min(num_samples, _MOST_SAMPLES)
     x, y = _swarm(statistics.censored_margins(result))
@@ -98,7 +99,7 @@ def margin_distribution(
     size = float(np.clip(70 / np.sqrt(num_drawn), 3, 16))
     drawn = "samples" if num_drawn == num_samples else f"{num_drawn:,} of {num_samples:,} samples"
     axes.scatter(x, y, s=size, color=_SAMPLE_COLOR, alpha=0.6, linewidths=0, label=drawn, rasterized=True, zorder=1)
-    axes.fill_between(positions, low, high, color=_COLOR, alpha=0.15, linewidth=0, label="5% to 95%", zorder=1.5)
+    axes.fill_between(positions, low, high, color=_COLOR, alpha=0.15, linewidth=0, label=_looks.BAND, zorder=1.5)
     interval = np.where(np.isfinite(summary.median_interval), summary.median_interval, np.nan)
     axes.plot(
         positions,
@@ -109,7 +110,7 @@ def margin_distribution(
         markersize=5,
         markeredgecolor="white",
         markeredgewidth=0.8,
-        label="median",
+        label=_looks.MEDIAN,
         zorder=3,
     )
     axes.vlines(positions, *interval.T, color="black", linewidth=1.5, label="its 95% interval", zorder=4)
@@ -117,25 +118,26 @@ def margin_distribution(
         axes.set_yscale("log")
         _label_plainly(axes.yaxis)
     axes.set_xticks(positions, ticks if ticks is not None else [str(position) for position in positions])
-    axes.set(ylabel="margin (L2, pixels in [0, 1])", xlim=(-0.6, len(positions) - 0.4))
-    axes.set_xlabel(_wrapped(xlabel, figure.get_figwidth() - 1))
+    axes.set(ylabel=_looks.MARGIN, xlim=(-0.6, len(positions) - 0.4))
+    axes.set_xlabel(_wrapped(xlabel, _width_below(axes, figure, 1)))
     _draw_censored(axes, positions, summary)
     axes.grid(axis="y", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     handles[0] = Line2D([], [], color=_SAMPLE_COLOR, marker="o", linestyle="", markersize=4)  # a point may be too small
-    frame(figure, title, handles, labels)
-    return figure
+    _finish(axes, figure, title, handles, labels)
+    return axes
 
 
 def compare(
-    results: Mapping[str, MarginResult],
+    results: Mapping[str, Margins],
     *,
+    axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
     xlabel: str = "subspace, from low to high frequency",
     key: jax.Array | None = None,
-) -> Figure:
-    """Median margins of several results over each other: a line for each, in a band that is its 95% interval.
+) -> Axes:
+    """Axes with median margins of several results over each other: a line for each, in a band, its 95% interval.
 
     The band is where the median may lie, and not the spread of the samples, which `margin_distribution` shows. A band
     that reaches censored margins extends to the upper edge; censored medians are triangles there. For subspaces without
@@ -144,6 +146,7 @@ def compare(
     Args:
       results: margins (R, N) by the name of the network, solver or other thing compared, all in the same R subspaces,
         in the order in which these are to stand from left to right. N may differ.
+      axes: axes to draw in; those of a new figure if not given.
       title: title above the picture.
       ticks: a label for each of the R subspaces; their numbers if not given.
       xlabel: label of the axis of subspaces.
@@ -158,7 +161,7 @@ def compare(
         raise TypeError(f"results must be a dict of MarginResults by name, got {type(results).__name__}")
     if not results:
         raise ValueError("results is empty: pass at least one, by its name")
-    summaries = {name: statistics.summarize(result, key=key) for name, result in results.items()}
+    summaries = {name: statistics.summarize(_result_of(result), key=key) for name, result in results.items()}
     numbers = {name: len(summary.median) for name, summary in summaries.items()}
     if len(set(numbers.values())) > 1:
         found = ", ".join(f"{number} for {name}" for name, number in numbers.items())
@@ -169,8 +172,7 @@ def compare(
         name: np.stack([summary.median_interval[:, 0], summary.median, summary.median_interval[:, 1]], axis=-1)
         for name, summary in summaries.items()
     }
-    figure = Figure(figsize=(max(7.0, 1 + 0.25 * len(positions)), 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes, figure = _canvas(axes, max(7.0, 1 + 0.25 * len(positions)), 4.5)
     styles = dict(zip(curves, _styles(curves), strict=True))
     handles = _draw_curves(axes, positions, curves, styles, min(0.25, 1 / len(curves)))
     if ticks is None:
@@ -178,28 +180,31 @@ def compare(
     else:
         axes.set_xticks(positions, ticks)
         widest = max(_width_of(tick) for tick in ticks)
-        if widest + _PADDING > (figure.get_figwidth() - 1) / len(ticks):
+        if widest + _PADDING > _width_below(axes, figure, 1) / len(ticks):
             axes.tick_params(axis="x", rotation=90)
-            figure.set_figheight(figure.get_figheight() + widest)
+            if figure is not None:
+                figure.set_figheight(figure.get_figheight() + widest)
     axes.set(xlim=(-0.6, len(positions) - 0.4), ylabel="median margin (L2), 95% interval")
-    axes.set_xlabel(_wrapped(xlabel, figure.get_figwidth() - 1))
-    frame(figure, title, list(handles.values()), list(handles))
-    return figure
+    axes.set_xlabel(_wrapped(xlabel, _width_below(axes, figure, 1)))
+    _finish(axes, figure, title, list(handles.values()), list(handles))
+    return axes
 
 
 def margin_history(
     epochs: Sequence[int],
     medians: Sequence[Sequence[float]] | np.ndarray,
     *,
+    axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
     xlabel: str = "subspace, from low to high frequency",
-) -> Figure:
-    """A heat map of median margins while a network trained: one row per epoch, one column per subspace.
+) -> Axes:
+    """Axes with a heat map of median margins while a network trained: one row per epoch, one column per subspace.
 
     Args:
       epochs: the E epochs after which margins were measured, rising.
       medians: (E, R) medians; those that are 0 or not finite are left blank.
+      axes: axes to draw in, which the colour bar takes some of; those of a new figure if not given.
       title: title above the picture.
       ticks: R names of the subspaces; their numbers if not given.
       xlabel: label of the axis of subspaces.
@@ -207,8 +212,8 @@ def margin_history(
     Raises:
       ValueError: if the arguments do not have these lengths.
 
-    >>> figure = margin_history([1, 2], [[3.0, 9.0], [2.0, 8.0]], title="digits")
-    >>> figure.get_suptitle()
+    >>> axes = margin_history([1, 2], [[3.0, 9.0], [2.0, 8.0]], title="digits")
+    >>> axes.figure.get_suptitle()
     'digits'
     """
     values = _positive(medians)
@@ -216,15 +221,14 @@ def margin_history(
         raise ValueError(f"medians must have shape (E, R), one row per epoch, got {values.shape}")
     _check_length("epochs", epochs, values.shape[0], "rows of medians")
     _check_length("ticks", ticks, values.shape[1], "subspaces")
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes, figure = _canvas(axes, 7, 4.5)
     mesh = axes.pcolormesh(*map(_edges, values.shape[::-1]), values, norm=_scale(values), cmap="viridis")
     axes.set_xticks(*_few_ticks(ticks if ticks is not None else range(values.shape[1]), _MOST_COLUMNS))
     axes.set_yticks(*_few_ticks(epochs))
-    axes.set(xlabel=_wrapped(xlabel, figure.get_figwidth() - 2), ylabel="epochs of training")
-    _label_margins(figure.colorbar(mesh, ax=axes))
-    frame(figure, title)
-    return figure
+    axes.set(xlabel=_wrapped(xlabel, _width_below(axes, figure, 2)), ylabel="epochs of training")
+    _label_margins(axes.figure.colorbar(mesh, ax=axes))
+    _finish(axes, figure, title)
+    return axes
 
 
 def margin_maps(
@@ -233,17 +237,19 @@ def margin_maps(
     columns: Sequence[int] | np.ndarray,
     *,
     titles: Sequence[str],
+    axes: Sequence[Axes] | None = None,
     title: str = "",
     xlabel: str = "first horizontal frequency",
     ylabel: str = "first vertical frequency",
-) -> Figure:
-    """Panels of heat maps, on one colour scale, of median margins in a grid of subspaces, such as DCT windows.
+) -> list[Axes]:
+    """Axes with heat maps, on one colour scale, of median margins in a grid of subspaces, such as DCT windows.
 
     Args:
       medians: (P, I, J) medians for P panels; those that are 0 or not finite are left blank.
       rows: labels of the I subspaces from top to bottom, such as the first row of frequencies of each window.
       columns: labels of the J subspaces from left to right.
       titles: titles of the P panels.
+      axes: P axes of one figure to draw in; those of a new figure if not given.
       title: title above the picture.
       xlabel: what `columns` are.
       ylabel: what `rows` are.
@@ -251,8 +257,8 @@ def margin_maps(
     Raises:
       ValueError: if the arguments do not have these lengths.
 
-    >>> figure = margin_maps(np.array([[[3.0, 9.0], [8.0, 27.0]]]), [0, 10], [0, 10], titles=["epoch 5"])
-    >>> figure.axes[0].get_title()
+    >>> (axes,) = margin_maps(np.array([[[3.0, 9.0], [8.0, 27.0]]]), [0, 10], [0, 10], titles=["epoch 5"])
+    >>> axes.get_title()
     'epoch 5'
     """
     values = _positive(medians)
@@ -262,41 +268,38 @@ def margin_maps(
         ("titles", titles, values.shape[0], "panels"),
         ("rows", rows, values.shape[1], "rows of a panel"),
         ("columns", columns, values.shape[2], "columns of a panel"),
+        ("axes", axes, values.shape[0], "panels"),
     ):
         _check_length(argument, given, number, things)
-    columns_of_panels = min(len(values), _MAPS_IN_A_ROW)
-    rows_of_panels = -(-len(values) // columns_of_panels)
+    num_columns = min(len(values), _MAPS_IN_A_ROW)
+    num_rows = -(-len(values) // num_columns)
     width = 4.5 if len(values) == 1 else 2.6
-    figure = Figure(
-        figsize=(1.6 + width * columns_of_panels, 0.8 + width * rows_of_panels), dpi=150, layout="constrained"
-    )
-    panels = figure.subplots(rows_of_panels, columns_of_panels, sharex=True, sharey=True, squeeze=False)
+    size = (1.6 + width * num_columns, 0.8 + width * num_rows)
+    panels, figure = _panels(axes, len(values), num_columns, size, share=True)
     scale = _scale(values)
-    for axes, name, each in itertools.zip_longest(panels.flat, titles, values):
-        if each is None:
-            axes.set_axis_off()
-            continue
-        mesh = axes.pcolormesh(*map(_edges, each.shape[::-1]), each, norm=scale, cmap="viridis")
-        axes.set(title=_wrapped(name, width, "large"), aspect="equal")
-    panels[0, 0].set_xticks(*_few_ticks(columns))
-    panels[0, 0].set_yticks(*_few_ticks(rows))
-    panels[0, 0].invert_yaxis()  # low frequencies in the upper left corner, as in an array of coefficients
-    figure.supxlabel(xlabel)
-    figure.supylabel(ylabel)
-    _label_margins(figure.colorbar(mesh, ax=panels, shrink=0.8))
-    frame(figure, title)
-    return figure
+    for each, name, values_of in zip(panels, titles, values, strict=True):
+        mesh = each.pcolormesh(*map(_edges, values_of.shape[::-1]), values_of, norm=scale, cmap="viridis")
+        each.set(title=_wrapped(name, width, "large"), aspect="equal")
+    for each in panels if figure is None else panels[:1]:  # those of a figure made here share their axes
+        each.set_xticks(*_few_ticks(columns))
+        each.set_yticks(*_few_ticks(rows))
+        each.invert_yaxis()  # low frequencies in the upper left corner, as in an array of coefficients
+    _label_panels(panels, figure, xlabel, ylabel)
+    _label_margins(panels[0].figure.colorbar(mesh, ax=panels, shrink=0.8))
+    _finish_panels(panels, figure, title)
+    return panels
 
 
 def margin_curves(
     positions: Sequence[float] | np.ndarray,
     panels: Mapping[str, Mapping[str, np.ndarray]],
     *,
+    axes: Sequence[Axes] | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
     xlabel: str = "",
-) -> Figure:
-    """Panels that plot margins against another quantity: a line of medians in a band for every subspace.
+) -> list[Axes]:
+    """Axes, one for each panel, with margins against another quantity: a line of medians in a band for every subspace.
 
     A band that reaches censored margins extends to the upper edge; censored medians are triangles there.
 
@@ -304,6 +307,7 @@ def margin_curves(
       positions: the E places along the horizontal axis, rising.
       panels: for each panel, by its title, the percentiles (E, 3) of the margins in each subspace, by its name: the
         lower end of the band, the median, and the upper end.
+      axes: axes of one figure to draw in, one for each panel; those of a new figure if not given.
       title: title above the picture.
       ticks: a label for each of the E positions.
       xlabel: what the positions are.
@@ -311,32 +315,34 @@ def margin_curves(
     Raises:
       ValueError: if there are no panels, or more subspaces than there are colours.
 
-    >>> figure = margin_curves([0, 1], {"digits": {"low": np.array([[1, 2, 3], [2, 3, 4]])}})
-    >>> figure.axes[0].get_title()
+    >>> (axes,) = margin_curves([0, 1], {"digits": {"low": np.array([[1, 2, 3], [2, 3, 4]])}})
+    >>> axes.get_title()
     'digits'
     """
     if not panels:
         raise ValueError("panels is empty: pass at least one, with its curves")
+    _check_length("axes", axes, len(panels), "panels")
     names = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     styles = dict(zip(names, _styles(names), strict=True))
     handles: dict[str, Line2D] = {}
     width = max(4.0, 1 + 0.25 * (0 if ticks is None else len(ticks)))
-    figure = Figure(figsize=(1 + width * len(panels), 4), dpi=150, layout="constrained")
-    for column, (name, curves) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), column + 1)
+    drawn, figure = _panels(axes, len(panels), len(panels), (1 + width * len(panels), 4))
+    for each, (name, curves) in zip(drawn, panels.items(), strict=True):
         alpha = min(0.15, 0.5 / max(len(curves), 1))  # bands of many curves lie over each other
-        handles |= _draw_curves(axes, positions, curves, styles, alpha)
-        axes.set_xlabel(_wrapped(xlabel, width - 0.3))
-        axes.set_title(_wrapped(name, width - 0.3, "large"))
+        handles |= _draw_curves(each, positions, curves, styles, alpha)
+        each.set_xlabel(_wrapped(xlabel, width - 0.3))
+        each.set_title(_wrapped(name, width - 0.3, "large"))
         if ticks is not None:
-            axes.set_xticks(positions, ticks)
-    figure.axes[0].set_ylabel("margin (L2): median, 5% to 95%")
-    frame(figure, title, list(handles.values()), list(handles))
-    return figure
+            each.set_xticks(positions, ticks)
+    drawn[0].set_ylabel("margin (L2): median, 5% to 95%")
+    _finish_panels(drawn, figure, title, list(handles.values()), list(handles))
+    return drawn
 
 
-def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndarray], *, title: str = "") -> Figure:
-    """A plot of the margins of one or more networks in subspaces without order: a bar with the median for each.
+def margin_intervals(
+    subspaces: Sequence[str], percentiles: Mapping[str, np.ndarray], *, axes: Axes | None = None, title: str = ""
+) -> Axes:
+    """Axes with the margins of one or more networks in subspaces without order: a bar with the median for each.
 
     A bar that reaches censored margins extends to the upper edge; censored medians are triangles there.
 
@@ -344,18 +350,18 @@ def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndar
       subspaces: names of the R subspaces.
       percentiles: for each network, by its name, the percentiles (R, 3) of its margins: the lower end of the bar, the
         median, and the upper end.
+      axes: axes to draw in; those of a new figure if not given.
       title: title above the picture.
 
     Raises:
       ValueError: if there are more networks than colours.
 
-    >>> figure = margin_intervals(["low", "high"], {"lenet": np.array([[1, 2, 3], [2, 3, 4]])})
-    >>> [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    >>> axes = margin_intervals(["low", "high"], {"lenet": np.array([[1, 2, 3], [2, 3, 4]])})
+    >>> [tick.get_text() for tick in axes.get_xticklabels()]
     ['low', 'high']
     """
     bottom, top = _limits(percentiles)
-    figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes, figure = _canvas(axes, max(6.0, 1.5 + 0.6 * len(subspaces)), 4.5)
     shifts = min(0.24, 0.8 / len(percentiles)) * (np.arange(len(percentiles)) - (len(percentiles) - 1) / 2)
     for shift, style, (label, bars) in zip(shifts, _styles(percentiles), percentiles.items(), strict=True):
         low, median, high = np.asarray(bars, float).T
@@ -370,8 +376,8 @@ def margin_intervals(subspaces: Sequence[str], percentiles: Mapping[str, np.ndar
     axes.set(yscale="log", ylim=(bottom, top), ylabel="margin (L2): median, 5% to 95%")
     _label_plainly(axes.yaxis)
     axes.grid(axis="y", alpha=0.3)
-    frame(figure, title, *axes.get_legend_handles_labels())
-    return figure
+    _finish(axes, figure, title, *axes.get_legend_handles_labels())
+    return axes
 
 
 def cross_sections(
@@ -380,19 +386,21 @@ def cross_sections(
     y: np.ndarray,
     *,
     titles: Sequence[str],
+    axes: Sequence[Axes] | None = None,
     points: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     title: str = "",
     xlabel: str = "along u1",
     ylabel: str = "along u2",
-) -> Figure:
-    """Panels with the predictions of two-class classifiers on a plane, one each, with the boundary as a line.
+) -> list[Axes]:
+    """Axes with the predictions of two-class classifiers on a plane, one each, with the boundary as a line.
 
     Args:
       gaps: (P, H, W) logits of class 1 minus those of class 0, for P panels.
       x: (W,) coordinates along the horizontal direction of the plane.
       y: (H,) coordinates along the vertical one.
       titles: titles of the P panels.
+      axes: P axes of one figure to draw in; those of a new figure if not given.
       points: (P, N, 2) coordinates of samples projected onto the plane.
       labels: (N,) their labels, 0 or 1.
       title: title above the picture.
@@ -403,36 +411,32 @@ def cross_sections(
       ValueError: if the arguments do not have these lengths, or only one of points and labels is given.
 
     >>> x = y = np.linspace(-1, 1, 3)
-    >>> figure = cross_sections(np.add.outer(y, x)[None], x, y, titles=["linear"])
-    >>> figure.axes[0].get_title()
+    >>> (axes,) = cross_sections(np.add.outer(y, x)[None], x, y, titles=["linear"])
+    >>> axes.get_title()
     'linear'
     """
     _check_length("titles", titles, len(gaps), "panels")
     _check_length("points", points, len(gaps), "panels")
+    _check_length("axes", axes, len(gaps), "panels")
     if (points is None) != (labels is None):
         raise ValueError("points and labels belong together: pass both, or neither")
-    columns = min(len(gaps), _PANELS_IN_A_ROW)
-    rows = -(-len(gaps) // columns)
-    figure = Figure(figsize=(1.2 + 2.1 * columns, 0.8 + 2.9 * rows), dpi=150, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for index, axes in enumerate(panels.flat):
-        if index >= len(gaps):
-            axes.set_axis_off()
-            continue
+    num_columns = min(len(gaps), _PANELS_IN_A_ROW)
+    size = (1.2 + 2.1 * num_columns, 0.8 + 2.9 * -(-len(gaps) // num_columns))
+    panels, figure = _panels(axes, len(gaps), num_columns, size, share=True)
+    for index, each in enumerate(panels):
         probability = 1 / (1 + np.exp(-np.clip(gaps[index], -30, 30)))
-        mesh = axes.pcolormesh(x, y, probability, cmap="RdBu", vmin=0, vmax=1, alpha=0.75, rasterized=True)
+        mesh = each.pcolormesh(x, y, probability, cmap="RdBu", vmin=0, vmax=1, alpha=0.75, rasterized=True)
         if gaps[index].min() < 0 < gaps[index].max():
-            axes.contour(x, y, gaps[index], levels=[0], colors="black", linewidths=1.2)
+            each.contour(x, y, gaps[index], levels=[0], colors="black", linewidths=1.2)
         if points is not None:
             for label, color in ((0, "#b2182b"), (1, "#2166ac")):
                 x1, x2 = points[index][labels == label].T
-                axes.scatter(x1, x2, s=18, color=color, edgecolors="white", linewidths=0.8, zorder=3)
-        axes.set(title=_wrapped(titles[index], 2.1, "large"), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    figure.supxlabel(xlabel)
-    figure.supylabel(ylabel)
-    figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
-    frame(figure, title)
-    return figure
+                each.scatter(x1, x2, s=18, color=color, edgecolors="white", linewidths=0.8, zorder=3)
+        each.set(title=_wrapped(titles[index], 2.1, "large"), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    _label_panels(panels, figure, xlabel, ylabel)
+    panels[0].figure.colorbar(mesh, ax=panels, label="probability of class 1", shrink=0.8)
+    _finish_panels(panels, figure, title)
+    return panels
 
 
 def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
@@ -471,16 +475,91 @@ def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Seque
     figure.set_figheight(figure.get_figheight() + _LINE_HEIGHT * num_lines)
 
 
+def _result_of(margins: Margins) -> MarginResult:
+    """The margins as a result; an array becomes one that knows no labels."""
+    if isinstance(margins, MarginStore):
+        return margins.read()
+    if not isinstance(margins, np.ndarray | jax.Array):
+        return margins  # if it is no result either, the statistics say so
+    values = np.asarray(margins, float)
+    if values.ndim != 2:
+        raise ValueError(f"margins must have shape (R, N), subspaces by images, got {values.shape}")
+    status = np.where(np.isnan(values), Status.NON_FINITE, np.where(np.isinf(values), Status.OUT_OF_STEPS, 0))
+    none, unknown = np.full(values.shape, -1, np.int32), np.full(values.shape, np.nan)
+    return MarginResult(
+        margin=values,
+        label=none,
+        adversarial_label=none,
+        num_steps=none,
+        status=status.astype(np.int32),
+        gap=unknown,
+        alignment=unknown,
+        solver="",
+        precision="",
+        work=lanes.Work(0, 0, 0),
+    )
+
+
+def _canvas(axes: Axes | None, width: float, height: float) -> tuple[Axes, Figure | None]:
+    """The axes to draw in, and the figure around them, of a size in inches, if it is made here."""
+    if axes is not None:
+        return axes, None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return figure.add_subplot(), figure
+
+
+def _panels(
+    axes: Sequence[Axes] | None, number: int, num_columns: int, size: tuple[float, float], *, share: bool = False
+) -> tuple[list[Axes], Figure | None]:
+    """The same for several axes, row by row."""
+    if axes is not None:
+        return list(axes), None
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    grid = figure.subplots(-(-number // num_columns), num_columns, sharex=share, sharey=share, squeeze=False).ravel()
+    for each in grid[number:]:
+        each.set_axis_off()
+    return list(grid[:number]), figure
+
+
+def _finish(axes: Axes, figure: Figure | None, title: str, handles=(), labels=()) -> None:
+    """Adds the title and the legend: around the axes in a figure of our own, else within them."""
+    if figure is not None:
+        frame(figure, title, handles, labels)
+        return
+    if title:
+        axes.set_title(title)
+    if labels:
+        axes.legend(handles, labels, frameon=False, handlelength=_HANDLE_LENGTH)
+
+
+def _finish_panels(panels: Sequence[Axes], figure: Figure | None, title: str, handles=(), labels=()) -> None:
+    """The same for several axes. In those that were given, the first has the legend, and their figure gets no title."""
+    _finish(panels[0], figure, title if figure is not None else "", handles, labels)
+
+
+def _label_panels(panels: Sequence[Axes], figure: Figure | None, xlabel: str, ylabel: str) -> None:
+    """Labels the axes that panels share, or those of each one."""
+    if figure is not None:
+        figure.supxlabel(xlabel)
+        figure.supylabel(ylabel)
+        return
+    for axes in panels:
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def _width_below(axes: Axes, figure: Figure | None, beside: float) -> float:
+    """The inches that a text below the axes may take: in a figure of our own, all but what is beside them."""
+    if figure is not None:
+        return figure.get_figwidth() - beside
+    return max(axes.get_window_extent().width / axes.figure.dpi, 1.0)
+
+
 def _styles(names) -> list[dict[str, Any]]:
     """A colour, a marker and a line style for each curve, so that no two curves differ by colour alone."""
-    if len(names) > len(_CURVE_COLORS):
-        raise ValueError(
-            f"{len(names)} curves can't be told apart, at most {len(_CURVE_COLORS)} can: draw some in another figure"
-        )
-    looks = zip(_CURVE_COLORS, _CURVE_MARKERS, itertools.cycle(_CURVE_DASHES), strict=False)
+    _looks.check_number(len(names))
     return [
-        {"color": color, "marker": marker, "linestyle": dashes}
-        for (color, marker, dashes), _ in zip(looks, names, strict=False)
+        {"color": look.color, "marker": look.marker, "linestyle": (0, look.dashes) if look.dashes else "-"}
+        for look, _ in zip(LOOKS, names, strict=False)
     ]
 
 
@@ -541,14 +620,7 @@ class _LogTicks(Locator):
         low, high = sorted((vmin, vmax))
         if not 0 < low < high:
             return np.array([high])
-        powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        powers = powers[:: 1 + len(powers) // 10]
-        for digits in ([1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]):
-            ticks = np.outer(10.0**powers, digits).ravel()
-            ticks = ticks[(low <= ticks) & (ticks <= high)]
-            if len(ticks) >= 4:
-                return ticks
-        return MaxNLocator(6).tick_values(low, high)
+        return _looks.log_ticks(low, high)
 
 
 def _label_plainly(axis) -> None:
@@ -632,9 +704,9 @@ def _draw_censored(axes, positions, summary):
         np.ones(is_marked.sum()),
         marker="^",
         s=20,
-        color=_CENSORED_COLOR,
-        label="without a margin",
+        color=_looks.CENSORED_COLOR,
+        label=_looks.CENSORED,
         **marks,
     )
     for position, count in zip(positions[is_marked], (censored + missing)[is_marked], strict=True):
-        axes.text(position, 1.03, str(count), ha="center", fontsize=7, color=_CENSORED_COLOR, **marks)
+        axes.text(position, 1.03, str(count), ha="center", fontsize=7, color=_looks.CENSORED_COLOR, **marks)

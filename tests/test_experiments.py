@@ -58,6 +58,7 @@ def test_a_run_leaves_all_its_files(finished):
         "margins.zarr",
         "summary.json",
         "margins.png",
+        "report.html",
         "claims.json",
     }
     described = json.loads((finished / "config.json").read_text())
@@ -67,6 +68,20 @@ def test_a_run_leaves_all_its_files(finished):
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
     assert (finished / "margins.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_a_run_has_its_medians_claims_and_training(finished):
+    page = (finished / "report.html").read_text()
+    specifications = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    with np.load(finished / "margins.npz") as arrays:
+        medians = np.median(arrays["margin"], axis=1)
+    rows = specifications[0]["datasets"]["rows"]
+    np.testing.assert_allclose([row["y"] for row in rows], medians, rtol=1e-5)
+    for verdict in json.loads((finished / "claims.json").read_text())["claims"]:
+        assert verdict["claim"] in page
+    history = json.loads((finished / "history.json").read_text())
+    losses = next(each for each in specifications if "train loss" in each["description"])["datasets"]["rows"]
+    np.testing.assert_allclose([row["y"] for row in losses], [epoch["train_loss"] for epoch in history], rtol=1e-5)
 
 
 def test_stored_margins_are_those_of_the_stored_classifier(finished):

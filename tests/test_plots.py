@@ -1,11 +1,13 @@
 """The pictures of margins: what is drawn, read back from the figure."""
 
+import dataclasses
 import io
 import itertools
 
 import jax
 import matplotlib.collections
 import matplotlib.colors
+import matplotlib.figure
 import numpy as np
 import pytest
 from test_statistics import make_result
@@ -13,14 +15,20 @@ from test_statistics import make_result
 from experiments import report
 from experiments.analyses import gallery
 from experiments.experiment import Run
-from hmt_jax import Status, plots
+from hmt_jax import MarginStore, Status, plots
+
+
+def figure_of(drawn):
+    """The figure around some axes."""
+    return np.ravel(drawn)[0].figure
+
 
 MARGINS = np.random.default_rng(0).lognormal(sigma=2, size=(4, 300))
 
 
 @pytest.fixture(scope="module")
 def axes():
-    return plots.margin_distribution(make_result(MARGINS), ticks=list("abcd"), title="a title").axes[0]
+    return plots.margin_distribution(make_result(MARGINS), ticks=list("abcd"), title="a title")
 
 
 def collection(axes, label):
@@ -60,9 +68,9 @@ def test_samples_without_margin_are_counted_on_the_edge():
     status[1, :7] = Status.OUT_OF_STEPS
     status[1, 7:9] = Status.NON_FINITE
     status[3] = Status.ZERO_GRADIENT
-    figure = plots.margin_distribution(make_result(MARGINS, status), title="a title over the counts")
+    axes = plots.margin_distribution(make_result(MARGINS, status), title="a title over the counts")
+    figure = axes.figure
     figure.savefig(io.BytesIO())
-    axes = figure.axes[0]
     (title,) = figure.texts
     assert title.get_window_extent().y0 > max(text.get_window_extent().y1 for text in axes.texts)
     assert {text.get_text(): text.get_position()[0] for text in axes.texts} == {"9": 1, "300": 3}
@@ -70,15 +78,14 @@ def test_samples_without_margin_are_counted_on_the_edge():
 
 
 def test_nothing_but_failures_can_be_drawn():
-    figure = plots.margin_distribution(make_result(MARGINS, np.full(MARGINS.shape, Status.OUT_OF_STEPS)))
-    figure.savefig(io.BytesIO())
-    assert len(figure.axes[0].texts) == 4
+    axes = plots.margin_distribution(make_result(MARGINS, np.full(MARGINS.shape, Status.OUT_OF_STEPS)))
+    axes.figure.savefig(io.BytesIO())
+    assert len(axes.texts) == 4
 
 
 def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
     medians = np.array([[1.0, 2.0, 3.0], [2.0, np.inf, 4.0]])
-    figure = plots.margin_history([5, 10], medians, title="a title", ticks=["a", "b", "c"])
-    axes, bar = figure.axes
+    axes, bar = plots.margin_history([5, 10], medians, title="a title", ticks=["a", "b", "c"]).figure.axes
     (mesh,) = axes.collections
     np.testing.assert_array_equal(mesh.get_array().filled(-1), [[1, 2, 3], [2, -1, 4]])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "10"]
@@ -89,8 +96,8 @@ def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.margin_history([5], np.array([[1.0, 2.0]])).axes[0],
-        lambda: plots.margin_maps(np.array([[[1.0, 2.0]]]), [0], [0, 3], titles=["one"]).axes[0],
+        lambda: plots.margin_history([5], np.array([[1.0, 2.0]])),
+        lambda: plots.margin_maps(np.array([[[1.0, 2.0]]]), [0], [0, 3], titles=["one"])[0],
     ],
 )
 def test_a_single_row_has_an_extent(draw):
@@ -100,7 +107,7 @@ def test_a_single_row_has_an_extent(draw):
 
 def test_maps_have_a_panel_each_with_low_frequencies_in_the_upper_left_corner():
     medians = np.array([[[1.0, 2.0, 3.0], [4.0, np.inf, 6.0]], [[2.0, 3.0, 40.0], [5.0, 6.0, 7.0]]])
-    figure = plots.margin_maps(medians, [0, 5], [0, 2, 4], titles=["before", "after"], title="a title")
+    figure = figure_of(plots.margin_maps(medians, [0, 5], [0, 2, 4], titles=["before", "after"], title="a title"))
     figure.savefig(io.BytesIO())
     before, after, bar = figure.axes
     np.testing.assert_array_equal(before.collections[0].get_array().filled(-1), [[1, 2, 3], [4, -1, 6]])
@@ -115,7 +122,7 @@ def test_maps_have_a_panel_each_with_low_frequencies_in_the_upper_left_corner():
 
 
 def test_maps_hide_panels_that_are_left_over_and_most_ticks():
-    figure = plots.margin_maps(np.full((5, 21, 21), 2.0), range(21), range(21), titles=list("abcde"))
+    figure = figure_of(plots.margin_maps(np.full((5, 21, 21), 2.0), range(21), range(21), titles=list("abcde")))
     figure.savefig(io.BytesIO())
     *panels, _ = figure.axes
     assert [axes.axison for axes in panels] == [True] * 5 + [False] * 3
@@ -123,7 +130,7 @@ def test_maps_hide_panels_that_are_left_over_and_most_ticks():
 
 
 def test_maps_without_a_single_margin_can_be_drawn():
-    figure = plots.margin_maps(np.full((1, 2, 2), np.inf), [0, 1], [0, 1], titles=["nothing"])
+    figure = figure_of(plots.margin_maps(np.full((1, 2, 2), np.inf), [0, 1], [0, 1], titles=["nothing"]))
     figure.savefig(io.BytesIO())
     assert np.ma.getmaskarray(figure.axes[0].collections[0].get_array()).all()
 
@@ -132,7 +139,7 @@ def test_maps_without_a_single_margin_can_be_drawn():
 def test_the_legend_lies_within_the_figure(num_subspaces):
     status = np.zeros((num_subspaces, 5), int)
     status[0, 0] = Status.OUT_OF_STEPS
-    figure = plots.margin_distribution(make_result(np.ones((num_subspaces, 5)), status))
+    figure = plots.margin_distribution(make_result(np.ones((num_subspaces, 5)), status)).figure
     figure.savefig(io.BytesIO())
     extent = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 5
@@ -155,7 +162,7 @@ def draw_compared(number):
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_intervals, draw_compared])
 def test_every_curve_is_drawn_in_a_colour_of_its_own(draw):
-    figure = draw(10)
+    figure = figure_of(draw(10))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(i) for i in range(10)]
     handles = figure.legends[0].legend_handles
     colors = [getattr(handle, "get_edgecolor", getattr(handle, "get_color", None))() for handle in handles]
@@ -166,7 +173,7 @@ def test_every_curve_is_drawn_in_a_colour_of_its_own(draw):
 
 def test_a_curve_has_one_colour_in_all_panels_and_stands_in_the_legend_once():
     curve = np.tile([[1.0, 2.0, 3.0]], (2, 1))
-    figure = plots.margin_curves([0, 1], {"a": {"x": curve, "z": curve}, "b": {"y": curve, "x": curve}})
+    figure = figure_of(plots.margin_curves([0, 1], {"a": {"x": curve, "z": curve}, "b": {"y": curve, "x": curve}}))
     legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["x", "z", "y"]
     x, z, y = (handle.get_color() for handle in legend.legend_handles)
@@ -183,7 +190,7 @@ def test_medians_of_several_results_lie_over_each_other_in_their_intervals():
     """The networks may have been measured on different numbers of images, but in the same subspaces."""
     results = {"standard": make_result(MARGINS), "robust": make_result(2 * MARGINS[:, :150])}
     key = jax.random.key(3)
-    figure = plots.compare(results, title="two networks", ticks=list("abcd"), key=key)
+    figure = figure_of(plots.compare(results, title="two networks", ticks=list("abcd"), key=key))
     (axes,) = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(results)
     bands = [each for each in axes.collections if isinstance(each, matplotlib.collections.PolyCollection)]
@@ -208,7 +215,7 @@ def test_compared_medians_that_are_censored_are_triangles_on_the_edge():
     status = np.zeros(MARGINS.shape, int)
     status[2] = Status.OUT_OF_STEPS
     status[3] = Status.NON_FINITE
-    figure = plots.compare({"whole": make_result(MARGINS), "failed": make_result(MARGINS, status)})
+    figure = figure_of(plots.compare({"whole": make_result(MARGINS), "failed": make_result(MARGINS, status)}))
     figure.savefig(io.BytesIO())
     (axes,) = figure.axes
     top = axes.get_ylim()[1]
@@ -219,7 +226,7 @@ def test_compared_medians_that_are_censored_are_triangles_on_the_edge():
 
 @pytest.mark.parametrize("length", [1, 3, 8, 30])
 def test_names_of_compared_subspaces_do_not_overlap(length):
-    figure = plots.compare({"a": make_result(np.ones((30, 2)))}, ticks=["m" * length] * 30)
+    figure = figure_of(plots.compare({"a": make_result(np.ones((30, 2)))}, ticks=["m" * length] * 30))
     figure.draw_without_rendering()
     labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert len(labels) == 30
@@ -227,7 +234,7 @@ def test_names_of_compared_subspaces_do_not_overlap(length):
 
 
 def test_numbers_of_compared_subspaces_are_whole():
-    figure = plots.compare({"a": make_result(np.ones((3, 2)))})
+    figure = figure_of(plots.compare({"a": make_result(np.ones((3, 2)))}))
     figure.draw_without_rendering()
     (axes,) = figure.axes
     low, high = axes.get_xlim()
@@ -243,7 +250,7 @@ def test_compared_results_have_names(wrong, found):
 
 
 def test_many_networks_stay_beside_their_subspace():
-    axes = draw_intervals(10).axes[0]
+    axes = draw_intervals(10)
     places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections if c.get_label() in "0123456789"])
     assert len(places) == 20
     assert np.abs(places - np.round(places)).max() < 0.5
@@ -272,7 +279,7 @@ DRAWN = {
 
 @pytest.mark.parametrize(("name", "title"), [*((name, LONG) for name in DRAWN), ("curves", "_".join(LONG.split()))])
 def test_long_texts_are_not_cut_off(name, title):
-    figure = DRAWN[name](title)
+    figure = figure_of(DRAWN[name](title))
     figure.set_dpi(50)  # all lengths are in inches
     figure.draw_without_rendering()
     panels = [axes for axes in figure.axes if axes.axison]
@@ -295,7 +302,7 @@ def test_long_texts_are_not_cut_off(name, title):
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_intervals, draw_compared])
 def test_curves_differ_without_their_colours(draw):
-    handles = draw(10).legends[0].legend_handles
+    handles = figure_of(draw(10)).legends[0].legend_handles
     shapes = [
         handle.get_marker() if hasattr(handle, "get_marker") else handle.get_paths()[0].vertices.tobytes()
         for handle in handles
@@ -305,7 +312,7 @@ def test_curves_differ_without_their_colours(draw):
 
 
 def test_neighbouring_curves_have_other_line_styles():
-    handles = draw_curves(10).legends[0].legend_handles
+    handles = figure_of(draw_curves(10)).legends[0].legend_handles
     dashes = [handle._dash_pattern for handle in handles]
     assert all(one != other for one, other in itertools.pairwise(dashes))
 
@@ -321,9 +328,9 @@ def of_many():
 @pytest.mark.parametrize(("num_samples", "least_area"), [(20, 12), (300, 3), (5000, 3)])
 def test_samples_are_seen_and_hide_no_median(num_samples, least_area, axes, of_many):
     if num_samples == 20:
-        axes = plots.margin_distribution(make_result(MARGINS[:2, :20])).axes[0]
+        axes = plots.margin_distribution(make_result(MARGINS[:2, :20]))
     elif num_samples == 5000:
-        axes = of_many.axes[0]
+        axes = of_many
     (samples,) = [each for each in axes.collections if each.get_label().endswith("samples")]
     (median,) = [line for line in axes.lines if line.get_label() == "median"]
     assert samples.get_zorder() < collection(axes, "5% to 95%").get_zorder() < median.get_zorder()
@@ -335,9 +342,9 @@ def test_samples_are_seen_and_hide_no_median(num_samples, least_area, axes, of_m
 
 
 def test_most_of_many_samples_are_left_out_evenly_and_the_legend_says_so(of_many):
-    axes = of_many.axes[0]
+    axes = of_many
     offsets = collection(axes, "1,000 of 5,000 samples").get_offsets()
-    assert of_many.legends[0].get_texts()[0].get_text() == "1,000 of 5,000 samples"
+    assert of_many.figure.legends[0].get_texts()[0].get_text() == "1,000 of 5,000 samples"
     for position, row in enumerate(MANY):
         drawn = offsets[np.round(offsets[:, 0]) == position, 1]
         assert len(drawn) == 1000
@@ -368,6 +375,7 @@ def test_ticks_are_plain_numbers(kind, ends):
         "history": lambda: plots.margin_history([1, 2], values),
         "maps": lambda: plots.margin_maps(values[None], range(2), range(3), titles=["a"]),
     }[kind]()
+    figure = figure_of(figure)
     figure.draw_without_rendering()
     axis = figure.axes[-1].yaxis  # that of the margins, or that of their colours
     bottom, top = axis.get_view_interval()
@@ -387,7 +395,9 @@ def test_every_picture_of_a_run_has_a_title(monkeypatch, tmp_path):
     corners = np.arange(4)[:, None].repeat(2, 1)
     monkeypatch.setattr("experiments.report.read_margins", lambda *_: (make_result(MARGINS), corners))
     monkeypatch.setattr("experiments.store.read_json", lambda _: {"test_accuracy": 0.5})
-    monkeypatch.setattr("experiments.store.write_picture", lambda path, figure: drawn.update({path.name: figure}))
+    monkeypatch.setattr(
+        "experiments.store.write_picture", lambda path, drawing: drawn.update({path.name: figure_of(drawing)})
+    )
     report.draw(Run("mnist_lenet_robust", tmp_path, baseline=tmp_path), 2, versus="mnist_lenet")
     assert {name: figure.get_suptitle() for name, figure in drawn.items()} == {
         "compared.png": "mnist_lenet_robust beside mnist_lenet",
@@ -413,8 +423,8 @@ def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
         plots.margin_maps(medians[None], [0, 1], [0, 1], titles=["one"]),
         plots.margin_history([1, 2], np.full((2, 2), value)),
     ):
-        figure.savefig(io.BytesIO())
-    mesh = plots.margin_history([1, 2], medians).axes[0].collections[0]
+        figure_of(figure).savefig(io.BytesIO())
+    mesh = plots.margin_history([1, 2], medians).collections[0]
     np.testing.assert_array_equal(np.ma.getmaskarray(mesh.get_array()).ravel(), [False, True, False, False])
 
 
@@ -464,3 +474,81 @@ def test_medians_that_a_logarithm_has_none_of_are_left_blank(value):
 def test_lengths_that_do_not_match_are_refused(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+# Axes of the caller's
+
+
+def given_axes(number=1):
+    figure = matplotlib.figure.Figure(figsize=(8, 4))
+    return figure, list(figure.subplots(1, number, squeeze=False).ravel())
+
+
+PERCENTILES = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 8.0]])
+
+
+@pytest.mark.parametrize(
+    ("draw", "legend"),
+    [
+        (lambda axes: plots.margin_distribution(make_result(MARGINS), axes=axes, title="own"), "median"),
+        (lambda axes: plots.compare({"a": make_result(MARGINS)}, ticks=["long name"] * 4, axes=axes, title="own"), "a"),
+        (lambda axes: plots.margin_history([1, 2], PERCENTILES, axes=axes, title="own"), None),
+        (lambda axes: plots.margin_intervals(["x", "y"], {"a": PERCENTILES}, axes=axes, title="own"), "a"),
+    ],
+)
+def test_axes_that_are_given_are_drawn_in_and_returned(draw, legend):
+    figure, (axes, other) = given_axes(2)
+    size = figure.get_size_inches().tolist()
+    assert draw(axes) is axes
+    figure.savefig(io.BytesIO())
+    assert axes.has_data()
+    assert not other.has_data()
+    assert axes.get_title() == "own"
+    assert figure.get_suptitle() == ""
+    assert figure.get_size_inches().tolist() == size
+    assert not figure.legends
+    names = [] if axes.get_legend() is None else [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend in names if legend else not names
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda axes: plots.margin_maps(np.ones((2, 2, 2)), [0, 1], [0, 1], titles=["own", "b"], axes=axes),
+        lambda axes: plots.margin_curves([0, 1], {"own": {"a": PERCENTILES}, "b": {"a": PERCENTILES}}, axes=axes),
+        lambda axes: plots.cross_sections(
+            np.eye(3)[None].repeat(2, 0) - 0.5, np.arange(3), np.arange(3), titles=["own", "b"], axes=axes
+        ),
+    ],
+)
+def test_panels_that_are_given_are_drawn_in_and_returned(draw):
+    figure, axes = given_axes(2)
+    assert draw(axes) == axes
+    figure.savefig(io.BytesIO())
+    assert [each.get_title() for each in axes] == ["own", "b"]
+    assert all(each.has_data() for each in axes)
+    with pytest.raises(ValueError, match="axes must have one entry for each of the 2 panels, got 1"):
+        draw(axes[:1])
+
+
+def test_arrays_and_stores_are_drawn_as_results_are(tmp_path):
+    margins = MARGINS.astype(np.float32)
+    status = np.zeros(margins.shape, int)
+    status[1, :200] = Status.OUT_OF_STEPS
+    status[2, :7] = Status.NON_FINITE
+    result = make_result(margins, status)
+    result = dataclasses.replace(
+        result, **{name: getattr(result, name).astype(np.float32) for name in ("margin", "gap", "alignment")}
+    )
+    settings = {"solver": result.solver, "precision": result.precision}
+    store = MarginStore.create(tmp_path / "m.zarr", num_subspaces=4, num_images=300, chunk_size=300, **settings)
+    store.write(0, result)
+    array = np.where(status == Status.OUT_OF_STEPS, np.inf, np.where(status == Status.NON_FINITE, np.nan, margins))
+    for draw in (plots.margin_distribution, lambda each: plots.compare({"a": each})):
+        expected, *others = [draw(each) for each in (result, store, array)]
+        for axes in others:
+            for line, same in zip(axes.lines, expected.lines, strict=True):
+                np.testing.assert_array_equal(line.get_ydata(), same.get_ydata())
+            assert [text.get_text() for text in axes.texts] == [text.get_text() for text in expected.texts]
+    with pytest.raises(ValueError, match=r"margins must have shape \(R, N\), subspaces by images, got \(300,\)"):
+        plots.margin_distribution(array[0])

@@ -130,8 +130,8 @@ def _draw(path, opened, measured, tight, certified) -> None:
         curves[f"certified, first {certified.shape[1]}"] = report.percentiles(certified)
     labels = report.axis(opened.corners, opened.config.window_size)
     title = f"{opened.name}: audit of {measured.shape[1]} images"
-    figure = plots.margin_curves(range(len(measured)), {"": curves}, title=title, **labels)
-    store.write_picture(path / "audit.png", figure)
+    panels = plots.margin_curves(range(len(measured)), {"": curves}, title=title, **labels)
+    store.write_picture(path / "audit.png", panels)
 
 
 def _certified(classifier, images, windows, num_certified) -> np.ndarray:

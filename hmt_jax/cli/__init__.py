@@ -1,4 +1,4 @@
-"""The command line: `hmt measure`, `show`, `export`, `plot`, `audit`, `models` and `prepare`.
+"""The command line: `hmt measure`, `show`, `export`, `plot`, `report`, `audit`, `models` and `prepare`.
 
 Each command is a frozen dataclass whose fields are its arguments, with a method `run`. tyro makes the parser from them.
 """

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -156,11 +156,16 @@ class Measure(Command):
     cache_dir: Annotated[
         str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
     ] = None
+    report: Annotated[
+        str | None, _option("FILE", "A page of the margins, as hmt report makes it, written anew every half minute.")
+    ] = None
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
         if not self.out:
             raise ValueError("--out is empty: name the folder of the store, such as --out margins.zarr")
+        if self.report is not None:
+            _check_page(self.report)
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         source = self.source
@@ -173,7 +178,8 @@ class Measure(Command):
             backend = classifier.backend_for(images.image_shape)
             classifier = dataclasses.replace(classifier, backend=backend)
             source = dataclasses.replace(source, model=dataclasses.replace(source.model, backend=backend))
-        with _progress() as progress:
+        with _progress() as shown_progress:
+            progress = shown_progress if self.report is None else _both(shown_progress, self.out, self.report)
             store = hmt_jax.measure_to_store(
                 classifier,
                 images.read(),
@@ -191,8 +197,11 @@ class Measure(Command):
                     "images": images.description,
                     "subspace_specs": list(texts),
                     "subspace_names": names,
+                    "solver_spec": self.solver,
                 },
             )
+        if self.report is not None:
+            _write_page(self.report, [store.path])
         Show(store=store.path, json=self.json).run()
 
     @property
@@ -322,14 +331,39 @@ class Plot(Command):
         if any(_names_of(store) != ticks for store in stores):
             raise ValueError("the stores have different subspaces: draw them one by one")
         if len(stores) == 1:
-            figure = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
+            axes = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
         else:
             names = dict(zip(_distinct(paths), stores, strict=True))
-            figure = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
+            axes = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
         content = io.BytesIO()
+        figure: Any = axes.figure
         figure.savefig(content, format=suffix[1:])
         _disk.write(expand("PICTURE", picture), content.getvalue())
         print(picture)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Command):
+    """Make a page of the margins in one or several stores: one HTML file, which needs no network.
+
+    For example,
+      hmt report m.zarr --out report.html
+      hmt report standard.zarr robust.zarr --out compared.html
+    """
+
+    stores: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...]", "Stores that hmt measure wrote.")]
+    out: Annotated[str, _option("FILE", "The page to write, ending in .html.")]
+    cache_dir: Annotated[
+        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
+    ] = None
+
+    def run(self) -> None:
+        if not self.stores:
+            raise ValueError("report needs at least one store, such as: hmt report m.zarr --out report.html")
+        _check_page(self.out)
+        hmt_jax.cache_programs(self.cache_dir)
+        _write_page(self.out, self.stores)
+        print(self.out)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,11 +382,8 @@ class Audit(Command):
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         store = _opened(self.store)
-        if "source" not in store.attributes:
-            raise ValueError(f"{store.path} was not written by hmt measure, so its model and images are not known")
+        source = _source_of(store)
         result = _whole(store)
-        known = store.attributes["source"]
-        source = Source(**{**known, "model": Model(**_with_tuples(known["model"]))})
         number = min(self.num, store.num_images)
         images = dataclasses.replace(source, num=number).images()
         subspaces, names = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape)
@@ -392,7 +423,7 @@ class Prepare(Command):
         print(hmt_jax.data.prepare(self.name, self.data_dir))
 
 
-COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Audit, Models, Prepare)
+COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Report, Audit, Models, Prepare)
 
 
 @contextlib.contextmanager
@@ -418,6 +449,48 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     finally:
         if bar is not None:
             bar.close()
+
+
+def _check_page(out: str) -> None:
+    """Raises an error if the page can't be made or has no name for one, before any work."""
+    from hmt_jax.cli import _report
+
+    if os.path.splitext(out)[1].lower() not in (".html", ".htm"):
+        raise ValueError(f"the page must end in .html, got {out!r}")
+    _report.check_packages()
+
+
+def _write_page(out: str, paths: Sequence[str]) -> None:
+    """Writes the page of some stores."""
+    from hmt_jax.cli import _report
+
+    stores = [_opened(path) for path in paths]
+    for store in stores:
+        if len(store.missing()) == store.num_chunks:
+            raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
+    _report.write(out, dict(zip(_distinct(list(paths)), stores, strict=True)), _source_of)
+
+
+def _both(show: Callable[[int, int], None] | None, path: str, out: str) -> Callable[[int, int], None]:
+    """A callback that shows progress on stderr, if there is a terminal, and in the page."""
+    from hmt_jax.cli import _report
+
+    write = _report.live(path, out)
+
+    def progress(number: int, total: int) -> None:
+        if show is not None:
+            show(number, total)
+        write(number, total)
+
+    return progress
+
+
+def _source_of(store: "hmt_jax.MarginStore") -> Source:
+    """The model and the images of a store."""
+    if "source" not in store.attributes:
+        raise ValueError(f"{store.path} was not written by hmt measure, so its model and images are not known")
+    known = store.attributes["source"]
+    return Source(**{**known, "model": Model(**_with_tuples(known["model"]))})
 
 
 def _opened(path: str) -> "hmt_jax.MarginStore":

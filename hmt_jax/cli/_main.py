@@ -13,7 +13,8 @@ from hmt_jax.cli import _process
 
 _DESCRIPTION = """Find out how far away a network's decision boundary is, feature by feature.
 
-Measure the margins of a model on images with `hmt measure`, then look at them with `hmt show`, `plot` and `export`.
+Measure the margins of a model on images with `hmt measure`, then look at them with `hmt show`, `report`,
+`plot` and `export`.
 """
 
 

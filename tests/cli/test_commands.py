@@ -284,7 +284,7 @@ def test_networks_are_listed(hmt):
     assert json.loads(hmt("models", "--json")[1]) == out.split()
 
 
-@pytest.mark.parametrize("command", ["measure", "show", "export", "plot", "audit", "models", "prepare"])
+@pytest.mark.parametrize("command", ["measure", "show", "export", "plot", "report", "audit", "models", "prepare"])
 def test_every_command_has_help(command, hmt):
     code, out, err = hmt(command, "--help")
     assert (code, err) == (0, "")
@@ -301,5 +301,5 @@ def test_the_help_of_prepare_names_the_data_sets(hmt):
 def test_the_help_of_all_commands_is_short(hmt):
     code, out, err = hmt("--help")
     assert (code, err) == (0, "")
-    assert all(name in out for name in ("measure", "show", "export", "plot", "audit", "models", "prepare"))
+    assert all(name in out for name in ("measure", "show", "export", "plot", "report", "audit", "models", "prepare"))
     assert "For example" not in out

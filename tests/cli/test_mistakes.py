@@ -368,7 +368,7 @@ def test_a_mistake_is_named_in_a_sentence_or_two(name, hmt, folder):
 
 
 USAGE = {
-    "no command": ([], ["Missing subcommand", "{measure, show, export, plot, audit, models, prepare}"]),
+    "no command": ([], ["Missing subcommand", "{measure, show, export, plot, report, audit, models, prepare}"]),
     "mistyped command": (["mesure"], ["Available subcommands: measure, show,"]),
     "mistyped option": ([*MEASURE, "--nun", "3"], ["Unrecognized options: --nun", "Perhaps you meant:", "--num N"]),
     "missing options": (["measure"], ["--model MODEL", "--images IMAGES", "--out STORE"]),

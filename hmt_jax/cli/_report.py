@@ -1,0 +1,180 @@
+"""Pages of stores: what the command line knows of a store, as measurements of `hmt_jax.report`."""
+
+import dataclasses
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import hmt_jax
+from hmt_jax import _looks, report
+from hmt_jax._extras import require
+from hmt_jax._paths import reason, shown
+from hmt_jax.cli import _specs
+from hmt_jax.margins import _identity
+from hmt_jax.report._gallery import chosen
+
+_EVERY = 30.0  # seconds from one page of a running measurement to the next
+_SHARE = 0.05  # of the time, at most, that writing them takes
+_TOLERANCE = 0.01  # of margins measured again, which other batches and devices round otherwise
+
+
+def check_packages() -> None:
+    """Raises ModuleNotFoundError if a page can't be made here."""
+    require("a report", "tool", "altair", "jinja2", "vl_convert", "PIL")
+
+
+def write(out: str, stores: Mapping[str, hmt_jax.MarginStore], source_of: Callable[[Any], Any]) -> None:
+    """Writes the page of some stores, by their names.
+
+    Args:
+      out: the file.
+      stores: by the names that they have on the page.
+      source_of: the model and the images of a store; raises ValueError if they are not known.
+    """
+    _looks.check_number(len(stores), "stores")
+    measurements = []
+    for name, store in stores.items():
+        found, subspaces = _measurement(store, name)
+        try:
+            pictures = _pictures(store, found, subspaces, source_of)
+            measurements.append(dataclasses.replace(found, pictures=pictures))
+        except (ValueError, OSError, ImportError) as error:
+            measurements.append(dataclasses.replace(found, no_pictures=reason(error).rstrip(".")))
+    report.write(out, measurements, title=", ".join(stores), command=_report_command(out, stores.values()))
+
+
+def live(path: str, out: str) -> Callable[[int, int], None]:
+    """A callback that writes the page of a store that is being measured, every half minute.
+
+    Args:
+      path: of the store, which need not be there yet.
+      out: the file.
+    """
+    due = 0.0
+
+    def show(num_done: int, num_pairs: int) -> None:
+        nonlocal due
+        start = time.monotonic()
+        if start < due:
+            return
+        store = hmt_jax.MarginStore.open(path)
+        is_empty = len(store.missing()) == store.num_chunks
+        found = [] if is_empty else [dataclasses.replace(_measurement(store)[0], no_pictures=_RUNNING)]
+        try:
+            progress = report.Progress(num_done, num_pairs)
+            report.write(out, found, title=path, command=_report_command(out, [store]), progress=progress)
+        except OSError as error:  # a page is no reason to lose a measurement
+            warnings.warn(f"the page {shown(out)} can't be written ({reason(error)}); measuring goes on", stacklevel=1)
+        end = time.monotonic()
+        due = end + max(_EVERY, (end - start) / _SHARE)
+
+    return show
+
+
+_RUNNING = "the measurement is still going on"
+
+
+def _measurement(store: hmt_jax.MarginStore, name: str | None = None) -> tuple[report.Measurement, list[Any] | None]:
+    """The measurement in a store, and its subspaces if the store names them."""
+    found = report.of_store(store, name)
+    known = store.attributes
+    if "subspace_specs" not in known:
+        return found, None
+    texts = known["subspace_specs"]
+    subspaces, _ = _specs.subspaces_of(texts, tuple(known["data"]["image_shape"]))
+    settings: dict[str, Any] = {"is_ordered": False, "command": _measure_command(store)}
+    if all(isinstance(subspace, hmt_jax.subspaces.DCTWindow) for subspace in subspaces) and len(texts) == 1:
+        kind, size = texts[0].split(":")[0], subspaces[0].size
+        where = {"dct-diagonal": "first frequency", "dct-grid": "first vertical and horizontal frequency"}
+        settings["axis"] = f"{where.get(kind, 'place')} of the {size} x {size} DCT window"
+        if is_diagonal := kind == "dct-diagonal":
+            settings["axis"] += ", from low to high"
+        settings |= {"is_ordered": is_diagonal, "corners": np.array([subspace.corner for subspace in subspaces])}
+    return dataclasses.replace(found, **settings), subspaces
+
+
+def _pictures(store, measurement: report.Measurement, subspaces, source_of) -> list[report.Picture]:
+    """Images of a store with their perturbations, which are found again if the store does not have them.
+
+    Raises:
+      ValueError, OSError, ImportError: if that can't be done; the message says why.
+    """
+    if measurement.num_images is not None:
+        raise ValueError(_RUNNING)
+    source = source_of(store)
+    result = measurement.result
+    wanted = chosen(result)
+    images = source.images()
+    numbers = sorted({n for _, n, _ in wanted})
+    _check_images(store, images, numbers)
+    few = {n: _image(images.content[n]) for n in numbers}
+    if result.coordinates is not None:
+        return report.pictures(result, subspaces, few, wanted)
+    if "solver_spec" not in store.attributes:
+        raise ValueError("the store has no perturbations: measure with --keep-coordinates")
+    windows = sorted({r for r, _, _ in wanted})
+    again = hmt_jax.measure_margins(
+        source.classifier(images),
+        np.stack([few[n] for n in numbers]),
+        [subspaces[r] for r in windows],
+        _specs.solver_of(store.attributes["solver_spec"]),
+        keep_coordinates=True,
+        precision=store.attributes["precision"],
+    )
+    before = result[windows, numbers]
+    is_same = np.isclose(again.margin, before.margin, rtol=_TOLERANCE) | ~before.is_converged
+    if (again.label != before.label).any() or not is_same[before.is_converged].mean() > 0.5:
+        raise ValueError("the model is not what it was: its margins differ from those of the store")
+    places = [(windows.index(r), numbers.index(n), rank) for r, n, rank in wanted]
+    found = report.pictures(again, [subspaces[r] for r in windows], [few[n] for n in numbers], places)
+    return [each._replace(subspace=r, image=n) for each, (r, n, _) in zip(found, wanted, strict=True)]
+
+
+def _check_images(store, images, numbers: Sequence[int]) -> None:
+    """Raises ValueError unless the images are still those of the store, as far as that is seen without decoding all."""
+    if images.num_images != store.num_images:
+        raise ValueError(f"there are {images.num_images} images now, and the store has {store.num_images}")
+    if isinstance(images.content, np.ndarray):
+        for chunk in {n // store.chunk_size for n in numbers}:
+            there = images.content[: images.num_images][store.images_of(chunk)]
+            if _identity.of_images(np.ascontiguousarray(there)) != store.image_sha256(chunk):
+                raise ValueError("the images are not what they were")
+
+
+def _image(item: Any) -> np.ndarray:
+    """The image of a source, which may have its label beside it."""
+    return np.asarray(item[0] if isinstance(item, tuple) else item)
+
+
+def _measure_command(store: hmt_jax.MarginStore) -> str:
+    """The command that makes a store again."""
+    known = store.attributes
+    source, model = known["source"], known["source"]["model"]
+    words = ["hmt", "measure", "--model", model["text"]]
+    for option, value in (
+        ("--weights", model["weights"]),
+        ("--weights-key", model.get("weights_key")),
+        ("--mean", model["mean"]),
+        ("--std", model["std"]),
+        ("--backend", None if model["backend"] == "auto" else model["backend"]),
+        ("--images", source["images_text"]),
+        ("--num", source["num"]),
+        ("--resize", source["resize"]),
+        ("--crop", source["crop"]),
+        ("--data-dir", source["data_dir"]),
+        ("--subspaces", known["subspace_specs"]),
+        ("--solver", known.get("solver_spec")),
+        ("--precision", None if known["precision"] == "highest" else known["precision"]),
+    ):
+        if value is not None:
+            words += [option, *map(str, value if isinstance(value, list) else [value])]
+    words += ["--keep-coordinates"] if known["keep_coordinates"] else []
+    return shlex.join([*words, "--out", store.path])
+
+
+def _report_command(out: str, stores) -> str:
+    return shlex.join(["hmt", "report", *(store.path for store in stores), "--out", out])

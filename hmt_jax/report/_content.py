@@ -1,0 +1,122 @@
+"""What a page is made of."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hmt_jax.margins import MarginResult
+
+
+class Claim(NamedTuple):
+    """A claim on a measurement, and whether it holds.
+
+    Attributes:
+      text: what is claimed.
+      found: the number that decides, with its interval, as text.
+      expected: the threshold, as text.
+      holds: the verdict; None if it is undecided.
+      reason: why the threshold is where it is, or why nothing is decided.
+    """
+
+    text: str
+    found: str
+    expected: str
+    holds: bool | None
+    reason: str = ""
+
+
+class Picture(NamedTuple):
+    """An image and the perturbation that changes its label.
+
+    Attributes:
+      subspace: the number of the subspace.
+      image: the number of the image.
+      rank: what the margin is among those in the subspace: "least", "median" or "greatest".
+      margin: the length of the perturbation.
+      original: (height, width, channels), in [0, 1].
+      perturbation: the same shape.
+      label: of the image.
+      adversarial_label: of the perturbed image.
+    """
+
+    subspace: int
+    image: int
+    rank: str
+    margin: float
+    original: np.ndarray
+    perturbation: np.ndarray
+    label: int
+    adversarial_label: int
+
+
+class Progress(NamedTuple):
+    """How far a measurement is that is still going on.
+
+    Attributes:
+      num_done: pairs of an image and a subspace that are finished.
+      num_pairs: all pairs.
+    """
+
+    num_done: int
+    num_pairs: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Margins with a name, and whatever else is known about them.
+
+    Attributes:
+      name: a name that tells the measurement from others on the page.
+      result: margins of N images in R subspaces.
+      subspaces: a name for each of the R subspaces, in the order in which they stand from left to right.
+      axis: what the subspaces are, below that axis.
+      is_ordered: whether the order of the subspaces means something, so that a line may join their medians.
+      corners: (R, 2), the first vertical and horizontal frequency of each subspace, for windows of the DCT.
+      num_images: the number of images that are to be measured, if `result` has not all of them yet.
+      classes: names of the labels; their numbers if not given.
+      bounds: (R, M), certified lower bounds of the margins of the first M images.
+      images_id, classifier_id: texts that are equal for the same images, and for the same classifier. Without
+        `images_id`, margins are not compared image by image.
+      claims: what is claimed, with verdicts.
+      history: curves of training by their names, such as "test accuracy", with a number for each epoch.
+      pictures: images for the gallery.
+      no_pictures: why there are none, as a sentence.
+      command: the command that makes the measurement again.
+      attributes: the configuration, versions, hardware, times and checksums: anything that JSON can hold.
+    """
+
+    name: str
+    result: MarginResult
+    subspaces: Sequence[str]
+    axis: str = "subspace"
+    is_ordered: bool = True
+    corners: np.ndarray | None = None
+    num_images: int | None = None
+    classes: Sequence[str] = ()
+    bounds: np.ndarray | None = None
+    images_id: str | None = None
+    classifier_id: str | None = None
+    claims: Sequence[Claim] = ()
+    history: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+    no_pictures: str = ""
+    command: str = ""
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not isinstance(self.result, MarginResult):
+            raise TypeError(f"result must be a MarginResult, got {type(self.result).__name__}")
+        number = len(self.result.margin)
+        for argument, values in (("subspaces", self.subspaces), ("corners", self.corners), ("bounds", self.bounds)):
+            if values is not None and (isinstance(values, str) or len(values) != number):
+                found = repr(values) if isinstance(values, str) else len(values)
+                raise ValueError(
+                    f"{argument} of the measurement {self.name!r} must have one entry for each of the {number} "
+                    f"subspaces, got {found}"
+                )
+
+    def label(self, number: int) -> str:
+        """The name of a label."""
+        return str(self.classes[number]) if 0 <= number < len(self.classes) else str(number)

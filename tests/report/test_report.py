@@ -1,0 +1,167 @@
+"""What pages are made of, and the words for what is wrong."""
+
+import base64
+import dataclasses
+import io
+import re
+
+import jax
+import numpy as np
+import pages
+import pytest
+from PIL import Image
+from test_statistics import make_result
+
+import hmt_jax
+from hmt_jax import Status, report, solvers, subspaces
+from hmt_jax.report import _gallery, _numbers
+
+
+def test_a_page_needs_measurements_with_different_names_that_can_be_told_apart(tmp_path):
+    one = pages.grid()
+    path = tmp_path / "page.html"
+    with pytest.raises(ValueError, match="measurements is empty: pass at least one"):
+        report.write(path, [])
+    with pytest.raises(ValueError, match="measurements must have different names, got grid, grid"):
+        report.write(path, [one, one])
+    many = [dataclasses.replace(one, name=str(number)) for number in range(11)]
+    with pytest.raises(ValueError, match=r"11 measurements can't be told apart, at most 10 can: draw some in another"):
+        report.write(path, many)
+    assert not path.exists()
+
+
+def test_a_measurement_has_a_name_for_each_subspace():
+    result = make_result(np.ones((3, 2)))
+    message = "subspaces of the measurement 'a' must have one entry for each of the 3 subspaces, got 2"
+    with pytest.raises(ValueError, match=message):
+        report.Measurement(name="a", result=result, subspaces=["0", "1"])
+    with pytest.raises(ValueError, match="got 'abc'"):
+        report.Measurement(name="a", result=result, subspaces="abc")
+    with pytest.raises(ValueError, match="bounds of the measurement 'a' must have one entry"):
+        report.Measurement(name="a", result=result, subspaces=list("abc"), bounds=np.ones((2, 1)))
+    with pytest.raises(TypeError, match="result must be a MarginResult, got ndarray"):
+        report.Measurement(name="a", result=np.ones((3, 2)), subspaces=list("abc"))
+
+
+def test_only_measurements_of_the_same_images_are_compared():
+    standard, robust, tight = pages.measurements()
+    pairs = _numbers.pairs_of([standard, robust, tight])
+    assert [(pair.first, pair.second, pair.same_classifier) for pair in pairs] == [(0, 1, False), (0, 2, True)]
+    np.testing.assert_allclose(pairs[1].ratios.median_ratio, 0.5)
+    for other in (
+        dataclasses.replace(robust, images_id="other images"),
+        dataclasses.replace(robust, images_id=None),
+        dataclasses.replace(robust, subspaces=list("abcdef")),
+        dataclasses.replace(robust, result=robust.result[:, :7]),
+    ):
+        assert _numbers.pairs_of([standard, other]) == []
+
+
+def test_two_solvers_are_compared_on_a_network_that_is_not_the_first_one():
+    standard, robust, _ = pages.measurements()
+    tight = dataclasses.replace(
+        robust, name="robust, tight", result=dataclasses.replace(robust.result, solver="Walk()")
+    )
+    pairs = _numbers.pairs_of([standard, robust, tight])
+    assert [(pair.first, pair.second, pair.same_classifier) for pair in pairs] == [
+        (0, 1, False),
+        (0, 2, False),
+        (1, 2, True),
+    ]
+
+
+def test_a_subset_is_drawn_without_replacement_and_all_are_taken_if_there_are_few():
+    drawn = _numbers.subset(1000, 30)
+    assert len(set(drawn.tolist())) == 30
+    assert drawn.min() >= 0
+    assert drawn.max() > 500
+    assert sorted(drawn) == drawn.tolist()
+    assert _numbers.subset(7, 30).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("corners", "expected"),
+    [
+        ([(0, 0), (0, 4), (8, 0), (8, 4)], ([0, 8], [0, 4])),
+        ([(0, 0), (4, 4)], None),  # along the diagonal
+        ([(0, 0), (0, 4)], None),  # a single row
+        ([(0, 0), (0, 4), (8, 0), (8, 0)], None),
+        (None, None),
+    ],
+)
+def test_grids_are_known_by_their_corners(corners, expected):
+    assert _numbers.grid_of(None if corners is None else np.array(corners)) == expected
+
+
+def test_the_gallery_has_the_least_the_median_and_the_greatest_margin():
+    margins = np.array([[5.0, 1.0, 9.0, 3.0, 7.0], [2.0, 8.0, 4.0, 6.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    status = np.full(margins.shape, int(Status.CONVERGED))
+    status[1, 4] = Status.OUT_OF_STEPS
+    status[2] = Status.ZERO_GRADIENT
+    assert _gallery.chosen(make_result(margins, status)) == [
+        (0, 1, "least"),
+        (0, 0, "median"),
+        (0, 2, "greatest"),
+        (1, 0, "least"),
+        (1, 2, "median"),
+        (1, 1, "greatest"),
+    ]
+    assert _gallery.chosen(make_result(np.ones((1, 1)))) == [(0, 0, "least")]
+
+
+def test_pictures_show_the_image_and_its_amplified_perturbation():
+    original = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4, 1)
+    perturbation = np.zeros((4, 4, 1), np.float32)
+    perturbation[1, 2] = -0.03
+    picture = report.Picture(2, 17, "least", 0.03, original, perturbation, 4, 9)
+    measurement = dataclasses.replace(pages.measurements()[0], pictures=[picture], classes=["zero"] * 10)
+    (row,) = _gallery.rows(measurement)
+    assert (row.window, row.image, row.before, row.after) == (pages.SUBSPACES[2], 17, "zero", "zero")
+    assert row.factor == 10  # the greatest round one that leaves 0.03 within 0.5
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))) for source in row.sources
+    ]
+    expected = [original, 0.5 + 10 * perturbation, np.clip(original + perturbation, 0, 1)]
+    for found, image in zip(pixels, expected, strict=True):
+        np.testing.assert_allclose(found, 255 * image[..., 0], atol=0.51)
+
+
+def test_pictures_of_a_result_are_its_coordinates_in_the_image():
+    shape = (8, 8, 1)
+    windows = subspaces.dct_diagonal(shape, size=4, step=4)
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    weights = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
+    network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, weights)
+    result = hmt_jax.measure_margins(network, images, windows, solvers.DeepFool(), keep_coordinates=True)
+    wanted = _gallery.chosen(result)
+    for picture, (r, n, _) in zip(report.pictures(result, windows, images, wanted), wanted, strict=True):
+        np.testing.assert_allclose(picture.original, images[n] / 255, atol=1e-6)
+        assert np.linalg.norm(picture.perturbation) == pytest.approx(result.margin[r, n], rel=1e-5)
+        logits = (picture.original + picture.perturbation).reshape(-1) @ weights
+        assert logits.argmax() == picture.adversarial_label == result.adversarial_label[r, n]
+    with pytest.raises(ValueError, match="result has no coordinates: measure with keep_coordinates=True"):
+        report.pictures(dataclasses.replace(result, coordinates=None), windows, images, wanted)
+
+
+def test_numbers_of_all_samples_are_in_the_tables(tmp_path):
+    report.write(tmp_path / "page.html", pages.measurements())
+    page = (tmp_path / "page.html").read_text()
+    assert len(page) < 5e6
+    texts = re.sub("<[^>]*>", " ", page)
+    for word in ("does not hold", "holds", "undecided", "1.2.3", "because why", "hmt measure --model standard"):
+        assert word in texts
+    for margins in (pages.margins(0), pages.margins(0) / 2):
+        for value in np.median(margins, axis=1):
+            assert f">{value:.3g}<" in page or f">{value:#.3g}<" in page
+
+
+def test_a_large_measurement_has_dots_and_rows_of_some_images_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(_numbers, "_NUM_RESAMPLES", 10)  # a thousand take seconds
+    margins = np.random.default_rng(0).lognormal(size=(14, 5000))
+    measurement = report.Measurement(name="large", result=make_result(margins), subspaces=[str(r) for r in range(14)])
+    report.write(tmp_path / "page.html", [measurement])
+    page = (tmp_path / "page.html").read_text()
+    assert len(page) < 5e6
+    assert "Dots are 214 images drawn at random" in page
+    assert "lines from 5% to 95% of all 5,000 images" in page
+    assert "2,857 of 5,000 images, drawn at random" in page
