@@ -608,6 +608,7 @@ def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", replace_or_die)
             store.write_json(file, "new")
+        store.verify(tmp_path)
         found.append(store.read_json(file))
     assert found == ["former", "former", "new", "new"]
 
