@@ -144,13 +144,14 @@ def test_what_to_do_after_a_signal_depends_on_what_is_there(tmp_path):
     arguments = ["run", "digits", "--fresh", "--folder", str(path)]
     command = command_line._parsed(arguments)
     typed = f"python -m experiments run digits --fresh --folder {path}"
-    assert command.remedy(arguments) == f"nothing was written; start again with: {typed}"
+    assert command.remedy(typed) == f"nothing was written; start again with: {typed}"
     path.mkdir()
     without = typed.replace(" --fresh", "")  # which would remove what is to be continued
-    assert command.remedy(arguments) == f"the results so far are in {path}; go on with: {without}"
+    assert command.remedy(typed) == f"the results so far are in {path}; go on with: {without}"
     store.finish(path, {})
-    assert command.remedy(arguments).endswith(f"go on with: {typed}")  # nothing has been removed yet
-    assert command_line._parsed(["list"]).remedy(["list"]) == "start again with: python -m experiments list"
+    assert command.remedy(typed).endswith(f"go on with: {typed}")  # nothing has been removed yet
+    typed = "python -m experiments list"
+    assert command_line._parsed(["list"]).remedy(typed) == f"start again with: {typed}"
 
 
 @pytest.fixture
