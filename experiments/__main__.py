@@ -4,23 +4,16 @@
 import dataclasses
 import inspect
 import math
-import os
 import pathlib
 import shlex
 import signal
 import sys
-import tempfile
 import typing
 from typing import Annotated, Any, Literal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Imports take seconds, before any work has begun: until then, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-try:
-    pathlib.Path.home()
-except RuntimeError:  # no home directory, as in some containers: matplotlib could not be imported
-    _MATPLOTLIB = tempfile.TemporaryDirectory(prefix="matplotlib-")
-    os.environ.setdefault("MPLCONFIGDIR", _MATPLOTLIB.name)
 
 import tyro
 from tyro.conf import Positional, arg

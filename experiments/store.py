@@ -238,11 +238,7 @@ def baseline(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole, in a folder that is made if needed, and enters it into the record of its run.
-
-    Raises:
-      OSError: if it can't be written.
-    """
+    """Writes a file whole, in a folder that is made if needed, and enters it into the record; OSError if it can't."""
     root = path.parent.parent if path.parent.name == MONITORED else path.parent
     name = path.relative_to(root).as_posix()
     try:
