@@ -332,9 +332,8 @@ def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[s
     state, found = kept.restore(like, epoch)
     checkpoint = path / store.CHECKPOINTS / str(epoch)
     if differing := store.differences(found["run"], store.read_config(path)):
-        text = "; ".join(f"{field} is {there!r} there, {here!r} here" for field, (there, here) in differing.items())
         raise ValueError(
-            f"{checkpoint} belongs to another run ({text}): put that of this run back, or start over with --fresh"
+            f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over with --fresh"
         )
     if (last := found["epochs"][-1]["epoch"]) != epoch:
         raise ValueError(

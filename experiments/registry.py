@@ -24,11 +24,7 @@ def tables() -> Mapping[str, Mapping[str, Experiment]]:
 
 
 def get(name: str) -> Experiment:
-    """The experiment of that name.
-
-    Raises:
-      ValueError: that names the most similar experiment, if there is none of that name.
-    """
+    """The experiment of that name; ValueError, which names the most similar one, if there is none."""
     if name not in _EXPERIMENTS:
         similar = difflib.get_close_matches(name, _EXPERIMENTS, n=1)
         hint = f"did you mean {similar[0]!r}?" if similar else "`python -m experiments list` shows all"
@@ -42,11 +38,7 @@ def form(name: str, *, is_quick: bool) -> Config:
 
 
 def reopen(path: pathlib.Path) -> tuple[str, Config]:
-    """The name and the configuration of the experiment whose run is in a folder.
-
-    Raises:
-      ValueError: if there is no such experiment, or it has other fields now.
-    """
+    """The name and the configuration of the run in a folder; ValueError if its experiment has other fields now."""
     name, settings = store.read_config(path)["experiment"], store.settings(path)
     kind = type(get(name).config)
     if differing := sorted({field.name for field in dataclasses.fields(kind)} ^ set(settings)):

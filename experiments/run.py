@@ -38,20 +38,21 @@ def run(
     experiment = registry.get(name)
     with store.held(path):
         described = store.to_json(name, config)
-        store.check(path, described)
         if not fresh:
             store.verify(path)
+        store.check(path, described)
         if store.is_finished(path) and not fresh:
             print(f"{name} is finished already; --fresh starts over")
         else:
-            compared = _baseline(name, config, path, is_quick)
-            for each in (config, *(found for _, found, _ in compared)):
-                each.check(data_dir)
+            config.check(data_dir)
+            beside = None
+            if config.baseline != "none":
+                beside = _run_baseline(name, config, path, is_quick=is_quick, data_dir=data_dir)
             store.start(path, described, fresh=fresh)
-            for other, found, folder in compared:
-                _provide(name, path, other, found, folder, is_quick=is_quick, data_dir=data_dir)
+            if beside is not None:
+                store.refer(path, beside)
             with store.timed(path):
-                config.run(Run(name, path, data_dir, store.baseline(path)))
+                config.run(Run(name, path, data_dir, beside))
             tested = [claim.test(path) for claim in experiment.claims]
             if (path / "margins.npz").exists():
                 store.write(path / "report.html", page.html(name, path, tested).encode())
@@ -73,34 +74,25 @@ def folder_of(name: str, *, is_quick: bool = False, root: pathlib.Path = pathlib
     return root / (name + "_quick" * is_quick)
 
 
-def _baseline(name, config, path, is_quick) -> list[tuple[str, Config, pathlib.Path]]:
-    """The run that a configuration is compared with, as name, configuration and folder; none or one.
+def _run_baseline(name, config, path, *, is_quick, data_dir) -> pathlib.Path:
+    """The folder of the run that a configuration is compared with, after that run has finished.
 
     It has the settings of its own experiment, but for those that the user has changed here.
     """
-    if config.baseline == "none":
-        return []
     own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
     changes = {field: value for field, value in settings.items() if value != own[field]}
-    found = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
-    if found == dataclasses.replace(config, **{"baseline": found.baseline}):
+    other = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
+    if other == dataclasses.replace(config, **{"baseline": other.baseline}):
         raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")
     folder = folder_of(config.baseline, is_quick=is_quick, root=path.resolve().parent)
     if folder == path.resolve():
         raise ValueError(f"{path} is the place of {config.baseline}, which this run is compared with: choose another")
-    store.check(folder, store.to_json(config.baseline, found))
-    return [(config.baseline, found, folder)]
-
-
-def _provide(name, path, other, config, folder, **options) -> None:
-    """Runs what a run is compared with, unless it is finished, and records where it is."""
-    if store.baseline(path) is not None:  # it was found when the run started
-        return
+    store.check(folder, store.to_json(config.baseline, other))
     if store.is_finished(folder):
         store.verify(folder)
-        print(f"{name} is compared with {other} in {folder}")
+        print(f"{name} is compared with {config.baseline} in {folder}")
     else:
-        print(f"{name} is compared with {other}, which runs first:")
-        run(other, config, folder, **options)
+        print(f"{name} is compared with {config.baseline}, which runs first:")
+        run(config.baseline, other, folder, is_quick=is_quick, data_dir=data_dir)
         print(f"\n{name}:")
-    store.refer(path, folder)
+    return folder

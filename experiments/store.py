@@ -1,8 +1,8 @@
-"""The folder of a run: its configuration and its files, which are written whole and read only if unchanged.
+"""The folder of a run: its configuration and its files, which are written whole and checked before they are used.
 
-A record, `files.sha256`, holds the SHA-256 of every file, in the format of `sha256sum -c`. A file that differs from the
-record is refused wherever it is read: it is damaged, or belongs to another run. Training checkpoints and stores of
-margins have checksums of their own.
+A record, `files.sha256`, holds the SHA-256 of every file, in the format of `sha256sum -c`. `verify` compares all files
+with it before a run resumes and before a finished run is used. A file that differs is damaged, or belongs to another
+run. Training checkpoints and stores of margins have checksums of their own.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,13 +36,10 @@ except ImportError:  # on Windows
 FORMAT = 2  # of run folders; before there was a number, they were of format 1
 CLASSIFIER = "checkpoint.safetensors"
 CHECKPOINTS, MONITORED, MARGINS = "checkpoints", "monitored", "margins.zarr"  # the folders in a run's folder
-_VERDICTS = "claims.json"  # the last file of a run
+_SUMMARY, _VERDICTS = "summary.json", "claims.json"  # the last files of a run
 _CONFIG, _ENVIRONMENT, _BASELINE, _RECORD = "config.json", "environment.json", "baseline.json", "files.sha256"
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "safetensors")
 _recording = threading.Lock()
-
-
-# The life of a run's folder
 
 
 def to_json(name: str, config: Any) -> dict[str, Any]:
@@ -57,58 +54,51 @@ def to_json(name: str, config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(described))  # tuples as lists, as they will be read
 
 
-def check(path: pathlib.Path, described: dict[str, Any]) -> None:
-    """Checks that a folder is new, belongs to the run described by `to_json`, or holds a run that came to nothing.
+def differences(found: dict[str, Any], expected: dict[str, Any], there: str = "there", here: str = "here") -> str:
+    """The settings in which two runs differ, with both values, as text. The checksum of a file stands for its path."""
+    one, other = ({"experiment": of["experiment"], **of["settings"], **of["checksums"]} for of in (found, expected))
+    pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
+    return "; ".join(f"{field} is {a!r} {there}, {b!r} {here}" for field, (a, b) in pairs.items() if a != b)
 
-    Raises:
-      ValueError: if it holds another configuration, or files that no run wrote.
-    """
+
+def check(path: pathlib.Path, described: dict[str, Any]) -> None:
+    """Raises ValueError unless a folder is new, belongs to the run that `to_json` describes, or holds no results."""
     if not (path / _CONFIG).exists():
         if path.exists() and any(found.name != _RECORD for found in path.iterdir()):
             raise ValueError(
                 f"{path} holds files but no {_CONFIG}, so it is no run's folder: give another with --folder"
             )
         return
-    differing = differences(read_config(path), described)
-    incidental = {_CONFIG, _ENVIRONMENT, _RECORD}
+    incidental, differing = {_CONFIG, _ENVIRONMENT, _RECORD}, differences(read_config(path), described)
     if differing and any(found.is_file() for found in path.rglob("*") if found.name not in incidental):
         raise ValueError(
-            f"{path} belongs to another configuration ({_listed(differing, 'there', 'here')}), and stays as it is: "
-            "choose another folder with --folder"
+            f"{path} belongs to another configuration ({differing}), and stays as it is: choose another folder with "
+            "--folder"
         )
 
 
 def start(path: pathlib.Path, described: dict[str, Any], *, fresh: bool) -> None:
     """Makes the folder of a run, or resumes one that `check` has accepted; `fresh` removes what its run has written."""
     make(path)
-    if fresh:
-        _empty(path)
-    elif (path / _CONFIG).exists() and differences(read_config(path), described):  # a run that came to nothing
-        (path / _ENVIRONMENT).unlink(missing_ok=True)
+    if fresh or ((path / _CONFIG).exists() and differences(read_config(path), described)):
+        ours = {name.partition("/")[0] for name in _names(_record(path))} | {_RECORD, CHECKPOINTS, MONITORED, MARGINS}
+        for each in sorted(
+            path.iterdir(), key=lambda each: each.name in (_RECORD, _CONFIG)
+        ):  # if killed, still a run's
+            if each.name in ours:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
     (path / _RECORD).touch()
     write_json(path / _CONFIG, described)
-    if not (path / _ENVIRONMENT).exists():
-        write_json(path / _ENVIRONMENT, {**environment(), "seconds": 0, "earlier": []})
-    elif not (path / "summary.json").exists():  # it resumes, maybe on another machine
-        before, now = read_environment(path), environment()
-        seconds, earlier = before.pop("seconds"), before.pop("earlier")
-        write_json(path / _ENVIRONMENT, {**now, "seconds": seconds, "earlier": [*earlier, *[before] * (before != now)]})
-
-
-def _empty(path) -> None:
-    """Removes all that a run has written into its folder, and nothing else."""
-    ours = {name.partition("/")[0] for name in _recorded(path)} | {_RECORD, CHECKPOINTS, MONITORED, MARGINS}
-    for each in sorted(path.iterdir(), key=lambda each: each.name in (_RECORD, _CONFIG)):  # if killed, still a run's
-        if each.name in ours:
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    if not (path / _SUMMARY).exists():  # there is work to do, maybe on another machine than before
+        now, before = environment(), read_environment(path) if (path / _ENVIRONMENT).exists() else {}
+        seconds, earlier = before.pop("seconds", 0), before.pop("earlier", [])
+        if before and before != now:
+            earlier.append(before)
+        write_json(path / _ENVIRONMENT, {**now, "seconds": seconds, "earlier": earlier})
 
 
 def make(path: pathlib.Path) -> None:
-    """Makes a folder and its parents, if they are not there.
-
-    Raises:
-      OSError: if it can't be made.
-    """
+    """Makes a folder and its parents, if they are not there; OSError, with a remedy, if it can't."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,7 +118,7 @@ def held(path: pathlib.Path) -> Iterator[None]:
       ValueError: if another run or audit is at work in it, or it is a file.
       OSError: if it can't be made.
     """
-    if path.exists() and not path.is_dir():
+    if path.is_file():
         raise ValueError(f"{path} is a file: give a folder with --folder")
     make(path)
     with contextlib.ExitStack() as stack:
@@ -161,22 +151,20 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
     before, started, ended = read_environment(path), time.perf_counter(), threading.Event()
 
     def record():
-        seconds = before["seconds"] + time.perf_counter() - started
-        with contextlib.suppress(OSError):  # a full disk, or a deleted folder: other writers report it
-            write_json(path / _ENVIRONMENT, {**before, "seconds": round(seconds, 2)})
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(interval)
+            seconds = round(before["seconds"] + time.perf_counter() - started, 2)
+            with contextlib.suppress(OSError):  # a full disk, or a deleted folder: other writers report it
+                write_json(path / _ENVIRONMENT, {**before, "seconds": seconds})
 
-    def keep_recording():
-        while not ended.wait(interval):
-            record()
-
-    thread = threading.Thread(target=keep_recording, daemon=True)
+    thread = threading.Thread(target=record, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        record()
 
 
 def finish(path: pathlib.Path, verdicts: dict[str, Any]) -> None:
@@ -206,7 +194,17 @@ def check_finished(path: pathlib.Path) -> None:
     verify(path)
 
 
-# What a run is compared with
+def verify(path: pathlib.Path) -> None:
+    """Raises ValueError, which names the file, if one in a run's folder has changed since the run wrote it."""
+    before = _record(path)
+    for name in _names(before):
+        file = path / name
+        # An audit may replace a file while it is read here, and its entry after that.
+        if file.is_file() and _disk.checksum_line(name, file.read_bytes()) not in {*before, *_record(path)}:
+            raise ValueError(
+                f"{file} is not what its run wrote, by its SHA-256 in {_RECORD}: put back whichever changed, or "
+                f"{_remedy(file)}"
+            )
 
 
 def refer(path: pathlib.Path, other: pathlib.Path) -> None:
@@ -219,7 +217,7 @@ def baseline(path: pathlib.Path) -> pathlib.Path | None:
     """The folder of the run that the one in a folder is compared with; None if there is none.
 
     Raises:
-      ValueError: if it is no longer where it was, not finished, or another run by now.
+      ValueError: if it is no longer where it was, not finished, or another run by now, or its files have changed.
     """
     if not (path / _BASELINE).exists():
         return None
@@ -230,44 +228,34 @@ def baseline(path: pathlib.Path) -> pathlib.Path | None:
         raise ValueError(f"{path} is compared with {found}, which is gone: {remedy}")
     if not is_finished(found):
         raise ValueError(f"{path} is compared with {found}, which is not finished: finish that run first")
-    if differing := differences(read_config(found), reference["config"]):
-        text = _listed(differing, "there", "before")
-        raise ValueError(f"{path} is compared with {found}, which holds another run by now ({text}): {remedy}")
+    if differing := differences(read_config(found), reference["config"], here="before"):
+        raise ValueError(f"{path} is compared with {found}, which holds another run by now ({differing}): {remedy}")
+    verify(found)
     return found
 
 
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configurations differ, with both values. Files with checksums count by these alone."""
-    files = {*found["checksums"]} & {*expected["checksums"]}
-
-    def flat(described):
-        settings = {field: value for field, value in described["settings"].items() if field not in files}
-        return {"experiment": described["experiment"], **settings, "checksums": described["checksums"]}
-
-    one, other = flat(found), flat(expected)
-    pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
-    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _listed(differing, first, second) -> str:
-    return "; ".join(f"{field} is {one!r} {first}, {other!r} {second}" for field, (one, other) in differing.items())
-
-
-# Files
+# Files. Those who read one raise ValueError, which names it, if it is damaged or not there.
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole, in a folder that is made if needed, and enters it into the record of its run.
-
-    Raises:
-      OSError: if it can't be written.
-    """
-    with _told_if_full(path):
+    """Writes a file whole, in a folder that is made if needed, and enters it into the record; OSError if it can't."""
+    root = path.parent.parent if path.parent.name == MONITORED else path.parent
+    name = path.relative_to(root).as_posix()
+    try:
         path.parent.mkdir(exist_ok=True)
-        # Entered before it is written; the former entry stays until after. So the record fits whenever we are killed.
-        _enter(path, content, keep_former=True)
-        _disk.write(path, content)
-        _enter(path, content, keep_former=False)
+        if not (root / _RECORD).exists():
+            return _disk.write(path, content)
+        with _recording:  # the run's time is written by another thread
+            before, line = _record(root), _disk.checksum_line(name, content)
+            # The former entry stays until the file is replaced. So the record fits whenever the process is killed.
+            _write_record(root, [*before, line])
+            _disk.write(path, content)
+            _write_record(root, [*(each for each in before if _names([each]) != [name]), line])
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        text = "no space is left: free some and run the same command again, which resumes where this one stopped"
+        raise OSError(error.errno, text, str(path)) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -295,50 +283,29 @@ def write_classifier(path: pathlib.Path, classifier: models.Normalized, **header
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
-
-    Raises:
-      ValueError: if it is damaged, not there, or not what its run wrote.
-    """
-    return _read(path, _arrays)
+    """The arrays of an .npz file."""
+    return _read(path, lambda content: dict(np.load(io.BytesIO(content))))
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-      ValueError: if it is damaged, not there, or not what its run wrote.
-    """
+    """The value in a JSON file."""
     return _read(path, json.loads)
 
 
 def read_classifier(path: pathlib.Path) -> models.Normalized:
-    """The classifier in a file.
-
-    Raises:
-      ValueError: if it is damaged, not there, or not what its run wrote.
-    """
-    _content(path)
+    """The classifier in a file."""
     return models.load(path)[0]
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The description of the run in a folder, as `to_json` returns it.
-
-    Raises:
-      ValueError: if it is damaged, not there, or in the format of another version.
-    """
-    described = read_json(path / _CONFIG)
-    if not isinstance(described, dict):
-        raise ValueError(f"{path / _CONFIG} is damaged: remove {path}, and run that experiment again")
-    found = described.get("format", 1)
-    if found != FORMAT:
-        version = described.get("hmt_jax")
-        if version is None and (path / _ENVIRONMENT).exists():
-            version = read_environment(path).get("packages", {}).get("hmt-jax")
+    """The description of the run in a folder, as `to_json` returns it; ValueError if another version wrote it."""
+    described = _read(path / _CONFIG, lambda content: dict(json.loads(content)))
+    if (found := described.get("format", 1)) != FORMAT:
+        packages = read_environment(path).get("packages", {}) if (path / _ENVIRONMENT).exists() else {}
+        version = described.get("hmt_jax") or packages.get("hmt-jax") or "of an unknown version"
         raise ValueError(
-            f"{path} was written by hmt-jax {version or 'of an unknown version'} in format {found} of run folders, and "
-            f"this version, {hmt_jax.__version__}, reads format {FORMAT}: run the experiment again in another folder"
+            f"{path} was written by hmt-jax {version} in format {found} of run folders, and this version, "
+            f"{hmt_jax.__version__}, reads format {FORMAT}: run the experiment again in another folder"
         )
     return described
 
@@ -350,10 +317,7 @@ def settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_environment(path: pathlib.Path) -> dict[str, Any]:
-    """The return value of `environment` for the run in a folder, and the "seconds" that the run took.
-
-    If it resumed on another machine, "earlier" lists the former ones.
-    """
+    """The `environment` of the run in a folder, the "seconds" that it took, and the "earlier" ones if it has moved."""
     return read_json(path / _ENVIRONMENT)
 
 
@@ -363,38 +327,12 @@ def monitored(path: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
     return {epoch: read_arrays(files[epoch]) for epoch in sorted(files)}
 
 
-def verify(path: pathlib.Path) -> None:
-    """Checks that the files in a run's folder are as the run wrote them. Missing files are not checked.
-
-    Raises:
-      ValueError: that names the first file that has changed.
-    """
-    for name in dict.fromkeys(_recorded(path)):
-        if (path / name).is_file():
-            _content(path / name)
-
-
-def _content(path) -> bytes:
-    """The content of a file, checked against the record of its run."""
-    for _ in range(2):  # again if it was replaced between reading it and reading the record
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} is not there, though a run writes its files whole: {_remedy(path)}") from error
-        root = _root(path)
-        if root is None or _line(root, path, content) in _record(root):
-            return content
-    raise ValueError(
-        f"{path} is not what its run wrote, by its SHA-256 in {_RECORD}: put back whichever changed, or {_remedy(path)}"
-    )
-
-
-def _read(path, parse):
-    content = _content(path)
+def _read(path: pathlib.Path, parse: Callable[[bytes], Any]) -> Any:
     try:
-        return parse(content)
+        return parse(path.read_bytes() if path.exists() else b"")
     except Exception as error:  # parsers of damaged files may raise anything, even MemoryError or RecursionError
-        raise ValueError(f"{path} is damaged, though a run writes its files whole: {_remedy(path)}") from error
+        state = "damaged" if path.exists() else "not there"
+        raise ValueError(f"{path} is {state}, though a run writes its files whole: {_remedy(path)}") from error
 
 
 def _remedy(path) -> str:
@@ -405,56 +343,18 @@ def _remedy(path) -> str:
     return "start that run over with --fresh"
 
 
-def _arrays(content) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content)) as arrays:
-        return dict(arrays)
-
-
-def _root(path) -> pathlib.Path | None:
-    """The folder of the run that a file belongs to; None if it has no record."""
-    root = path.parent.parent if path.parent.name == MONITORED else path.parent
-    return root if (root / _RECORD).exists() else None
-
-
 def _record(root) -> list[str]:
-    """The lines of the record, SHA-256 and name. A file that is being replaced has two lines."""
-    try:
-        return (root / _RECORD).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
+    """The lines of the record, SHA-256 and name; none without a record. A file that is being replaced has two lines."""
+    record = root / _RECORD
+    return record.read_text(errors="replace").splitlines() if record.exists() else []
 
 
-def _recorded(root) -> list[str]:
-    return [line.partition("  ")[2] for line in _record(root)]
+def _names(lines) -> list[str]:
+    return list(dict.fromkeys(line.partition("  ")[2] for line in lines))
 
 
-def _line(root, path, content) -> str:
-    return _disk.checksum_line(path.relative_to(root).as_posix(), content)
-
-
-def _enter(path, content, *, keep_former) -> None:
-    if (root := _root(path)) is None:
-        return
-    with _recording:  # the run's time is written by another thread
-        line, before = _line(root, path, content), _record(root)
-        name = line.partition("  ")[2]
-        others = [each for each in before if each != line and (keep_former or each.partition("  ")[2] != name)]
-        if (after := [*others, line]) != before:
-            _disk.write(root / _RECORD, "".join(f"{each}\n" for each in after).encode())
-
-
-@contextlib.contextmanager
-def _told_if_full(path):
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise OSError(
-            error.errno,
-            "no space is left: free some and run the same command again, which resumes where this one stopped",
-            str(path),
-        ) from error
+def _write_record(root, lines) -> None:
+    _disk.write(root / _RECORD, "".join(f"{line}\n" for line in lines).encode())
 
 
 def environment() -> dict[str, Any]:
@@ -478,10 +378,8 @@ def _version(package):
 
 def _git(*arguments):
     """The output of git about this checkout; None if there is no git or no checkout."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(pathlib.Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -623,8 +624,31 @@ def test_a_file_is_as_the_record_has_it_whenever_its_writer_is_killed(tmp_path, 
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", replace_or_die)
             store.write_json(file, "new")
+        store.verify(tmp_path)
         found.append(store.read_json(file))
     assert found == ["former", "former", "new", "new"]
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_file_that_another_process_replaces_meanwhile_has_not_changed(is_before, tmp_path, monkeypatch):
+    """Before it is read, but after the record was, or right after it is read."""
+    store.start(tmp_path, store.to_json("digits", registry.get("digits").config), fresh=False)
+    file = tmp_path / "audit.json"
+    store.write_json(file, "former")
+    read = pathlib.Path.read_bytes
+
+    def meet_another(path):
+        content = None if is_before else read(path)
+        if path == file:
+            store.write_json(file, "new")
+        return read(path) if content is None else content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", meet_another)
+        store.verify(tmp_path)
+    file.write_text('"other"')
+    with pytest.raises(ValueError, match=r"audit.json is not what its run wrote"):
+        store.verify(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "margins.npz"])

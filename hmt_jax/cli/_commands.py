@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from hmt_jax.cli._images import Images
 
 
-def _option(metavar: str, help_text: str, **settings: Any) -> Any:
+def option(metavar: str, help_text: str, **settings: Any) -> Any:
     """An option: the placeholder of its value, and its help. `hint=None` adds the default to the help."""
     return arg(metavar=metavar, help=help_text, help_behavior_hint=settings.pop("hint", ""), **settings)
 
 
-def _parsed_by(parse: Callable[[list[str]], Any], nargs: Any) -> PrimitiveConstructorSpec:
+def parsed_by(parse: Callable[[list[str]], Any], nargs: Any) -> PrimitiveConstructorSpec:
     """An argument that `parse` makes of what was typed, because tyro's own error messages name types of Python."""
     return PrimitiveConstructorSpec(nargs, "", parse, lambda _: True, lambda value: [str(value)])
 
@@ -56,18 +56,19 @@ def _specifications(texts: list[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-_COUNT, _CHANNELS = _parsed_by(_count, 1), _parsed_by(_channels, "*")
-_DATA_DIR = _option(
-    "DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)"
+_COUNT, _CHANNELS = parsed_by(_count, 1), parsed_by(_channels, "*")
+DATA_DIR = option(
+    "DIR", "Folder of prepared data sets. (default: TFDSDATA_DIR, or the folder of TensorFlow Datasets)"
 )
-_JSON = _option("", "Print JSON in place of a table.")
+CACHE_DIR = option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
+_JSON = option("", "Print JSON in place of a table.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """The arguments that all commands take."""
 
-    debug: Annotated[bool, _option("", "Show the traceback of an error.")] = False
+    debug: Annotated[bool, option("", "Show the traceback of an error.")] = False
 
     def run(self) -> None:
         """Runs the command."""
@@ -90,7 +91,7 @@ class Measure(Command):
 
     model: Annotated[
         str,
-        _option(
+        option(
             "MODEL",
             "A network of `hmt models`, with --weights; a checkpoint of hmt_jax; file.py:function or "
             "package.module:function that returns a classifier or a PyTorch module; a .pt2 file of torch.export; or "
@@ -99,65 +100,63 @@ class Measure(Command):
     ]
     images: Annotated[
         str,
-        _option("IMAGES", "A folder of images, a .npy or .npz file, or a data set with its split: mnist:test[:1000]."),
+        option("IMAGES", "A folder of images, a .npy or .npz file, or a data set with its split: mnist:test[:1000]."),
     ]
-    out: Annotated[str, _option("STORE", "Folder of the store, or an address such as gs://bucket/m.zarr.")]
-    weights: Annotated[str | None, _option("FILE", "Weights for a network of `hmt models`.")] = None
+    out: Annotated[str, option("STORE", "Folder of the store, or an address such as gs://bucket/m.zarr.")]
+    weights: Annotated[str | None, option("FILE", "Weights for a network of `hmt models`.")] = None
     weights_key: Annotated[
         str | None,
-        _option(
+        option(
             "KEY", "Place of the weights in that file, such as state_dict_ema, if it holds several sets of weights."
         ),
     ] = None
     mean: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        _option("X [X ...]", "Mean to subtract from pixels in [0, 1]: a number for each channel."),
+        option("X [X ...]", "Mean to subtract from pixels in [0, 1]: a number for each channel."),
     ] = None
     std: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        _option("X [X ...]", "Standard deviation that pixels are divided by after that: a number for each channel."),
+        option("X [X ...]", "Standard deviation that pixels are divided by after that: a number for each channel."),
     ] = None
     subspaces: Annotated[
         tuple[str, ...],
-        _parsed_by(_specifications, "*"),
-        _option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: windows along the diagonal)"),
+        parsed_by(_specifications, "*"),
+        option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: windows along the diagonal)"),
     ] = ()
     solver: Annotated[
         str,
-        _option(
+        option(
             "SOLVER", f"One of {_specs.SOLVERS}; settings follow as in deepfool:max_steps=50 or tight:fast.", hint=None
         ),
     ] = "deepfool"
-    num: Annotated[int | None, _COUNT, _option("N", "Measure only the first N images.")] = None
-    resize: Annotated[int | None, _COUNT, _option("N", "Resize the shorter side of images to N pixels.")] = None
-    crop: Annotated[int | None, _COUNT, _option("N", "Cut a square of N pixels out of the middle.")] = None
+    num: Annotated[int | None, _COUNT, option("N", "Measure only the first N images.")] = None
+    resize: Annotated[int | None, _COUNT, option("N", "Resize the shorter side of images to N pixels.")] = None
+    crop: Annotated[int | None, _COUNT, option("N", "Cut a square of N pixels out of the middle.")] = None
     backend: Annotated[
         Literal["auto", "torchax", "callback"],
-        _option("BACKEND", "How PyTorch modules run: auto, torchax or callback.", hint=None),
+        option("BACKEND", "How PyTorch modules run: auto, torchax or callback.", hint=None),
     ] = "auto"
-    keep_coordinates: Annotated[bool, _option("", "Store the perturbations as well.")] = False
+    keep_coordinates: Annotated[bool, option("", "Store the perturbations as well.")] = False
     precision: Annotated[
         Literal["highest", "default"],
-        _option("PRECISION", "Precision of float32 matrix products: highest or default.", hint=None),
+        option("PRECISION", "Precision of float32 matrix products: highest or default.", hint=None),
     ] = "highest"
     batch_size: Annotated[
         int | None,
         _COUNT,
-        _option("N", "Pairs of a subspace and an image that are computed together. (default: chosen for the device)"),
+        option("N", "Pairs of a subspace and an image that are computed together. (default: chosen for the device)"),
     ] = None
     chunk_size: Annotated[
         int | None,
         _COUNT,
-        _option("N", "Images that a new store takes at once; a stop loses those in work. (default: chosen)"),
+        option("N", "Images that a new store takes at once; a stop loses those in work. (default: chosen)"),
     ] = None
-    data_dir: Annotated[str | None, _DATA_DIR] = None
-    cache_dir: Annotated[
-        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
-    ] = None
+    data_dir: Annotated[str | None, DATA_DIR] = None
+    cache_dir: Annotated[str | None, CACHE_DIR] = None
     report: Annotated[
-        str | None, _option("FILE", "A page of the margins, as hmt report makes it, written anew every half minute.")
+        str | None, option("FILE", "A page of the margins, as hmt report makes it, written anew every half minute.")
     ] = None
     json: Annotated[bool, _JSON] = False
 
@@ -252,7 +251,7 @@ class Source:
 class Show(Command):
     """Show the margins in a store as a table: medians with intervals, and counts of searches that found no margin."""
 
-    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
+    store: Annotated[Positional[str], option("STORE", "A store that hmt measure wrote.")]
     json: Annotated[bool, _JSON] = False
 
     def run(self) -> None:
@@ -287,8 +286,8 @@ class Export(Command):
       hmt export m.zarr margins.parquet
     """
 
-    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
-    file: Annotated[Positional[str], _option("FILE", "The file to write: .csv or .parquet.")]
+    store: Annotated[Positional[str], option("STORE", "A store that hmt measure wrote.")]
+    file: Annotated[Positional[str], option("FILE", "The file to write: .csv or .parquet.")]
 
     def run(self) -> None:
         suffix = os.path.splitext(self.file)[1].lower()
@@ -314,7 +313,7 @@ class Plot(Command):
       hmt plot standard.zarr robust.zarr compared.pdf
     """
 
-    paths: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...] PICTURE", "The stores, then the picture.")]
+    paths: Annotated[Positional[tuple[str, ...]], option("STORE [STORE ...] PICTURE", "The stores, then the picture.")]
 
     def run(self) -> None:
         require("plot", "tool", "matplotlib")
@@ -351,11 +350,9 @@ class Report(Command):
       hmt report standard.zarr robust.zarr --out compared.html
     """
 
-    stores: Annotated[Positional[tuple[str, ...]], _option("STORE [STORE ...]", "Stores that hmt measure wrote.")]
-    out: Annotated[str, _option("FILE", "The page to write, ending in .html.")]
-    cache_dir: Annotated[
-        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
-    ] = None
+    stores: Annotated[Positional[tuple[str, ...]], option("STORE [STORE ...]", "Stores that hmt measure wrote.")]
+    out: Annotated[str, option("FILE", "The page to write, ending in .html.")]
+    cache_dir: Annotated[str | None, CACHE_DIR] = None
 
     def run(self) -> None:
         if not self.stores:
@@ -370,13 +367,11 @@ class Report(Command):
 class Audit(Command):
     """Measure some images of a store again with a tighter solver, and show how much smaller the margins become."""
 
-    store: Annotated[Positional[str], _option("STORE", "A store that hmt measure wrote.")]
-    solver: Annotated[str, _option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
-    num: Annotated[int, _COUNT, _option("N", "Measure the first N images.", hint=None)] = 20
+    store: Annotated[Positional[str], option("STORE", "A store that hmt measure wrote.")]
+    solver: Annotated[str, option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
+    num: Annotated[int, _COUNT, option("N", "Measure the first N images.", hint=None)] = 20
     json: Annotated[bool, _JSON] = False
-    cache_dir: Annotated[
-        str | None, _option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
-    ] = None
+    cache_dir: Annotated[str | None, CACHE_DIR] = None
 
     def run(self) -> None:
         solver = _specs.solver_of(self.solver)
@@ -416,11 +411,11 @@ class Models(Command):
 class Prepare(Command):
     """Download a data set, and prepare it for reading."""
 
-    name: Annotated[Positional[str], _option("DATA", "One of cifar10, digits and mnist.")]
-    data_dir: Annotated[str | None, _DATA_DIR] = None
+    name: Annotated[Positional[str], option("DATA", "One of cifar10, digits and mnist.")]
+    data_dir: Annotated[str | None, DATA_DIR] = None
 
     def run(self) -> None:
-        print(hmt_jax.data.prepare(self.name, self.data_dir))
+        print(hmt_jax.data.prepare(self.name, self.data_dir or None))
 
 
 COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Report, Audit, Models, Prepare)

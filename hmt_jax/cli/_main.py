@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-import os
 import re
-import shlex
 import sys
 from typing import Any
 
@@ -48,33 +46,7 @@ def main(arguments: list[str] | None = None, *, program: str = "hmt") -> int:
       program: what was typed before them.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    typed = f"{program} {shlex.join(arguments)}".rstrip()
-    chosen: list[Any] = []
-
-    def command() -> int:
-        if arguments == ["--version"]:
-            print(f"hmt_jax {hmt_jax.__version__}")
-            return 0
-        _check_once(arguments)
-        try:
-            chosen.append(_parsed(arguments, program))
-        except SystemExit as error:  # tyro has printed the help or what is wrong
-            return int(error.code or 0)
-        _process.use_fast_convolutions()
-        chosen[0].run()
-        return 0
-
-    def remedy() -> str:
-        return chosen[0].remedy(typed) if chosen else f"start again with: {typed}"
-
-    return _process.run(command, remedy, reworded=_reworded, is_debugged="--debug" in arguments)
-
-
-def _check_once(arguments: list[str]) -> None:
-    """Raises ValueError for an option that is there twice, of which tyro would take the last."""
-    options = [argument.partition("=")[0] for argument in arguments if re.match("--[a-z]", argument)]
-    if doubled := [option for option in dict.fromkeys(options) if options.count(option) > 1]:
-        raise ValueError(f"{doubled[0]} is there twice: give it once, with all its values after it")
+    return _process.main(lambda each: _parsed(each, program), arguments, program=program, reworded=_reworded)
 
 
 def _reworded(text: str) -> str:
@@ -86,14 +58,13 @@ def _reworded(text: str) -> str:
 
 def _parsed(arguments: list[str], program: str) -> Any:
     """The command with its arguments. The help of `hmt` itself shows the first paragraph of each command's help."""
-    if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
-        os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
+    if arguments == ["--version"]:
+        print(f"hmt_jax {hmt_jax.__version__}")
+        sys.exit()
     import tyro
 
     from hmt_jax.cli import _commands
 
-    # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     # The library logs how a PyTorch module runs, for instance.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hmt_jax").setLevel(logging.INFO)

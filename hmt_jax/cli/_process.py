@@ -3,7 +3,10 @@
 import concurrent.futures
 import contextlib
 import io
+import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -20,6 +23,54 @@ _ONEDNN_FLAGS = (
 _FAILED, _UNEXPECTED = 2, 1
 _INTERRUPTED, _RESUMABLE = 130, 75  # as shells count signals, and EX_TEMPFAIL of sysexits.h
 _STOPPING = {signal.SIGINT: ("Ctrl-C", _INTERRUPTED), signal.SIGTERM: ("SIGTERM", _RESUMABLE)}
+
+
+def main(
+    parsed: Callable[[list[str]], Any],
+    arguments: list[str],
+    *,
+    program: str,
+    reworded: Callable[[str], str] = lambda text: text,
+) -> int:
+    """The exit code of the command that arguments name, after it has run.
+
+    It is 0, 2 for an error of the user's, 1 for an unexpected one, 130 after Ctrl-C, and 75 after SIGTERM: the same
+    command then goes on.
+
+    Args:
+      parsed: the command with its arguments, an object with `run` and `remedy`.
+      arguments: the arguments.
+      program: what was typed before them.
+      reworded: what a message of the library says in words of the command line.
+    """
+    typed = f"{program} {shlex.join(arguments)}".rstrip()
+    chosen: list[Any] = []
+
+    def command() -> int:
+        _check_once(arguments)
+        # TFDS warns through absl if a decoder is not installed or a folder holds no data. Our own messages say more.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        if (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8":
+            os.environ.setdefault("PYTHON_TYRO_UTF8_BOXES", "False")
+        try:
+            chosen.append(parsed(arguments))
+        except SystemExit as error:  # tyro has printed the help or what is wrong
+            return int(error.code or 0)
+        use_fast_convolutions()
+        chosen[0].run()
+        return 0
+
+    def remedy() -> str:
+        return chosen[0].remedy(typed) if chosen else f"start again with: {typed}"
+
+    return run(command, remedy, reworded=reworded, is_debugged="--debug" in arguments)
+
+
+def _check_once(arguments: list[str]) -> None:
+    """Raises ValueError for an option that is there twice, of which tyro would take the last."""
+    options = [argument.partition("=")[0] for argument in arguments if re.match("--[a-z]", argument)]
+    if doubled := [option for option in dict.fromkeys(options) if options.count(option) > 1]:
+        raise ValueError(f"{doubled[0]} is there twice: give it once, with all its values after it")
 
 
 def run(
