@@ -57,9 +57,7 @@ def _specifications(texts: list[str]) -> tuple[str, ...]:
 
 
 _COUNT, _CHANNELS = parsed_by(_count, 1), parsed_by(_channels, "*")
-DATA_DIR = option(
-    "DIR", "Folder of prepared data sets. (default: TFDSDATA_DIR, or the folder of TensorFlow Datasets)"
-)
+DATA_DIR = option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)")
 CACHE_DIR = option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
 _JSON = option("", "Print JSON in place of a table.")
 
