@@ -16,9 +16,6 @@ import scipy.stats
 
 from hmt_jax import statistics
 
-HOLDS, FAILS, UNDECIDED = "holds", "DOES NOT HOLD", "undecided"
-HEADER = ("claim", "found", "95% interval", "threshold", "")
-
 _TAILS = (2.5, 97.5)  # percentages that end an interval of 95%
 _NUM_RESAMPLES = 1000
 
@@ -65,24 +62,29 @@ class Claim:
         A run is not lost if settings left out the results that the statistic needs: the reason is written as
         "undecided", and the claim neither holds nor fails.
         """
-        undecided = None
+        undecided = {}
         try:
             estimate = self.statistic(path)
             if math.isnan(estimate.value):
-                undecided = "it has no value, as where medians that it compares are censored"
+                undecided = {"undecided": "it has no value, as where medians that it compares are censored"}
         except (ValueError, LookupError, OSError) as error:
-            estimate, undecided = Estimate(math.nan, math.nan, math.nan), str(error)
-        at_least = -math.inf if self.at_least is None else self.at_least
-        at_most = math.inf if self.at_most is None else self.at_most
+            estimate, undecided = Estimate(math.nan, math.nan, math.nan), {"undecided": str(error)}
+        least, most = self.at_least, self.at_most
+        is_met = (least is None or estimate.value >= least) and (most is None or estimate.value <= most)
         return {
             "claim": self.text,
             "reason": self.reason,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            **{key: number if math.isfinite(number) else str(number) for key, number in estimate._asdict().items()},
-            "holds": bool(at_least <= estimate.value <= at_most),  # never for NaN
-            **({} if undecided is None else {"undecided": undecided}),
+            "at_least": least,
+            "at_most": most,
+            **{field: for_json(number) for field, number in estimate._asdict().items()},
+            "holds": bool(is_met),  # never for NaN
+            **undecided,
         }
+
+
+def for_json(number: float) -> float | str:
+    """The number, or "inf" or "nan" in words, because JSON has no such numbers."""
+    return float(number) if math.isfinite(number) else str(float(number))
 
 
 def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estimate:
@@ -136,18 +138,6 @@ def from_runs(values: Sequence[float]) -> Estimate:
         mean, deviation = np.mean(values), np.std(values, ddof=1)
         reach = scipy.stats.t.ppf(_TAILS[1] / 100, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
         return Estimate(float(mean), float(mean - reach), float(mean + reach))
-
-
-def row(verdict: dict[str, Any]) -> tuple[str, ...]:
-    """A verdict as cells of a table under `HEADER`."""
-    value, low, high = (f"{float(verdict[field]):.3g}" for field in Estimate._fields)
-    thresholds = [
-        f"{sign} {verdict[field]:g}"
-        for field, sign in (("at_least", ">="), ("at_most", "<="))
-        if verdict[field] is not None
-    ]
-    outcome = UNDECIDED if math.isnan(float(verdict["value"])) else HOLDS if verdict["holds"] else FAILS
-    return verdict["claim"], value, f"{low} to {high}", ", ".join(thresholds), outcome
 
 
 def _check_numbers(numbers):
