@@ -36,19 +36,11 @@ Statistic = Callable[[pathlib.Path], Estimate]  # a number of a run, from its fo
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim on the results of a run.
-
-    Attributes:
-      text: the claim in words.
-      statistic: the number that decides, computed from the run's folder.
-      reason: the reason for the threshold.
-      at_least: the least number with which the claim holds.
-      at_most: the greatest one.
-    """
+    """A claim on the results of a run, in words, which holds if a number of the run meets a threshold."""
 
     text: str
     statistic: Statistic
-    reason: str
+    reason: str  # for the threshold
     at_least: float | None = None
     at_most: float | None = None
 
@@ -90,15 +82,8 @@ def for_json(number: float) -> float | str:
 def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estimate:
     """The estimate of a statistic of median margins, with its bootstrap interval over the samples.
 
-    Samples are drawn with replacement, the same ones in every subspace and in every run.
-
-    Args:
-      statistic: returns a number for as many curves of medians, each (R,), as margins are passed.
-      *margins: margins of one run each, (R, N), infinite where they are censored and NaN where there are none, for the
-        same N samples.
-
-    Raises:
-      ValueError: for unequal numbers of samples.
+    It takes a curve of medians (R,) for each run, whose censored margins (R, N) are passed. Samples are drawn with
+    replacement, the same ones in every subspace and in every run.
     """
     _check_numbers([curves.shape[1] for curves in margins])
     rows = np.concatenate(margins)
@@ -123,9 +108,8 @@ def from_resampling(statistic: Callable[..., float], *samples: np.ndarray) -> Es
 
 def from_share(share: float, num_samples: int) -> Estimate:
     """The estimate of a share of samples, such as an accuracy, with its bootstrap interval over them."""
-    rng = np.random.default_rng(0)
     # Redrawing the samples would draw from the same binomial distribution.
-    return _estimate(share, rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)
+    return _estimate(share, np.random.default_rng(0).binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)
 
 
 def from_runs(values: Sequence[float]) -> Estimate:
@@ -135,9 +119,8 @@ def from_runs(values: Sequence[float]) -> Estimate:
     NaN if a number is not finite.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        mean, deviation = np.mean(values), np.std(values, ddof=1)
-        reach = scipy.stats.t.ppf(_TAILS[1] / 100, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
-        return Estimate(float(mean), float(mean - reach), float(mean + reach))
+        mean, deviation = np.mean(values), np.std(values, ddof=1) * math.sqrt(1 + 1 / len(values))
+        return Estimate(float(mean), *map(float, scipy.stats.t.interval(0.95, len(values) - 1, mean, deviation)))
 
 
 def _check_numbers(numbers):

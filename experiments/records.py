@@ -21,10 +21,7 @@ _OF_CLAIM = ("claim", "value", "low", "high", "at_least", "at_most", "holds")
 def add(path: pathlib.Path, *, hardware: str | None = None, root: pathlib.Path = ROOT) -> str:
     """The name of the experiment of a finished run, whose summary is now in the store. Adding it again changes nothing.
 
-    Args:
-      path: the run's folder.
-      hardware: what it ran on, in words, such as "2 CPU cores"; what JAX calls the devices if not given.
-      root: of the store.
+    `hardware` is what it ran on, in words, such as "2 CPU cores"; what JAX calls the devices if not given.
 
     Raises:
       ValueError: if the folder has no finished run, its files have changed, the run is a quick one, or its experiment

@@ -119,12 +119,10 @@ def _strongest(file) -> dict[str, Any] | None:
 def _head(path) -> str:
     """The findings on the network as a whole, in lines for the terminal."""
     summary = store.read_json(path / "summary.json")
-    training = summary["training_seconds"]
-    seconds = "" if training is None else f"training {training:.0f} s, "
-    lines = [
-        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
-        f"{seconds}margins {summary['measurement_seconds']:.0f} s"
-    ]
+    lines = [f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "]
+    if summary["training_seconds"] is not None:
+        lines[0] += f"training {summary['training_seconds']:.0f} s, "
+    lines[0] += f"margins {summary['measurement_seconds']:.0f} s"
     if found := summary["robustness"]:
         norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
         lines.append(
@@ -194,13 +192,9 @@ def draw_grid(run: Run, window_size: int) -> None:
 def spectrum(
     epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
 ) -> Figure:
-    """A figure of the energy of adversarial perturbations over subspaces, with a line for each epoch of training.
+    """A figure of the energy of adversarial perturbations over R subspaces, with a line for each epoch of training.
 
-    Args:
-      epochs: the arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), keyed by its number.
-      title: title of the picture.
-      ticks: R names of the subspaces.
-      xlabel: label of the axis of subspaces.
+    The arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), are keyed by its number.
     """
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()

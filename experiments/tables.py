@@ -302,9 +302,6 @@ def _where(file) -> str:
     return f"{file.get('hardware') or records.devices(environment)} | {environment['packages']['jax'] or ''}"
 
 
-# Cells
-
-
 def _number(value: float | str | None, spec: str = ",.3g", unit: str = "", *, scale: float = 1) -> str:
     """A number as text, without an exponent; an empty text if it is not known."""
     if value is None:

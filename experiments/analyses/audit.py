@@ -118,7 +118,8 @@ def _certify(opened: Opened, num_certified: int) -> np.ndarray:
     images, certified = opened.images[:num_certified], np.full(opened.margins.shape, np.nan)
     if num_certified:
         try:
-            found = bounds.certify(opened.classifier, images, opened.config.measured(images.shape[1:]))
+            with opened.config.pixels_explained():
+                found = bounds.certify(opened.classifier, images, opened.config.measured(images.shape[1:]))
         except TypeError as error:
             raise ValueError(str(error)) from None
         certified[:, :num_certified] = found.radius
