@@ -16,9 +16,6 @@ import scipy.stats
 
 from hmt_jax import statistics
 
-HOLDS, FAILS, UNDECIDED = "holds", "DOES NOT HOLD", "undecided"
-HEADER = ("claim", "found", "95% interval", "threshold", "")
-
 _TAILS = (2.5, 97.5)  # percentages that end an interval of 95%
 _NUM_RESAMPLES = 1000
 
@@ -39,19 +36,11 @@ Statistic = Callable[[pathlib.Path], Estimate]  # a number of a run, from its fo
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim on the results of a run.
-
-    Attributes:
-      text: the claim in words.
-      statistic: the number that decides, computed from the run's folder.
-      reason: the reason for the threshold.
-      at_least: the least number with which the claim holds.
-      at_most: the greatest one.
-    """
+    """A claim on the results of a run, in words, which holds if a number of the run meets a threshold."""
 
     text: str
     statistic: Statistic
-    reason: str
+    reason: str  # for the threshold
     at_least: float | None = None
     at_most: float | None = None
 
@@ -65,38 +54,36 @@ class Claim:
         A run is not lost if settings left out the results that the statistic needs: the reason is written as
         "undecided", and the claim neither holds nor fails.
         """
-        undecided = None
+        undecided = {}
         try:
             estimate = self.statistic(path)
             if math.isnan(estimate.value):
-                undecided = "it has no value, as where medians that it compares are censored"
+                undecided = {"undecided": "it has no value, as where medians that it compares are censored"}
         except (ValueError, LookupError, OSError) as error:
-            estimate, undecided = Estimate(math.nan, math.nan, math.nan), str(error)
-        at_least = -math.inf if self.at_least is None else self.at_least
-        at_most = math.inf if self.at_most is None else self.at_most
+            estimate, undecided = Estimate(math.nan, math.nan, math.nan), {"undecided": str(error)}
+        least, most = self.at_least, self.at_most
+        is_met = (least is None or estimate.value >= least) and (most is None or estimate.value <= most)
         return {
             "claim": self.text,
             "reason": self.reason,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            **{key: number if math.isfinite(number) else str(number) for key, number in estimate._asdict().items()},
-            "holds": bool(at_least <= estimate.value <= at_most),  # never for NaN
-            **({} if undecided is None else {"undecided": undecided}),
+            "at_least": least,
+            "at_most": most,
+            **{field: for_json(number) for field, number in estimate._asdict().items()},
+            "holds": bool(is_met),  # never for NaN
+            **undecided,
         }
+
+
+def for_json(number: float) -> float | str:
+    """The number, or "inf" or "nan" in words, because JSON has no such numbers."""
+    return float(number) if math.isfinite(number) else str(float(number))
 
 
 def from_medians(statistic: Callable[..., float], *margins: np.ndarray) -> Estimate:
     """The estimate of a statistic of median margins, with its bootstrap interval over the samples.
 
-    Samples are drawn with replacement, the same ones in every subspace and in every run.
-
-    Args:
-      statistic: returns a number for as many curves of medians, each (R,), as margins are passed.
-      *margins: margins of one run each, (R, N), infinite where they are censored and NaN where there are none, for the
-        same N samples.
-
-    Raises:
-      ValueError: for unequal numbers of samples.
+    It takes a curve of medians (R,) for each run, whose censored margins (R, N) are passed. Samples are drawn with
+    replacement, the same ones in every subspace and in every run.
     """
     _check_numbers([curves.shape[1] for curves in margins])
     rows = np.concatenate(margins)
@@ -121,9 +108,8 @@ def from_resampling(statistic: Callable[..., float], *samples: np.ndarray) -> Es
 
 def from_share(share: float, num_samples: int) -> Estimate:
     """The estimate of a share of samples, such as an accuracy, with its bootstrap interval over them."""
-    rng = np.random.default_rng(0)
     # Redrawing the samples would draw from the same binomial distribution.
-    return _estimate(share, rng.binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)
+    return _estimate(share, np.random.default_rng(0).binomial(num_samples, share, _NUM_RESAMPLES) / num_samples)
 
 
 def from_runs(values: Sequence[float]) -> Estimate:
@@ -133,21 +119,8 @@ def from_runs(values: Sequence[float]) -> Estimate:
     NaN if a number is not finite.
     """
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        mean, deviation = np.mean(values), np.std(values, ddof=1)
-        reach = scipy.stats.t.ppf(_TAILS[1] / 100, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
-        return Estimate(float(mean), float(mean - reach), float(mean + reach))
-
-
-def row(verdict: dict[str, Any]) -> tuple[str, ...]:
-    """A verdict as cells of a table under `HEADER`."""
-    value, low, high = (f"{float(verdict[field]):.3g}" for field in Estimate._fields)
-    thresholds = [
-        f"{sign} {verdict[field]:g}"
-        for field, sign in (("at_least", ">="), ("at_most", "<="))
-        if verdict[field] is not None
-    ]
-    outcome = UNDECIDED if math.isnan(float(verdict["value"])) else HOLDS if verdict["holds"] else FAILS
-    return verdict["claim"], value, f"{low} to {high}", ", ".join(thresholds), outcome
+        mean, deviation = np.mean(values), np.std(values, ddof=1) * math.sqrt(1 + 1 / len(values))
+        return Estimate(float(mean), *map(float, scipy.stats.t.interval(0.95, len(values) - 1, mean, deviation)))
 
 
 def _check_numbers(numbers):

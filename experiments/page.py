@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 import hmt_jax
-from experiments import claims, report, store
+from experiments import report, store, tables
 from hmt_jax.report import Claim, Measurement
 
 _NO_PICTURES = "a run keeps no images"
@@ -47,7 +47,8 @@ def _measurement(name: str, path: pathlib.Path, verdicts: list[Claim], command: 
 
 
 def _claim(verdict: dict[str, Any]) -> Claim:
-    text, value, interval, threshold, _ = claims.row(verdict)
+    _, line = tables.verdicts([verdict])
+    text, value, interval, threshold, _ = line.split(" | ")
     is_decided = "undecided" not in verdict
     return Claim(
         text,

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 import hmt_jax
 from experiments import store
 from experiments.experiment import Run
-from hmt_jax import lanes, plots, statistics
+from hmt_jax import _tables, lanes, plots, statistics
 
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
 FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
@@ -28,19 +28,6 @@ def number(value: float) -> float | None:
 def text(value: float | None) -> str:
     """The number of a summary as a cell of a table."""
     return "-" if value is None else f"{value:.4g}"
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, for the terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in padded)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table in Markdown; the first row is its header."""
-    header, *others = rows
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *others))
 
 
 def statistics_of(summary: statistics.MarginSummary, r: int) -> dict[str, Any]:
@@ -77,11 +64,7 @@ def summarize(
 ) -> None:
     """Writes the summary of a measured run, and draws its margins; `versus` names the run it is compared with."""
     result, corners = read_margins(run.path)
-    summary = statistics.summarize(result)
-    windows = [
-        {"row": row, "column": column, **statistics_of(summary, r)} for r, (row, column) in enumerate(corners.tolist())
-    ]
-    ratios = None
+    summary, ratios = statistics.summarize(result), None
     if run.baseline is not None:
         others = [window["median"] for window in store.read_json(run.baseline / "summary.json")["windows"]]
         pairs = zip(summary.median, others, strict=True)
@@ -101,7 +84,10 @@ def summarize(
             "utilization": round(result.work.utilization, 4),
             "num_images": result.margin.shape[1],
             "confidence": summary.confidence,
-            "windows": windows,
+            "windows": [
+                {"row": row, "column": column, **statistics_of(summary, r)}
+                for r, (row, column) in enumerate(corners.tolist())
+            ],
         },
     )
 
@@ -109,50 +95,45 @@ def summarize(
 def table(path: pathlib.Path) -> str:
     """The findings of a run along the diagonal as a table for the terminal."""
     result, corners = read_margins(path)
-    names = [f"{row},{column}" for row, column in corners.tolist()]
-    head = _head(store.read_json(path / "summary.json"))
-    return "\n".join([*head, str(statistics.summarize(result, names=names))])
+    summary = statistics.summarize(result, names=[f"{row},{column}" for row, column in corners.tolist()])
+    return f"{_head(path)}\n{summary}"
 
 
 def table_of_grid(path: pathlib.Path) -> str:
-    """The summary of a run over a grid of windows as a table of medians for the terminal."""
-    summary = store.read_json(path / "summary.json")
-    medians = {(window["row"], window["column"]): window["median"] for window in summary["windows"]}
-    rows, columns = (sorted(set(numbers)) for numbers in zip(*medians, strict=True))
-    lines = [*_head(summary), "median margins by the first row and column of the window's frequencies"]
-    lines.append("    " + "".join(f"{column:>8}" for column in columns))
-    for row in rows:
-        lines.append(f"{row:>4}" + "".join(f"{text(medians[row, column]):>8}" for column in columns))
-    return "\n".join(lines)
+    """The findings of a run over a grid of windows as a table of medians for the terminal."""
+    rows: dict[int, list[tuple[str, str]]] = {}
+    for window in store.read_json(path / "summary.json")["windows"]:
+        rows.setdefault(window["row"], []).append((str(window["column"]), text(window["median"])))
+    columns = [("", [*map(str, rows)])]
+    columns += [(cells[0][0], [median for _, median in cells]) for cells in zip(*rows.values(), strict=True)]
+    title = "median margins by the first row and column of the window's frequencies"
+    return f"{_head(path)}\n{title}\n{_tables.table(columns)}"
 
 
 def _strongest(file) -> dict[str, Any] | None:
     """The accuracy under the strongest attack, if it was measured."""
-    if not file.exists():
-        return None
-    found = store.read_json(file)
-    return {"norm": found["norm"], "epsilon": found["epsilon"], **found["evaluations"][-1]}
+    found = store.read_json(file) if file.exists() else None
+    return found and {"norm": found["norm"], "epsilon": found["epsilon"], **found["evaluations"][-1]}
 
 
-def _head(summary) -> list[str]:
+def _head(path) -> str:
     """The findings on the network as a whole, in lines for the terminal."""
-    training = summary["training_seconds"]
-    seconds = "" if training is None else f"training {training:.0f} s, "
-    lines = [
-        f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "
-        f"{seconds}margins {summary['measurement_seconds']:.0f} s"
-    ]
-    if (found := summary["robustness"]) is not None:
+    summary = store.read_json(path / "summary.json")
+    lines = [f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; "]
+    if summary["training_seconds"] is not None:
+        lines[0] += f"training {summary['training_seconds']:.0f} s, "
+    lines[0] += f"margins {summary['measurement_seconds']:.0f} s"
+    if found := summary["robustness"]:
         norm = {"l2": "L2", "linf": "L-infinity"}[found["norm"]]
         lines.append(
             f"accuracy under PGD of {found['num_steps']} steps, {norm} norm at most {found['epsilon']:g}: "
             f"{found['robust_accuracy']:.2%} ({found['clean_accuracy']:.2%} of the same images without it)"
         )
-    if (found := summary["baseline_robustness"]) is not None:
+    if found := summary["baseline_robustness"]:
         lines.append(f"{summary['baseline']} under the same attack: {found['robust_accuracy']:.2%}")
-    if (ratios := summary["margin_over_baseline"]) is not None:
+    if ratios := summary["margin_over_baseline"]:
         lines.append(f"medians over those of {summary['baseline']}: {' '.join(map(text, ratios))}")
-    return lines
+    return "\n".join(lines)
 
 
 def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
@@ -211,13 +192,9 @@ def draw_grid(run: Run, window_size: int) -> None:
 def spectrum(
     epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
 ) -> Figure:
-    """A figure of the energy of adversarial perturbations over subspaces, with a line for each epoch of training.
+    """A figure of the energy of adversarial perturbations over R subspaces, with a line for each epoch of training.
 
-    Args:
-      epochs: the arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), keyed by its number.
-      title: title of the picture.
-      ticks: R names of the subspaces.
-      xlabel: label of the axis of subspaces.
+    The arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), are keyed by its number.
     """
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from experiments import claims, page, registry, report, store
+from experiments import page, registry, store, tables
 from experiments.experiment import Config, Run, check_finite
 
 
@@ -60,7 +60,7 @@ def run(
     print(config.report(path))
     finished = store.verdicts(path)
     if finished["claims"]:
-        print("\n" + report.align([claims.HEADER, *map(claims.row, finished["claims"])]))
+        print("\n" + tables.aligned(tables.verdicts(finished["claims"])))
     for verdict in finished["claims"]:
         if "undecided" in verdict:
             print(f"not decided, {verdict['claim']}: {verdict['undecided']}")

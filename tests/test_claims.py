@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import registry, store
+from experiments import registry, store, tables
 from experiments.catalogue import _claims as claims
 from experiments.catalogue import beyond_the_paper
-from experiments.claims import Claim, Estimate, from_medians, from_resampling, from_runs, from_share, row
-from experiments.report import align
+from experiments.claims import Claim, Estimate, from_medians, from_resampling, from_runs, from_share
 from hmt_jax import Status
 
 
@@ -134,8 +133,8 @@ def test_a_claim_holds_if_its_number_meets_the_threshold(value, thresholds, hold
     verdict = json.loads(json.dumps(claim.test(tmp_path), allow_nan=False))
     assert verdict["holds"] is holds
     assert float(verdict["value"]) == pytest.approx(value, nan_ok=True)
-    text = align([row(verdict)])
-    assert text.endswith("undecided" if np.isnan(value) else "holds" if holds else "DOES NOT HOLD")
+    text = tables.aligned(tables.verdicts([verdict]))
+    assert text.endswith("undecided" if np.isnan(value) else " holds" if holds else "DOES NOT HOLD")
     assert all(f"{threshold:g}" in text for threshold in thresholds.values())
 
 
@@ -226,7 +225,8 @@ def test_a_claim_without_its_results_is_not_decided(tmp_path):
         verdict = Claim("all is well", statistic, "as it should be", at_least=0).test(tmp_path)
         assert reason in verdict["undecided"]
         assert not verdict["holds"]
-        assert row(verdict) == ("all is well", "nan", "nan to nan", ">= 0", "undecided")
+        _, line = tables.verdicts([verdict])
+        assert line == "all is well | nan | nan to nan | at least 0 | undecided"
 
 
 def test_a_claim_on_censored_medians_is_not_decided(tmp_path):

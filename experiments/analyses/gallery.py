@@ -14,7 +14,7 @@ import hmt_jax
 from experiments import manipulations, store
 from experiments.experiment import Config, Run, check_at_least
 from experiments.images import Images
-from hmt_jax import data, plots
+from hmt_jax import _tables, data, plots
 
 _NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest
 
@@ -43,11 +43,9 @@ class Gallery(Config):
     def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
         if not isinstance(other, Images):
             raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
-        if self.num_shown > other.num_images:
-            raise ValueError(
-                f"num_shown={self.num_shown} is more than num_images={other.num_images} of {self.baseline}: set "
-                "num_shown to at most that"
-            )
+        if self.num_shown > (most := other.num_images):
+            message = f"num_shown={self.num_shown} is more than num_images={most} of {self.baseline}"
+            raise ValueError(f"{message}: set num_shown to at most that")
         return dataclasses.replace(other, seed=self.seed)
 
     def run(self, run: Run) -> None:
@@ -72,18 +70,14 @@ class Gallery(Config):
 
     def report(self, path: pathlib.Path) -> str:
         found = store.read_arrays(path / "perturbations.npz")
-        lines = ["window, and for each image the L2 norm of its perturbation and the label before and after"]
-        for (row, column), captions in zip(found["corner"].tolist(), _captions(found), strict=True):
-            lines.append(f"{row:>4},{column:>3}" + "".join(f"{caption:>18}" for caption in captions))
-        return "\n".join(lines)
+        captions = zip(*_captions(found), strict=True)
+        windows = ("window", [f"{row},{column}" for row, column in found["corner"].tolist()])
+        table = _tables.table([windows, *((f"image {n}", each) for n, each in enumerate(captions))])
+        return f"for each image the L2 norm of its perturbation, and the label before and after\n{table}"
 
 
 def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects.
-
-    Returns:
-      corner (R, 2), perturbation, margin (R, N), label (R, N) and label_of_perturbed (R, N).
-    """
+    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N)."""
     windows = config.measured(images.shape[1:])
     chosen = np.linspace(0, len(windows) - 1, min(_NUM_WINDOWS, len(windows))).round().astype(int)
     windows = [windows[r] for r in chosen]
@@ -125,13 +119,7 @@ def _stretched(images: np.ndarray) -> np.ndarray:
 def image_grid(
     columns: Mapping[str, np.ndarray], captions: Sequence[Sequence[str]] | None = None, *, title: str = ""
 ) -> Figure:
-    """A figure of images side by side: a row for each of N images, and a column for each thing done to them.
-
-    Args:
-      columns: images (N, height, width, channels) in [0, 1] of each column, keyed by its heading.
-      captions: captions below the images, for each column one for each of its images.
-      title: title of the picture.
-    """
+    """A figure of images (N, height, width, channels) in [0, 1], in columns by heading, with captions below."""
     num_rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.3 * len(columns), 0.5 + 1.5 * num_rows), dpi=150, layout="constrained")
     panels = figure.subplots(num_rows, len(columns), squeeze=False)
