@@ -18,8 +18,6 @@ from hmt_jax import data, frequency, models, solvers, subspaces
 # What torchvision subtracts from images in [0, 1] and divides them by.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_CHECKSUM_LENGTH = 16  # hexadecimal digits of SHA-256, so that people can compare them
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenWeights(Config):
@@ -63,7 +61,6 @@ class GivenWeights(Config):
         for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
             object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
         check_known("network", self.network, models.names())
-        check_known("manipulation", self.manipulation, ("none", "flip"))
         check_at_least(self, 1, "num_images")
         _ = self.solver, self.windows  # settings out of range fail here, before any work
 
@@ -85,11 +82,11 @@ class GivenWeights(Config):
     def checksums(self) -> dict[str, str]:
         """SHA-256 prefixes of the weights, and of the images' names and sizes, keyed by field."""
         files = {field: pathlib.Path(getattr(self, field)) for field in ("weights", "baseline_weights")}
-        found = {field: _checksum(path) for field, path in files.items() if path.is_file()}
+        found = {field: _checksum(path.read_bytes()) for field, path in files.items() if path.is_file()}
         if pathlib.Path(self.images).is_dir() and self.images:
             source = self.source()
             sizes = ((file, (pathlib.Path(source.path) / file).stat().st_size) for file in source.files)
-            found["images"] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()[:_CHECKSUM_LENGTH]
+            found["images"] = _checksum(repr(list(sizes)).encode())
         return found
 
     def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
@@ -156,6 +153,6 @@ class GivenWeights(Config):
                 raise ValueError(f"{field}={path} is not there: give {usage}")
 
 
-def _checksum(path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_CHECKSUM_LENGTH]
+def _checksum(content: bytes) -> str:
+    """The first 16 digits of SHA-256, so that people can compare them."""
+    return hashlib.sha256(content).hexdigest()[:16]

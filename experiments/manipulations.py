@@ -52,11 +52,7 @@ def apply(name: str, images: np.ndarray) -> np.ndarray:
         return images
     if name == "flip":
         return _in_chunks(frequency.flip, images)
-    return restrict(images, band(name, images.shape[1:]))
-
-
-def restrict(images: np.ndarray, subspace: subspaces.Subspace) -> np.ndarray:
-    """The orthogonal projections of images (N, height, width, channels) onto a subspace, in floating point."""
+    subspace = band(name, images.shape[1:])
     return _in_chunks(jax.vmap(lambda image: subspace.embed(subspace.coordinates(image))), images)
 
 
@@ -85,13 +81,7 @@ def _in_chunks(manipulate, images):
 
 
 def _parse(name: str) -> tuple[str, list[int]]:
-    kind, *texts = name.split(":")
-    if kind not in _NUM_NUMBERS:
-        raise ValueError(f"unknown manipulation {name!r}; the known ones are {_SYNTAX}")
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        numbers = []
-    if len(numbers) != _NUM_NUMBERS[kind]:
-        raise ValueError(f"expected whole numbers as in {_SYNTAX}, got {name!r}")
-    return kind, numbers
+    kind, *numbers = name.split(":")
+    if len(numbers) != _NUM_NUMBERS.get(kind) or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"unknown manipulation {name!r}; the known ones are {_SYNTAX}, with whole numbers")
+    return kind, [int(number) for number in numbers]

@@ -232,7 +232,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
         (["run", "digits", "--network", "resnet"], ["unknown network 'resnet'", "lenet", "mlp"]),
         (["run", "digits", "--data", "svhn"], ["unknown data 'svhn'", "cifar10", "digits"]),
         (["run", "digits", "--manipulation", "turn"], ["unknown manipulation 'turn'", "none, flip, low_pass:B"]),
-        (["run", "digits", "--manipulation", "low_pass:x"], ["expected whole numbers as in", "low_pass:x"]),
+        (
+            ["run", "digits", "--manipulation", "low_pass:x"],
+            ["unknown manipulation 'low_pass:x'", "with whole numbers"],
+        ),
         (["run", "digits", "--manipulation", "low_pass:9"], ["size must be between 1 and 8"]),
         (["run", "digits", "--attack", "pgd", "--epsilon", "-1"], ["epsilon must be positive and finite"]),
         (["run", "digits", "--attack", "deepfool", "--norm", "linf"], ["goes by norm=l2, got norm=linf"]),

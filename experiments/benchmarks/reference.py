@@ -1,25 +1,26 @@
 """The authors' own loop, from a checkout of their repository, on networks with the weights of ours.
 
-Their code is from 2020. What current releases of its requirements lack, and the loop does not use, is stood in for
-while it is imported.
+Their code is from 2020. It imports modules that the loop does not use, and a function that PyTorch has removed.
 """
 
-import importlib
-import importlib.machinery
 import importlib.util
 import pathlib
+import runpy
 import sys
-import time
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax import models, subspaces
+from experiments.benchmarks.timing import timed
+from experiments.benchmarks.workloads import Workload
+from hmt_jax import models
 
 _NETWORKS = {"lenet": ("mnist/lenet.py", "LeNet"), "resnet18_cifar": ("cifar10/resnet.py", "ResNet18")}
-_STANDINS = ("torchvision", "torchvision.transforms", "torch_dct")
+_STANDINS = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torch_dct")}
+_GRADCHECK = types.SimpleNamespace(zero_gradients=lambda x: x.grad.detach_().zero_())  # as PyTorch had it until 2021
 
 
 def check_reference(path: pathlib.Path) -> None:
@@ -30,94 +31,65 @@ def check_reference(path: pathlib.Path) -> None:
         raise ValueError("the reference needs PyTorch: pip install torch")
 
 
-class Reference:
-    """The authors' subspace DeepFool for a classifier of ours.
+def seconds_per_pair(path: pathlib.Path, workload: Workload, num_images: int) -> float:
+    """The seconds that the authors' subspace DeepFool takes for an image in a subspace, with up to ten candidates.
 
     Args:
       path: a checkout of the authors' repository.
-      name: architecture of the classifier: `lenet`, `resnet18_cifar`, or `mlp`, which the authors have not published
-        and which is made of PyTorch's own layers here.
-      classifier: whose weights and normalisation to use.
-
-    Raises:
-      ValueError: as `check_reference`.
+      workload: of LeNet, ResNet-18, or an MLP, which the authors have not published: PyTorch's own layers make it here.
+      num_images: images that are measured, in at most seven of the subspaces, spread evenly.
     """
+    import torch
 
-    def __init__(self, path: pathlib.Path, name: str, classifier: models.Normalized):
-        check_reference(path)
-        import torch
+    torch.backends.cudnn.allow_tf32 = False  # in full float32, as margins are measured here
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
-        self._torch = torch
-        # In full float32, as margins are measured here.
-        torch.backends.cudnn.allow_tf32 = False
-        self._deepfool = _import(path / "utils.py").subspace_deepfool
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = {key: torch.tensor(value) for key, value in models.to_torch(classifier).items()}
-        self._network = self._build(path, name, weights).to(self._device).eval()
-        mean, std = (
-            torch.tensor(np.asarray(value[...])).reshape(1, -1, 1, 1).to(self._device)
-            for value in (classifier.mean, classifier.std)
-        )
-        self._normalize = lambda x: (x - mean) / std
+    def tensor(array):
+        # A copy: PyTorch takes the strides of a moved channel axis for a layout that the network can't flatten.
+        return torch.tensor(np.array(array, order="C")).to(device)
 
-    def seconds(self, images: np.ndarray, subspace: subspaces.Subspace, max_steps: int) -> list[float]:
-        """Seconds that each image (height, width, channels) took in a subspace, with up to ten candidates."""
-        basis = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
-        columns = np.asarray(jnp.moveaxis(basis, -1, 1)).reshape(subspace.dimension, -1).T
-        projector = self._torch.tensor(np.ascontiguousarray(columns)).to(self._device)
-        durations = []
-        for image in images:
-            # A copy, for PyTorch takes the strides of a moved channel axis for a layout that the network can't flatten.
-            x = self._torch.tensor(np.array(np.moveaxis(image, -1, 0)[None], order="C")).to(self._device)
-            with self._torch.no_grad():
-                num_classes = min(10, self._network(self._normalize(x)).shape[1])
-            started = time.perf_counter()
-            self._deepfool(
-                x,
-                self._network,
-                self._normalize,
-                num_classes=num_classes,
-                max_iter=max_steps,
-                Sp=projector,
-                device=self._device,
-            )
-            durations.append(time.perf_counter() - started)
-        return durations
+    classifier = workload.classifier
+    mean, std = (tensor(value[...]).reshape(1, -1, 1, 1) for value in (classifier.mean, classifier.std))
+    images = [tensor(np.moveaxis(image, -1, 0)[None]) for image in workload.images[:num_images]]
+    chosen = np.unique(np.linspace(0, len(workload.subspaces) - 1, 7).round().astype(int))
+    projectors = [tensor(_columns(workload.subspaces[r])) for r in chosen]
+    network = _network(path, workload.network, classifier).to(device).eval()
+    num_classes = min(10, network(images[0]).shape[1])
+    deepfool = _run(path / "utils.py")["subspace_deepfool"]
+    options = {"num_classes": num_classes, "max_iter": workload.solver.max_steps, "device": device}
 
-    def _build(self, path, name, weights):
-        if name == "mlp":
-            layers = [self._torch.nn.Flatten()]
-            for index in range(len(weights) // 2):
-                num_out, num_in = weights[f"layers.{index}.weight"].shape
-                layers += [self._torch.nn.Linear(num_in, num_out), self._torch.nn.ReLU()]
-            network = self._torch.nn.Sequential(*layers[:-1])
-            parts = (key.split(".") for key in network.state_dict())
-            # Flattening is layer 0, and there is a ReLU behind every linear layer.
-            network.load_state_dict(
-                {f"{index}.{part}": weights[f"layers.{(int(index) - 1) // 2}.{part}"] for index, part in parts}
-            )
-            return network
+    def loop():
+        for projector in projectors:
+            for image in images:
+                deepfool(image, network, lambda x: (x - mean) / std, Sp=projector, **options)
+
+    return timed(loop)[2] / (len(projectors) * len(images))
+
+
+def _columns(subspace):
+    """The basis of a subspace as columns, channel by channel."""
+    basis = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
+    return np.moveaxis(np.asarray(basis), -1, 1).reshape(subspace.dimension, -1).T
+
+
+def _network(path, name, classifier: models.Normalized):
+    import torch
+
+    weights = {key: torch.tensor(value) for key, value in models.to_torch(classifier).items()}
+    if name != "mlp":
         file, factory = _NETWORKS[name]
-        network = getattr(_import(path / "model_classes" / file), factory)()
-        network.load_state_dict(weights, strict=False)
+        network = _run(path / "model_classes" / file)[factory]()
+        network.load_state_dict(weights, strict=False)  # which lack the numbers of batches that batch norm has seen
         return network
+    layers: list[torch.nn.Module] = [torch.nn.Flatten()]
+    for index in range(len(weights) // 2):
+        weight, bias = (weights[f"layers.{index}.{part}"] for part in ("weight", "bias"))
+        layers += [torch.nn.Linear(*weight.T.shape), torch.nn.ReLU()]
+        layers[-2].load_state_dict({"weight": weight, "bias": bias})
+    return torch.nn.Sequential(*layers[:-1])
 
 
-def _import(path):
-    """A module of the authors', by its file."""
-    gradcheck = importlib.import_module("torch.autograd.gradcheck")
-    if not hasattr(gradcheck, "zero_gradients"):  # removed from PyTorch in 2021
-        vars(gradcheck)["zero_gradients"] = _zero_gradients
-    missing = [name for name in _STANDINS if importlib.util.find_spec(name.partition(".")[0]) is None]
-    sys.modules.update({name: types.ModuleType(name) for name in missing})
-    try:
-        return importlib.machinery.SourceFileLoader(f"hold_me_tight_{path.stem}", str(path)).load_module()
-    finally:
-        for name in missing:
-            del sys.modules[name]
-
-
-def _zero_gradients(x):
-    if x.grad is not None:
-        x.grad.detach_()
-        x.grad.zero_()
+def _run(path):
+    """What a file of the authors' defines, with stand-ins for what it only imports."""
+    with mock.patch.dict(sys.modules, {**_STANDINS, "torch.autograd.gradcheck": _GRADCHECK}):
+        return runpy.run_path(str(path))

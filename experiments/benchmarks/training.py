@@ -1,5 +1,7 @@
 """The speed of training here, beside a plain PyTorch loop, and of reading a folder of images."""
 
+import dataclasses
+import importlib.util
 import pathlib
 import statistics
 import tempfile
@@ -12,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import store
-from experiments.benchmarks.margins import forward_flops, matrix_rate
+from experiments.benchmarks.timing import NUM_REPEATS, forward_flops, line, matrix_rate, timed
+from experiments.experiment import check_known
 from hmt_jax import data, models, training
 
-_NUM_REPEATS = 3
-_RECIPE = training.Recipe(num_epochs=_NUM_REPEATS + 1)
+_RECIPE = training.Recipe(num_epochs=NUM_REPEATS + 1)
 _NUM_FILES = 256
 
 
@@ -36,101 +38,35 @@ def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None
     Raises:
       ValueError: for an unknown name.
     """
-    if unknown := [name for name in names if name not in _MEASUREMENTS]:
-        raise ValueError(f"unknown training workload {unknown[0]!r}; the known ones are {', '.join(_MEASUREMENTS)}")
-    rows: dict[str, Any] = {}
+    for name in names:
+        check_known("training workload", name, tuple(_MEASUREMENTS))
     store.make(path.parent)
-    for name in names or _MEASUREMENTS:
-        rows |= _MEASUREMENTS[name](data_dir)
+    rows: dict[str, Any] = {}
+    for measurement in names or _MEASUREMENTS:
+        found = _MEASUREMENTS[measurement](data_dir)
+        for name, row in found.items():
+            print(line({"workload": name, **row}), flush=True)
+        rows |= found
         store.write_json(path, {"environment": store.environment(), "training": rows})
     print(f"\nresults: {path}")
 
 
 def _lenet(data_dir) -> dict[str, Any]:
     mnist = data.load("mnist", data_dir)
-    classifier = models.create("lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10)
-    row = _rates(classifier, mnist.train_images, mnist.train_labels, _RECIPE)
-    _print("LeNet on MNIST", row)
-    if (theirs := _torch_lenet(mnist)) is not None:
-        row["pytorch_images_per_s"] = theirs
-        print(f"  {row['images_per_s'] / theirs:.2f} times as fast as PyTorch, {theirs:.0f} images/s", flush=True)
+    row = _rates("lenet", mnist.train_images, mnist.train_labels)
+    if importlib.util.find_spec("torch") is not None:
+        row["pytorch_images_per_s"] = _torch_lenet(mnist)
     return {"lenet_mnist": row}
 
 
 def _resnet18(data_dir) -> dict[str, Any]:
     cifar = data.load("cifar10", data_dir)
     is_cpu = jax.default_backend() == "cpu"
-    num_samples = 640 if is_cpu else len(cifar.train_images)
-    rows = {}
-    for dtype in ("float32",) if is_cpu else ("float32", "bfloat16"):
-        classifier = models.create("resnet18_cifar", jax.random.key(0), image_shape=(32, 32, 3), num_classes=10)
-        recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, compute_dtype=dtype)
-        row = _rates(classifier, cifar.train_images[:num_samples], cifar.train_labels[:num_samples], recipe)
-        rows[f"resnet18_cifar10_{dtype}"] = row
-        _print(f"ResNet-18 on CIFAR-10, {dtype}", row)
-    return rows
-
-
-def _rates(classifier, images, labels, recipe) -> dict[str, float]:
-    """Medians over the epochs but the first, which compiles."""
-    ends = []
-    started = time.perf_counter()
-    training.train(
-        classifier, images, labels, recipe, jax.random.key(1), on_epoch=lambda *_: ends.append(time.perf_counter())
-    )
-    seconds = statistics.median(np.diff(ends))
-    images_per_s = len(images) / seconds
-    # A training step costs three forward passes: one, and a gradient with respect to inputs and one to parameters.
-    flops_per_s = 3 * forward_flops(classifier, data.as_floats(images[:1])) * images_per_s
-    # Of products as a step's: on accelerators those of float32 may be of less precision.
-    rate = matrix_rate(recipe.compute_dtype, "default")
+    images, labels = (array[: 640 if is_cpu else None] for array in (cifar.train_images, cifar.train_labels))
     return {
-        "images_per_s": images_per_s,
-        "compile_seconds": ends[0] - started - seconds,
-        "flops_per_s": flops_per_s,
-        "matrix_flops_per_s": rate,
-        "share_of_matrix_rate": flops_per_s / rate,
+        f"resnet18_cifar10_{dtype}": _rates("resnet18_cifar", images, labels, compute_dtype=dtype)
+        for dtype in (("float32",) if is_cpu else ("float32", "bfloat16"))
     }
-
-
-def _torch_lenet(mnist: data.Dataset) -> float | None:
-    """Images a second of a plain PyTorch loop with the same network, recipe and batch size; None without PyTorch."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = torch.tensor(np.moveaxis(data.as_floats(mnist.train_images), -1, 1)).contiguous().to(device)
-    labels = torch.tensor(mnist.train_labels).long().to(device)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 6, 5, padding=2),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(6, 16, 5),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(400, 120),
-        torch.nn.ReLU(),
-        torch.nn.Linear(120, 84),
-        torch.nn.ReLU(),
-        torch.nn.Linear(84, 10),
-    ).to(device)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.01, momentum=_RECIPE.momentum, weight_decay=_RECIPE.weight_decay
-    )
-    seconds = []
-    for _ in range(_RECIPE.num_epochs):
-        started = time.perf_counter()
-        for batch in torch.randperm(len(images)).to(device).split(_RECIPE.batch_size):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(network(images[batch]), labels[batch])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _RECIPE.max_gradient_norm)
-            optimizer.step()
-        loss.item()  # waits for the device
-        seconds.append(time.perf_counter() - started)
-    return len(images) / statistics.median(seconds[1:])
 
 
 def _image_folder(data_dir) -> dict[str, Any]:
@@ -147,27 +83,62 @@ def _image_folder(data_dir) -> dict[str, Any]:
             file.parent.mkdir(exist_ok=True)
             small.resize((500, 375)).save(file, quality=90)
         loader = data.loader(data.image_folder(path), batch_size=batch_size, num_workers=jax.local_device_count() + 3)
-        seconds = []
-        for epoch in range(_NUM_REPEATS):
-            started = time.perf_counter()
-            for batch in data.prefetch(loader.epoch(epoch)):
-                jax.block_until_ready(batch)
-            seconds.append(time.perf_counter() - started)
-    classifier = models.create("resnet50", jax.random.key(0), image_shape=(224, 224, 3), num_classes=2)
+        _, _, seconds = timed(lambda: [jax.block_until_ready(batch) for batch in data.prefetch(loader.epoch(0))])
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
-    recipe = training.Recipe(num_epochs=_RECIPE.num_epochs, batch_size=batch_size)
-    step = _rates(classifier, images, np.zeros(len(images), np.int32), recipe)["images_per_s"]
-    reading = _NUM_FILES / statistics.median(seconds)
-    print(f"JPEG files of 500 x 375: {reading:.0f} images/s; a ResNet-50 trains on {step:.1f} images/s", flush=True)
-    return {"image_folder": {"images_per_s": reading, "step_images_per_s": step}}
-
-
-def _print(name, row) -> None:
-    print(
-        f"{name}: {row['images_per_s']:.0f} images/s, {row['flops_per_s'] / 1e9:.0f} GFLOP/s, "
-        f"{row['share_of_matrix_rate']:.0%} of the matrix rate",
-        flush=True,
-    )
+    step = _rates("resnet50", images, np.zeros(len(images), np.int32), batch_size=batch_size)
+    return {"image_folder": {"images_per_s": _NUM_FILES / seconds, "step_images_per_s": step["images_per_s"]}}
 
 
 _MEASUREMENTS = {"lenet_mnist": _lenet, "resnet18_cifar10": _resnet18, "image_folder": _image_folder}
+
+
+def _rates(network, images, labels, **settings) -> dict[str, float]:
+    """Medians over the epochs but the first, which compiles, of a recipe with these settings."""
+    classifier = models.create(network, jax.random.key(0), image_shape=images.shape[1:], num_classes=10)
+    recipe, times = dataclasses.replace(_RECIPE, **settings), [time.perf_counter()]
+    training.train(
+        classifier, images, labels, recipe, jax.random.key(1), on_epoch=lambda *_: times.append(time.perf_counter())
+    )
+    first, *others = np.diff(times)
+    seconds = statistics.median(others)
+    images_per_s = len(images) / seconds
+    # A training step costs three forward passes: one, and a gradient with respect to inputs and one to parameters.
+    flops_per_s = 3 * forward_flops(classifier, data.as_floats(images[:1])) * images_per_s
+    # Of products as a step's: on accelerators those of float32 may be of less precision.
+    rate = matrix_rate(recipe.compute_dtype, "default")
+    return {
+        "images_per_s": images_per_s,
+        "compile_seconds": first - seconds,
+        "flops_per_s": flops_per_s,
+        "matrix_flops_per_s": rate,
+        "share_of_matrix_rate": flops_per_s / rate,
+    }
+
+
+def _torch_lenet(mnist: data.Dataset) -> float:
+    """Images a second of a plain PyTorch loop with the same network, recipe and batch size."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.tensor(np.moveaxis(data.as_floats(mnist.train_images), -1, 1)).contiguous().to(device)
+    labels = torch.tensor(mnist.train_labels).long().to(device)
+    nn = torch.nn
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    ).to(device)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.01, momentum=_RECIPE.momentum, weight_decay=_RECIPE.weight_decay
+    )
+
+    def epoch():
+        for batch in torch.randperm(len(images)).to(device).split(_RECIPE.batch_size):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), _RECIPE.max_gradient_norm)
+            optimizer.step()
+        loss.item()  # waits for the device
+
+    return len(images) / timed(epoch)[2]

@@ -4,35 +4,47 @@ Networks with random weights have boundaries where no trained network has them; 
 the most, about as many as trained ones need.
 """
 
-import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from hmt_jax import data, models, subspaces, training
+import hmt_jax
+from experiments.benchmarks.timing import NUM_REPEATS, timed
+from hmt_jax import data, models, solvers, subspaces, training
+
+_THREE_STEPS = solvers.DeepFool(max_steps=3)
 
 
 class Workload(NamedTuple):
-    """Networks, images and subspaces, ready to be measured."""
+    """A classifier, whose network is named, with what is measured on it."""
 
     network: str
     classifier: models.Normalized
     images: np.ndarray
     subspaces: Sequence[subspaces.Subspace]
-    max_steps: int
+    solver: solvers.DeepFool = solvers.DeepFool()
+
+    def measure(
+        self, num_repeats: int = NUM_REPEATS, *, precision: str = "highest"
+    ) -> tuple[hmt_jax.MarginResult, float, float]:
+        """The margins, with the seconds that they took, as `timed` returns them."""
+
+        def measure():
+            return hmt_jax.measure_margins(*self[1:], precision=precision)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
+            return timed(measure, num_repeats)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A recipe for a workload.
+class Plan(NamedTuple):
+    """A recipe for a workload: what makes it for a number of images, from a folder of prepared data sets, and numbers.
 
-    Attributes:
-      build: makes it for a number of images, from a folder of prepared data sets.
-      num_images: on accelerators, as many as the paper measures.
-      num_images_cpu: on a CPU; 0 if it is too much for one.
-      num_reference: images of the reference's loop, which takes them one by one.
+    Accelerators measure as many images as the paper. `num_images_cpu` is 0 if a workload is too much for a CPU. The
+    authors' loop, which takes images one by one, measures the first `num_reference`.
     """
 
     build: Callable[[int, str | None], Workload]
@@ -44,28 +56,21 @@ class Plan:
 def lenet_mnist(num_images: int, data_dir: str | None) -> Workload:
     """LeNet after two epochs on MNIST, test images, and the 21 windows of 8 x 8."""
     mnist = data.load("mnist", data_dir)
-    classifier = models.create(
-        "lenet", jax.random.key(0), image_shape=(28, 28, 1), num_classes=10, mean=(0.1307,), std=(0.3081,)
-    )
+    shape = mnist.image_shape
+    classifier = _create("lenet", shape, 10, mean=(0.1307,), std=(0.3081,))
     recipe = training.Recipe(num_epochs=2)
     classifier = training.train(classifier, mnist.train_images, mnist.train_labels, recipe, jax.random.key(1))
-    images = data.as_floats(np.resize(mnist.test_images, (num_images, 28, 28, 1)))
-    return Workload("lenet", classifier, images, subspaces.dct_diagonal((28, 28, 1), size=8, step=1), 100)
+    images = data.as_floats(np.resize(mnist.test_images, (num_images, *shape)))
+    return Workload("lenet", classifier, images, subspaces.dct_diagonal(shape, size=8, step=1))
 
 
 def resnet18_cifar10(num_images: int, data_dir: str | None) -> Workload:
     """ResNet-18 with random weights, test images of CIFAR-10, and the 13 windows of 8 x 8."""
     cifar = data.load("cifar10", data_dir)
-    classifier = models.create(
-        "resnet18_cifar",
-        jax.random.key(0),
-        image_shape=(32, 32, 3),
-        num_classes=10,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.247, 0.243, 0.261),
-    )
-    images = data.as_floats(cifar.test_images[:num_images])
-    return Workload("resnet18_cifar", classifier, images, subspaces.dct_diagonal((32, 32, 3), size=8, step=2), 3)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
+    classifier = _create("resnet18_cifar", cifar.image_shape, 10, mean=mean, std=std)
+    windows = subspaces.dct_diagonal(cifar.image_shape, size=8, step=2)
+    return Workload("resnet18_cifar", classifier, data.as_floats(cifar.test_images[:num_images]), windows, _THREE_STEPS)
 
 
 def mlp_synthetic(num_images: int, data_dir: str | None) -> Workload:
@@ -77,17 +82,20 @@ def mlp_synthetic(num_images: int, data_dir: str | None) -> Workload:
     recipe = training.Recipe(num_epochs=5)
     classifier = training.train(classifier, samples.images, samples.labels, recipe, order_key)
     images = np.asarray(samples.images[:num_images])
-    return Workload("mlp", classifier, images, [line, subspaces.orthogonal_complement(line)], 100)
+    return Workload("mlp", classifier, images, [line, subspaces.orthogonal_complement(line)])
 
 
 def resnet50_imagenet(num_images: int, data_dir: str | None) -> Workload:
     """ResNet-50 with random weights, random images of 224 x 224, and the 14 windows of 16 x 16."""
     shape = (224, 224, 3)
-    classifier = models.create(
-        "resnet50", jax.random.key(0), image_shape=shape, num_classes=1000, mean=(0.485, 0.456, 0.406), std=(0.225,)
-    )
+    classifier = _create("resnet50", shape, 1000, mean=(0.485, 0.456, 0.406), std=(0.225,))
     images = np.asarray(jax.random.uniform(jax.random.key(1), (num_images, *shape)))
-    return Workload("resnet50", classifier, images, subspaces.dct_diagonal(shape, size=16, step=16), 3)
+    return Workload("resnet50", classifier, images, subspaces.dct_diagonal(shape, size=16, step=16), _THREE_STEPS)
+
+
+def _create(name, image_shape, num_classes, mean, std):
+    shape = {"image_shape": image_shape, "num_classes": num_classes}
+    return models.create(name, jax.random.key(0), **shape, mean=mean, std=std)
 
 
 PLANS = {
