@@ -61,6 +61,7 @@ class GivenWeights(Config):
         for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
             object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
         check_known("network", self.network, models.names())
+        check_known("manipulation", self.manipulation, ("none", "flip"))
         check_at_least(self, 1, "num_images")
         _ = self.solver, self.windows  # settings out of range fail here, before any work
 
