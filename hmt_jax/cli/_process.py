@@ -20,6 +20,7 @@ CLOSED_OUTPUT = 141  # the exit code of a process that SIGPIPE ends
 _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 )
+_SECONDS_ASLEEP = 0.1
 _FAILED, _UNEXPECTED = 2, 1
 _INTERRUPTED, _RESUMABLE = 130, 75  # as shells count signals, and EX_TEMPFAIL of sysexits.h
 _STOPPING = {signal.SIGINT: ("Ctrl-C", _INTERRUPTED), signal.SIGTERM: ("SIGTERM", _RESUMABLE)}
@@ -187,6 +188,9 @@ def _in_thread(command: Callable[[], int]) -> int:
 
     # As a daemon, so that a command that was stopped does not keep the process alive.
     threading.Thread(target=work, name="hmt", daemon=True).start()
+    # The system may hand a signal to any thread. Python then handles it when the main thread next wakes up.
+    while not concurrent.futures.wait([result], timeout=_SECONDS_ASLEEP).done:
+        pass
     return result.result()
 
 

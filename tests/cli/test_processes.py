@@ -288,3 +288,23 @@ def test_two_measurements_into_one_store_end_whole(folder, tmp_path):
     one, other = (hmt_jax.MarginStore.open(tmp_path / name) for name in ("m.zarr", "alone.zarr"))
     assert one.verify() == one.missing() == []
     np.testing.assert_array_equal(one.read().margin, other.read().margin)
+
+
+@pytest.mark.slow
+def test_a_signal_that_another_thread_receives_ends_the_command(tmp_path):
+    """Without a loop in the main thread, Python handles it only when the command is done."""
+    (tmp_path / "stuck.py").write_text(
+        "import signal, sys, threading, time\n"
+        "from hmt_jax.cli import _process\n"
+        "class Stuck:\n"
+        "    def run(self):\n"
+        "        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "        time.sleep(600)\n"
+        "    def remedy(self, typed):\n"
+        "        return typed\n"
+        "sys.exit(_process.main(lambda _: Stuck(), [], program='stuck'))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, tmp_path / "stuck.py"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (finished.returncode, finished.stderr) == (75, "\nstopped by SIGTERM: stuck\n")
