@@ -47,8 +47,7 @@ def _measurement(name: str, path: pathlib.Path, verdicts: list[Claim], command: 
 
 
 def _claim(verdict: dict[str, Any]) -> Claim:
-    _, line = tables.verdicts([verdict])
-    text, value, interval, threshold, _ = line.split(" | ")
+    text, value, interval, threshold, _ = tables.verdict(verdict)
     is_decided = "undecided" not in verdict
     return Claim(
         text,

@@ -154,7 +154,7 @@ def _runs(file) -> Iterator[str]:
 
 
 def _score(verdicts) -> str:
-    """How many claims hold, of those that a run decides."""
+    """The number of claims that hold, of those that a run decides."""
     num_open = verdicts.count(None)
     score = f"{verdicts.count(True)} of {len(verdicts) - num_open}" if len(verdicts) > num_open else ""
     return ", ".join(filter(None, [score, f"{num_open} open" if num_open else ""]))
@@ -187,7 +187,10 @@ def _joined(separator: str, cells: Sequence[str]) -> str:
 
 
 def _seeds(file) -> Iterator[str]:
-    """What is known of a form with three seeds or more; of runs with the same seed, the last one counts."""
+    """The mean and spread of each number of a form that was run with three seeds or more.
+
+    The last of several runs with the same seed counts.
+    """
     yield "experiment | form | seeds | found | mean | 95% interval of one more"
     values: dict[str, dict[str, dict[int, float]]] = {}
     for run in file["runs"]:
@@ -206,9 +209,12 @@ def _seeds(file) -> Iterator[str]:
 def verdicts(tested: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """The lines of tested claims."""
     yield "claim | found | 95% interval | threshold |"
-    for found in tested:
-        cells = (found["claim"], _number(found["value"]), _interval(found), _threshold(found), _outcome(found))
-        yield " | ".join(cells)
+    yield from (" | ".join(verdict(found)) for found in tested)
+
+
+def verdict(found: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """The claim, its number, interval, threshold and outcome, as texts."""
+    return found["claim"], _number(found["value"]), _interval(found), _threshold(found), _outcome(found)
 
 
 def _threshold(found) -> str:

@@ -1,4 +1,4 @@
-"""How curves look, so that pictures and pages agree, and no two curves differ by colour alone."""
+"""Colours, dashes and markers of curves, shared by pictures and pages. No two curves differ by colour alone."""
 
 from typing import NamedTuple
 

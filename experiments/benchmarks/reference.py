@@ -90,6 +90,6 @@ def _network(path, name, classifier: models.Normalized):
 
 
 def _run(path):
-    """What a file of the authors' defines, with stand-ins for what it only imports."""
+    """The names that a file of the authors defines, with stand-ins for packages that it imports but does not use."""
     with mock.patch.dict(sys.modules, {**_STANDINS, "torch.autograd.gradcheck": _GRADCHECK}):
         return runpy.run_path(str(path))

@@ -171,7 +171,7 @@ def _imported(place: str, name: str) -> Any:
 
 
 def _executed(function: Callable[[], Any], what: str) -> Any:
-    """What the user's code returns."""
+    """The result of the user's code. Its errors become one sentence."""
     try:
         return function()
     except (Exception, SystemExit) as error:

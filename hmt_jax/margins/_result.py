@@ -315,7 +315,7 @@ class MarginResult:
 
 
 def selection(index: Any, shape: Sequence[int]) -> tuple[slice | np.ndarray, slice | np.ndarray]:
-    """What an index selects from the axes of subspaces and of images: for each a slice, or whole numbers from 0.
+    """The selection by an index from the axes of subspaces and of images: a slice or whole numbers from 0 for each.
 
     Args:
       index: as `MarginResult.__getitem__` takes it.

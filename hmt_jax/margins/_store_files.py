@@ -106,7 +106,7 @@ def is_damage(error: ValueError) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What TensorStore says, without its codes and the specification that it appends."""
+    """The message of TensorStore, without its codes and the specification that it appends."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     return re.sub("^[A-Z_]+: ", "", _paths.reason(error)).partition(" [")[0]

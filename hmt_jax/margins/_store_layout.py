@@ -1,4 +1,4 @@
-"""What the files of a store of margins hold: arrays and a group in the format of Zarr v3."""
+"""The contents of the files of a store of margins: arrays and a group in the format of Zarr v3."""
 
 import dataclasses
 import functools

@@ -199,7 +199,7 @@ def hidden_widths(name: str, state_dict: Mapping[str, Any], weights: str | None)
 
 
 class Request(NamedTuple):
-    """What the caller of `from_torch` asks for."""
+    """The arguments of `from_torch` that its caller chose."""
 
     name: str
     state_dict: Mapping[str, Any]

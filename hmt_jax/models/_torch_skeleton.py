@@ -26,7 +26,7 @@ _TORCHAX = threading.RLock()
 
 
 class Outcome(NamedTuple):
-    """What PyTorch returns for a single image.
+    """The result of PyTorch for a single image.
 
     Attributes:
       logits: the module's output; usually a tensor (1, L).
@@ -112,7 +112,7 @@ class Skeleton:
         return {name: stand_in(each) for name, each in everything.items()}
 
     def try_out(self, image_shape: tuple[int, ...]) -> Outcome:
-        """What PyTorch returns for one image (channels, height, width), with stand-ins for the parameters.
+        """The result of PyTorch for one image (channels, height, width), with stand-ins for the parameters.
 
         Raises:
           ValueError: with PyTorch's reason, if the module can't be applied to such an image.

@@ -1,4 +1,4 @@
-"""What a page is made of."""
+"""The data of a page: measurements with their claims, pictures and progress."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class Picture(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a measurement is that is still going on.
+    """The progress of a measurement that is still going on.
 
     Attributes:
       num_done: pairs of an image and a subspace that are finished.

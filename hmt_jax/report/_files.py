@@ -1,4 +1,4 @@
-"""What reads stores and writes pages."""
+"""Reading of stores, and writing of pages."""
 
 import hashlib
 import os
