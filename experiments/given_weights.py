@@ -104,7 +104,7 @@ class GivenWeights(Config):
         found = store.read_arrays(run.path / "margins.npz")
         is_right = found["label"][0] == found["true_label"]
         report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right), versus=self.baseline)
-        report.draw(run, self.window_size, versus=self.baseline)
+        report.draw(run, self.window_size)
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path)

@@ -164,7 +164,7 @@ class Images(Config):
         if self.windows == "grid":
             report.draw_grid(run, self.window_size)
             return
-        report.draw(run, self.window_size, versus=self.baseline)
+        report.draw(run, self.window_size)
         if self.measure_every:
             report.draw_training(run, self.window_size, is_attacked=self.attack != "none")
 

@@ -1,14 +1,9 @@
 """The findings of a run on windows of the DCT: its summary, its table for the terminal, and its pictures."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 import hmt_jax
 from experiments import store
@@ -18,6 +13,7 @@ from hmt_jax import _tables, lanes, plots, statistics
 # The arrays of a `hmt_jax.MarginResult` that a run keeps.
 FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
+_LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
 
 
 def number(value: float) -> float | None:
@@ -144,19 +140,14 @@ def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
     }
 
 
-def draw(run: Run, window_size: int, *, versus: str = "") -> None:
-    """Draws the margins of a summarized run along the diagonal, beside those of the run it is compared with."""
+def draw(run: Run, window_size: int) -> None:
+    """Draws the margins of a summarized run along the diagonal."""
     result, corners = read_margins(run.path)
-    named = axis(corners, window_size)
-    if run.baseline is not None:
-        both = {run.name: result, versus: read_margins(run.baseline)[0]}
-        curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
-        title = f"{run.name} beside {versus}"
-        panels = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
-        store.write_picture(run.path / "compared.png", panels)
     accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
     title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
-    store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
+    store.write_picture(
+        run.path / "margins.png", plots.margin_distribution(result, title=title, **axis(corners, window_size))
+    )
 
 
 def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
@@ -168,7 +159,9 @@ def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     store.write_picture(run.path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
     if is_attacked:
-        store.write_picture(run.path / "spectrum.png", spectrum(epochs, title=run.name, **named))
+        shares = [found["energy"].sum(1) / max(found["total_energy"].sum(), _LEAST) for found in epochs.values()]
+        drawn = plots.energy_history(list(epochs), shares, title=run.name, **named)
+        store.write_picture(run.path / "spectrum.png", drawn)
 
 
 def draw_grid(run: Run, window_size: int) -> None:
@@ -187,24 +180,3 @@ def draw_grid(run: Run, window_size: int) -> None:
         shown = np.linspace(0, len(found) - 1, min(_NUM_PANELS, len(found))).round().astype(int)
         maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}
         draw_maps("maps.png", maps, f"{run.name}: in training")
-
-
-def spectrum(
-    epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
-) -> Figure:
-    """A figure of the energy of adversarial perturbations over R subspaces, with a line for each epoch of training.
-
-    The arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), are keyed by its number.
-    """
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    colors = ScalarMappable(Normalize(min(epochs), max(epochs)), "viridis")
-    for color, found in zip(colors.to_rgba(np.array(list(epochs))), epochs.values(), strict=True):
-        share = found["energy"].sum(1) / max(found["total_energy"].sum(), np.finfo(np.float32).tiny)
-        axes.plot(share, color=color, marker="o", markersize=3)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy")
-    axes.grid(axis="y", alpha=0.3)
-    figure.colorbar(colors, ax=axes, label="epochs of training", ticks=MaxNLocator(8, integer=True))
-    plots.frame(figure, title)
-    return figure

@@ -2,13 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 import hmt_jax
 from experiments import manipulations, store
@@ -58,7 +57,8 @@ class Gallery(Config):
         names = np.array(list(manipulated))
         store.write_arrays(run.path / "manipulated.npz", {"manipulation": names, "energy": energy})
         shown = {text: _stretched(each[: self.num_shown]) for text, each in manipulated.items()}
-        store.write_picture(run.path / "manipulated.png", image_grid(shown, title=f"{run.name}: manipulated images"))
+        drawn = plots.image_grid(shown, title=f"{run.name}: manipulated images")
+        store.write_picture(run.path / "manipulated.png", drawn)
 
         classifier = store.read_classifier(run.baseline / store.CLASSIFIER)
         few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
@@ -95,13 +95,14 @@ def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np
     }
 
 
-def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> Figure:
+def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> list[Axes]:
     """Images beside their perturbations, which are drawn around grey, each as strong as it can be."""
     reach = np.abs(found["perturbation"]).max((2, 3, 4), keepdims=True)
     windows = [f"window {row}, {column}" for row, column in found["corner"].tolist()]
     columns = dict(zip(windows, 0.5 + found["perturbation"] / (2 * reach), strict=True))
     captions = [[str(label) for label in found["label"][0]], *_captions(found)]
-    return image_grid({"image": _stretched(images), **columns}, captions, title=f"{name}: perturbations")
+    shown = {"image": _stretched(images), **columns}
+    return plots.image_grid(shown, captions=captions, title=f"{name}: perturbations")
 
 
 def _captions(found: dict[str, np.ndarray]) -> list[list[str]]:
@@ -114,21 +115,3 @@ def _stretched(images: np.ndarray) -> np.ndarray:
     """Images (N, height, width, channels), each from its least value, as 0, to its greatest, as 1."""
     least, greatest = (function(axis=(1, 2, 3), keepdims=True) for function in (images.min, images.max))
     return (images - least) / (greatest - least)
-
-
-def image_grid(
-    columns: Mapping[str, np.ndarray], captions: Sequence[Sequence[str]] | None = None, *, title: str = ""
-) -> Figure:
-    """A figure of images (N, height, width, channels) in [0, 1], in columns by heading, with captions below."""
-    num_rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(1.3 * len(columns), 0.5 + 1.5 * num_rows), dpi=150, layout="constrained")
-    panels = figure.subplots(num_rows, len(columns), squeeze=False)
-    for place, (heading, images) in enumerate(columns.items()):
-        for axes, image in zip(panels[:, place], images, strict=True):
-            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-        for axes, caption in zip(panels[:, place], captions[place] if captions else (), strict=False):
-            axes.set_xlabel(caption, fontsize=7)
-        panels[0, place].set_title(heading, fontsize=8)
-    plots.frame(figure, title)
-    return figure
