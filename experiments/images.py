@@ -9,7 +9,6 @@ import functools
 import pathlib
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -18,7 +17,7 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run, bar, check_at_least, check_known, training_devices
+from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
 
@@ -29,14 +28,48 @@ _OF_ITS_OWN |= {"evaluation_restarts", "baseline", "measure_every", "num_monitor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Config):
+class Measured(Config):
+    """The settings that both kinds on images share: those of a network and of the measurement of its margins.
+
+    Attributes:
+      network: architecture of `hmt_jax.models`.
+      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
+        first if it is not finished there.
+      num_images: images whose margins are measured: the first ones for testing, or drawn from a folder at random.
+      window_size: frequencies along each side of a window.
+      window_step: frequencies from one window to the next.
+      num_candidates: candidate classes of DeepFool.
+      overshoot: overshoot of DeepFool.
+      max_steps: most steps of DeepFool.
+    """
+
+    network: str
+    window_size: int
+    window_step: int
+    baseline: str = "none"
+    num_images: int = 1000
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_known("network", self.network, models.names())
+        check_at_least(self, 1, "num_images", "window_size", "window_step")
+        _ = self.solver  # settings out of range fail here
+
+    @property
+    def solver(self) -> solvers.DeepFool:
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Measured):
     """Trains a network on a data set, and measures its margins in windows of the DCT.
 
     Attributes:
-      seed: seed of everything random.
       data: data set of `hmt_jax.data`.
       manipulation: what is done to all its images: none, flip, or a band such as low_pass:16.
-      network: architecture of `hmt_jax.models`.
       num_hidden: widths of its hidden layers, for networks that take them; the network's own if empty.
       num_train: number of training images, from the first one; 0 for all.
       num_test: number of test images, from the first one; 0 for all.
@@ -53,23 +86,12 @@ class Images(Config):
         pixels may leave [0, 1]: if many are black, hardly any perturbation of few frequencies would stay inside.
       evaluation_steps: steps of the PGD under which accuracy is measured after training; 0 to leave that out.
       evaluation_restarts: restarts of that PGD.
-      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
-        first if it is not finished there.
       measure_every: epochs from one measurement of margins while training to the next; 0 for none.
       num_monitored: test images whose margins and robustness are measured while training.
-      num_images: test images whose margins are measured, from the first one.
       windows: windows along the diagonal of the DCT, or over its whole grid.
-      window_size: frequencies along each side of a window.
-      window_step: frequencies from one window to the next.
-      num_candidates: candidate classes of DeepFool.
-      overshoot: overshoot of DeepFool.
-      max_steps: most steps of DeepFool.
     """
 
     data: str
-    network: str
-    window_size: int
-    window_step: int
     windows: Literal["diagonal", "grid"] = "diagonal"
     manipulation: str = "none"
     num_hidden: tuple[int, ...] = ()
@@ -87,33 +109,17 @@ class Images(Config):
     attack_band: str = "all"
     evaluation_steps: int = 0
     evaluation_restarts: int = 1
-    baseline: str = "none"
     measure_every: int = 0
     num_monitored: int = 100
-    num_images: int = 1000
-    num_candidates: int = 10
-    overshoot: float = 0.02
-    max_steps: int = 100
 
     def __post_init__(self):
-        for field, known in (
-            ("data", data.names()),
-            ("network", models.names()),
-            ("windows", ("diagonal", "grid")),
-            ("attack", ("none", "pgd", "deepfool")),
-            ("augmentation", tuple(_AUGMENTATIONS)),
-        ):
-            check_known(field, getattr(self, field), known)
-        check_at_least(self, 1, "num_epochs", "attack_steps", "evaluation_restarts")
-        check_at_least(self, 1, "num_images", "num_monitored", "window_size", "window_step")
-        check_at_least(self, 0, "evaluation_steps", "measure_every", "num_train", "num_test")
+        super().__post_init__()
+        check_known("data", self.data, data.names())
+        check_at_least(self, 1, "num_epochs", "attack_steps", "evaluation_restarts", "num_monitored")
+        check_at_least(self, 0, "evaluation_steps", "num_train", "num_test")
+        check_measure_every(self)
         if any(width < 1 for width in self.num_hidden):
             raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
-        if self.measure_every and self.num_epochs % self.measure_every:
-            raise ValueError(
-                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
         if self.attack == "deepfool" and self.norm != "l2":
             raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
         if self.augmentation != "none" and self.manipulation != "none":
@@ -121,19 +127,16 @@ class Images(Config):
                 f"augmentation={self.augmentation} is for plain images, and would undo manipulation="
                 f"{self.manipulation}: set one of them to none"
             )
-        # Settings out of range fail here, before any work.
         manipulations.check(self.manipulation)
-        _ = self.recipe, self.solver, self.evaluation_attack(1), self.training_attack((256, 256, 1))
+        _ = self.recipe, self.evaluation_attack(1), self.training_attack((256, 256, 1))  # settings out of range
 
     def check(self, data_dir: str | None) -> None:
         dataset = self.load(data_dir)
-        self._check_numbers(_load_all(self.data, data_dir), dataset)
         self.measured(dataset.image_shape)
         self.training_attack(dataset.image_shape)
         manipulations.apply(self.manipulation, dataset.test_images[:1])
-        architecture = self.architecture(dataset)
         try:
-            nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
+            nnx.eval_shape(lambda: models.create(**self.architecture(dataset), key=jax.random.key(0)))
         except TypeError as error:  # num_hidden, for a network that takes none
             raise ValueError(f"network={self.network} does not go with the other settings: {error}") from None
 
@@ -174,16 +177,33 @@ class Images(Config):
     # The parts that the fields describe
 
     def load(self, data_dir: str | None) -> Dataset:
-        """The images that are used, not manipulated."""
-        dataset = _load_all(self.data, data_dir)
+        """The images that are used, not manipulated.
+
+        Raises:
+          ValueError: for more images than there are.
+        """
+        whole = _load_all(self.data, data_dir)
         train, test = slice(self.num_train or None), slice(self.num_test or None)
-        return dataclasses.replace(
-            dataset,
-            train_images=dataset.train_images[train],
-            train_labels=dataset.train_labels[train],
-            test_images=dataset.test_images[test],
-            test_labels=dataset.test_labels[test],
+        used = dataclasses.replace(
+            whole,
+            train_images=whole.train_images[train],
+            train_labels=whole.train_labels[train],
+            test_images=whole.test_images[test],
+            test_labels=whole.test_labels[test],
         )
+        left = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
+        for field, there, images in (
+            ("num_train", whole.train_images, "training images"),
+            ("num_test", whole.test_images, "test images"),
+            ("num_images", used.test_images, left),
+            *([("num_monitored", used.test_images, left)] if self.measure_every else []),
+        ):
+            if (asked := getattr(self, field)) > len(there):
+                raise ValueError(
+                    f"{field}={asked} is more than the {len(there)} {images} of {self.data}: set {field} to at most "
+                    f"{len(there)}"
+                )
+        return used
 
     def architecture(self, dataset: Dataset) -> dict[str, Any]:
         """The arguments of `hmt_jax.models.create` that make the network."""
@@ -207,10 +227,6 @@ class Images(Config):
             augment=_AUGMENTATIONS[self.augmentation],
         )
 
-    @property
-    def solver(self) -> solvers.DeepFool:
-        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
-
     def measured(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
         """The windows in which margins are measured, from low to high, or row by row."""
         make = subspaces.dct_diagonal if self.windows == "diagonal" else subspaces.dct_grid
@@ -221,47 +237,25 @@ class Images(Config):
         """The domain in which perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
         return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
 
-    @contextlib.contextmanager
-    def pixels_explained(self) -> Iterator[None]:
+    def pixels_explained(self) -> contextlib.AbstractContextManager:
         """Leaves out warnings of the pixels' range if the settings explain it: bands of images have pixels below 0."""
-        with warnings.catch_warnings():
-            if self.domain == "unbounded":
-                warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
-            yield
+        if self.domain != "unbounded":
+            return contextlib.nullcontext()
+        return warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning)
 
     def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
         """The attack of adversarial training on images of a shape; None for standard training."""
-        band, domain = None, self.domain
+        options: Any = {"epsilon": self.epsilon, "num_steps": self.attack_steps, "domain": self.domain}
         if self.attack_band != "all":
-            band, domain = manipulations.band(self.attack_band, image_shape), "unbounded"
+            options |= {"subspace": manipulations.band(self.attack_band, image_shape), "domain": "unbounded"}
         if self.attack == "deepfool":
-            return attacks.DeepFool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
-        pgd = attacks.PGD(
-            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain
-        )
-        return pgd if self.attack == "pgd" else None
+            return attacks.DeepFool(**options)
+        return attacks.PGD(norm=self.norm, **options) if self.attack == "pgd" else None
 
     def evaluation_attack(self, num_steps: int) -> attacks.PGD:
         """The attack under which accuracy is measured, of so many steps."""
         options: Any = {"norm": self.norm, "epsilon": self.epsilon, "domain": self.domain}
         return attacks.PGD(**options, num_steps=num_steps, num_restarts=self.evaluation_restarts)
-
-    def _check_numbers(self, whole, used) -> None:
-        """Raises ValueError for more images than there are."""
-        test_images = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
-        numbers = {
-            "num_train": (len(whole.train_images), "training images"),
-            "num_test": (len(whole.test_images), "test images"),
-            "num_images": (len(used.test_images), test_images),
-        }
-        if self.measure_every:
-            numbers["num_monitored"] = numbers["num_images"]
-        for field, (num_there, images) in numbers.items():
-            if getattr(self, field) > num_there:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} is more than the {num_there} {images} of {self.data}: set {field} "
-                    f"to at most {num_there}"
-                )
 
 
 @functools.lru_cache(maxsize=1)  # for a run and its baseline

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 import hmt_jax
 from experiments import report, store
-from experiments.experiment import Config, Run, bar, check_at_least, training_devices
+from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
 from hmt_jax import data, lanes, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 
@@ -22,29 +22,30 @@ _SHOWN = 300  # samples in a cross-section
 _NUM_PANELS = 6  # cross-sections in a picture
 
 
+class Row(NamedTuple):
+    """A subspace in which margins are measured, and the solver."""
+
+    name: str
+    subspace: subspaces.Subspace
+    solver: solvers.Solver = solvers.DeepFool()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Config):
-    """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
+class Synthetic(Config):
+    """The settings that both kinds share: those of samples, of training, and of the observation of a network.
 
     Attributes:
-      seed: seed of everything random.
-      epsilon: distance of the samples from the hyperplane between the classes, along u1.
-      num_others: number of the other directions u2, u3, ... that are measured.
-      random_dimensions: dimensions of the random subspaces.
       num_train: samples to train on.
       num_observed: further samples, on which accuracy and margins are measured.
       side: samples are images of side x side pixels and one channel, so that D is its square.
       noise: sigma, the standard deviation of the samples along all directions that tell nothing.
-      num_epochs: epochs of training.
+      num_epochs: epochs of a training.
       batch_size: samples in a step of training.
       max_learning_rate: highest learning rate of training.
       resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
       reach: reach of that scan, beyond which margins are censored.
     """
 
-    epsilon: float = 1.0
-    num_others: int = 3
-    random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
     num_train: int = 10_000
     num_observed: int = 1_000
     side: int = 10
@@ -56,7 +57,83 @@ class Linear(Config):
     reach: float = 20.0
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
+        check_at_least(self, 1, "num_train", "num_observed")
+        check_at_least(self, 2, "side")
+        _ = self.recipe, self.scan  # settings out of range fail here
+
+    @property
+    def keys(self) -> dict[str, jax.Array]:
+        """Random keys, by what they are for."""
+        parts = ("samples", "weights", "training", "subspaces")
+        return dict(zip(parts, jax.random.split(jax.random.key(self.seed), len(parts)), strict=True))
+
+    @property
+    def recipe(self) -> training.Recipe:
+        return training.Recipe(
+            num_epochs=self.num_epochs, batch_size=self.batch_size, max_learning_rate=self.max_learning_rate
+        )
+
+    @property
+    def scan(self) -> solvers.Scan:
+        return solvers.Scan(reach=self.reach, resolution=self.resolution)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.side, self.side, 1
+
+    def drawn(self, make: Callable[..., Samples], **options: Any) -> Samples:
+        """The samples that a function of `hmt_jax.data` makes, first those to train on."""
+        number = self.num_train + self.num_observed
+        return make(self.keys["samples"], number, noise=self.noise, image_shape=self.image_shape, **options)
+
+    def create(self, network: str) -> models.Normalized:
+        """A network of two classes with random weights."""
+        return models.create(network, self.keys["weights"], image_shape=self.image_shape, num_classes=2)
+
+    def train(self, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
+        """The classifier, trained further."""
+        images, labels = samples.images[: self.num_train], samples.labels[: self.num_train]
+        options["devices"] = training_devices(self.batch_size)
+        return training.train(classifier, images, labels, self.recipe, self.keys["training"], **options)
+
+    def scanned(self, row: Row) -> Row:
+        """The same direction, scanned."""
+        return Row(f"{row.name}, scanned", row.subspace, self.scan)
+
+    def observe(self, classifier: Any, samples: Samples, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on the observed samples."""
+        train, test = slice(self.num_train), slice(self.num_train, None)
+        images = samples.images[test]
+        with warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning):  # samples are no images
+            results = [hmt_jax.measure_margins(classifier, images, row.subspace, row.solver) for row in rows]
+        accuracies = [
+            training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
+        ]
+        return {
+            "row": np.array([row.name for row in rows]),
+            "dimension": np.array([row.subspace.dimension for row in rows]),
+            "accuracy": np.array(accuracies),
+            **{field: np.concatenate([getattr(result, field) for result in results]) for field in report.FIELDS},
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Synthetic):
+    """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
+
+    Attributes:
+      epsilon: distance of the samples from the hyperplane between the classes, along u1.
+      num_others: number of the other directions u2, u3, ... that are measured.
+      random_dimensions: dimensions of the random subspaces.
+    """
+
+    epsilon: float = 1.0
+    num_others: int = 3
+    random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
+
+    def __post_init__(self):
+        super().__post_init__()
         num_directions = self.side**2
         if not 0 <= self.num_others < num_directions:
             raise ValueError(f"num_others must be between 0 and {num_directions - 1}, got {self.num_others}")
@@ -71,21 +148,20 @@ class Linear(Config):
 
     def samples(self) -> Samples:
         """T1."""
-        number = self.num_train + self.num_observed
-        options: Any = {"epsilon": self.epsilon, "noise": self.noise, "image_shape": (self.side, self.side, 1)}
-        return data.synthetic_linear(_keys(self).samples, number, **options)
+        return self.drawn(data.synthetic_linear, epsilon=self.epsilon)
 
     def run(self, run: Run) -> None:
-        samples = self.samples()
+        samples, found = self.samples(), {}
         rows = self.rows(samples)
         with bar(len(NETWORKS), run.name, "networks") as progress:
             for network in NETWORKS:
-                if not (run.path / f"{network}.npz").exists():
-                    classifier = train(self, create(self, network), samples)
-                    store.write_arrays(run.path / f"{network}.npz", observe(self, classifier, samples, rows))
+                file = run.path / f"{network}.npz"
+                if not file.exists():
+                    classifier = self.train(self.create(network), samples)
+                    store.write_arrays(file, self.observe(classifier, samples, rows))
+                found[network] = store.read_arrays(file)
                 progress.update()
-        found = {network: store.read_arrays(run.path / f"{network}.npz") for network in NETWORKS}
-        ranks = {network: statistics.summarize(_result(arrays)).percentiles for network, arrays in found.items()}
+        ranks = {network: summarize(arrays).percentiles for network, arrays in found.items()}
         axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
         store.write_picture(run.path / "margins.png", axes)
         described = {network: describe(arrays) for network, arrays in found.items()}
@@ -93,20 +169,16 @@ class Linear(Config):
         summary = {"experiment": run.name, "test_accuracy": accuracy, "networks": described}
         store.write_json(run.path / "summary.json", summary)
 
-    def rows(self, samples: Samples) -> list["Row"]:
+    def rows(self, samples: Samples) -> list[Row]:
         """The subspaces that are measured."""
-        u1, *others = directions(samples, 1, 1 + self.num_others)
-        keys = jax.random.split(_keys(self).subspaces, len(self.random_dimensions))
-        return [
-            u1,
-            scanned(self, u1),
-            Row("complement", subspaces.orthogonal_complement(u1.subspace)),
-            *others,
-            *(
-                Row(f"random {dimension}", subspaces.random(key, samples.image_shape, dimension))
-                for key, dimension in zip(keys, self.random_dimensions, strict=True)
-            ),
+        u1, *others = directions(samples, 1 + self.num_others)
+        keys = jax.random.split(self.keys["subspaces"], len(self.random_dimensions))
+        at_random = [
+            Row(f"random {dimension}", subspaces.random(key, self.image_shape, dimension))
+            for key, dimension in zip(keys, self.random_dimensions, strict=True)
         ]
+        complement = Row("complement", subspaces.orthogonal_complement(u1.subspace))
+        return [u1, self.scanned(u1), complement, *others, *at_random]
 
     def report(self, path: pathlib.Path) -> str:
         lines = []
@@ -122,26 +194,16 @@ class Linear(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alternating(Config):
+class Alternating(Synthetic):
     """Margins of an MLP on T2, whose classes alternate along u2 and lie 2 epsilon apart along u1.
 
     Attributes:
-      seed: seed of everything random.
       epsilons: distances along u1, rising: a training of `num_epochs` for each.
       is_continued: whether a training goes on from the weights that the one before has found. Its learning rate rises
         and falls again.
       measure_every: epochs from one observation to the next; 0 for the end of a training only.
       period: rho, the period of the oscillation along u2.
       num_periods: K, the number of periods on either side of the origin.
-      num_train: samples to train on.
-      num_observed: further samples, on which accuracy and margins are measured.
-      side: samples are images of side x side pixels and one channel, so that D is its square.
-      noise: sigma, the standard deviation of the samples along all directions that tell nothing.
-      num_epochs: epochs of a training.
-      batch_size: samples in a step of training.
-      max_learning_rate: highest learning rate of training.
-      resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
-      reach: reach of that scan, beyond which margins are censored.
     """
 
     epsilons: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -149,58 +211,44 @@ class Alternating(Config):
     measure_every: int = 0
     period: float = 5.0
     num_periods: int = 2
-    num_train: int = 10_000
-    num_observed: int = 1_000
-    side: int = 10
-    noise: float = 1.0
-    num_epochs: int = 30
-    batch_size: int = 128
-    max_learning_rate: float = 0.1
-    resolution: float = 0.02
-    reach: float = 20.0
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
+        check_measure_every(self)
         names = {f"{epsilon:g}" for epsilon in self.epsilons}  # in files and titles
         if not self.epsilons or list(self.epsilons) != sorted(self.epsilons) or len(names) < len(self.epsilons):
             raise ValueError(f"epsilons must be rising, and different in six digits, got {self.epsilons}")
-        if self.measure_every < 0 or (self.measure_every and self.num_epochs % self.measure_every):
-            raise ValueError(
-                f"measure_every must divide num_epochs, or the end is not observed; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
 
     def check(self, data_dir: str | None) -> None:
         jax.eval_shape(lambda: self.samples(self.epsilons[0]))  # refuses settings out of range, and computes nothing
 
     def samples(self, epsilon: float) -> Samples:
         """T2 with this epsilon; everything else is the same for every epsilon."""
-        number = self.num_train + self.num_observed
-        options: Any = {"noise": self.noise, "period": self.period, "num_periods": self.num_periods}
-        options["image_shape"] = (self.side, self.side, 1)
-        return data.synthetic_nonlinear(_keys(self).samples, number, epsilon=epsilon, **options)
+        make = data.synthetic_nonlinear
+        return self.drawn(make, epsilon=epsilon, period=self.period, num_periods=self.num_periods)
 
     def run(self, run: Run) -> None:
-        classifier, files = create(self, "mlp"), observations(run.path, dataclasses.asdict(self))
-        is_all_done = all(file.exists() for *_, file in files)
+        files = observations(run.path, dataclasses.asdict(self))
         with bar(len(self.epsilons) * self.num_epochs, run.name, "epochs") as progress:
-            for number, epsilon in enumerate(self.epsilons):
-                ours = {epoch: file for of, epoch, file in files if of == epsilon}
-                if is_all_done or (not self.is_continued and all(file.exists() for file in ours.values())):
-                    progress.update(self.num_epochs)
+            # A network goes through one training, or through all of them.
+            for epsilons in [self.epsilons] if self.is_continued else [(epsilon,) for epsilon in self.epsilons]:
+                if all(file.exists() for epsilon, _, file in files if epsilon in epsilons):
+                    progress.update(len(epsilons) * self.num_epochs)
                     continue
-                samples, num_before = self.samples(epsilon), number * self.num_epochs * self.is_continued
+                classifier = self.create("mlp")
+                for number, epsilon in enumerate(epsilons):
+                    samples, num_before = self.samples(epsilon), number * self.num_epochs
+                    ours = {epoch - num_before: (epoch, file) for of, epoch, file in files if of == epsilon}
 
-                def on_epoch(epoch, state, _, epsilon=epsilon, ours=ours, samples=samples, num_before=num_before):
-                    if (num_epochs := num_before + epoch + 1) in ours:
-                        found = self.observe(training.classifier_of(state), samples)
-                        times = {"epsilon": np.array(epsilon), "epoch": np.array(num_epochs)}
-                        store.write_arrays(ours[num_epochs], {**found, **times})
-                    progress.update()
+                    def on_epoch(epoch, state, _, epsilon=epsilon, samples=samples, ours=ours):
+                        if epoch + 1 in ours:
+                            num_epochs, file = ours[epoch + 1]
+                            found = self.observe_plane(training.classifier_of(state), samples)
+                            times = {"epsilon": np.array(epsilon), "epoch": np.array(num_epochs)}
+                            store.write_arrays(file, {**found, **times})
+                        progress.update()
 
-                trained = train(self, classifier, samples, on_epoch=on_epoch)
-                if self.is_continued:
-                    classifier = trained
+                    classifier = self.train(classifier, samples, on_epoch=on_epoch)
         found = [store.read_arrays(file) for *_, file in files]
         self.draw(run, found)
         parts = [{"epoch": int(each["epoch"]), "epsilon": float(each["epsilon"]), **describe(each)} for each in found]
@@ -208,17 +256,17 @@ class Alternating(Config):
         accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy, "parts": parts})
 
-    def observe(self, classifier: Any, samples: Samples) -> dict[str, np.ndarray]:
+    def observe_plane(self, classifier: Any, samples: Samples) -> dict[str, np.ndarray]:
         """Margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
-        rows = directions(samples, 1, 2)
-        rows += [scanned(self, row) for row in rows]
+        rows = directions(samples, 2)
+        rows += [self.scanned(row) for row in rows]
         plane = np.asarray(samples.basis[:, :2])
-        images, labels = samples.images[self.num_train :][:_SHOWN], samples.labels[self.num_train :][:_SHOWN]
+        shown = slice(self.num_train, self.num_train + _SHOWN)
         return {
-            **observe(self, classifier, samples, rows),
+            **self.observe(classifier, samples, rows),
             "gaps": cross_section(classifier, plane, *self.grid(), samples.image_shape),
-            "points": np.asarray(images).reshape(-1, len(plane)) @ plane,
-            "labels": np.asarray(labels),
+            "points": np.asarray(samples.images[shown]).reshape(-1, len(plane)) @ plane,
+            "labels": np.asarray(samples.labels[shown]),
         }
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
@@ -228,30 +276,26 @@ class Alternating(Config):
 
     def draw(self, run: Run, found: Sequence[dict[str, np.ndarray]]) -> None:
         """Draws the margins that were observed, and cross-sections."""
-        texts = [f"{float(arrays['epsilon']):g}" for arrays in found]
-        epochs = [int(arrays["epoch"]) for arrays in found]
+        epsilons, epochs = (np.array([arrays[name] for arrays in found]) for name in ("epsilon", "epoch"))
         if self.is_continued:
             panels = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
             for axes in panels:
                 axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
-            after = [place for place, epoch in enumerate(epochs) if epoch >= self.num_epochs]
-            shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
-            titles = [f"epoch {epochs[place]}" for place in shown]
         else:
-            places = np.arange(len(found))
-            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=texts, xlabel="epsilon")
-            epsilons = np.array([arrays["epsilon"] for arrays in found])
+            places, ticks = np.arange(len(found)), [f"{epsilon:g}" for epsilon in epsilons]
+            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=ticks, xlabel="epsilon")
             for axes in panels:  # the distance of an ideal boundary along u1
                 axes.plot(places, np.where(epsilons > 0, epsilons, np.nan), "k:", zorder=0)
-            shown = list(range(len(found)))
-            titles = [f"epsilon = {text}" for text in texts]
         store.write_picture(run.path / "margins.png", panels)
+        trained = np.flatnonzero(epochs >= self.num_epochs)
+        chosen = np.linspace(0, len(trained) - 1, min(len(trained), _NUM_PANELS)).round().astype(int)
+        shown = [found[place] for place in trained[chosen]]
         panels = plots.cross_sections(
-            np.stack([found[place]["gaps"] for place in shown]),
+            np.stack([arrays["gaps"] for arrays in shown]),
             *self.grid(),
-            titles=titles,
-            points=np.stack([found[place]["points"] for place in shown]),
-            labels=found[shown[0]]["labels"],
+            titles=[f"epsilon {arrays['epsilon']:g}, epoch {arrays['epoch']}" for arrays in shown],
+            points=np.stack([arrays["points"] for arrays in shown]),
+            labels=shown[0]["labels"],
             title=f"{run.name}: the plane of u1 and u2",
         )
         store.write_picture(run.path / "cross_sections.png", panels)
@@ -282,92 +326,23 @@ def observations(path: pathlib.Path, settings: Mapping[str, Any]) -> list[tuple[
     return found
 
 
-class Row(NamedTuple):
-    """A subspace in which margins are measured, and the solver."""
-
-    name: str
-    subspace: subspaces.Subspace
-    solver: solvers.Solver = solvers.DeepFool()
-
-
-class Keys(NamedTuple):
-    """Random keys of an experiment's parts."""
-
-    samples: jax.Array
-    weights: jax.Array
-    training: jax.Array
-    subspaces: jax.Array
-
-
-def _keys(config) -> Keys:
-    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
-
-
-def _check(config) -> None:
-    check_at_least(config, 1, "num_train", "num_observed")
-    check_at_least(config, 2, "side")
-    _ = _recipe(config), _scan(config)  # settings out of range fail here, before any work
-
-
-def _recipe(config) -> training.Recipe:
-    return training.Recipe(
-        num_epochs=config.num_epochs, batch_size=config.batch_size, max_learning_rate=config.max_learning_rate
-    )
-
-
-def _scan(config) -> solvers.Solver:
-    return solvers.Scan(reach=config.reach, resolution=config.resolution)
-
-
-def create(config: Linear | Alternating, network: str) -> models.Normalized:
-    """A network of two classes with random weights."""
-    return models.create(network, _keys(config).weights, image_shape=(config.side, config.side, 1), num_classes=2)
-
-
-def train(config: Linear | Alternating, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
-    """The classifier, trained further."""
-    images, labels = samples.images[: config.num_train], samples.labels[: config.num_train]
-    devices = training_devices(config.batch_size)
-    key = _keys(config).training
-    return training.train(classifier, images, labels, _recipe(config), key, devices=devices, **options)
-
-
-def directions(samples: Samples, first: int, last: int) -> list[Row]:
-    """A row for each of the directions u_first to u_last."""
+def directions(samples: Samples, number: int) -> list[Row]:
+    """A row for each of the first directions u1, u2, ..."""
     return [
-        Row(f"u{i}", subspaces.from_basis(samples.basis[:, i - 1 : i], samples.image_shape))
-        for i in range(first, last + 1)
+        Row(f"u{i + 1}", subspaces.from_basis(samples.basis[:, i : i + 1], samples.image_shape)) for i in range(number)
     ]
 
 
-def scanned(config: Linear | Alternating, row: Row) -> Row:
-    """The same direction, scanned."""
-    return Row(f"{row.name}, scanned", row.subspace, _scan(config))
-
-
-def observe(
-    config: Linear | Alternating, classifier: Any, samples: Samples, rows: Sequence[Row]
-) -> dict[str, np.ndarray]:
-    """Accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on the observed samples."""
-    train, test = slice(config.num_train), slice(config.num_train, None)
-    images = samples.images[test]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
-        results = [hmt_jax.measure_margins(classifier, images, row.subspace, row.solver) for row in rows]
-    accuracies = [
-        training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
-    ]
-    return {
-        "row": np.array([row.name for row in rows]),
-        "dimension": np.array([row.subspace.dimension for row in rows]),
-        "accuracy": np.array(accuracies),
-        **{field: np.concatenate([getattr(result, field) for result in results]) for field in report.FIELDS},
-    }
+def summarize(arrays: dict[str, np.ndarray]) -> statistics.MarginSummary:
+    """The statistics of the margins of a network, as of one result, though several solvers may have found them."""
+    fields: dict[str, Any] = {field: arrays[field] for field in report.FIELDS}
+    how: Any = {"solver": "DeepFool and Scan", "precision": "highest", "work": lanes.Work(1, 0, 0)}  # it is not kept
+    return statistics.summarize(hmt_jax.MarginResult(**fields, **how))
 
 
 def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """The observations of a network, for a summary in JSON."""
-    summary = statistics.summarize(_result(arrays))
+    summary = summarize(arrays)
     train_accuracy, test_accuracy = arrays["accuracy"].tolist()
     rows = [
         {"subspace": name, "dimension": int(arrays["dimension"][r]), **report.statistics_of(summary, r)}
@@ -386,16 +361,9 @@ def cross_section(
     return np.asarray(logits[:, 1] - logits[:, 0]).reshape(first.shape)
 
 
-def _result(arrays) -> hmt_jax.MarginResult:
-    """Observed margins as one result, though several solvers may have found them."""
-    fields: dict[str, Any] = {field: arrays[field] for field in report.FIELDS}
-    solver, work = "DeepFool and Scan", lanes.Work(1, 0, 0)  # the work is not kept
-    return hmt_jax.MarginResult(**fields, solver=solver, precision="highest", work=work)
-
-
 def _curves(found) -> dict[str, dict[str, np.ndarray]]:
     """Percentiles (E, 3) along u1 and u2 of E observations, by DeepFool and scanned."""
-    ranks = np.stack([statistics.summarize(_result(arrays)).percentiles for arrays in found], axis=1)
+    ranks = np.stack([summarize(arrays).percentiles for arrays in found], axis=1)
     along = dict(zip(found[0]["row"].tolist(), ranks, strict=True))
     return {
         "DeepFool": {name: along[name] for name in ("u1", "u2")},

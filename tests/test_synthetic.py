@@ -117,7 +117,7 @@ def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
     samples = data.synthetic_linear(KEY, 40, image_shape=(3, 3, 1))
     normal = 2 * samples.basis[:, 0] + 0.5 * samples.basis[:, 1]
     classifier = jax.tree_util.Partial(hyperplane_logits, (normal, jnp.asarray(0.7)))
-    rows = synthetic.directions(samples, 1, 2)
+    rows = synthetic.directions(samples, 2)
     result = hmt_jax.measure_margins(classifier, samples.images, [row.subspace for row in rows], solver)
     gap = np.asarray(samples.images).reshape(40, -1) @ np.asarray(normal) + 0.7
     is_near = np.abs(gap) / 0.5 < 29

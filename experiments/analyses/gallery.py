@@ -23,7 +23,6 @@ class Gallery(Config):
     """Images manipulated, and the least perturbations that change the labels of a network.
 
     Attributes:
-      seed: seed of everything random.
       baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
         finished there.
       shown: manipulations, such as flip or low_pass:14.
@@ -35,6 +34,7 @@ class Gallery(Config):
     num_shown: int = 5
 
     def __post_init__(self):
+        super().__post_init__()
         check_at_least(self, 1, "num_shown")
         for manipulation in self.shown:
             manipulations.check(manipulation)
