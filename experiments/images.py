@@ -269,12 +269,35 @@ def _load_all(name, data_dir):
 def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
     """Trains a network, from its last checkpoint if there is one, and writes its history and its weights."""
     init_key, train_key, _ = config.keys
-    architecture = config.architecture(dataset)
+    architecture, described = config.architecture(dataset), store.read_config(path)
     classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / store.CHECKPOINTS) as kept:
         state, history = _last_kept(kept, state, path)
+        started = time.perf_counter() - (history[-1]["seconds"] if history else 0)
         with bar(config.num_epochs, "training", "epochs", len(history)) as progress:
+
+            def on_epoch(epoch, state, metrics):
+                classifier = training.classifier_of(state)
+                test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "train_loss": metrics.loss,
+                        "train_accuracy": metrics.accuracy,
+                        "test_loss": test.loss,
+                        "test_accuracy": test.accuracy,
+                        "seconds": round(time.perf_counter() - started, 2),
+                    }
+                )
+                if config.measure_every and (epoch + 1) % config.measure_every == 0:
+                    found = monitor(config, classifier, dataset)
+                    store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
+                    history[-1] |= _means(found)
+                kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
+                progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
+                progress.update()
+
             try:
                 training.train(
                     classifier,
@@ -285,23 +308,18 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
                     attack=config.training_attack(dataset.image_shape),
                     state=state,
                     devices=training_devices(config.batch_size),
-                    on_epoch=_keep_epochs(config, dataset, kept, history, progress, path),
+                    on_epoch=on_epoch,
                 )
             except FloatingPointError as error:
                 last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
                 where = path / store.CHECKPOINTS
                 raise FloatingPointError(f"{error}; the last good state is {last}, in {where}") from None
         store.write_json(path / "history.json", history)
+        header = {"architecture": architecture, "data": config.data, "manipulation": config.manipulation}
         for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
             chosen, until_then = _restored(kept, state, epoch, path)
-            store.write_classifier(
-                path / f"{file}.safetensors",
-                training.classifier_of(chosen),
-                architecture=architecture,
-                data=config.data,
-                manipulation=config.manipulation,
-                training=until_then[-1],
-            )
+            classifier = training.classifier_of(chosen)
+            store.write_classifier(path / f"{file}.safetensors", classifier, **header, training=until_then[-1])
 
 
 def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
@@ -312,8 +330,7 @@ def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, A
         print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
     if kept.last_epoch is None:
         return state, []
-    if kept.best_epoch != kept.last_epoch:  # looked at before training: a score of another run hides the best of this
-        _restored(kept, state, kept.best_epoch, path)
+    _restored(kept, state, kept.best_epoch, path)  # before training: a score of another run hides the best of this
     return _restored(kept, state, kept.last_epoch, path)
 
 
@@ -337,36 +354,6 @@ def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[s
     return state, found["epochs"]
 
 
-def _keep_epochs(config, dataset, kept, history, progress, path):
-    """The callback after an epoch, which measures it, appends it to the history, and saves a checkpoint with both."""
-    described = store.read_config(path)
-    seconds_before = history[-1]["seconds"] if history else 0
-    started = time.perf_counter()
-
-    def on_epoch(epoch, state, metrics):
-        classifier = training.classifier_of(state)
-        test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": metrics.loss,
-                "train_accuracy": metrics.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "seconds": round(seconds_before + time.perf_counter() - started, 2),
-            }
-        )
-        if config.measure_every and (epoch + 1) % config.measure_every == 0:
-            found = monitor(config, classifier, dataset)
-            store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
-            history[-1] |= _means(found)
-        kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
-        progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
-        progress.update()
-
-    return on_epoch
-
-
 def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.ndarray]:
     """The measurements of the first N = `num_monitored` test images after an epoch.
 
@@ -380,18 +367,16 @@ def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.n
     windows, attack = config.measured(dataset.image_shape), config.training_attack(dataset.image_shape)
     result = hmt_jax.measure_margins(classifier, images, windows, config.solver)
     found = {"margin": statistics.censored_margins(result)}
-    if attack is None:
-        return found
-    perturbed = attack(classifier, images, labels, config.keys[2])
-    right, right_under_attack = (np.asarray(classifier(each).argmax(-1)) == labels for each in (images, perturbed))
-    changes = perturbed - images
-    return {
-        **found,
-        "is_right": right,
-        "is_right_under_attack": right_under_attack,
-        "energy": np.stack([_energy(window, changes) for window in windows]),
-        "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
-    }
+    if attack is not None:
+        perturbed = attack(classifier, images, labels, config.keys[2])
+        changes = perturbed - images
+        found |= {
+            "is_right": np.asarray(classifier(images).argmax(-1)) == labels,
+            "is_right_under_attack": np.asarray(classifier(perturbed).argmax(-1)) == labels,
+            "energy": np.stack([_energy(window, changes) for window in windows]),
+            "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
+        }
+    return found
 
 
 @jax.jit
@@ -458,7 +443,8 @@ def measure(
 ) -> None:
     """Measures images in windows, from where an interrupted run stopped.
 
-    Writes `margins.npz`, the margins with what they belong to, and `measurement.json`, how they were measured.
+    Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows, the true labels, the
+    shape of the images and the seconds that it took beside the margins.
     """
     started = time.perf_counter()
     with bar(len(windows) * len(images), "margins", "pairs") as progress:
@@ -471,16 +457,11 @@ def measure(
             progress=lambda num_finished, _: progress.update(num_finished - progress.n),
         )
         result = measured.read()
-    store.write_json(
-        path / "measurement.json",
-        {
-            "seconds": time.perf_counter() - started,
-            "image_shape": images.shape[1:],
-            "solver": result.solver,
-            "precision": result.precision,
-            "work": dataclasses.asdict(result.work),
-        },
+    store.write_margins(
+        path / "margins.npz",
+        result,
+        corner=np.stack([window.corner for window in windows]),
+        true_label=labels,
+        image_shape=images.shape[1:],
+        seconds=time.perf_counter() - started,
     )
-    corners = np.stack([window.corner for window in windows])
-    arrays = {field: getattr(result, field) for field in report.FIELDS}
-    store.write_arrays(path / "margins.npz", {"corner": corners, "true_label": labels, **arrays})

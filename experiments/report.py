@@ -8,10 +8,8 @@ import numpy as np
 import hmt_jax
 from experiments import store
 from experiments.experiment import Run
-from hmt_jax import _tables, lanes, plots, statistics
+from hmt_jax import _tables, plots, statistics
 
-# The arrays of a `hmt_jax.MarginResult` that a run keeps.
-FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
 _LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
 
@@ -49,17 +47,15 @@ def percentiles(margins: np.ndarray) -> np.ndarray:
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
-    measurement, arrays = store.read_json(path / "measurement.json"), store.read_arrays(path / "margins.npz")
-    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
-    how = {key: measurement[key] for key in ("solver", "precision")}
-    return hmt_jax.MarginResult(**fields, **how, work=lanes.Work(**measurement["work"])), arrays["corner"]
+    result, arrays = store.read_margins(path / "margins.npz")
+    return result, arrays["corner"]
 
 
 def summarize(
     run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None, versus: str = ""
 ) -> None:
     """Writes the summary of a measured run, and draws its margins; `versus` names the run it is compared with."""
-    result, corners = read_margins(run.path)
+    result, arrays = store.read_margins(run.path / "margins.npz")
     summary, ratios = statistics.summarize(result), None
     if run.baseline is not None:
         others = [window["median"] for window in store.read_json(run.baseline / "summary.json")["windows"]]
@@ -76,13 +72,13 @@ def summarize(
             "baseline_robustness": _strongest(run.path / "baseline_robustness.json"),
             "margin_over_baseline": ratios,
             "training_seconds": training_seconds,
-            "measurement_seconds": round(store.read_json(run.path / "measurement.json")["seconds"], 2),
+            "measurement_seconds": round(float(arrays["seconds"]), 2),
             "utilization": round(result.work.utilization, 4),
             "num_images": result.margin.shape[1],
             "confidence": summary.confidence,
             "windows": [
                 {"row": row, "column": column, **statistics_of(summary, r)}
-                for r, (row, column) in enumerate(corners.tolist())
+                for r, (row, column) in enumerate(arrays["corner"].tolist())
             ],
         },
     )

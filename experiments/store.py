@@ -16,6 +16,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2  # of run folders; before there was a number, they were of format 1
+FORMAT = 3  # of run folders; before there was a number, they were of format 1
 CLASSIFIER = "checkpoint.safetensors"
 CHECKPOINTS, MONITORED, MARGINS = "checkpoints", "monitored", "margins.zarr"  # the folders in a run's folder
 _SUMMARY, _VERDICTS = "summary.json", "claims.json"  # the last files of a run
@@ -270,6 +271,13 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     write(path, content.getvalue())
 
 
+def write_margins(path: pathlib.Path, result: hmt_jax.MarginResult, **beside: Any) -> None:
+    """Writes margins as `hmt_jax.MarginResult.save` does, with further arrays beside its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(file := pathlib.Path(folder) / path.name)
+        write_arrays(path, {**read_arrays(file), **beside})
+
+
 def write_picture(path: pathlib.Path, drawn) -> None:
     """Writes a figure of matplotlib, or that of some axes, as a .png file."""
     content = io.BytesIO()
@@ -285,6 +293,12 @@ def write_classifier(path: pathlib.Path, classifier: models.Normalized, **header
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     return _read(path, lambda content: dict(np.load(io.BytesIO(content))))
+
+
+def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, dict[str, np.ndarray]]:
+    """The margins in an .npz file, and all of its arrays."""
+    arrays = read_arrays(path)
+    return hmt_jax.MarginResult.load(path), arrays
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -13,13 +13,14 @@ import numpy as np
 import hmt_jax
 from experiments import report, store
 from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
-from hmt_jax import data, lanes, models, plots, solvers, statistics, subspaces, training
+from hmt_jax import data, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 
 NETWORKS = ("mlp", "logistic")
 _GRID = (121, 201)  # points of a cross-section along u1 and u2
 _SHOWN = 300  # samples in a cross-section
 _NUM_PANELS = 6  # cross-sections in a picture
+_FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")  # the arrays of a result
 
 
 class Row(NamedTuple):
@@ -101,8 +102,10 @@ class Synthetic(Config):
         """The same direction, scanned."""
         return Row(f"{row.name}, scanned", row.subspace, self.scan)
 
-    def observe(self, classifier: Any, samples: Samples, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on the observed samples."""
+    def observe(
+        self, file: pathlib.Path, classifier: Any, samples: Samples, rows: Sequence[Row], **beside: Any
+    ) -> None:
+        """Writes accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on observed samples."""
         train, test = slice(self.num_train), slice(self.num_train, None)
         images = samples.images[test]
         with warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning):  # samples are no images
@@ -110,12 +113,17 @@ class Synthetic(Config):
         accuracies = [
             training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
         ]
-        return {
-            "row": np.array([row.name for row in rows]),
-            "dimension": np.array([row.subspace.dimension for row in rows]),
-            "accuracy": np.array(accuracies),
-            **{field: np.concatenate([getattr(result, field) for result in results]) for field in report.FIELDS},
-        }
+        # One result, though several solvers have found the margins.
+        arrays: Any = {field: np.concatenate([getattr(result, field) for result in results]) for field in _FIELDS}
+        work = sum((result.work for result in results[1:]), results[0].work)
+        store.write_margins(
+            file,
+            dataclasses.replace(results[0], **arrays, solver="DeepFool and Scan", work=work),
+            row=[row.name for row in rows],
+            dimension=[row.subspace.dimension for row in rows],
+            accuracy=accuracies,
+            **beside,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,20 +159,17 @@ class Linear(Synthetic):
         return self.drawn(data.synthetic_linear, epsilon=self.epsilon)
 
     def run(self, run: Run) -> None:
-        samples, found = self.samples(), {}
+        samples, files = self.samples(), {network: run.path / f"{network}.npz" for network in NETWORKS}
         rows = self.rows(samples)
         with bar(len(NETWORKS), run.name, "networks") as progress:
-            for network in NETWORKS:
-                file = run.path / f"{network}.npz"
+            for network, file in files.items():
                 if not file.exists():
-                    classifier = self.train(self.create(network), samples)
-                    store.write_arrays(file, self.observe(classifier, samples, rows))
-                found[network] = store.read_arrays(file)
+                    self.observe(file, self.train(self.create(network), samples), samples, rows)
                 progress.update()
-        ranks = {network: summarize(arrays).percentiles for network, arrays in found.items()}
+        ranks = {network: percentiles(file) for network, file in files.items()}
         axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
         store.write_picture(run.path / "margins.png", axes)
-        described = {network: describe(arrays) for network, arrays in found.items()}
+        described = {network: describe(file) for network, file in files.items()}
         accuracy = described["mlp"]["test_accuracy"]
         summary = {"experiment": run.name, "test_accuracy": accuracy, "networks": described}
         store.write_json(run.path / "summary.json", summary)
@@ -243,47 +248,50 @@ class Alternating(Synthetic):
                     def on_epoch(epoch, state, _, epsilon=epsilon, samples=samples, ours=ours):
                         if epoch + 1 in ours:
                             num_epochs, file = ours[epoch + 1]
-                            found = self.observe_plane(training.classifier_of(state), samples)
-                            times = {"epsilon": np.array(epsilon), "epoch": np.array(num_epochs)}
-                            store.write_arrays(file, {**found, **times})
+                            classifier = training.classifier_of(state)
+                            self.observe_plane(file, classifier, samples, epsilon=epsilon, epoch=num_epochs)
                         progress.update()
 
                     classifier = self.train(classifier, samples, on_epoch=on_epoch)
-        found = [store.read_arrays(file) for *_, file in files]
-        self.draw(run, found)
-        parts = [{"epoch": int(each["epoch"]), "epsilon": float(each["epsilon"]), **describe(each)} for each in found]
+        self.draw(run, [file for *_, file in files])
+        parts = [{"epoch": epoch, "epsilon": epsilon, **describe(file)} for epsilon, epoch, file in files]
         # Networks in the midst of their first training do not count.
         accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy, "parts": parts})
 
-    def observe_plane(self, classifier: Any, samples: Samples) -> dict[str, np.ndarray]:
-        """Margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
+    def observe_plane(self, file: pathlib.Path, classifier: Any, samples: Samples, **beside: Any) -> None:
+        """Writes margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
         rows = directions(samples, 2)
         rows += [self.scanned(row) for row in rows]
         plane = np.asarray(samples.basis[:, :2])
         shown = slice(self.num_train, self.num_train + _SHOWN)
-        return {
-            **self.observe(classifier, samples, rows),
-            "gaps": cross_section(classifier, plane, *self.grid(), samples.image_shape),
-            "points": np.asarray(samples.images[shown]).reshape(-1, len(plane)) @ plane,
-            "labels": np.asarray(samples.labels[shown]),
-        }
+        self.observe(
+            file,
+            classifier,
+            samples,
+            rows,
+            gaps=cross_section(classifier, plane, *self.grid(), samples.image_shape),
+            points=np.asarray(samples.images[shown]).reshape(-1, len(plane)) @ plane,
+            labels=np.asarray(samples.labels[shown]),
+            **beside,
+        )
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates of cross-sections along u1 and u2, half a period beyond the samples."""
         height = self.period * (self.num_periods + 0.5)
         return np.linspace(-self.period / 2, self.period / 2, _GRID[0]), np.linspace(-height, height, _GRID[1])
 
-    def draw(self, run: Run, found: Sequence[dict[str, np.ndarray]]) -> None:
+    def draw(self, run: Run, files: Sequence[pathlib.Path]) -> None:
         """Draws the margins that were observed, and cross-sections."""
+        found, curves = [store.read_arrays(file) for file in files], _curves(files)
         epsilons, epochs = (np.array([arrays[name] for arrays in found]) for name in ("epsilon", "epoch"))
         if self.is_continued:
-            panels = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
+            panels = plots.margin_curves(epochs, curves, title=run.name, xlabel="epochs of training")
             for axes in panels:
                 axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
         else:
             places, ticks = np.arange(len(found)), [f"{epsilon:g}" for epsilon in epsilons]
-            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=ticks, xlabel="epsilon")
+            panels = plots.margin_curves(places, curves, title=run.name, ticks=ticks, xlabel="epsilon")
             for axes in panels:  # the distance of an ideal boundary along u1
                 axes.plot(places, np.where(epsilons > 0, epsilons, np.nan), "k:", zorder=0)
         store.write_picture(run.path / "margins.png", panels)
@@ -333,16 +341,15 @@ def directions(samples: Samples, number: int) -> list[Row]:
     ]
 
 
-def summarize(arrays: dict[str, np.ndarray]) -> statistics.MarginSummary:
-    """The statistics of the margins of a network, as of one result, though several solvers may have found them."""
-    fields: dict[str, Any] = {field: arrays[field] for field in report.FIELDS}
-    how: Any = {"solver": "DeepFool and Scan", "precision": "highest", "work": lanes.Work(1, 0, 0)}  # it is not kept
-    return statistics.summarize(hmt_jax.MarginResult(**fields, **how))
+def percentiles(file: pathlib.Path) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of the margins in a file of observations."""
+    return report.percentiles(statistics.censored_margins(store.read_margins(file)[0]))
 
 
-def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def describe(file: pathlib.Path) -> dict[str, Any]:
     """The observations of a network, for a summary in JSON."""
-    summary = summarize(arrays)
+    result, arrays = store.read_margins(file)
+    summary = statistics.summarize(result)
     train_accuracy, test_accuracy = arrays["accuracy"].tolist()
     rows = [
         {"subspace": name, "dimension": int(arrays["dimension"][r]), **report.statistics_of(summary, r)}
@@ -361,11 +368,7 @@ def cross_section(
     return np.asarray(logits[:, 1] - logits[:, 0]).reshape(first.shape)
 
 
-def _curves(found) -> dict[str, dict[str, np.ndarray]]:
+def _curves(files) -> dict[str, dict[str, np.ndarray]]:
     """Percentiles (E, 3) along u1 and u2 of E observations, by DeepFool and scanned."""
-    ranks = np.stack([summarize(arrays).percentiles for arrays in found], axis=1)
-    along = dict(zip(found[0]["row"].tolist(), ranks, strict=True))
-    return {
-        "DeepFool": {name: along[name] for name in ("u1", "u2")},
-        "scanned line": {name: along[f"{name}, scanned"] for name in ("u1", "u2")},
-    }
+    u1, u2, *scanned = np.stack([percentiles(file) for file in files], axis=1)
+    return {"DeepFool": {"u1": u1, "u2": u2}, "scanned line": dict(zip(("u1", "u2"), scanned, strict=True))}

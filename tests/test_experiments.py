@@ -54,7 +54,6 @@ def test_a_run_leaves_all_its_files(finished):
         "checkpoints",
         "checkpoint.safetensors",
         "best.safetensors",
-        "measurement.json",
         "margins.npz",
         "margins.zarr",
         "summary.json",

@@ -207,7 +207,7 @@ def write_observed(file, margin, status=None, accuracy=0.9):
 
 
 def test_accuracy_is_that_of_networks_whose_first_training_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "describe", lambda arrays: {"test_accuracy": float(arrays["share"])})
+    monkeypatch.setattr(synthetic, "describe", lambda file: {"test_accuracy": float(store.read_arrays(file)["share"])})
     monkeypatch.setattr(Alternating, "draw", lambda *_: None)
     config = Alternating(num_epochs=20, measure_every=10, is_continued=True, epsilons=(0.0, 1.0), side=2, num_train=1)
     accuracies = {10: 0.6, 20: 0.9, 30: 0.8, 40: 0.95}
