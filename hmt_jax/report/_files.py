@@ -12,10 +12,10 @@ import numpy as np
 from hmt_jax import _disk, _paths
 from hmt_jax.margins import MarginResult, MarginStore
 from hmt_jax.margins._result import NOT_STORED, from_arrays, to_arrays
+from hmt_jax.margins._store import UNKNOWN
 from hmt_jax.report._content import Claim, Measurement, Picture, Progress
 
 _OPTIONAL, _OF_PICTURES = ("corners", "bounds"), ("original", "perturbation")  # arrays
-_UNKNOWN = 64 * "0"  # the hash of images that a chunk was written without
 _APART = ("result", "pictures", *_OPTIONAL)  # fields that JSON does not hold
 
 
@@ -84,8 +84,7 @@ def of_store(store: MarginStore, name: str | None = None) -> Measurement:
     missing = set(store.missing())
     there = [chunk for chunk in range(store.num_chunks) if chunk not in missing]
     result = store.read(partial=True)
-    hashes = {chunk: store.image_sha256(chunk) for chunk in there}
-    ids = [f"{digest} {place}" for chunk, digest in hashes.items() for place in range(_size(store.images_of(chunk)))]
+    ids = [digest for chunk in there for digest in store.image_sha256(chunk)]
     known = store.attributes
     names = known.get("subspace_names") or [str(r) for r in range(len(result.margin))]
     return Measurement(
@@ -93,7 +92,7 @@ def of_store(store: MarginStore, name: str | None = None) -> Measurement:
         result=result,
         subspaces=names,
         num_images=store.num_images if missing else None,
-        image_ids=ids if _UNKNOWN not in hashes.values() else (),
+        image_ids=ids if UNKNOWN not in ids else (),
         classifier_id=known.get("classifier", {}).get("parameters_sha256"),
         no_pictures="no images were passed for the gallery",
         attributes={key: value for key, value in known.items() if key != "subspace_names"},
@@ -185,7 +184,3 @@ def _measurement(described: dict[str, Any], stored: dict[str, np.ndarray], prefi
             **{name: parts.get(name) for name in _OPTIONAL},
         }
     )
-
-
-def _size(images: slice) -> int:
-    return images.stop - images.start
