@@ -466,7 +466,12 @@ def _write_page(out: str, paths: Sequence[str]) -> None:
 
     sources = [_margins_at(path) for path in paths]
     names = _distinct(list(paths))
-    _report.write(out, dict(zip(names, sources, strict=True)), _source_of, _report.command(out, paths))
+    _report.write(
+        out,
+        dict(zip(names, sources, strict=True)),
+        _source_of,
+        _report.command(out, [_absolute(path) for path in paths]),
+    )
 
 
 def _margins_at(path: str) -> Any:

@@ -49,6 +49,11 @@ def num_dots(num_subspaces: int, num_images: int) -> int:
     return min(num_images, _MOST_DOTS_OF_A_WINDOW, max(_MOST_DOTS // num_subspaces, 1))
 
 
+def is_joined(measurement: Measurement) -> bool:
+    """Whether a line joins the medians."""
+    return measurement.is_ordered and grid_of(measurement.corners) is None
+
+
 def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Numbers]) -> dict[str, Any]:
     """Median margins over each other, with their intervals, bands, and the samples of a subspace on demand.
 
@@ -58,16 +63,16 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
     """
     first = next(iter(measurements.values()))
     limits = _limits([n.percentiles for n in numbers.values()] + [n.bounds for n in numbers.values()])
-    is_joined = _is_joined(first)
+    joined = is_joined(first)
     rows, dots, bounds = [], [], []
     for place, (m, measurement) in enumerate(measurements.items()):
-        shift = 0.0 if is_joined else 0.14 * (place - (len(measurements) - 1) / 2)
+        shift = 0.0 if joined else 0.14 * (place - (len(measurements) - 1) / 2)
         rows += [{"m": m, "x": r["r"] + shift, **r} for r in _rows(measurement, numbers[m], limits)]
         dots += _dots(m, measurement, numbers[m], limits)
         bounds += _bounds(m, measurement, numbers[m], limits)
     x, along = _x_of(first), _log(limits, _looks.MARGIN)
     opacity = min(0.15, 0.3 / len(measurements))
-    layers = [*_spreads(x, along, opacity, is_joined=is_joined), *(_certified(x, along) if bounds else ())]
+    layers = [*_spreads(x, along, opacity, is_joined=joined), *(_certified(x, along) if bounds else ())]
     layers += _medians(x, along)
     text = f"Median margins in {len(first.subspaces)} subspaces, by {first.axis}. " + " ".join(
         f"{measurement.name}: {_in_words(measurement, numbers[m])}." for m, measurement in measurements.items()
@@ -215,7 +220,7 @@ def ratios(pairs: Sequence[Pair], measurements: Sequence[Measurement]) -> dict[s
     layers = [
         equal.mark_rule(strokeWidth=1, strokeDash=[4, 3], color="currentColor", aria=False),
         base.mark_rule(strokeWidth=2, aria=False, clip=True).encode(y=along("from"), y2="to:Q"),
-        *([line] if _is_joined(first) else []),
+        *([line] if is_joined(first) else []),
         is_there.mark_circle(size=350, opacity=0, aria=False),
         is_there.mark_point(filled=True, size=50, opacity=1).encode(shape=_look("shape"), description=_TEXT),
     ]
@@ -382,6 +387,7 @@ def _x_of(measurement: Measurement) -> alt.X:
         labelExpr="subspaces[datum.value]",
         grid=False,
         labelOverlap=True,
+        labelSeparation=6,
         **({"labelAngle": -40, "labelAlign": "right"} if is_long else {"labelAngle": 0}),
     )
     title = textwrap.wrap(measurement.axis, _TITLE_LENGTH)
@@ -406,11 +412,6 @@ def _look(kind: Literal["color", "dash", "shape"]) -> Any:
     }
     scale = alt.Scale(domain=list(range(len(LOOKS))), range=looks[kind])
     return channel("m:N", scale=scale, legend=None)
-
-
-def _is_joined(measurement: Measurement) -> bool:
-    """Whether a line joins the medians."""
-    return measurement.is_ordered and grid_of(measurement.corners) is None
 
 
 def _tooltip(*fields: str) -> list[alt.Tooltip]:
