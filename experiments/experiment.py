@@ -14,6 +14,7 @@ import tqdm
 
 from experiments.claims import Claim
 from hmt_jax import _checks
+from hmt_jax.report import Measurement
 
 
 class Run(NamedTuple):
@@ -82,6 +83,10 @@ class Config(abc.ABC):
         Writes each result with `experiments.store` into `run.path`, and last `summary.json`, which holds
         "test_accuracy" if there is one.
         """
+
+    @abc.abstractmethod
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        """The margins of the finished run in a folder, for its page. The page adds what it knows of any run."""
 
     @abc.abstractmethod
     def report(self, path: pathlib.Path) -> str:

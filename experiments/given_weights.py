@@ -81,8 +81,8 @@ class GivenWeights(Measured):
 
     def run(self, run: Run) -> None:
         if not (run.path / "margins.npz").exists():
-            images, labels = self.observed()
-            measure(run.path, self.classifier(), images, labels, self.windows, self.solver)
+            images, labels, names = self.observed()
+            measure(run.path, self.classifier(), images, labels, names, self.windows, self.solver)
         found = store.read_arrays(run.path / "margins.npz")
         is_right = found["label"][0] == found["true_label"]
         report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right), versus=self.baseline)
@@ -105,12 +105,13 @@ class GivenWeights(Measured):
     def source(self) -> data.ImageFolder:
         return data.image_folder(self.images, resize=self.resize, crop=self.crop)
 
-    def observed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images that are measured, manipulated and as floats, and their labels."""
+    def observed(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The images that are measured, manipulated and as floats, their labels, and their files."""
         source = self.source()
-        drawn = np.random.default_rng(self.seed).permutation(len(source))[: self.num_images]
-        images, labels = zip(*(source[index] for index in sorted(drawn.tolist())), strict=True)
-        return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels)
+        drawn = sorted(np.random.default_rng(self.seed).permutation(len(source))[: self.num_images].tolist())
+        images, labels = zip(*(source[index] for index in drawn), strict=True)
+        files = [str(source.files[index]) for index in drawn]
+        return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels), files
 
     @property
     def windows(self) -> list[subspaces.DCTWindow]:

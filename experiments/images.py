@@ -6,9 +6,11 @@ A run goes from top to bottom. Each stage leaves a file, and a stage whose file 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,6 +22,7 @@ from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
+from hmt_jax.report import Measurement
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 # Fields that each of two compared runs has for itself; they share all others.
@@ -57,6 +60,12 @@ class Measured(Config):
         check_known("network", self.network, models.names())
         check_at_least(self, 1, "num_images", "window_size", "window_step")
         _ = self.solver  # settings out of range fail here
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        described = store.read_config(path)
+        if (classifier_id := described["checksums"].get("weights")) is None:
+            classifier_id = hashlib.sha256((path / store.CLASSIFIER).read_bytes()).hexdigest()
+        return [report.measurement(path / "margins.npz", described["experiment"], classifier_id)]
 
     @property
     def solver(self) -> solvers.DeepFool:
@@ -155,7 +164,8 @@ class Images(Measured):
                 evaluate(self, run, images, labels)
             if not (run.path / "margins.npz").exists():
                 classifier = store.read_classifier(run.path / store.CLASSIFIER)
-                measure(run.path, classifier, images, labels, self.measured(dataset.image_shape), self.solver)
+                names = [f"{self.data} test {number}" for number in range(len(images))]
+                measure(run.path, classifier, images, labels, names, self.measured(dataset.image_shape), self.solver)
         last = store.read_json(run.path / "history.json")[-1]
         report.summarize(
             run,
@@ -438,13 +448,14 @@ def measure(
     classifier: Any,
     images: np.ndarray,
     labels: np.ndarray,
+    names: Sequence[str],
     windows: list[subspaces.DCTWindow],
     solver: solvers.Solver,
 ) -> None:
     """Measures images in windows, from where an interrupted run stopped.
 
-    Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows, the true labels, the
-    shape of the images and the seconds that it took beside the margins.
+    Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows and their size, the
+    names, true labels and shape of the images, and the seconds that it took beside the margins.
     """
     started = time.perf_counter()
     with bar(len(windows) * len(images), "margins", "pairs") as progress:
@@ -454,12 +465,16 @@ def measure(
             windows,
             solver,
             path / store.MARGINS,
+            keep_coordinates=True,
             progress=lambda num_finished, _: progress.update(num_finished - progress.n),
         )
         result = measured.read()
+    report.write_pictures(path, result, windows, images)
     store.write_margins(
         path / "margins.npz",
         result,
+        image=names,
+        size=windows[0].size,
         corner=np.stack([window.corner for window in windows]),
         true_label=labels,
         image_shape=images.shape[1:],

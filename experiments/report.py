@@ -1,6 +1,7 @@
 """The findings of a run on windows of the DCT: its summary, its table for the terminal, and its pictures."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,11 @@ import numpy as np
 import hmt_jax
 from experiments import store
 from experiments.experiment import Run
-from hmt_jax import _tables, plots, statistics
+from hmt_jax import _tables, plots, statistics, subspaces
+from hmt_jax.report import Measurement, Picture, pictures
+from hmt_jax.report._gallery import chosen
 
+_PICTURES = "pictures.npz"
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
 _LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
 
@@ -49,6 +53,47 @@ def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
     result, arrays = store.read_margins(path / "margins.npz")
     return result, arrays["corner"]
+
+
+def write_pictures(
+    path: pathlib.Path, result: hmt_jax.MarginResult, windows: Sequence[subspaces.DCTWindow], images: np.ndarray
+) -> None:
+    """Writes images with their perturbations, for the page: those with the least, a median and the greatest margin."""
+    found = pictures(result, windows, images, chosen(result))
+    arrays = {field: np.array([getattr(each, field) for each in found]) for field in Picture._fields}
+    store.write_arrays(path / _PICTURES, arrays)
+
+
+def measurement(file: pathlib.Path, name: str, classifier_id: str | None = None) -> Measurement:
+    """The margins in windows that are in a file, for the page.
+
+    Args:
+      file: written by `experiments.store.write_margins`, with the corners and the size of the windows, and a name for
+        each image. `write_pictures` has written into the same folder.
+      name: of the measurement.
+      classifier_id: a text that is equal for the same classifier.
+    """
+    result, arrays = store.read_margins(file)
+    corners, size = arrays["corner"], int(arrays["size"])
+    columns = store.read_arrays(file.parent / _PICTURES)
+    rows = zip(
+        *(columns[field] if columns[field].ndim > 1 else columns[field].tolist() for field in Picture._fields),
+        strict=True,
+    )
+    is_diagonal = bool((corners[:, 0] == corners[:, 1]).all())
+    where = "first frequency" if is_diagonal else "first vertical and horizontal frequency"
+    return Measurement(
+        name=name,
+        result=result,
+        subspaces=[str(row) if is_diagonal else f"{row},{column}" for row, column in corners.tolist()],
+        axis=f"{where} of the {size} x {size} DCT window" + ", from low to high" * is_diagonal,
+        is_ordered=is_diagonal,
+        corners=corners,
+        image_ids=arrays["image"].tolist(),
+        classifier_id=classifier_id,
+        pictures=[Picture(*row) for row in rows],
+        no_pictures="no search found a margin",
+    )
 
 
 def summarize(

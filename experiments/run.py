@@ -51,8 +51,7 @@ def run(
             with store.timed(path):
                 config.run(Run(name, path, data_dir, beside))
             tested = [claim.test(path) for claim in experiment.claims]
-            if (path / "margins.npz").exists():
-                store.write(path / "report.html", page.html(name, path, tested).encode())
+            page.write(path, config, tested)
             store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
     finished = store.verdicts(path)

@@ -16,7 +16,6 @@ import pathlib
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ import numpy as np
 
 import hmt_jax
 from hmt_jax import _disk, models
+from hmt_jax.margins._result import to_arrays
 from hmt_jax.models import _files
 
 try:
@@ -272,10 +272,8 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_margins(path: pathlib.Path, result: hmt_jax.MarginResult, **beside: Any) -> None:
-    """Writes margins as `hmt_jax.MarginResult.save` does, with further arrays beside its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        result.save(file := pathlib.Path(folder) / path.name)
-        write_arrays(path, {**read_arrays(file), **beside})
+    """Writes margins as `hmt_jax.MarginResult.save` does, without coordinates, with further arrays beside its own."""
+    write_arrays(path, {**to_arrays(dataclasses.replace(result, coordinates=None)), **beside})
 
 
 def write_picture(path: pathlib.Path, drawn) -> None:

@@ -15,6 +15,7 @@ from experiments import report, store
 from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
 from hmt_jax import data, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
+from hmt_jax.report import Measurement
 
 NETWORKS = ("mlp", "logistic")
 _GRID = (121, 201)  # points of a cross-section along u1 and u2
@@ -113,12 +114,9 @@ class Synthetic(Config):
         accuracies = [
             training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
         ]
-        # One result, though several solvers have found the margins.
-        arrays: Any = {field: np.concatenate([getattr(result, field) for result in results]) for field in _FIELDS}
-        work = sum((result.work for result in results[1:]), results[0].work)
         store.write_margins(
             file,
-            dataclasses.replace(results[0], **arrays, solver="DeepFool and Scan", work=work),
+            dataclasses.replace(_below_each_other(results), solver="DeepFool and Scan"),
             row=[row.name for row in rows],
             dimension=[row.subspace.dimension for row in rows],
             accuracy=accuracies,
@@ -184,6 +182,13 @@ class Linear(Synthetic):
         ]
         complement = Row("complement", subspaces.orthogonal_complement(u1.subspace))
         return [u1, self.scanned(u1), complement, *others, *at_random]
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        found = {network: store.read_margins(path / f"{network}.npz") for network in NETWORKS}
+        return [
+            _measurement(network, result, arrays["row"].tolist(), axis="subspace", is_ordered=False)
+            for network, (result, arrays) in found.items()
+        ]
 
     def report(self, path: pathlib.Path) -> str:
         lines = []
@@ -308,6 +313,16 @@ class Alternating(Synthetic):
         )
         store.write_picture(run.path / "cross_sections.png", panels)
 
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        files = observations(path, dataclasses.asdict(self))
+        axis, places = "epsilon", [f"{epsilon:g}" for epsilon, *_ in files]
+        if self.is_continued:
+            axis, places = "epochs of training", [str(epoch) for _, epoch, _ in files]
+        found = [store.read_margins(file) for *_, file in files]
+        rows = found[0][1]["row"].tolist()
+        curves = {row: _below_each_other([result[r] for result, _ in found]) for r, row in enumerate(rows)}
+        return [_measurement(row, result, places, axis=axis) for row, result in curves.items()]
+
     def report(self, path: pathlib.Path) -> str:
         parts = store.read_json(path / "summary.json")["parts"]
         names = [row["subspace"] for row in parts[0]["rows"]]
@@ -356,6 +371,18 @@ def describe(file: pathlib.Path) -> dict[str, Any]:
         for r, name in enumerate(arrays["row"].tolist())
     ]
     return {"train_accuracy": train_accuracy, "test_accuracy": test_accuracy, "rows": rows}
+
+
+def _below_each_other(results: Sequence[hmt_jax.MarginResult]) -> hmt_jax.MarginResult:
+    """One result in the subspaces of several, which may be of several classifiers and solvers."""
+    arrays: Any = {field: np.concatenate([getattr(result, field) for result in results]) for field in _FIELDS}
+    return dataclasses.replace(results[0], **arrays, work=sum((r.work for r in results[1:]), results[0].work))
+
+
+def _measurement(name: str, result: hmt_jax.MarginResult, subspaces: list[str], **settings: Any) -> Measurement:
+    ids = [f"sample {n}" for n in range(result.margin.shape[1])]
+    samples = "the samples are points of a synthetic distribution"
+    return Measurement(name=name, result=result, subspaces=subspaces, image_ids=ids, no_pictures=samples, **settings)
 
 
 def cross_section(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hmt_jax
-from experiments import claims, manipulations, registry, report, store, tables
+from experiments import claims, manipulations, page, registry, report, store, tables
 from experiments.experiment import bar
 from experiments.images import Images
 from hmt_jax import _tables, bounds, data, models, plots, solvers, statistics
@@ -37,7 +37,7 @@ def audit(
     For every window it shows the median margins, with certified lower bounds of the first images if they are asked for,
     and the ratios of the run's margins to those of `hmt_jax.solvers.tight`; and whether the order of the windows, and
     the run's ratios to the one that it is compared with, stand. `audit.json`, `audit.npz`, `audit_baseline.npz` and
-    `audit.png` are written into the run's folder.
+    `audit.png` are written into the run's folder, and its page shows the audit, too.
 
     Raises:
       ValueError: if the folder does not hold a run of the kind `Images` along the diagonal, another run or audit is at
@@ -49,7 +49,8 @@ def audit(
         opened, origin = reopen(path, num_images, data_dir), store.baseline(path)
         compared = None if origin is None else reopen(origin, num_images, data_dir)
         certified = _certify(opened, num_certified)
-        measured, tight = opened.margins, _tight(opened, effort)
+        again = _tight(opened, effort)
+        measured, tight = opened.margins, _least(opened, again)
         windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
         shown = {"deepfool": measured, "tight": tight}
         if num_certified:
@@ -66,15 +67,16 @@ def audit(
         lines = [f"{opened.name}: {len(opened.images)} images, {effort} effort", tables.aligned(tables.audits(found))]
         lines += ["", order(measured, tight)]
         arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
-        store.write_arrays(path / "audit.npz", arrays)
+        store.write_margins(path / "audit.npz", again, **arrays)
         _draw(path, opened, shown)
         if compared is not None:
-            others = {"measured": compared.margins, "tight": _tight(compared, effort)}
+            others = {"measured": compared.margins, "tight": _least(compared, _tight(compared, effort))}
             store.write_arrays(path / "audit_baseline.npz", others)
             growth = {"run": _growth(measured, others["measured"]), "tight": _growth(tight, others["tight"])}
             found["over_baseline"] = {name: [*map(report.number, ratios)] for name, ratios in growth.items()}
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
+        page.write(path, opened.config, store.verdicts(path)["claims"])
         return "\n".join(lines)
 
 
@@ -99,18 +101,22 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
     )
 
 
-def _tight(opened: Opened, effort: str) -> np.ndarray:
-    """Censored margins (R, N) of `tight`; those of the run where they are smaller."""
+def _least(opened: Opened, again: hmt_jax.MarginResult) -> np.ndarray:
+    """Censored margins (R, N) that were measured again; those of the run where they are smaller."""
+    return np.fmin(opened.margins, statistics.censored_margins(again))
+
+
+def _tight(opened: Opened, effort: str) -> hmt_jax.MarginResult:
+    """Margins (R, N) of `tight`."""
     images, windows = opened.images, opened.config.measured(opened.images.shape[1:])
     with opened.config.pixels_explained(), bar(len(windows) * len(images), "audit", "pairs") as progress:
-        again = hmt_jax.measure_margins(
+        return hmt_jax.measure_margins(
             opened.classifier,
             images,
             windows,
             solvers.tight(effort),
             progress=lambda num_finished, _: progress.update(num_finished - progress.n),
         )
-    return np.fmin(opened.margins, statistics.censored_margins(again))
 
 
 def _certify(opened: Opened, num_certified: int) -> np.ndarray:

@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import hmt_jax
-from experiments import manipulations, store
+from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, check_at_least
 from experiments.images import Images
 from hmt_jax import _tables, data, plots
+from hmt_jax.report import Measurement
 
+_PERTURBATIONS = "perturbations.npz"
 _NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest
 
 
@@ -62,22 +64,27 @@ class Gallery(Config):
 
         classifier = store.read_classifier(run.baseline / store.CLASSIFIER)
         few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
-        found = perturb(config, classifier, few)
-        store.write_arrays(run.path / "perturbations.npz", found)
+        found = perturb(run.path, config, classifier, few)
         store.write_picture(run.path / "perturbations.png", _picture(run.name, few, found))
         accuracy = store.read_json(run.baseline / "summary.json")["test_accuracy"]
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy})
 
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        return [report.measurement(path / _PERTURBATIONS, f"{store.read_config(path)['experiment']}, few images")]
+
     def report(self, path: pathlib.Path) -> str:
-        found = store.read_arrays(path / "perturbations.npz")
+        found = store.read_arrays(path / _PERTURBATIONS)
         captions = zip(*_captions(found), strict=True)
         windows = ("window", [f"{row},{column}" for row, column in found["corner"].tolist()])
         table = _tables.table([windows, *((f"image {n}", each) for n, each in enumerate(captions))])
         return f"for each image the L2 norm of its perturbation, and the label before and after\n{table}"
 
 
-def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N)."""
+def perturb(path: pathlib.Path, config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N).
+
+    Writes them into a folder.
+    """
     windows = config.measured(images.shape[1:])
     chosen = np.linspace(0, len(windows) - 1, min(_NUM_WINDOWS, len(windows))).round().astype(int)
     windows = [windows[r] for r in chosen]
@@ -86,13 +93,17 @@ def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np
     found = zip(windows, result.coordinates, strict=True)
     perturbations = np.stack([jax.vmap(window.embed)(jnp.asarray(z)) for window, z in found])
     perturbed = (images + perturbations).reshape(-1, *images.shape[1:])
-    return {
-        "corner": np.stack([window.corner for window in windows]),
-        "perturbation": perturbations,
-        "margin": result.margin,
-        "label": result.label,
-        "label_of_perturbed": np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
-    }
+    report.write_pictures(path, result, windows, images)
+    store.write_margins(
+        path / _PERTURBATIONS,
+        result,
+        corner=np.stack([window.corner for window in windows]),
+        size=config.window_size,
+        image=[f"{config.data} test {number}" for number in range(len(images))],
+        perturbation=perturbations,
+        label_of_perturbed=np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
+    )
+    return store.read_arrays(path / _PERTURBATIONS)
 
 
 def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> list[Axes]:

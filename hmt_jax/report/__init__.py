@@ -10,7 +10,19 @@ with labels for screen readers, and is silent on the console.
 """
 
 from hmt_jax.report._content import Claim, Measurement, Picture, Progress
-from hmt_jax.report._files import html, load, of_store, save, write
+from hmt_jax.report._files import html, load, of_store, save, to_bytes, write
 from hmt_jax.report._gallery import pictures
 
-__all__ = ["Claim", "Measurement", "Picture", "Progress", "html", "load", "of_store", "pictures", "save", "write"]
+__all__ = [
+    "Claim",
+    "Measurement",
+    "Picture",
+    "Progress",
+    "html",
+    "load",
+    "of_store",
+    "pictures",
+    "save",
+    "to_bytes",
+    "write",
+]
