@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import hmt_jax
-from experiments import store, tables
+from experiments import registry, store, tables
 from experiments.experiment import Config
 from hmt_jax.report import Claim, Measurement
 
@@ -16,16 +17,17 @@ _FILE = "measurements.npz"  # the name that `hmt report` looks for
 _NOT_DRAWN = ("epoch", "seconds")  # numbers of each epoch that are no curves
 
 
-def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]]) -> None:
+def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], *, is_quick: bool) -> None:
     """Writes `report.html`, and what it shows of this run into `measurements.npz`, from which `hmt report` reads it.
 
     Args:
       path: the folder of the run, which may have been audited.
       config: its configuration.
       tested: its claims, as `experiments.claims.Claim.test` returns them.
+      is_quick: whether this is the quick form of its experiment.
     """
     name = store.read_config(path)["experiment"]
-    command = f"python -m experiments run {name}"
+    command = _command(name, config, is_quick=is_quick)
     first, *others = config.measurements(path)
     first = dataclasses.replace(
         first,
@@ -39,9 +41,25 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]]) 
     beside: list[Measurement] = []
     if (other := store.baseline(path)) is not None:
         found = hmt_jax.report.load(other / _FILE)[0]
-        beside = [dataclasses.replace(found, name=f"{found.name}, compared with", claims=())]
+        beside = [dataclasses.replace(found, name=f"{found.name}, for comparison", claims=())]
     page = hmt_jax.report.html([*own, *beside], title=name, command=command)
     store.write(path / "report.html", page.encode())
+
+
+def _command(name: str, config: Config, *, is_quick: bool) -> str:
+    """The command that makes the run again: with the fields in which it differs from its experiment."""
+    words = ["python", "-m", "experiments", "run", name, *(["--quick"] if is_quick else [])]
+    own = dataclasses.asdict(registry.form(name, is_quick=is_quick))
+    for field, value in dataclasses.asdict(config).items():
+        if value != own[field]:
+            option = field.replace("_", "-")
+            values = value if isinstance(value, tuple) else (value,)
+            words += (
+                [f"--{option}", *map(str, values)]
+                if not isinstance(value, bool)
+                else [f"--{'' if value else 'no-'}{option}"]
+            )
+    return shlex.join(words)
 
 
 def _audited(path: pathlib.Path, measured: Measurement) -> list[Measurement]:

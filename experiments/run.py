@@ -51,7 +51,7 @@ def run(
             with store.timed(path):
                 config.run(Run(name, path, data_dir, beside))
             tested = [claim.test(path) for claim in experiment.claims]
-            page.write(path, config, tested)
+            page.write(path, config, tested, is_quick=is_quick)
             store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
     finished = store.verdicts(path)

@@ -58,6 +58,8 @@ def test_a_run_leaves_all_its_files(finished):
         "margins.zarr",
         "summary.json",
         "margins.png",
+        "pictures.npz",
+        "measurements.npz",
         "report.html",
         "claims.json",
     }
@@ -82,6 +84,30 @@ def test_the_page_of_a_run_has_its_medians_claims_and_training(finished):
     history = json.loads((finished / "history.json").read_text())
     losses = next(each for each in specifications if "train loss" in each["description"])["datasets"]["rows"]
     np.testing.assert_allclose([row["y"] for row in losses], [epoch["train_loss"] for epoch in history], rtol=1e-5)
+
+
+def test_the_page_of_a_run_has_its_images_and_their_perturbations(finished):
+    (measured,) = hmt_jax.report.load(finished / "measurements.npz")
+    classifier, _ = models.load(finished / "checkpoint.safetensors")
+    digits = data.load("digits")
+    with np.load(finished / "margins.npz") as arrays:
+        margins = arrays["margin"]
+    assert measured.image_ids == [f"digits test {number}" for number in range(12)]
+    assert [(each.subspace, each.rank) for each in measured.pictures] == [
+        (r, rank) for r in (0, 2, 5) for rank in ("least", "median", "greatest")
+    ]
+    for picture in measured.pictures:
+        np.testing.assert_allclose(picture.original, digits.test_images[picture.image], atol=1e-6)
+        assert np.linalg.norm(picture.perturbation) == pytest.approx(margins[picture.subspace, picture.image], rel=1e-4)
+        logits = classifier(np.stack([picture.original, picture.original + picture.perturbation]))
+        assert np.argmax(logits, axis=1).tolist() == [picture.label, picture.adversarial_label]
+
+
+def test_a_page_has_the_command_that_makes_the_run_again(finished):
+    (measured,) = hmt_jax.report.load(finished / "measurements.npz")
+    words = measured.command.split()
+    assert words[:5] == ["python", "-m", "experiments", "run", "digits"]
+    assert dict(zip(words[5::2], words[6::2], strict=True)) == dict(zip(QUICK[::2], QUICK[1::2], strict=True))
 
 
 def test_stored_margins_are_those_of_the_stored_classifier(finished):

@@ -76,7 +76,8 @@ def audit(
             found["over_baseline"] = {name: [*map(report.number, ratios)] for name, ratios in growth.items()}
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
-        page.write(path, opened.config, store.verdicts(path)["claims"])
+        finished = store.verdicts(path)
+        page.write(path, opened.config, finished["claims"], is_quick=finished["is_quick"])
         return "\n".join(lines)
 
 
