@@ -42,7 +42,9 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], 
     if (other := store.baseline(path)) is not None:
         found = hmt_jax.report.load(other / _FILE)[0]
         beside = [dataclasses.replace(found, name=f"{found.name}, for comparison", claims=())]
-    page = hmt_jax.report.html([*own, *beside], title=name, command=command)
+    page = hmt_jax.report.html(
+        [*beside, *own], title=name, command=command
+    )  # the first is what others are compared with
     store.write(path / "report.html", page.encode())
 
 
@@ -69,6 +71,8 @@ def _audited(path: pathlib.Path, measured: Measurement) -> list[Measurement]:
     result, arrays = store.read_margins(path / "audit.npz")
     number, certified = result.margin.shape[1], arrays["certified"]
     num_certified = int((~np.isnan(certified)).any(0).sum())
+    options = ["--effort", store.read_json(path / "audit.json")["effort"], "--num-images", str(number)]
+    options += ["--certify", str(num_certified)] if num_certified else []
     return [
         Measurement(
             name=f"{measured.name}, tight",
@@ -78,7 +82,7 @@ def _audited(path: pathlib.Path, measured: Measurement) -> list[Measurement]:
             classifier_id=measured.classifier_id,
             bounds=certified[:, :num_certified] if num_certified else None,
             no_pictures="an audit keeps none",
-            command=f"python -m experiments audit {path.name}",
+            command=shlex.join(["python", "-m", "experiments", "audit", str(path), *options]),
         )
     ]
 
