@@ -17,6 +17,7 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
+from experiments.claims import for_json
 from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
@@ -162,7 +163,6 @@ class Images(Measured):
             test_accuracy=last["test_accuracy"],
             num_test=len(dataset.test_images),
             training_seconds=last["seconds"],
-            versus=self.baseline,
         )
         if self.windows == "grid":
             report.draw_grid(run, self.window_size)
@@ -387,8 +387,8 @@ def _energy(window, changes):
 
 def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
     """The return value of `monitor` summarized over all images, for JSON."""
-    medians = statistics.percentile(found["margin"], 50).tolist()
-    summary: dict[str, Any] = {"median_margins": [report.number(median) for median in medians]}
+    medians = statistics.percentile(found["margin"], 50)
+    summary: dict[str, Any] = {"median_margins": [*map(for_json, medians)]}
     if "energy" in found:
         summary |= {
             "clean_accuracy": float(found["is_right"].mean()),

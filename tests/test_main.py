@@ -345,7 +345,6 @@ def test_imports_only_go_down():
         "benchmarks.workloads",
         "benchmarks.reference",
         "benchmarks.margins",
-        "benchmarks.tradeoffs",
         "benchmarks.training",
         "__main__",
     ]

@@ -72,7 +72,7 @@ def audit(
             others = {"measured": compared.margins, "tight": _tight(compared, effort)}
             store.write_arrays(path / "audit_baseline.npz", others)
             growth = {"run": _growth(measured, others["measured"]), "tight": _growth(tight, others["tight"])}
-            found["over_baseline"] = {name: [*map(report.number, ratios)] for name, ratios in growth.items()}
+            found["over_baseline"] = {name: [*map(claims.for_json, ratios)] for name, ratios in growth.items()}
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
         return "\n".join(lines)
