@@ -129,24 +129,19 @@ def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
 
 
 def draw(run: Run, window_size: int) -> None:
-    """Draws the margins of a summarized run along the diagonal."""
+    """Draws the margins of a summarized run along the diagonal, and what was measured while its network trained."""
     result, corners = read_margins(run.path)
+    named = axis(corners, window_size)
     accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
     title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
-    store.write_picture(
-        run.path / "margins.png", plots.margin_distribution(result, title=title, **axis(corners, window_size))
-    )
-
-
-def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
-    """Draws margins along the diagonal, and the spectrum of adversarial perturbations, over the epochs of training."""
-    epochs = store.monitored(run.path)
-    named = axis(read_margins(run.path)[1], window_size)
-    num_images = next(iter(epochs.values()))["margin"].shape[1]
-    title = f"{run.name}: median margins of {num_images} test images in training"
+    store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
+    if not (epochs := store.monitored(run.path)):
+        return
+    first, *_ = epochs.values()
+    title = f"{run.name}: median margins of {first['margin'].shape[1]} test images in training"
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     store.write_picture(run.path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
-    if is_attacked:
+    if "energy" in first:  # of adversarial training
         shares = [found["energy"].sum(1) / max(found["total_energy"].sum(), _LEAST) for found in epochs.values()]
         drawn = plots.energy_history(list(epochs), shares, title=run.name, **named)
         store.write_picture(run.path / "spectrum.png", drawn)

@@ -59,8 +59,12 @@ def audit(
             "num_images": len(opened.images),
             "num_certified": num_certified,
             "windows": [
-                {"window": window, **{name: _median(margins[r]) for name, margins in shown.items()}, **ratio}
-                for r, (window, ratio) in enumerate(zip(windows, map(_ratio, measured, tight), strict=True))
+                {
+                    "window": window,
+                    **{name: claims.for_json(report.percentiles(each)[r, 1]) for name, each in shown.items()},
+                    **_ratio(measured[r], tight[r]),
+                }
+                for r, window in enumerate(windows)
             ],
         }
         lines = [f"{opened.name}: {len(opened.images)} images, {effort} effort", tables.aligned(tables.audits(found))]
@@ -91,12 +95,10 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
             f"{path} is the folder of {name}, which does not measure a data set of hmt_jax.data along the diagonal"
         )
     images = found.load(data_dir).test_images[: min(num_images, found.num_images)]
-    classifier = store.read_classifier(path / store.CLASSIFIER)
+    images = data.as_floats(manipulations.apply(found.manipulation, images))
     result, corners = report.read_margins(path)
     margins = statistics.censored_margins(result)[:, : len(images)]
-    return Opened(
-        name, found, classifier, data.as_floats(manipulations.apply(found.manipulation, images)), corners, margins
-    )
+    return Opened(name, found, store.read_classifier(path), images, corners, margins)
 
 
 def _tight(opened: Opened, effort: str) -> np.ndarray:
@@ -124,10 +126,6 @@ def _certify(opened: Opened, num_certified: int) -> np.ndarray:
             raise ValueError(str(error)) from None
         certified[:, :num_certified] = found.radius
     return certified
-
-
-def _median(margins: np.ndarray) -> float | str:
-    return claims.for_json(float(statistics.percentile(margins, 50)))
 
 
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, float | str]:
