@@ -12,6 +12,8 @@ from experiments.claims import for_json
 from experiments.experiment import Run
 from hmt_jax import _tables, plots, statistics
 
+Margins = hmt_jax.MarginResult | np.ndarray  # an array (R, N) of censored margins
+
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
 _LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
 
@@ -32,11 +34,17 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
     return _tables.table([(heading, cells) for heading, *cells in zip(*rows, strict=True)])
 
 
-def percentiles(margins: hmt_jax.MarginResult | np.ndarray) -> np.ndarray:
-    """The 5th, the 50th and the 95th percentile (R, 3) of a result or of censored margins (R, N)."""
+def percentiles(margins: Margins) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of margins."""
     if isinstance(margins, hmt_jax.MarginResult):
         margins = statistics.censored_margins(margins)
     return np.stack([statistics.percentile(margins, rank) for rank in (5, 50, 95)], axis=-1)
+
+
+def median_ratios(margins: Margins, others: Margins) -> np.ndarray:
+    """The medians (R,) of margins over those of others, NaN where both are censored."""
+    with np.errstate(invalid="ignore"):
+        return percentiles(margins)[:, 1] / percentiles(others)[:, 1]
 
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
@@ -51,8 +59,7 @@ def summarize(run: Run, *, test_accuracy: float, num_test: int, training_seconds
     summary, versus, ratios = statistics.summarize(result), "none", None
     if run.baseline is not None:
         versus = store.read_config(run.baseline)["experiment"]
-        with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
-            ratios = [*map(for_json, summary.median / percentiles(read_margins(run.baseline)[0])[:, 1])]
+        ratios = [*map(for_json, median_ratios(result, read_margins(run.baseline)[0]))]
     store.write_json(
         run.path / "summary.json",
         {

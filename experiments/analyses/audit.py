@@ -51,9 +51,10 @@ def audit(
         certified = _certify(opened, num_certified)
         measured, tight = opened.margins, _tight(opened, effort)
         windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
-        shown = {"deepfool": measured, "tight": tight}
+        shown, drawn = {"deepfool": measured, "tight": tight}, {"DeepFool": measured, "tight": tight}
         if num_certified:
             shown |= {"tight_of_certified": tight[:, :num_certified], "certified": certified[:, :num_certified]}
+            drawn[f"certified, first {num_certified}"] = shown["certified"]
         found: dict[str, Any] = {
             "effort": effort,
             "num_images": len(opened.images),
@@ -71,11 +72,14 @@ def audit(
         lines += ["", order(measured, tight)]
         arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
         store.write_arrays(path / "audit.npz", arrays)
-        _draw(path, opened, shown)
+        title = f"{opened.name}: audit of {len(opened.images)} images"
+        named = report.axis(opened.corners, opened.config.window_size)
+        store.write_picture(path / "audit.png", plots.compare(drawn, title=title, **named))
         if compared is not None:
             others = {"measured": compared.margins, "tight": _tight(compared, effort)}
             store.write_arrays(path / "audit_baseline.npz", others)
-            growth = {"run": _growth(measured, others["measured"]), "tight": _growth(tight, others["tight"])}
+            pairs = {"run": (measured, others["measured"]), "tight": (tight, others["tight"])}
+            growth = {name: report.median_ratios(*pair) for name, pair in pairs.items()}
             found["over_baseline"] = {name: [*map(claims.for_json, ratios)] for name, ratios in growth.items()}
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
@@ -134,22 +138,6 @@ def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, float | str]:
     median = claims.from_resampling(lambda values: float(statistics.percentile(values, 50)), ratios)
     found = {**median._asdict(), "90%": statistics.percentile(ratios, 90)}
     return {name: claims.for_json(value) for name, value in found.items()}
-
-
-def _growth(margins: np.ndarray, others: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
-        return statistics.percentile(margins, 50) / statistics.percentile(others, 50)
-
-
-def _draw(path: pathlib.Path, opened: Opened, shown: dict[str, np.ndarray]) -> None:
-    names = {"deepfool": "DeepFool", "tight": "tight"}
-    if "certified" in shown:
-        names |= {"certified": f"certified, first {shown['certified'].shape[1]}"}
-    curves = {label: report.percentiles(shown[name]) for name, label in names.items()}
-    title = f"{opened.name}: audit of {len(opened.images)} images"
-    labels = report.axis(opened.corners, opened.config.window_size)
-    figure = plots.margin_curves(range(len(opened.corners)), {"": curves}, title=title, **labels)
-    store.write_picture(path / "audit.png", figure)
 
 
 def order(measured: np.ndarray, tight: np.ndarray) -> str:
