@@ -21,7 +21,7 @@ from tyro.conf import Positional, arg
 import hmt_jax
 from experiments import registry, run, store, tables
 from experiments.analyses import audit, compare_solvers
-from experiments.benchmarks import margins, tradeoffs, training
+from experiments.benchmarks import margins, training
 from experiments.experiment import Config
 from hmt_jax import _checks, _paths
 from hmt_jax.cli import _commands, _process
@@ -207,7 +207,7 @@ class Benchmark(Command):
         if mode == "scaling":
             margins.scaling(output, data_dir=data_dir)
         elif mode == "tradeoffs":
-            tradeoffs.tradeoffs(output, data_dir=data_dir)
+            margins.tradeoffs(output, data_dir=data_dir)
         elif mode == "training":
             training.throughput(self.names, output, data_dir=data_dir)
         else:

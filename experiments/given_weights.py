@@ -85,7 +85,7 @@ class GivenWeights(Measured):
             measure(run.path, self.classifier(), images, labels, names, self.windows, self.solver)
         found = store.read_arrays(run.path / "margins.npz")
         is_right = found["label"][0] == found["true_label"]
-        report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right), versus=self.baseline)
+        report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right))
         report.draw(run, self.window_size)
 
     def report(self, path: pathlib.Path) -> str:

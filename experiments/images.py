@@ -19,9 +19,11 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
+from experiments.claims import for_json
 from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
+from hmt_jax.models import _files
 from hmt_jax.report import Measurement
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
@@ -163,23 +165,18 @@ class Images(Measured):
             if self.evaluation_steps:
                 evaluate(self, run, images, labels)
             if not (run.path / "margins.npz").exists():
-                classifier = store.read_classifier(run.path / store.CLASSIFIER)
+                windows = self.measured(dataset.image_shape)
                 names = [f"{self.data} test {number}" for number in range(len(images))]
-                measure(run.path, classifier, images, labels, names, self.measured(dataset.image_shape), self.solver)
+                measure(run.path, store.read_classifier(run.path), images, labels, names, windows, self.solver)
         last = store.read_json(run.path / "history.json")[-1]
         report.summarize(
             run,
             test_accuracy=last["test_accuracy"],
             num_test=len(dataset.test_images),
             training_seconds=last["seconds"],
-            versus=self.baseline,
         )
-        if self.windows == "grid":
-            report.draw_grid(run, self.window_size)
-            return
-        report.draw(run, self.window_size)
-        if self.measure_every:
-            report.draw_training(run, self.window_size, is_attacked=self.attack != "none")
+        draw = report.draw if self.windows == "diagonal" else report.draw_grid
+        draw(run, self.window_size)
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path) if self.windows == "diagonal" else report.table_of_grid(path)
@@ -325,11 +322,16 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
                 where = path / store.CHECKPOINTS
                 raise FloatingPointError(f"{error}; the last good state is {last}, in {where}") from None
         store.write_json(path / "history.json", history)
-        header = {"architecture": architecture, "data": config.data, "manipulation": config.manipulation}
+        header: dict[str, Any] = {
+            "architecture": architecture,
+            "data": config.data,
+            "manipulation": config.manipulation,
+        }
         for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
             chosen, until_then = _restored(kept, state, epoch, path)
             classifier = training.classifier_of(chosen)
-            store.write_classifier(path / f"{file}.safetensors", classifier, **header, training=until_then[-1])
+            content = _files.to_bytes(classifier, **header, training=until_then[-1])
+            store.write(path / f"{file}.safetensors", content)
 
 
 def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
@@ -397,8 +399,8 @@ def _energy(window, changes):
 
 def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
     """The return value of `monitor` summarized over all images, for JSON."""
-    medians = statistics.percentile(found["margin"], 50).tolist()
-    summary: dict[str, Any] = {"median_margins": [report.number(median) for median in medians]}
+    medians = statistics.percentile(found["margin"], 50)
+    summary: dict[str, Any] = {"median_margins": [*map(for_json, medians)]}
     if "energy" in found:
         summary |= {
             "clean_accuracy": float(found["is_right"].mean()),
@@ -413,13 +415,13 @@ def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def evaluate(config: Images, run: Run, images: np.ndarray, labels: np.ndarray) -> None:
     """Measures accuracy under attack; that of the baseline, too, if only the run itself trains adversarially."""
-    found = {"robustness.json": run.path}
+    origins = {"robustness.json": run.path}
     if config.attack != "none" and run.baseline and store.settings(run.baseline)["attack"] == "none":
-        found["baseline_robustness.json"] = run.baseline
-    for file, origin in found.items():
+        origins["baseline_robustness.json"] = run.baseline
+    for file, origin in origins.items():
         if not (run.path / file).exists():
-            classifier = store.read_classifier(origin / store.CLASSIFIER)
-            store.write_json(run.path / file, robustness(config, classifier, images, labels))
+            found = robustness(config, store.read_classifier(origin), images, labels)
+            store.write_json(run.path / file, found)
 
 
 def robustness(config: Images, classifier: Any, images: Any, labels: np.ndarray) -> dict[str, Any]:

@@ -1,52 +1,53 @@
 """The findings of a run on windows of the DCT: its summary, its table for the terminal, and its pictures."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 import hmt_jax
 from experiments import store
+from experiments.claims import for_json
 from experiments.experiment import Run
 from hmt_jax import _tables, plots, statistics, subspaces
 from hmt_jax.report import Measurement, Picture, pictures
 from hmt_jax.report._gallery import chosen
 
 _PICTURES = "pictures.npz"
+Margins = hmt_jax.MarginResult | np.ndarray  # an array (R, N) of censored margins
+
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
 _LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
-
-
-def number(value: float) -> float | None:
-    """The number for JSON, which knows neither NaN nor infinity: None for these."""
-    return float(value) if np.isfinite(value) else None
-
-
-def text(value: float | None) -> str:
-    """The number of a summary as a cell of a table."""
-    return "-" if value is None else f"{value:.4g}"
 
 
 def statistics_of(summary: statistics.MarginSummary, r: int) -> dict[str, Any]:
     """The statistics of one subspace of a summary, for JSON."""
     ranks = zip(summary.ranks, summary.percentiles[r], strict=True)
     return {
-        "median": number(summary.median[r]),
-        "median_interval": [number(end) for end in summary.median_interval[r]],
-        "percentiles": {str(rank): number(p) for rank, p in ranks},
+        "median": for_json(summary.median[r]),
+        "median_interval": [for_json(end) for end in summary.median_interval[r]],
+        "percentiles": {str(rank): for_json(p) for rank, p in ranks},
         "counts": {status: int(counts[r]) for status, counts in summary.counts.items()},
     }
 
 
-def num_without(row: dict[str, Any]) -> int:
-    """The number of samples without a margin in a row of statistics."""
-    return sum(count for status, count in row["counts"].items() if status != "converged")
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """A table for the terminal, from its rows, the headings first."""
+    return _tables.table([(heading, cells) for heading, *cells in zip(*rows, strict=True)])
 
 
-def percentiles(margins: np.ndarray) -> np.ndarray:
-    """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
+def percentiles(margins: Margins) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of margins."""
+    if isinstance(margins, hmt_jax.MarginResult):
+        margins = statistics.censored_margins(margins)
     return np.stack([statistics.percentile(margins, rank) for rank in (5, 50, 95)], axis=-1)
+
+
+def median_ratios(margins: Margins, others: Margins) -> np.ndarray:
+    """The medians (R,) of margins over those of others, NaN where both are censored."""
+    with np.errstate(invalid="ignore"):
+        return percentiles(margins)[:, 1] / percentiles(others)[:, 1]
 
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
@@ -96,16 +97,13 @@ def measurement(file: pathlib.Path, name: str, classifier_id: str | None = None)
     )
 
 
-def summarize(
-    run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None, versus: str = ""
-) -> None:
-    """Writes the summary of a measured run, and draws its margins; `versus` names the run it is compared with."""
+def summarize(run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None) -> None:
+    """Writes the summary of a measured run."""
     result, arrays = store.read_margins(run.path / "margins.npz")
-    summary, ratios = statistics.summarize(result), None
+    summary, versus, ratios = statistics.summarize(result), "none", None
     if run.baseline is not None:
-        others = [window["median"] for window in store.read_json(run.baseline / "summary.json")["windows"]]
-        pairs = zip(summary.median, others, strict=True)
-        ratios = [number(median / other) if other else None for median, other in pairs]
+        versus = store.read_config(run.baseline)["experiment"]
+        ratios = [*map(for_json, median_ratios(result, read_margins(run.baseline)[0]))]
     store.write_json(
         run.path / "summary.json",
         {
@@ -138,13 +136,13 @@ def table(path: pathlib.Path) -> str:
 
 def table_of_grid(path: pathlib.Path) -> str:
     """The findings of a run over a grid of windows as a table of medians for the terminal."""
-    rows: dict[int, list[tuple[str, str]]] = {}
-    for window in store.read_json(path / "summary.json")["windows"]:
-        rows.setdefault(window["row"], []).append((str(window["column"]), text(window["median"])))
-    columns = [("", [*map(str, rows)])]
-    columns += [(cells[0][0], [median for _, median in cells]) for cells in zip(*rows.values(), strict=True)]
+    result, corners = read_margins(path)
+    rows, columns = map(np.unique, corners.T)
+    medians = percentiles(result)[:, 1].reshape(len(rows), len(columns))
+    table = [["", *map(str, columns)]]
+    table += [[str(row), *_tables.numbers(each)] for row, each in zip(rows, medians, strict=True)]
     title = "median margins by the first row and column of the window's frequencies"
-    return f"{_head(path)}\n{title}\n{_tables.table(columns)}"
+    return f"{_head(path)}\n{title}\n{aligned(table)}"
 
 
 def _strongest(file) -> dict[str, Any] | None:
@@ -169,7 +167,7 @@ def _head(path) -> str:
     if found := summary["baseline_robustness"]:
         lines.append(f"{summary['baseline']} under the same attack: {found['robust_accuracy']:.2%}")
     if ratios := summary["margin_over_baseline"]:
-        lines.append(f"medians over those of {summary['baseline']}: {' '.join(map(text, ratios))}")
+        lines.append(f"medians over those of {summary['baseline']}: {' '.join(_tables.numbers(map(float, ratios)))}")
     return "\n".join(lines)
 
 
@@ -182,24 +180,19 @@ def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
 
 
 def draw(run: Run, window_size: int) -> None:
-    """Draws the margins of a summarized run along the diagonal."""
+    """Draws the margins of a summarized run along the diagonal, and what was measured while its network trained."""
     result, corners = read_margins(run.path)
+    named = axis(corners, window_size)
     accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
     title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
-    store.write_picture(
-        run.path / "margins.png", plots.margin_distribution(result, title=title, **axis(corners, window_size))
-    )
-
-
-def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
-    """Draws margins along the diagonal, and the spectrum of adversarial perturbations, over the epochs of training."""
-    epochs = store.monitored(run.path)
-    named = axis(read_margins(run.path)[1], window_size)
-    num_images = next(iter(epochs.values()))["margin"].shape[1]
-    title = f"{run.name}: median margins of {num_images} test images in training"
+    store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
+    if not (epochs := store.monitored(run.path)):
+        return
+    first, *_ = epochs.values()
+    title = f"{run.name}: median margins of {first['margin'].shape[1]} test images in training"
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     store.write_picture(run.path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
-    if is_attacked:
+    if "energy" in first:  # of adversarial training
         shares = [found["energy"].sum(1) / max(found["total_energy"].sum(), _LEAST) for found in epochs.values()]
         drawn = plots.energy_history(list(epochs), shares, title=run.name, **named)
         store.write_picture(run.path / "spectrum.png", drawn)
@@ -216,7 +209,7 @@ def draw_grid(run: Run, window_size: int) -> None:
         store.write_picture(run.path / file, panels)
 
     trained = f"{window_size} x {window_size} windows, {result.margin.shape[1]} test images"
-    draw_maps("map.png", {trained: statistics.censored_margins(result)}, run.name)
+    draw_maps("map.png", {trained: result}, run.name)
     if found := store.monitored(run.path):
         shown = np.linspace(0, len(found) - 1, min(_NUM_PANELS, len(found))).round().astype(int)
         maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}

@@ -27,7 +27,6 @@ import numpy as np
 import hmt_jax
 from hmt_jax import _disk, models
 from hmt_jax.margins._result import to_arrays
-from hmt_jax.models import _files
 
 try:
     import fcntl
@@ -283,11 +282,6 @@ def write_picture(path: pathlib.Path, drawn) -> None:
     write(path, content.getvalue())
 
 
-def write_classifier(path: pathlib.Path, classifier: models.Normalized, **header: Any) -> None:
-    """Writes a classifier as `hmt_jax.models.save` does."""
-    write(path, _files.to_bytes(classifier, **header))
-
-
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     return _read(path, lambda content: dict(np.load(io.BytesIO(content))))
@@ -305,8 +299,8 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_classifier(path: pathlib.Path) -> models.Normalized:
-    """The classifier in a file."""
-    return models.load(path)[0]
+    """The trained network of the run in a folder."""
+    return models.load(path / CLASSIFIER)[0]
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

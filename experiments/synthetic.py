@@ -13,7 +13,7 @@ import numpy as np
 import hmt_jax
 from experiments import report, store
 from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
-from hmt_jax import data, models, plots, solvers, statistics, subspaces, training
+from hmt_jax import _tables, data, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 from hmt_jax.report import Measurement
 
@@ -193,13 +193,13 @@ class Linear(Synthetic):
     def report(self, path: pathlib.Path) -> str:
         lines = []
         for network, found in store.read_json(path / "summary.json")["networks"].items():
-            lines += [
-                f"{network}: train accuracy {found['train_accuracy']:.2%}, test accuracy {found['test_accuracy']:.2%}",
-                f"{'subspace':<14}{'dimension':>10}{'5%':>10}{'median':>10}{'95%':>10}{'no margin':>11}",
-            ]
+            accuracies = f"train accuracy {found['train_accuracy']:.2%}, test accuracy {found['test_accuracy']:.2%}"
+            rows = [("subspace", "dimension", "5%", "median", "95%", "no margin")]
             for row in found["rows"]:
-                ranks = "".join(f"{report.text(value):>10}" for value in row["percentiles"].values())
-                lines.append(f"{row['subspace']:<14}{row['dimension']:>10}{ranks}{report.num_without(row):>11}")
+                ranks = _tables.numbers(map(float, row["percentiles"].values()))
+                num_without = sum(row["counts"].values()) - row["counts"]["converged"]
+                rows.append((row["subspace"], str(row["dimension"]), *ranks, str(num_without)))
+            lines += [f"{network}: {accuracies}", report.aligned(rows)]
         return "\n".join(lines)
 
 
@@ -325,13 +325,11 @@ class Alternating(Synthetic):
 
     def report(self, path: pathlib.Path) -> str:
         parts = store.read_json(path / "summary.json")["parts"]
-        names = [row["subspace"] for row in parts[0]["rows"]]
-        header = "".join(f"{name:>13}" for name in names)
-        lines = ["median margins", f"{'epoch':>6}{'epsilon':>9}{'accuracy':>10}{header}"]
+        rows = [("epoch", "epsilon", "accuracy", *(row["subspace"] for row in parts[0]["rows"]))]
         for part in parts:
-            medians = "".join(f"{report.text(row['median']):>13}" for row in part["rows"])
-            lines.append(f"{part['epoch']:>6}{part['epsilon']:>9g}{part['test_accuracy']:>10.2%}{medians}")
-        return "\n".join(lines)
+            medians = _tables.numbers(float(row["median"]) for row in part["rows"])
+            rows.append((str(part["epoch"]), f"{part['epsilon']:g}", f"{part['test_accuracy']:.2%}", *medians))
+        return f"median margins\n{report.aligned(rows)}"
 
 
 def observations(path: pathlib.Path, settings: Mapping[str, Any]) -> list[tuple[float, int, pathlib.Path]]:
@@ -358,7 +356,7 @@ def directions(samples: Samples, number: int) -> list[Row]:
 
 def percentiles(file: pathlib.Path) -> np.ndarray:
     """The 5th, the 50th and the 95th percentile (R, 3) of the margins in a file of observations."""
-    return report.percentiles(statistics.censored_margins(store.read_margins(file)[0]))
+    return report.percentiles(store.read_margins(file)[0])
 
 
 def describe(file: pathlib.Path) -> dict[str, Any]:

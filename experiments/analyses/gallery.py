@@ -62,7 +62,7 @@ class Gallery(Config):
         drawn = plots.image_grid(shown, title=f"{run.name}: manipulated images")
         store.write_picture(run.path / "manipulated.png", drawn)
 
-        classifier = store.read_classifier(run.baseline / store.CLASSIFIER)
+        classifier = store.read_classifier(run.baseline)
         few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
         found = perturb(run.path, config, classifier, few)
         store.write_picture(run.path / "perturbations.png", _picture(run.name, few, found))
