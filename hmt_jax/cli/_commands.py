@@ -341,23 +341,30 @@ class Plot(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Make a page of the margins in one or several stores: one HTML file, which needs no network.
+    """Make a page of the margins in one or several stores or runs: one HTML file, which needs no network.
 
     For example,
       hmt report m.zarr --out report.html
       hmt report standard.zarr robust.zarr --out compared.html
+      hmt report results/mnist_lenet m.zarr --out compared.html
     """
 
-    stores: Annotated[Positional[tuple[str, ...]], option("STORE [STORE ...]", "Stores that hmt measure wrote.")]
+    paths: Annotated[
+        Positional[tuple[str, ...]],
+        option(
+            "STORE_OR_RUN [...]",
+            "Stores that hmt measure wrote, folders of runs of experiments, and files of hmt_jax.report.save.",
+        ),
+    ]
     out: Annotated[str, option("FILE", "The page to write, ending in .html.")]
     cache_dir: Annotated[str | None, CACHE_DIR] = None
 
     def run(self) -> None:
-        if not self.stores:
-            raise ValueError("report needs at least one store, such as: hmt report m.zarr --out report.html")
+        if not self.paths:
+            raise ValueError("report needs at least one store or run, such as: hmt report m.zarr --out report.html")
         _check_page(self.out)
         hmt_jax.cache_programs(self.cache_dir)
-        _write_page(self.out, self.stores)
+        _write_page(self.out, self.paths)
         print(self.out)
 
 
@@ -454,14 +461,32 @@ def _check_page(out: str) -> None:
 
 
 def _write_page(out: str, paths: Sequence[str]) -> None:
-    """Writes the page of some stores."""
+    """Writes the page of some stores, runs and files of measurements."""
     from hmt_jax.cli import _report
 
-    stores = [_opened(path) for path in paths]
-    for store in stores:
-        if len(store.missing()) == store.num_chunks:
-            raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
-    _report.write(out, dict(zip(_distinct(list(paths)), stores, strict=True)), _source_of)
+    sources = [_margins_at(path) for path in paths]
+    names = _distinct(list(paths))
+    _report.write(
+        out,
+        dict(zip(names, sources, strict=True)),
+        _source_of,
+        _report.command(out, [_absolute(path) for path in paths]),
+    )
+
+
+def _margins_at(path: str) -> Any:
+    """The store at a path, in which something is measured, or the measurements of a run or in a file."""
+    from hmt_jax import report
+
+    file = os.path.join(os.path.expanduser(path), "measurements.npz")
+    if os.path.isfile(file):
+        return report.load(file)
+    if os.path.splitext(path)[1].lower() == ".npz":
+        return report.load(path)
+    store = _opened(path, "the folder that hmt measure wrote with --out, or that of a finished run")
+    if len(store.missing()) == store.num_chunks:
+        raise ValueError(f"nothing is measured in {store.path} yet: go on with hmt measure --out {store.path} ...")
+    return store
 
 
 def _both(show: Callable[[int, int], None] | None, path: str, out: str) -> Callable[[int, int], None]:
@@ -486,14 +511,12 @@ def _source_of(store: "hmt_jax.MarginStore") -> Source:
     return Source(**{**known, "model": Model(**_with_tuples(known["model"]))})
 
 
-def _opened(path: str) -> "hmt_jax.MarginStore":
-    """The store at a path."""
+def _opened(path: str, named: str = "the folder that hmt measure wrote with --out") -> "hmt_jax.MarginStore":
+    """The store at a path; an error that says what to name if there is none."""
     try:
         return hmt_jax.MarginStore.open(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no store of margins at {shown(path)}: name the folder that hmt measure wrote with --out"
-        ) from error
+        raise FileNotFoundError(f"there is no store of margins at {shown(path)}: name {named}") from error
 
 
 def _whole(store: "hmt_jax.MarginStore") -> "hmt_jax.MarginResult":

@@ -1,4 +1,4 @@
-"""Pages of stores: what the command line knows of a store, as measurements of `hmt_jax.report`."""
+"""Pages of stores and of runs: what the command line knows of them, as measurements of `hmt_jax.report`."""
 
 import dataclasses
 import shlex
@@ -27,24 +27,46 @@ def check_packages() -> None:
     require("a report", "tool", "altair", "jinja2", "vl_convert", "PIL")
 
 
-def write(out: str, stores: Mapping[str, hmt_jax.MarginStore], source_of: Callable[[Any], Any]) -> None:
-    """Writes the page of some stores, by their names.
+def write(
+    out: str,
+    sources: Mapping[str, hmt_jax.MarginStore | list[report.Measurement]],
+    source_of: Callable[[Any], Any],
+    command: str,
+) -> None:
+    """Writes the page of some stores, and of measurements from files.
 
     Args:
       out: the file.
-      stores: by the names that they have on the page.
+      sources: by the names that stores have on the page. Measurements have names already, which these precede if
+        another one has the same.
       source_of: the model and the images of a store; raises ValueError if they are not known.
+      command: that makes the page again.
     """
-    _looks.check_number(len(stores), "stores")
+    names = [
+        own
+        for name, source in sources.items()
+        for own in ([name] if isinstance(source, hmt_jax.MarginStore) else [each.name for each in source])
+    ]
+    _looks.check_number(len(names), "measurements")
     measurements = []
-    for name, store in stores.items():
-        found, subspaces = _measurement(store, name)
-        try:
-            pictures = _pictures(store, found, subspaces, source_of)
-            measurements.append(dataclasses.replace(found, pictures=pictures))
-        except (ValueError, OSError, ImportError) as error:
-            measurements.append(dataclasses.replace(found, no_pictures=reason(error).rstrip(".")))
-    report.write(out, measurements, title=", ".join(stores), command=_report_command(out, stores.values()))
+    for name, source in sources.items():
+        if isinstance(source, hmt_jax.MarginStore):
+            measurements.append(_with_pictures(source, name, source_of))
+        else:
+            measurements += [
+                dataclasses.replace(each, name=f"{name}: {each.name}") if names.count(each.name) > 1 else each
+                for each in source
+            ]
+    report.write(out, measurements, title=", ".join(sources), command=command)
+
+
+def _with_pictures(store: hmt_jax.MarginStore, name: str, source_of) -> report.Measurement:
+    """The measurement in a store with its gallery, or with the reason why there is none."""
+    found, subspaces = _measurement(store, name)
+    try:
+        return dataclasses.replace(found, pictures=_pictures(store, found, subspaces, source_of))
+    except (ValueError, OSError, ImportError) as error:
+        return dataclasses.replace(found, no_pictures=reason(error).rstrip("."))
 
 
 def live(path: str, out: str) -> Callable[[int, int], None]:
@@ -66,7 +88,7 @@ def live(path: str, out: str) -> Callable[[int, int], None]:
         found = [] if is_empty else [dataclasses.replace(_measurement(store)[0], no_pictures=_RUNNING)]
         try:
             progress = report.Progress(num_done, num_pairs)
-            report.write(out, found, title=path, command=_report_command(out, [store]), progress=progress)
+            report.write(out, found, title=path, command=command(out, [path]), progress=progress)
         except OSError as error:  # a page is no reason to lose a measurement
             warnings.warn(f"the page {shown(out)} can't be written ({reason(error)}); measuring goes on", stacklevel=1)
         end = time.monotonic()
@@ -176,5 +198,6 @@ def _measure_command(store: hmt_jax.MarginStore) -> str:
     return shlex.join([*words, "--out", store.path])
 
 
-def _report_command(out: str, stores) -> str:
-    return shlex.join(["hmt", "report", *(store.path for store in stores), "--out", out])
+def command(out: str, paths: Sequence[str]) -> str:
+    """The command that makes a page."""
+    return shlex.join(["hmt", "report", *paths, "--out", out])

@@ -70,9 +70,9 @@ def of_subspace(subspace: Any, dimension: int) -> dict[str, Any]:
     }
 
 
-def of_images(images: np.ndarray) -> str:
-    """The SHA-256 of images, in hexadecimal digits."""
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+def of_images(images: np.ndarray) -> list[str]:
+    """The SHA-256 of each image, in hexadecimal digits."""
+    return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images]
 
 
 def _of_leaves(tree: Any) -> str:

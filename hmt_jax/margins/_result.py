@@ -5,7 +5,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The errors of NumPy and of zipfile for files of other kinds, and for damaged ones.
-_NOT_STORED = (
+NOT_STORED = (
     *(ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error),
 )
@@ -272,11 +272,8 @@ class MarginResult:
         Raises:
           OSError: if the file cannot be written.
         """
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
-        arrays |= {f"coordinates_{r}": rows for r, rows in enumerate(self.coordinates or [])}
-        arrays |= {"solver": self.solver, "precision": self.precision, "work": np.array(dataclasses.astuple(self.work))}
         content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **{name: _as_stored(array) for name, array in arrays.items()})
+        np.savez(content, allow_pickle=False, **to_arrays(self))
         _disk.write(_paths.expand("path", path), content.getvalue())
 
     @classmethod
@@ -295,23 +292,43 @@ class MarginResult:
         try:
             with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 stored = dict(arrays)
-        except _NOT_STORED as error:
+        except NOT_STORED as error:
             raise ValueError(f"{is_none}: {_paths.reason(error)}") from error
-        names = sorted(name for name in stored if name.startswith("coordinates_"))
-        if missing := [name for name in (*_ARRAYS, "solver", "precision", "work") if name not in stored]:
-            raise ValueError(f"{is_none}: it has no {', '.join(missing)}")
-        shape = stored["margin"].shape
-        expected = [f"coordinates_{r}" for r in range(shape[0])] if len(shape) == 2 else []
-        is_whole = len(shape) == 2 and all(stored[name].shape == shape for name in _ARRAYS)
-        if not is_whole or stored["work"].shape != (3,) or names not in ([], sorted(expected)):
-            raise ValueError(f"{is_none}: its arrays do not fit each other")
-        return cls(
-            **{name: stored[name] for name in _ARRAYS},
-            solver=str(stored["solver"]),
-            precision=str(stored["precision"]),
-            work=lanes.Work(*stored["work"].tolist()),
-            coordinates=[stored[name] for name in expected] if names else None,
-        )
+        try:
+            return cls(**from_arrays(stored))
+        except ValueError as error:
+            raise ValueError(f"{is_none}: {error}") from None
+
+
+def to_arrays(result: MarginResult) -> dict[str, np.ndarray]:
+    """A result as arrays, which `MarginResult.save` describes."""
+    arrays: dict[str, Any] = {name: getattr(result, name) for name in _ARRAYS}
+    arrays |= {f"coordinates_{r}": rows for r, rows in enumerate(result.coordinates or [])}
+    arrays |= {"solver": result.solver, "precision": result.precision, "work": dataclasses.astuple(result.work)}
+    return {name: _as_stored(np.asarray(array)) for name, array in arrays.items()}
+
+
+def from_arrays(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of a result that `to_arrays` has made arrays. Others among them are left alone.
+
+    Raises:
+      ValueError: if they are not those of a result; the message says what is wrong.
+    """
+    names = sorted(name for name in stored if name.startswith("coordinates_"))
+    if missing := [name for name in (*_ARRAYS, "solver", "precision", "work") if name not in stored]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    shape = stored["margin"].shape
+    expected = [f"coordinates_{r}" for r in range(shape[0])] if len(shape) == 2 else []
+    is_whole = len(shape) == 2 and all(stored[name].shape == shape for name in _ARRAYS)
+    if not is_whole or stored["work"].shape != (3,) or names not in ([], sorted(expected)):
+        raise ValueError("its arrays do not fit each other")
+    return {
+        **{name: stored[name] for name in _ARRAYS},
+        "solver": str(stored["solver"]),
+        "precision": str(stored["precision"]),
+        "work": lanes.Work(*stored["work"].tolist()),
+        "coordinates": [stored[name] for name in expected] if names else None,
+    }
 
 
 def selection(index: Any, shape: Sequence[int]) -> tuple[slice | np.ndarray, slice | np.ndarray]:
@@ -359,7 +376,7 @@ def _places(axis: str, index: ArrayLike | slice, size: int) -> slice | np.ndarra
 
 def _as_stored(array):
     """The array in a type that NumPy has itself: bfloat16 as float32, which holds the same numbers."""
-    return array.astype(np.float32) if getattr(array, "dtype", np.dtype(float)).kind == "V" else array
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
 def _check_is_result(method, result) -> None:

@@ -27,6 +27,7 @@ from hmt_jax.margins._store_layout import (
 if TYPE_CHECKING:
     import pandas as pd
 
+UNKNOWN = 64 * "0"  # the SHA-256 of images that a chunk was written without
 _RESERVED = ("layout", "solver", "precision", "hmt_jax_format", "sha256")  # attributes that the store sets itself
 
 
@@ -38,8 +39,8 @@ class MarginStore:
     address that TensorStore knows, such as `gs://bucket/margins.zarr` or `s3://bucket/margins.zarr`.
 
     The group has an array for each field of `MarginResult`, with axes (subspace, image); `coordinates_0`,
-    `coordinates_1` and so on if they are kept; `work`, the cost of each chunk; and `image_sha256`, the SHA-256 of the
-    images of each chunk. The status of a pair that has not been measured is 255. xarray and zarr-python read a store
+    `coordinates_1` and so on if they are kept; `image_sha256`, the SHA-256 of each image; and `work`, the cost of each
+    chunk. The status of a pair that has not been measured is 255. xarray and zarr-python read a store
     without this library:
 
         margins = xarray.open_zarr("margins.zarr")
@@ -181,13 +182,14 @@ class MarginStore:
         there = set(self._files.names(f"{STATUS}/"))
         return [chunk for chunk in range(self.num_chunks) if self._layout.file_of(STATUS, chunk) not in there]
 
-    def write(self, chunk: int, result: MarginResult, image_sha256: str | None = None) -> None:
+    def write(self, chunk: int, result: MarginResult, image_sha256: Sequence[str] | None = None) -> None:
         """Writes the result of a chunk, in place of what was there.
 
         Args:
           chunk: the number of the chunk, from 0.
           result: margins of its images in all subspaces.
-          image_sha256: the SHA-256 of its images, as 64 hexadecimal digits; zeros are written if it is not given.
+          image_sha256: the SHA-256 of each of its images, as 64 hexadecimal digits; zeros are written if it is not
+            given.
 
         Raises:
           ValueError: if the result does not fit the store.
@@ -210,12 +212,15 @@ class MarginStore:
             result.coordinates is None or [rows.shape[1] for rows in result.coordinates] != layout.dimensions
         ):
             raise ValueError("result must have the coordinates of all subspaces: measure with keep_coordinates=True")
-        if not re.fullmatch("[0-9a-fA-F]{64}", image_sha256 := image_sha256 or 64 * "0"):
-            raise ValueError(f"image_sha256 must be 64 hexadecimal digits, got {image_sha256!r}")
+        hashes = shape[1] * [UNKNOWN] if image_sha256 is None else list(image_sha256)
+        if len(hashes) != shape[1] or not all(re.fullmatch("[0-9a-fA-F]{64}", each) for each in hashes):
+            raise ValueError(
+                f"image_sha256 must be 64 hexadecimal digits for each of the {shape[1]} images, got {image_sha256!r}"
+            )
         content: dict[str, np.ndarray] = {name: getattr(result, name) for name in (*FLOATING, *INTEGERS)}
         content |= {f"coordinates_{r}": rows for r, rows in enumerate(result.coordinates or []) if layout.dimensions}
         content["work"] = np.array([dataclasses.astuple(result.work)])
-        content["image_sha256"] = np.frombuffer(bytes.fromhex(image_sha256), np.uint8)[None]
+        content["image_sha256"] = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 32)
         # If the folder was moved away, TensorStore would make it anew, without metadata.
         self._check_is_there()
         try:
@@ -280,8 +285,8 @@ class MarginStore:
         """
         return self.read().to_dataframe()
 
-    def image_sha256(self, chunk: int) -> str:
-        """The SHA-256 of the images of a chunk that has been measured, in hexadecimal digits.
+    def image_sha256(self, chunk: int) -> list[str]:
+        """The SHA-256 of each image of a chunk that has been measured, in hexadecimal digits; zeros if it is not known.
 
         Args:
           chunk: the number of the chunk, from 0.
@@ -294,7 +299,7 @@ class MarginStore:
         content, damaged = self._read_chunk(chunk, ["image_sha256"])
         if damaged:
             raise ValueError(f"chunk {chunk} of {self.path} is missing or damaged: go on with measure_to_store")
-        return content["image_sha256"].tobytes().hex()
+        return [row.tobytes().hex() for row in content["image_sha256"]]
 
     def verify(self) -> list[str]:
         """The names of all damaged files, relative to the path; empty if the store is whole.

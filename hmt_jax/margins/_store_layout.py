@@ -15,7 +15,7 @@ FLOATING = ("margin", "gap", "alignment")
 INTEGERS = ("label", "adversarial_label", "num_steps")
 STATUS = "status"
 
-_FORMAT = 1
+_FORMAT = 2
 _NOT_MEASURED = 255
 
 
@@ -41,7 +41,7 @@ class Layout:
         """The metadata of every array, by name."""
         pairs = (self.num_subspaces, self.num_images), (self.num_subspaces, self.chunk_size), ("subspace", "image")
         found = {
-            "image_sha256": _array("uint8", (self.num_chunks, 32), (1, 32), ("chunk", "byte"), 0),
+            "image_sha256": _array("uint8", (self.num_images, 32), (self.chunk_size, 32), ("image", "byte"), 0),
             "work": _array("int64", (self.num_chunks, 3), (1, 3), ("chunk", "count"), 0),
         }
         for r, dimension in enumerate(self.dimensions or ()):

@@ -49,6 +49,11 @@ def num_dots(num_subspaces: int, num_images: int) -> int:
     return min(num_images, _MOST_DOTS_OF_A_WINDOW, max(_MOST_DOTS // num_subspaces, 1))
 
 
+def is_joined(measurement: Measurement) -> bool:
+    """Whether a line joins the medians."""
+    return measurement.is_ordered and grid_of(measurement.corners) is None
+
+
 def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Numbers]) -> dict[str, Any]:
     """Median margins over each other, with their intervals, bands, and the samples of a subspace on demand.
 
@@ -58,84 +63,71 @@ def curves(measurements: Mapping[int, Measurement], numbers: Mapping[int, Number
     """
     first = next(iter(measurements.values()))
     limits = _limits([n.percentiles for n in numbers.values()] + [n.bounds for n in numbers.values()])
-    is_joined = first.is_ordered and grid_of(first.corners) is None
+    joined = is_joined(first)
     rows, dots, bounds = [], [], []
     for place, (m, measurement) in enumerate(measurements.items()):
-        shift = 0.0 if is_joined else 0.14 * (place - (len(measurements) - 1) / 2)
+        shift = 0.0 if joined else 0.14 * (place - (len(measurements) - 1) / 2)
         rows += [{"m": m, "x": r["r"] + shift, **r} for r in _rows(measurement, numbers[m], limits)]
         dots += _dots(m, measurement, numbers[m], limits)
-        if (least := numbers[m].bounds) is not None:
-            bounds += [
-                {"m": m, "x": r, "bound": _finite(value, limits), "name": measurement.name, "subspace": label}
-                | {"certified": exact(value), "text": f"{measurement.name}, subspace {label}: certified {exact(value)}"}
-                for r, (label, value) in enumerate(zip(measurement.subspaces, least, strict=True))
-            ]
+        bounds += _bounds(m, measurement, numbers[m], limits)
     x, along = _x_of(first), _log(limits, _looks.MARGIN)
-    y = along("y")
-    shown = "indexof(shown, datum.m) >= 0"
-    base = alt.Chart(_data("rows")).transform_filter(shown)
-    look = {
-        "color": alt.Color("m:N", scale=_scale("color"), legend=None),
-        "strokeDash": alt.StrokeDash("m:N", scale=_scale("dash"), legend=None),
-    }
-    tooltip = _tooltip(
-        *("name", "subspace", "median", "interval:95% interval of the median", "band:5% to 95%"),
-        *("quartiles:25% to 75%", "images", "failed:without a margin"),
-    )
-    shape = alt.Shape("m:N", scale=_scale("shape"), legend=None)
-    is_there = base.transform_filter("isValid(datum.y)")
-    layers: list[Any] = []
-    spread = {"x": x, "y": along("low"), "y2": "high:Q"}
-    interval = {"x": x, "y": along("from"), "y2": "to:Q"}
-    if is_joined:
-        layers += [
-            base.mark_area(opacity=min(0.15, 0.3 / len(measurements)), aria=False, clip=True).encode(
-                color=look["color"], **spread
-            ),
-            base.mark_area(opacity=0.25, aria=False, clip=True).encode(color=look["color"], **interval),
-            base.mark_line(strokeWidth=1.8, aria=False).encode(x=x, y=y, **look),
-        ]
-    else:
-        layers += [
-            base.mark_rule(strokeWidth=4, opacity=0.3, aria=False, clip=True).encode(color=look["color"], **spread)
-        ]
-    layers += [base.mark_rule(strokeWidth=1.5, aria=False, clip=True).encode(color=look["color"], **interval)]
-    if bounds:
-        certified = alt.Chart(_data("bounds")).transform_filter(shown)
-        of_bound = _tooltip("name", "subspace", "certified:certified lower bound, median")
-        layers += [
-            certified.mark_line(strokeWidth=1.2, opacity=0.7, strokeDash=[2, 2], aria=False).encode(
-                x=x, y=along("bound"), color=look["color"]
-            ),
-            certified.mark_tick(thickness=2, size=10).encode(
-                x=x, y=along("bound"), color=look["color"], tooltip=of_bound, description=_TEXT
-            ),
-        ]
-    layers += [
-        # Invisible, so that the mouse need not hit a marker, and below all of them.
-        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
-        _named_dots()
-        .transform_filter(f"{shown} && datum.r == window")
-        .mark_circle(size=14, opacity=0.55, aria=False)
-        .encode(
-            x=x,
-            y=along("y"),
-            color=look["color"],
-            tooltip=_DOT,
-        ),
-        is_there.mark_point(filled=True, size=55, opacity=1).encode(
-            x=x, y=y, color=look["color"], shape=shape, tooltip=tooltip, description=_TEXT
-        ),
-        base.transform_filter("datum.is_censored")
-        .mark_point(filled=True, size=70, shape="triangle-up", opacity=1)
-        .encode(x=x, y=alt.value(4), color=look["color"], tooltip=tooltip, description=_TEXT),
-    ]
+    opacity = min(0.15, 0.3 / len(measurements))
+    layers = [*_spreads(x, along, opacity, is_joined=joined), *(_certified(x, along) if bounds else ())]
+    layers += _medians(x, along)
     text = f"Median margins in {len(first.subspaces)} subspaces, by {first.axis}. " + " ".join(
         f"{measurement.name}: {_in_words(measurement, numbers[m])}." for m, measurement in measurements.items()
     )
     names = {m: measurement.name for m, measurement in measurements.items()}
     params = {"shown": list(measurements), "window": -1, "names": names, "subspaces": list(first.subspaces)}
     return _spec(layers, {"rows": rows, "dots": dots, "bounds": bounds}, text, params=params)
+
+
+def _spreads(x: alt.X, along: Callable[[str], alt.Y], opacity: float, *, is_joined: bool) -> list[alt.Chart]:
+    """The spread of samples and the interval of each median, as bands with a line of medians, or as bars."""
+    base = alt.Chart(_data("rows")).transform_filter(_IS_SHOWN).encode(x=x, color=_look("color"))
+    samples, interval = {"y": along("low"), "y2": "high:Q"}, {"y": along("from"), "y2": "to:Q"}
+    bars = base.mark_rule(strokeWidth=1.5, aria=False, clip=True).encode(**interval)
+    if not is_joined:
+        return [base.mark_rule(strokeWidth=4, opacity=0.3, aria=False, clip=True).encode(**samples), bars]
+    return [
+        base.mark_area(opacity=opacity, aria=False, clip=True).encode(**samples),
+        base.mark_area(opacity=0.25, aria=False, clip=True).encode(**interval),
+        base.mark_line(strokeWidth=1.8, aria=False).encode(y=along("y"), strokeDash=_look("dash")),
+        bars,
+    ]
+
+
+def _certified(x: alt.X, along: Callable[[str], alt.Y]) -> list[alt.Chart]:
+    """Medians of certified lower bounds, joined by dotted lines."""
+    base = alt.Chart(_data("bounds")).transform_filter(_IS_SHOWN).encode(x=x, y=along("bound"), color=_look("color"))
+    tooltip = _tooltip("name", "subspace", "certified:certified lower bound, median")
+    return [
+        base.mark_line(strokeWidth=1.2, opacity=0.7, strokeDash=[2, 2], aria=False),
+        base.mark_tick(thickness=2, size=10).encode(tooltip=tooltip, description=_TEXT),
+    ]
+
+
+def _medians(x: alt.X, along: Callable[[str], alt.Y]) -> list[alt.Chart]:
+    """Medians as markers, triangles at the upper edge where they are censored, and samples of the chosen subspace."""
+    tooltip = _tooltip(
+        *("name", "subspace", "median", "interval:95% interval of the median", "band:5% to 95%"),
+        *("quartiles:25% to 75%", "images", "failed:without a margin"),
+    )
+    base = alt.Chart(_data("rows")).transform_filter(_IS_SHOWN).encode(x=x, tooltip=tooltip)
+    is_there = base.transform_filter("isValid(datum.y)").encode(y=along("y"))
+    dots = _named_dots().transform_filter(f"{_IS_SHOWN} && datum.r == window")
+    color = _look("color")
+    return [
+        # Invisible, so that the mouse need not hit a marker, and below all of them.
+        is_there.mark_circle(size=350, opacity=0, aria=False),
+        dots.mark_circle(size=14, opacity=0.55, aria=False).encode(x=x, y=along("y"), color=color, tooltip=_DOT),
+        is_there.mark_point(filled=True, size=55, opacity=1).encode(
+            color=color, shape=_look("shape"), description=_TEXT
+        ),
+        base.transform_filter("datum.is_censored")
+        .mark_point(filled=True, size=70, shape="triangle-up", opacity=1)
+        .encode(y=alt.value(4), color=color, description=_TEXT),
+    ]
 
 
 def distribution(m: int, measurement: Measurement, numbers: Numbers) -> dict[str, Any]:
@@ -214,65 +206,50 @@ def ratios(pairs: Sequence[Pair], measurements: Sequence[Measurement]) -> dict[s
     first = measurements[pairs[0].first]
     values = [p.ratios.median_ratio_interval for p in pairs] + [p.ratios.median_ratio for p in pairs] + [np.ones(1)]
     limits = _limits(values)
-    rows = []
-    for pair in pairs:
-        found = pair.ratios
-        for r, (label, value, (low, high)) in enumerate(
-            zip(first.subspaces, found.median_ratio, found.median_ratio_interval, strict=True)
-        ):
-            row = {
-                "m": pair.second,
-                "x": r,
-                "y": _finite(value),
-                "from": _finite(low, limits),
-                "to": _finite(high, limits),
-            }
-            names = {"name": f"{measurements[pair.second].name} / {measurements[pair.first].name}", "subspace": label}
-            texts = {
-                "ratio": exact(value),
-                "interval": f"{exact(low)} to {exact(high)}",
-                "larger": f"{found.larger[r]:.1%}",
-            }
-            rows.append(row | names | texts | {"images": int(found.counts["compared"][r])})
+    rows = [row for pair in pairs for row in _ratio_rows(pair, measurements, limits)]
     x, along = _x_of(first), _log(limits, "median ratio of margins")
-    y = along("y")
-    color = alt.Color("m:N", scale=_scale("color"), legend=None)
-    base = alt.Chart(_data("rows"))
     tooltip = _tooltip(
         *("name:ratio of", "subspace", "ratio:median ratio", "interval:95% interval"),
         *("larger:share with a larger margin", "images:images compared"),
     )
-    layers: list[Any] = [
-        alt.Chart(_data("one"))
-        .mark_rule(strokeWidth=1, strokeDash=[4, 3], color="currentColor", aria=False)
-        .encode(y=along("y")),
-        base.mark_rule(strokeWidth=2, aria=False, clip=True).encode(x=x, y=along("from"), y2="to:Q", color=color),
-    ]
-    if first.is_ordered and grid_of(first.corners) is None:
-        dash = alt.StrokeDash("m:N", scale=_scale("dash"), legend=None)
-        layers.append(
-            base.mark_line(strokeWidth=1.2, opacity=0.7, aria=False).encode(x=x, y=y, color=color, strokeDash=dash)
-        )
-    is_there = base.transform_filter("isValid(datum.y)")
-    layers += [
-        is_there.mark_circle(size=350, opacity=0, aria=False).encode(x=x, y=y, tooltip=tooltip),
-        is_there.mark_point(filled=True, size=50, opacity=1).encode(
-            x=x,
-            y=y,
-            color=color,
-            shape=alt.Shape("m:N", scale=_scale("shape"), legend=None),
-            tooltip=tooltip,
-            description=_TEXT,
-        ),
+    base = alt.Chart(_data("rows")).encode(x=x, color=_look("color"))
+    medians = base.encode(y=along("y"))
+    is_there = medians.transform_filter("isValid(datum.y)").encode(tooltip=tooltip)
+    equal = alt.Chart(_data("one")).encode(y=along("y"))
+    line = medians.mark_line(strokeWidth=1.2, opacity=0.7, aria=False).encode(strokeDash=_look("dash"))
+    layers = [
+        equal.mark_rule(strokeWidth=1, strokeDash=[4, 3], color="currentColor", aria=False),
+        base.mark_rule(strokeWidth=2, aria=False, clip=True).encode(y=along("from"), y2="to:Q"),
+        *([line] if is_joined(first) else []),
+        is_there.mark_circle(size=350, opacity=0, aria=False),
+        is_there.mark_point(filled=True, size=50, opacity=1).encode(shape=_look("shape"), description=_TEXT),
     ]
     of_what = ", ".join(f"{measurements[p.second].name} over {measurements[p.first].name}" for p in pairs)
-    return _spec(
-        layers,
-        {"rows": rows, "one": [{"y": 1}]},
-        f"Median ratios of margins, by {first.axis}: {of_what}.",
-        params={"subspaces": list(first.subspaces)},
-        height=_LOW + 40,
-    )
+    text = f"Median ratios of margins, by {first.axis}: {of_what}."
+    params = {"subspaces": list(first.subspaces)}
+    return _spec(layers, {"rows": rows, "one": [{"y": 1}]}, text, params=params, height=_LOW + 40)
+
+
+def _ratio_rows(pair: Pair, measurements: Sequence[Measurement], limits) -> list[dict[str, Any]]:
+    """A row of data for each subspace."""
+    found, first = pair.ratios, measurements[pair.first]
+    name = f"{measurements[pair.second].name} / {first.name}"
+    rows = []
+    for r, (value, ends) in enumerate(zip(found.median_ratio, found.median_ratio_interval, strict=True)):
+        places = {
+            "x": r,
+            "y": _finite(value),
+            **{key: _finite(e, limits) for key, e in zip(("from", "to"), ends, strict=True)},
+        }
+        texts = {
+            "subspace": first.subspaces[r],
+            "ratio": exact(value),
+            "interval": f"{exact(ends[0])} to {exact(ends[1])}",
+            "larger": f"{found.larger[r]:.1%}",
+            "text": f"{name}, subspace {first.subspaces[r]}: median ratio {exact(value)}",
+        }
+        rows.append({"m": pair.second, "name": name, **places, **texts, "images": int(found.counts["compared"][r])})
+    return rows
 
 
 def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int, str]) -> dict[str, Any]:
@@ -289,7 +266,6 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
         for m, values in curves.items()
         for epoch, value in enumerate(values)
     ]
-    color = alt.Color("m:N", scale=_scale("color"), legend=None)
     base = alt.Chart(_data("rows")).encode(
         x=alt.X(
             "epoch:Q",
@@ -298,14 +274,12 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
             scale=alt.Scale(zero=False, nice=False),
         ),
         y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)),
-        color=color,
+        color=_look("color"),
     )
     layers = [
-        base.mark_line(strokeWidth=1.8, aria=False).encode(
-            strokeDash=alt.StrokeDash("m:N", scale=_scale("dash"), legend=None)
-        ),
+        base.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=_look("dash")),
         base.mark_point(filled=True, size=40, opacity=1).encode(
-            shape=alt.Shape("m:N", scale=_scale("shape"), legend=None),
+            shape=_look("shape"),
             tooltip=_tooltip("name", "epoch", "value"),
             description=_TEXT,
         ),
@@ -340,6 +314,17 @@ def _rows(measurement: Measurement, numbers: Numbers, limits) -> list[dict[str, 
             }
         )
     return rows
+
+
+def _bounds(m: int, measurement: Measurement, numbers: Numbers, limits) -> list[dict[str, Any]]:
+    """The medians of certified bounds, a row of data for each subspace; none if nothing is certified."""
+    if numbers.bounds is None:
+        return []
+    return [
+        {"m": m, "x": r, "bound": _finite(value, limits), "name": measurement.name, "subspace": label}
+        | {"certified": exact(value), "text": f"{measurement.name}, subspace {label}: certified {exact(value)}"}
+        for r, (label, value) in enumerate(zip(measurement.subspaces, numbers.bounds.tolist(), strict=True))
+    ]
 
 
 def _dots(m: int, measurement: Measurement, numbers: Numbers, limits) -> list[dict[str, Any]]:
@@ -402,6 +387,7 @@ def _x_of(measurement: Measurement) -> alt.X:
         labelExpr="subspaces[datum.value]",
         grid=False,
         labelOverlap=True,
+        labelSeparation=6,
         **({"labelAngle": -40, "labelAlign": "right"} if is_long else {"labelAngle": 0}),
     )
     title = textwrap.wrap(measurement.axis, _TITLE_LENGTH)
@@ -416,14 +402,16 @@ def _log(limits: tuple[float, float], title: str) -> Callable[[str], alt.Y]:
     return lambda field: alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
-def _scale(kind: str) -> alt.Scale:
-    """The looks of all measurements on the page, by their numbers."""
+def _look(kind: Literal["color", "dash", "shape"]) -> Any:
+    """What tells measurements apart, by their numbers on the page."""
+    channel: Any = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape}[kind]
     looks: dict[str, list[Any]] = {
         "color": [f"var(--curve-{number})" for number in range(len(LOOKS))],
         "dash": [[_DASH_SCALE * length for length in look.dashes] or [1, 0] for look in LOOKS],
         "shape": [look.path for look in LOOKS],
     }
-    return alt.Scale(domain=list(range(len(LOOKS))), range=looks[kind])
+    scale = alt.Scale(domain=list(range(len(LOOKS))), range=looks[kind])
+    return channel("m:N", scale=scale, legend=None)
 
 
 def _tooltip(*fields: str) -> list[alt.Tooltip]:
@@ -433,6 +421,7 @@ def _tooltip(*fields: str) -> list[alt.Tooltip]:
 
 
 _TEXT = alt.Description("text:N")
+_IS_SHOWN = "indexof(shown, datum.m) >= 0"
 _DOT = _tooltip("name", "subspace", "image", "y:margin", "label:label before and after")
 
 

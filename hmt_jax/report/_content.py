@@ -77,8 +77,9 @@ class Measurement:
       num_images: the number of images that are to be measured, if `result` has not all of them yet.
       classes: names of the labels; their numbers if not given.
       bounds: (R, M), certified lower bounds of the margins of the first M images.
-      images_id, classifier_id: texts that are equal for the same images, and for the same classifier. Without
-        `images_id`, margins are not compared image by image.
+      image_ids: a text for each of the N images, which is equal for the same image in other measurements. Images that
+        two measurements share are compared one by one.
+      classifier_id: a text that is equal for the same classifier.
       claims: what is claimed, with verdicts.
       history: curves of training by their names, such as "test accuracy", with a number for each epoch.
       pictures: images for the gallery.
@@ -96,7 +97,7 @@ class Measurement:
     num_images: int | None = None
     classes: Sequence[str] = ()
     bounds: np.ndarray | None = None
-    images_id: str | None = None
+    image_ids: Sequence[str] = ()
     classifier_id: str | None = None
     claims: Sequence[Claim] = ()
     history: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
@@ -116,6 +117,12 @@ class Measurement:
                     f"{argument} of the measurement {self.name!r} must have one entry for each of the {number} "
                     f"subspaces, got {found}"
                 )
+
+        if self.image_ids and len(self.image_ids) != self.result.margin.shape[1]:
+            raise ValueError(
+                f"image_ids of the measurement {self.name!r} must have one entry for each of the "
+                f"{self.result.margin.shape[1]} images, got {len(self.image_ids)}"
+            )
 
     def label(self, number: int) -> str:
         """The name of a label."""

@@ -1,12 +1,22 @@
-"""Reading of stores, and writing of pages."""
+"""Reading of stores, writing of pages, and measurements in files."""
 
-import hashlib
+import dataclasses
+import io
+import json
 import os
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from hmt_jax import _disk, _paths
-from hmt_jax.margins import MarginStore
-from hmt_jax.report._content import Measurement, Progress
+from hmt_jax.margins import MarginResult, MarginStore
+from hmt_jax.margins._result import NOT_STORED, from_arrays, to_arrays
+from hmt_jax.margins._store import UNKNOWN
+from hmt_jax.report._content import Claim, Measurement, Picture, Progress
+
+_OPTIONAL, _OF_PICTURES = ("corners", "bounds"), ("original", "perturbation")  # arrays
+_APART = ("result", "pictures", *_OPTIONAL)  # fields that JSON does not hold
 
 
 def html(
@@ -74,8 +84,7 @@ def of_store(store: MarginStore, name: str | None = None) -> Measurement:
     missing = set(store.missing())
     there = [chunk for chunk in range(store.num_chunks) if chunk not in missing]
     result = store.read(partial=True)
-    hashes = [str(store.chunk_size), *(f"{chunk} {store.image_sha256(chunk)}" for chunk in there)]
-    has_hashes = not any(text.endswith(64 * "0") for text in hashes)
+    ids = [digest for chunk in there for digest in store.image_sha256(chunk)]
     known = store.attributes
     names = known.get("subspace_names") or [str(r) for r in range(len(result.margin))]
     return Measurement(
@@ -83,8 +92,95 @@ def of_store(store: MarginStore, name: str | None = None) -> Measurement:
         result=result,
         subspaces=names,
         num_images=store.num_images if missing else None,
-        images_id=hashlib.sha256("\n".join(hashes).encode()).hexdigest() if has_hashes else None,
+        image_ids=ids if UNKNOWN not in ids else (),
         classifier_id=known.get("classifier", {}).get("parameters_sha256"),
         no_pictures="no images were passed for the gallery",
         attributes={key: value for key, value in known.items() if key != "subspace_names"},
+    )
+
+
+def save(path: str | os.PathLike[str], measurements: Sequence[Measurement]) -> None:
+    """Writes measurements to one npz file, from which `load` reads them, and `hmt report` makes a page.
+
+    An existing file is replaced only once the new one is complete. Coordinates of perturbations are left out.
+
+    Args:
+      path: of the file. In a folder, `hmt report FOLDER` finds it by the name `measurements.npz`.
+      measurements: with attributes that JSON can hold.
+
+    Raises:
+      OSError: if the file can't be written.
+
+    >>> import os, tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, images, hmt_jax.subspaces.full((2, 2, 1)))
+    >>> path = os.path.join(tempfile.mkdtemp(), "measurements.npz")
+    >>> save(path, [Measurement(name="linear", result=result, subspaces=["whole space"])])
+    >>> [measurement.name for measurement in load(path)]
+    ['linear']
+    """
+    _disk.write(_paths.expand("path", path), to_bytes(measurements))
+
+
+def to_bytes(measurements: Sequence[Measurement]) -> bytes:
+    """The content of the file that `save` writes."""
+    arrays: dict[str, Any] = {}
+    described = []
+    for m, each in enumerate(measurements):
+        parts: dict[str, Any] = to_arrays(dataclasses.replace(each.result, coordinates=None))
+        parts |= {name: value for name in _OPTIONAL if (value := getattr(each, name)) is not None}
+        for number, picture in enumerate(each.pictures):
+            parts |= {f"{field}_{number}": getattr(picture, field) for field in _OF_PICTURES}
+        arrays |= {f"{m}/{name}": array for name, array in parts.items()}
+        fields = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+        pictures = [
+            {field: value for field, value in picture._asdict().items() if field not in _OF_PICTURES}
+            for picture in each.pictures
+        ]
+        described.append(
+            {**{name: value for name, value in fields.items() if name not in _APART}, "pictures": pictures}
+        )
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, measurements=json.dumps(described), **arrays)
+    return content.getvalue()
+
+
+def load(path: str | os.PathLike[str]) -> list[Measurement]:
+    """The measurements in a file that `save` wrote.
+
+    Raises:
+      OSError: if the file can't be read.
+      ValueError: if `save` did not write the file.
+    """
+    file = _paths.expand("path", path)
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            stored = dict(arrays)
+        described = json.loads(str(stored["measurements"]))
+        return [_measurement(each, stored, f"{m}/") for m, each in enumerate(described)]
+    except NOT_STORED as error:
+        raise ValueError(
+            f"{_paths.shown(file)} is not a file of hmt_jax.report.save: {_paths.reason(error)}"
+        ) from error
+
+
+def _measurement(described: dict[str, Any], stored: dict[str, np.ndarray], prefix: str) -> Measurement:
+    parts: dict[str, Any] = {
+        name.removeprefix(prefix): array for name, array in stored.items() if name.startswith(prefix)
+    }
+    pictures = [
+        Picture(**each, **{field: parts[f"{field}_{n}"] for field in _OF_PICTURES})
+        for n, each in enumerate(described["pictures"])
+    ]
+    return Measurement(
+        **{
+            **described,
+            "result": MarginResult(**from_arrays(parts)),
+            "claims": [Claim(*each) for each in described["claims"]],
+            "pictures": pictures,
+            **{name: parts.get(name) for name in _OPTIONAL},
+        }
     )

@@ -1,6 +1,5 @@
 """The numbers on a page, computed from margins."""
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,7 +59,10 @@ def numbers_of(measurement: Measurement) -> Numbers:
 
 
 class Pair(NamedTuple):
-    """Two measurements of the same images in the same subspaces, and the ratios of their margins, second / first."""
+    """Two measurements in the same subspaces, and the ratios of their margins of the images that both have.
+
+    The ratios are those of the second one to the first one.
+    """
 
     first: int
     second: int
@@ -70,31 +72,33 @@ class Pair(NamedTuple):
 
 
 def pairs_of(measurements: Sequence[Measurement]) -> list[Pair]:
-    """Each measurement beside the first one of the same images in the same subspaces.
+    """Each measurement beside the first one that has some of its images in the same subspaces.
 
     Two of the same classifier, by different solvers, are compared with each other even if neither is the first.
     """
     found = []
-    for b, a in itertools.product(range(len(measurements)), repeat=2):
-        first, second = measurements[a], measurements[b]
-        if a >= b or not _is_comparable(first, second):
-            continue
-        is_same = first.classifier_id is not None and first.classifier_id == second.classifier_id
-        origin = next(c for c in range(b) if _is_comparable(measurements[c], second))
-        if a == origin or (is_same and first.result.solver != second.result.solver):
-            num_resamples = _num_resamples(second)
-            ratios = statistics.compare(first.result, second.result, num_resamples=num_resamples)
-            found.append(Pair(a, b, is_same, ratios, num_resamples))
+    for b, second in enumerate(measurements):
+        shared = {a: places for a in range(b) if len((places := _shared(measurements[a], second))[0])}
+        for a, (ours, theirs) in shared.items():
+            first = measurements[a]
+            is_same = first.classifier_id is not None and first.classifier_id == second.classifier_id
+            if a == min(shared) or (is_same and first.result.solver != second.result.solver):
+                num_resamples = _num_resamples(second)
+                ratios = statistics.compare(
+                    first.result[:, ours], second.result[:, theirs], num_resamples=num_resamples
+                )
+                found.append(Pair(a, b, is_same, ratios, num_resamples))
     return found
 
 
-def _is_comparable(first: Measurement, second: Measurement) -> bool:
-    return (
-        first.images_id is not None
-        and first.images_id == second.images_id
-        and list(first.subspaces) == list(second.subspaces)
-        and first.result.margin.shape == second.result.margin.shape
-    )
+def _shared(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the images that both have, in either of them; none if their subspaces are not the same."""
+    if list(first.subspaces) != list(second.subspaces):
+        return np.array([], int), np.array([], int)
+    one, other = (np.asarray(measurement.image_ids, str) for measurement in (first, second))
+    _, ours, theirs = np.intersect1d(one, other, return_indices=True)
+    order = np.argsort(ours)
+    return ours[order], theirs[order]
 
 
 def _num_resamples(measurement) -> int:

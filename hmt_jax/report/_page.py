@@ -93,6 +93,7 @@ def _group(members: list[int], measurements, numbers) -> dict[str, Any]:
         "members": members,
         "subspaces": first.subspaces,
         "axis": first.axis,
+        "is_joined": _charts.is_joined(first),
         "curves": _charts.curves(own, {m: numbers[m] for m in members}),
         "maps": {m: _charts.heat_map(own[m], numbers[m]) for m in members if grid_of(own[m].corners) is not None},
         "num_bounds": sorted({each.bounds.shape[1] for each in own.values() if each.bounds is not None}),

@@ -1,5 +1,6 @@
 """Pages that `hmt report` and `hmt measure --report` write."""
 
+import dataclasses
 import html
 import json
 import re
@@ -63,6 +64,25 @@ def test_two_stores_are_drawn_and_compared(measure, hmt, tmp_path):
     assert hmt(*command.split(), "--out", tmp_path / "again.zarr")[0] == 0
     np.testing.assert_array_equal(hmt_jax.MarginStore.open(tmp_path / "again.zarr").read().margin, margins[0])
     assert "parameters_sha256" in text
+
+
+def test_runs_and_files_of_measurements_are_drawn_beside_stores(measure, hmt, tmp_path):
+    store = measure("whole", "--subspaces", "dct-diagonal:4:2")
+    found = report.of_store(hmt_jax.MarginStore.open(store))
+    (tmp_path / "run").mkdir()
+    for file, name in (("run/measurements.npz", "lenet"), ("one.npz", "lenet"), ("two.npz", "other")):
+        result = dataclasses.replace(found.result[:, :4], margin=2 * found.result.margin[:, :4])
+        some = dataclasses.replace(found, name=name, result=result, image_ids=found.image_ids[:4])
+        report.save(tmp_path / file, [some])
+    out = tmp_path / "page.html"
+    paths = [store, tmp_path / "run", tmp_path / "one.npz", tmp_path / "two.npz"]
+    assert hmt("report", *paths, "--out", out) == (0, f"{out}\n", "")
+    text = text_of(out)
+    for name in ("whole :", "run: lenet :", "one: lenet :", "other :"):
+        assert f"{name} medians as a table" in text
+    ratios = [chart["datasets"]["rows"] for chart in charts_of(out) if "one" in chart["datasets"]]
+    assert [row["y"] for rows in ratios for row in rows] == pytest.approx([2] * 9)
+    assert {row["images"] for rows in ratios for row in rows} == {4}
 
 
 @pytest.mark.parametrize("arguments", [(), ("--keep-coordinates",)], ids=["found again", "kept"])
@@ -142,8 +162,11 @@ def test_a_page_that_cannot_be_written_is_no_reason_to_lose_a_measurement(folder
     ("arguments", "expected"),
     [
         (["report", "whole.zarr", "--out", "page.png"], "the page must end in .html, got 'page.png'"),
-        (["report", "--out", "page.html"], "report needs at least one store, such as: hmt report m.zarr --out"),
-        (["report", "grey", "--out", "page.html"], "there is no store of margins at grey: name the folder that"),
+        (["report", "--out", "page.html"], "report needs at least one store or run, such as: hmt report m.zarr --out"),
+        (
+            ["report", "grey", "--out", "page.html"],
+            "there is no store of margins at grey: name the folder that hmt measure wrote with --out, or that of a",
+        ),
         (["report", "nothing.zarr", "--out", "page.html"], "nothing is measured in"),
         ([*MEASURE, "--report", "page"], "the page must end in .html, got 'page'"),
     ],

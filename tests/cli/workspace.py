@@ -69,7 +69,7 @@ def fill(folder):
         for number in missing:  # as after a process that was killed
             (folder / f"{name}.zarr" / "status" / "c" / "0" / str(number)).unlink()
     metadata = folder / "newer.zarr" / "zarr.json"
-    metadata.write_text(re.sub('("hmt_jax_format": *)1', r"\g<1>99", metadata.read_text()))
+    metadata.write_text(re.sub('("hmt_jax_format": *)2', r"\g<1>99", metadata.read_text()))
 
 
 def measured(path):

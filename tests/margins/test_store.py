@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -122,6 +123,12 @@ def test_xarray_and_zarr_read_a_store_without_a_warning(filled):
         np.testing.assert_array_equal(group[name][:], getattr(expected(), name), err_msg=name)
     assert group.attrs["solver"] == "DeepFool(num_candidates=10, overshoot=0.02, max_steps=100)"
     assert group.attrs["data"] == {"num_images": 7, "image_shape": [4, 5, 2], "dtype": "float32"}
+
+
+def test_every_image_has_its_own_hash(filled):
+    store = hmt_jax.MarginStore.open(filled)
+    found = [digest for chunk in range(store.num_chunks) for digest in store.image_sha256(chunk)]
+    assert found == [hashlib.sha256(image.tobytes()).hexdigest() for image in IMAGES]
 
 
 def test_checksums_of_chunks_are_crc32c(filled):
@@ -817,7 +824,8 @@ def test_results_that_do_not_fit_are_refused(tmp_path):
         "result has margins in float64, but the store holds float32": (
             *(0, dataclasses.replace(fits, margin=fits.margin.astype(float))),
         ),
-        "image_sha256 must be 64 hexadecimal digits, got 'abc'": (0, fits, "abc"),
+        r"image_sha256 must be 64 hexadecimal digits for each of the 3 images, got \['abc'\]": (0, fits, ["abc"]),
+        r"image_sha256 must be 64 hexadecimal digits for each of the 3 images, got \['0{64}'\]": (0, fits, [64 * "0"]),
     }
     for message, arguments in cases.items():
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -854,9 +862,9 @@ def test_half_precision_is_kept_as_float32(tmp_path):
 
 def test_a_store_of_another_version_is_refused(copied):
     content = json.loads((copied / "zarr.json").read_bytes())
-    content["attributes"]["hmt_jax_format"] = 2
+    content["attributes"]["hmt_jax_format"] = 1
     (copied / "zarr.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"^the store at .* has format 2, and this version of hmt_jax reads 1$"):
+    with pytest.raises(ValueError, match=r"^the store at .* has format 1, and this version of hmt_jax reads 2$"):
         MarginStore.open(copied)
     zarr.create_group(copied.with_name("other"))
     with pytest.raises(

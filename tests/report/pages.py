@@ -6,6 +6,7 @@ from test_statistics import make_result
 from hmt_jax import Status, report
 
 NUM_SUBSPACES, NUM_IMAGES = 6, 40
+IDS = [f"test {n}" for n in range(NUM_IMAGES)]
 SUBSPACES = [str(4 * r) for r in range(NUM_SUBSPACES)]
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -27,7 +28,7 @@ def measurements() -> list[report.Measurement]:
     status = np.full((NUM_SUBSPACES, NUM_IMAGES), int(Status.CONVERGED))
     status[5, :30] = Status.OUT_OF_STEPS
     status[2, 7] = Status.NON_FINITE
-    common = {"subspaces": SUBSPACES, "axis": "first frequency", "images_id": "test images"}
+    common = {"subspaces": SUBSPACES, "axis": "first frequency", "image_ids": IDS}
     image = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
     pictures = [report.Picture(0, 3, "least", 0.5, image, 0.02 * image, 4, 9)]
     claims = [
@@ -64,7 +65,7 @@ def hostile() -> list[report.Measurement]:
             result=make_result(margins(seed)[: len(HOSTILE)]),
             subspaces=HOSTILE,
             axis=name,
-            images_id="x",
+            image_ids=IDS,
             classes=HOSTILE,
             pictures=[report.Picture(seed, 3, "least", 0.5, image, 0.1 * image, 0, seed)],
             claims=[report.Claim(name, name, name, None, name)],

@@ -39,6 +39,10 @@ def test_a_measurement_has_a_name_for_each_subspace():
         report.Measurement(name="a", result=result, subspaces="abc")
     with pytest.raises(ValueError, match="bounds of the measurement 'a' must have one entry"):
         report.Measurement(name="a", result=result, subspaces=list("abc"), bounds=np.ones((2, 1)))
+    with pytest.raises(
+        ValueError, match="image_ids of the measurement 'a' must have one entry for each of the 2 images"
+    ):
+        report.Measurement(name="a", result=result, subspaces=list("abc"), image_ids=["0"])
     with pytest.raises(TypeError, match="result must be a MarginResult, got ndarray"):
         report.Measurement(name="a", result=np.ones((3, 2)), subspaces=list("abc"))
 
@@ -49,12 +53,56 @@ def test_only_measurements_of_the_same_images_are_compared():
     assert [(pair.first, pair.second, pair.same_classifier) for pair in pairs] == [(0, 1, False), (0, 2, True)]
     np.testing.assert_allclose(pairs[1].ratios.median_ratio, 0.5)
     for other in (
-        dataclasses.replace(robust, images_id="other images"),
-        dataclasses.replace(robust, images_id=None),
+        dataclasses.replace(robust, image_ids=[f"train {n}" for n in range(pages.NUM_IMAGES)]),
+        dataclasses.replace(robust, image_ids=()),
         dataclasses.replace(robust, subspaces=list("abcdef")),
-        dataclasses.replace(robust, result=robust.result[:, :7]),
     ):
         assert _numbers.pairs_of([standard, other]) == []
+
+
+def test_images_that_two_measurements_share_are_compared_one_by_one():
+    standard, robust, _ = pages.measurements()
+    order = np.array([31, 4, 15, 9, 26])
+    some = dataclasses.replace(
+        robust,
+        result=make_result(np.exp(pages.margins(1)[:, order])),
+        image_ids=[*(pages.IDS[n] for n in order[:4]), "another image"],
+    )
+    (pair,) = _numbers.pairs_of([standard, some])
+    assert pair.ratios.counts["compared"].tolist() == [4] * pages.NUM_SUBSPACES
+    expected = np.median(np.exp(pages.margins(1)[:, order[:4]]) / pages.margins(0)[:, order[:4]], axis=1)
+    np.testing.assert_allclose(pair.ratios.median_ratio, expected)
+
+
+def test_measurements_are_the_same_after_they_were_in_a_file(tmp_path):
+    path = tmp_path / "measurements.npz"
+    before = [*pages.measurements(), pages.grid(), *pages.hostile()]
+    report.save(path, before)
+    after = report.load(path)
+    assert report.html(after, title="a page") == report.html(before, title="a page")
+    np.testing.assert_array_equal(after[0].bounds, before[0].bounds)
+    np.testing.assert_array_equal(after[0].pictures[0].perturbation, before[0].pictures[0].perturbation)
+    assert after[0].claims == before[0].claims
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"margin": np.ones((2, 3))}, "measurements"),
+        ({"measurements": '[{"name": "a", "pictures": [], "claims": []}]'}, "it has no margin, label, adv"),
+        ({"measurements": "[1]"}, "'int' object"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(content, why, tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, **content)
+    with pytest.raises(ValueError, match=rf"other.npz is not a file of hmt_jax.report.save: .*{why}"):
+        report.load(path)
+    path.write_text("text")
+    with pytest.raises(ValueError, match=r"other.npz is not a file of hmt_jax.report.save: "):
+        report.load(path)
+    with pytest.raises(OSError, match="No such file"):
+        report.load(tmp_path / "none.npz")
 
 
 def test_two_solvers_are_compared_on_a_network_that_is_not_the_first_one():
