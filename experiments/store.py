@@ -16,7 +16,6 @@ import pathlib
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ import numpy as np
 
 import hmt_jax
 from hmt_jax import _disk, models
+from hmt_jax.margins._result import from_arrays, to_arrays
 
 try:
     import fcntl
@@ -272,9 +272,7 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 def write_margins(path: pathlib.Path, result: hmt_jax.MarginResult, **beside: Any) -> None:
     """Writes margins as `hmt_jax.MarginResult.save` does, with further arrays beside its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        result.save(file := pathlib.Path(folder) / path.name)
-        write_arrays(path, {**read_arrays(file), **beside})
+    write_arrays(path, {**to_arrays(result), **beside})
 
 
 def write_picture(path: pathlib.Path, drawn) -> None:
@@ -291,8 +289,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, dict[str, np.ndarray]]:
     """The margins in an .npz file, and all of its arrays."""
-    arrays = read_arrays(path)
-    return hmt_jax.MarginResult.load(path), arrays
+
+    def parse(content):
+        arrays = dict(np.load(io.BytesIO(content)))
+        return hmt_jax.MarginResult(**from_arrays(arrays)), arrays
+
+    return _read(path, parse)
 
 
 def read_json(path: pathlib.Path) -> Any:
