@@ -19,7 +19,6 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
-from experiments.claims import for_json
 from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
@@ -300,7 +299,6 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
                 if config.measure_every and (epoch + 1) % config.measure_every == 0:
                     found = monitor(config, classifier, dataset)
                     store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
-                    history[-1] |= _means(found)
                 kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
                 progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
                 progress.update()
@@ -395,19 +393,6 @@ def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.n
 def _energy(window, changes):
     """Squared norms (N,) of the parts of changes in a window."""
     return (jax.vmap(window.coordinates)(changes) ** 2).sum(1)
-
-
-def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The return value of `monitor` summarized over all images, for JSON."""
-    medians = statistics.percentile(found["margin"], 50)
-    summary: dict[str, Any] = {"median_margins": [*map(for_json, medians)]}
-    if "energy" in found:
-        summary |= {
-            "clean_accuracy": float(found["is_right"].mean()),
-            "robust_accuracy": float(found["is_right_under_attack"].mean()),
-            "perturbation_energy": found["energy"].mean(1).tolist(),
-        }
-    return summary
 
 
 # Attack

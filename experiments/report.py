@@ -11,7 +11,7 @@ from experiments import store
 from experiments.claims import for_json
 from experiments.experiment import Run
 from hmt_jax import _tables, plots, statistics, subspaces
-from hmt_jax.report import Measurement, Picture, pictures
+from hmt_jax.report import Measurement, Picture, of_windows, pictures
 from hmt_jax.report._gallery import chosen
 
 _PICTURES = "pictures.npz"
@@ -75,21 +75,15 @@ def measurement(file: pathlib.Path, name: str, classifier_id: str | None = None)
       classifier_id: a text that is equal for the same classifier.
     """
     result, arrays = store.read_margins(file)
-    corners, size = arrays["corner"], int(arrays["size"])
     columns = store.read_arrays(file.parent / _PICTURES)
     rows = zip(
         *(columns[field] if columns[field].ndim > 1 else columns[field].tolist() for field in Picture._fields),
         strict=True,
     )
-    is_diagonal = bool((corners[:, 0] == corners[:, 1]).all())
-    where = "first frequency" if is_diagonal else "first vertical and horizontal frequency"
     return Measurement(
         name=name,
         result=result,
-        subspaces=[str(row) if is_diagonal else f"{row},{column}" for row, column in corners.tolist()],
-        axis=f"{where} of the {size} x {size} DCT window" + ", from low to high" * is_diagonal,
-        is_ordered=is_diagonal,
-        corners=corners,
+        **of_windows(arrays["corner"], int(arrays["size"])),
         image_ids=arrays["image"].tolist(),
         classifier_id=classifier_id,
         pictures=[Picture(*row) for row in rows],

@@ -26,7 +26,7 @@ import numpy as np
 
 import hmt_jax
 from hmt_jax import _disk, models
-from hmt_jax.margins._result import to_arrays
+from hmt_jax.margins._result import from_arrays, to_arrays
 
 try:
     import fcntl
@@ -289,8 +289,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, dict[str, np.ndarray]]:
     """The margins in an .npz file, and all of its arrays."""
-    arrays = read_arrays(path)
-    return hmt_jax.MarginResult.load(path), arrays
+
+    def parse(content):
+        arrays = dict(np.load(io.BytesIO(content)))
+        return hmt_jax.MarginResult(**from_arrays(arrays)), arrays
+
+    return _read(path, parse)
 
 
 def read_json(path: pathlib.Path) -> Any:

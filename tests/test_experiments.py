@@ -459,19 +459,15 @@ def test_adversarial_training_beside_standard_training(robust):
 
 
 def test_margins_and_robustness_while_training(robust):
-    history = json.loads((robust / "history.json").read_text())
-    assert ["median_margins" in entry for entry in history] == [False, True, False, True]
-    assert len(history[1]["median_margins"]) == len(history[1]["perturbation_energy"]) == 6
+    assert sorted(file.name for file in (robust / "monitored").iterdir()) == ["002.npz", "004.npz"]
     # The last measurement is that of the classifier in the file.
     classifier, _ = models.load(robust / "checkpoint.safetensors")
     digits = data.load("digits")
     result = hmt_jax.measure_margins(classifier, digits.test_images[:10], subspaces.dct_diagonal((8, 8, 1), 3, 1))
-    np.testing.assert_allclose(history[-1]["median_margins"], np.median(result.margin, 1), rtol=1e-4)  # float32
     for picture in ("history.png", "spectrum.png"):
         assert (robust / picture).read_bytes().startswith(b"\x89PNG")
     with np.load(robust / "monitored" / "004.npz") as arrays:
         np.testing.assert_allclose(arrays["margin"], result.margin, rtol=1e-4)  # float32
-        np.testing.assert_allclose(arrays["energy"].mean(1), history[-1]["perturbation_energy"], rtol=1e-6)
         # Windows of 3 x 3 with a step of 1 overlap: the energy in none of them exceeds all of it, within the ball.
         assert (arrays["energy"] <= arrays["total_energy"] * 1.00001).all()
         assert (arrays["total_energy"] <= 0.5**2 * 1.00001).all()

@@ -9,7 +9,7 @@ The charts are Vega-Lite, written with Altair. With its JavaScript inline, an ot
 with labels for screen readers, and is silent on the console.
 """
 
-from hmt_jax.report._content import Claim, Measurement, Picture, Progress
+from hmt_jax.report._content import Claim, Measurement, Picture, Progress, of_windows
 from hmt_jax.report._files import html, load, of_store, save, to_bytes, write
 from hmt_jax.report._gallery import pictures
 
@@ -21,6 +21,7 @@ __all__ = [
     "html",
     "load",
     "of_store",
+    "of_windows",
     "pictures",
     "save",
     "to_bytes",
