@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -323,7 +322,7 @@ def test_a_second_run_compiles_nothing(tmp_path):
     arguments = [
         "run",
         "digits",
-        *("--num-epochs", "1", "--num-images", "4", "--seed", "11"),
+        *("--network", "logistic", "--num-epochs", "1", "--num-images", "4", "--seed", "11"),
         "--cache-dir",
         str(tmp_path / "xla"),
     ]
@@ -538,10 +537,12 @@ def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsy
     )
 
 
-def test_mnist_runs_on_a_small_network(shared, tmp_path, monkeypatch):
+def test_mnist_runs_on_a_small_network(shared, mnist, tmp_path, monkeypatch):
     devices = jax.devices()[:1]  # hundreds of steps, each of which simulated devices would wait for
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(hmt_jax.data, "load", functools.cache(hmt_jax.data.load))  # decoded once for both
+    # Decoded once for all tests.
+    decoded = {("mnist", str(shared / "tfds")): mnist}
+    monkeypatch.setattr(data, "load", lambda name, data_dir: decoded[name, str(data_dir)])
     quick = "--network logistic --num-epochs 1 --num-train 20000 --batch-size 200 --num-images 5 --window-step 10"
     for name in ("mnist_lenet", "mnist_lenet_flipped"):
         folder = tmp_path / name
