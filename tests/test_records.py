@@ -138,7 +138,7 @@ def test_a_finished_run_is_stored(root, finished):
             "undecided": "why",
         },
     ]
-    path = finished(claims=verdicts, windows=[3.5, 0.5, None], seed=2, num_epochs=7)
+    path = finished(claims=verdicts, windows=[3.5, 0.5, "inf"], seed=2, num_epochs=7)
     assert records.add(path, root=root) == "digits"
     (run,) = load("digits", root)
     common = {"at_least": 2, "at_most": None}
