@@ -15,7 +15,7 @@ import hmt_jax
 from hmt_jax import _looks, _tables
 from hmt_jax._extras import require
 from hmt_jax.report import _charts, _gallery
-from hmt_jax.report._content import Measurement, Progress
+from hmt_jax.report._content import Measurement, Progress, plain
 from hmt_jax.report._numbers import Numbers, Pair, grid_of, numbers_of, pairs_of, subset
 from hmt_jax.solvers import Status
 
@@ -68,7 +68,7 @@ def page(measurements: Sequence[Measurement], title: str, command: str, progress
         galleries=[_gallery.rows(measurement) for measurement in measurements],
         comparisons=_comparisons(pairs, measurements),
         histories=_histories(measurements),
-        facts=[_flat(measurement.attributes) for measurement in measurements],
+        facts=[_flat(json.loads(json.dumps(dict(each.attributes), default=plain))) for each in measurements],
         tables=[_files_of(m, measurements, numbers) for m in range(len(measurements))],
         statuses=[status.name.lower() for status in Status],
         style=_read("page.css"),
@@ -208,7 +208,7 @@ def _csv(header: Sequence[str], rows) -> str:
     writer = csv.writer(content)
     writer.writerow(header)
     writer.writerows(rows)
-    return "data:text/csv;charset=utf-8," + urllib.parse.quote(content.getvalue(), safe=",:_-. ()")
+    return "data:text/csv;charset=utf-8," + urllib.parse.quote(content.getvalue(), safe=",:_-. ()", errors="replace")
 
 
 def _flat(attributes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -224,7 +224,7 @@ def _flat(attributes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
             if len(value) > 3:
                 found.append((f"{key}[3] to [{len(value) - 1}]", "not shown; they are in the store"))
         else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             found.append((key, text))
     return found
 
