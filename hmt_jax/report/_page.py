@@ -50,6 +50,7 @@ def page(measurements: Sequence[Measurement], title: str, command: str, progress
         "number": _tables.number,
         "exact": _charts.exact,
         "share": lambda share: f"{share:.1%}",
+        "commas": "{:,}".format,
         "doubled": lambda length: 2 * length,
     }
     pairs = pairs_of(measurements)
@@ -96,6 +97,7 @@ def _group(members: list[int], measurements, numbers) -> dict[str, Any]:
         "is_joined": _charts.is_joined(first),
         "curves": _charts.curves(own, {m: numbers[m] for m in members}),
         "maps": {m: _charts.heat_map(own[m], numbers[m]) for m in members if grid_of(own[m].corners) is not None},
+        "num_images": sorted({numbers[m].margins.shape[1] for m in members}),
         "num_bounds": sorted({each.bounds.shape[1] for each in own.values() if each.bounds is not None}),
     }
 

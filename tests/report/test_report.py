@@ -237,6 +237,16 @@ def test_pictures_of_a_result_are_its_coordinates_in_the_image():
         report.pictures(dataclasses.replace(result, coordinates=None), windows, images, wanted)
 
 
+def test_curves_of_different_numbers_of_images_are_told_apart():
+    standard, robust, tight = pages.measurements()
+    warning = "These curves are not all of the same images"
+    assert warning not in report.html([standard, robust])
+    few = dataclasses.replace(tight, result=tight.result[:, :4], image_ids=tight.image_ids[:4])
+    page = report.html([standard, few])
+    assert f"{warning}: some have 4 and others 40, so one may lie above another by that alone." in page
+    assert "The ratios below are of images that two measurements share." in page
+
+
 def test_numbers_of_all_samples_are_in_the_tables(tmp_path):
     report.write(tmp_path / "page.html", pages.measurements())
     page = (tmp_path / "page.html").read_text()
