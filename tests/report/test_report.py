@@ -15,7 +15,7 @@ from test_statistics import make_result
 
 import hmt_jax
 from hmt_jax import Status, report, solvers, subspaces
-from hmt_jax.report import _gallery, _numbers
+from hmt_jax.report import _charts, _gallery, _numbers
 
 
 def test_a_page_needs_measurements_with_different_names_that_can_be_told_apart(tmp_path):
@@ -235,6 +235,18 @@ def test_pictures_of_a_result_are_its_coordinates_in_the_image():
         assert logits.argmax() == picture.adversarial_label == result.adversarial_label[r, n]
     with pytest.raises(ValueError, match="result has no coordinates: measure with keep_coordinates=True"):
         report.pictures(dataclasses.replace(result, coordinates=None), windows, images, wanted)
+
+
+def test_training_is_drawn_where_a_number_is_zero_or_negative():
+    chart = _charts.history("accuracy under attack", {0: [0.0, 0.25, np.nan, -1.0]}, {0: "a"})
+    assert [row["y"] for row in chart["datasets"]["rows"]] == [0.0, 0.25, None, -1.0]
+
+
+@pytest.mark.parametrize("value", [0.4, 0.0, -2.0])
+def test_the_axis_around_a_single_number_of_training_has_its_place_inside(value):
+    chart = _charts.history("accuracy", {0: [value]}, {0: "a"})
+    low, high = chart["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < value < high
 
 
 def test_curves_of_different_numbers_of_images_are_told_apart():
