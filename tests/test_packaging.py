@@ -42,10 +42,10 @@ def test_every_extra_that_a_text_names_is_there():
     for path in TEXTS:
         if path.is_file() and path.suffix in (".md", ".py", ".ipynb", ".toml", ".yml", ".yaml", ""):
             for extras in re.findall(r"(?:hmt[-_]jax|['\" ]\.)\[([a-z,]+)\]", path.read_text()):
-                named |= {extra: path for extra in extras.split(",")}
+                named |= dict.fromkeys(extras.split(","), path)
             if path.parts[len(ROOT.parts)] == "hmt_jax" and path.suffix == ".py":
                 called = re.findall(r"\brequire\(\s*f?\"[^\"]*\", \"([a-z]+)\"", path.read_text())
-                named |= {extra: path for extra in called}
+                named |= dict.fromkeys(called, path)
     assert {"all", "data", "plots", "report", "torch"} <= set(named)
     assert {extra: path for extra, path in named.items() if extra not in EXTRAS} == {}
 
