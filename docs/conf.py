@@ -13,7 +13,7 @@ import hmt_jax  # noqa: E402
 
 project = "hmt_jax"
 author = "the authors of hmt_jax"
-copyright = "the authors of hmt_jax"
+project_copyright = "the authors of hmt_jax"
 version = release = hmt_jax.__version__
 
 extensions = [

@@ -83,7 +83,7 @@ def api_page(module_name):
         lines += ["These names are described with the modules that they are from:", ""]
         lines += [f"* :py:obj:`hmt_jax.{name}`: :py:obj:`{home}`" for name, home in names_from_elsewhere()] + [""]
     for name in names:
-        lines += [line for line in entry(module_name, name, getattr(module, name))]
+        lines += entry(module_name, name, getattr(module, name))
     return "\n".join([f"# {module_name}", "", "```{eval-rst}", *lines, "```", ""])
 
 
@@ -164,8 +164,8 @@ def rewrite(lines):
 def as_restructured_text(lines):
     """A docstring as Sphinx reads it; in the source, it is plain text that shows no markup in a terminal.
 
-    Bars are bars, and no substitutions. A name in backticks may be followed by a letter. An indented block is kept as it
-    stands. A list needs no blank line before it.
+    Bars are bars, and no substitutions. A name in backticks may be followed by a letter. An indented block is kept as
+    it stands. A list needs no blank line before it.
     """
     result, is_block = [], False
     for number, line in enumerate(lines):
