@@ -104,7 +104,16 @@ def entry(module_name, name, value):
         return [f".. autoclass:: {name}", "   :members:", ""]
     if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
         return [f".. autofunction:: {name}", ""]
-    return [f".. autodata:: {name}", "   :no-value:", ""]
+    return [f".. py:data:: {name}", "", f"   {comment(module_name, name)}", ""]
+
+
+def comment(module_name, name):
+    """The comment #: before the assignment of a name, for aliases and texts, which have no docstrings of their own."""
+    file = pathlib.Path(importlib.import_module(module_name).__file__)
+    for source in sorted(file.parent.glob("*.py")) if file.stem == "__init__" else [file]:
+        if found := re.search(rf"^#: (.+)\n{name}\b.* = ", source.read_text("utf-8"), re.MULTILINE):
+            return found[1]
+    raise ValueError(f"{module_name}.{name} has no docstring: write a comment that begins with #: before it")
 
 
 def command_page(command):
