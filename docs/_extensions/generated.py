@@ -132,7 +132,6 @@ def command_page(command):
 def help_text(command, *arguments):
     """What a command prints for `--help`, no wider than a page of the site."""
     environment = os.environ | {"COLUMNS": "79", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     root = pathlib.Path(hmt_jax.__file__).parents[1]
     called = [sys.executable, *COMMANDS[command], *arguments, "--help"]
     run = subprocess.run(called, cwd=root, env=environment, capture_output=True, encoding="utf-8")
