@@ -101,13 +101,21 @@ class MarginComparison:
         `censored_in_both` and `non_finite`.
       names: the names of the R subspaces; if None, their numbers are printed.
 
-    >>> from hmt_jax import measure_margins, subspaces
-    >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
-    >>> images = jax.random.uniform(jax.random.key(0), (5, 2, 2, 1))
-    >>> margins = measure_margins(network, images, subspaces.full((2, 2, 1)))
-    >>> comparison = compare(margins, margins)
-    >>> comparison.median_ratio.tolist(), comparison.equal.tolist()
-    ([1.0], [1.0])
+    >>> MarginComparison(
+    ...     median_ratio=np.array([1.5]),
+    ...     median_ratio_interval=np.array([[1.25, 1.75]]),
+    ...     ratio_of_medians=np.array([1.5]),
+    ...     ratio_of_medians_interval=np.array([[1.25, 1.75]]),
+    ...     confidence=0.95,
+    ...     larger=np.array([0.875]),
+    ...     smaller=np.array([0.125]),
+    ...     equal=np.array([0.0]),
+    ...     counts={"compared": np.array([8])},
+    ...     names=("low",),
+    ... )
+    Ratios b / a of paired margins
+    subspace  median ratio  95% interval  ratio of medians  95% interval  larger  smaller  equal  compared
+    low               1.50  1.25 to 1.75              1.50  1.25 to 1.75   87.5%    12.5%   0.0%         8
     """
 
     median_ratio: np.ndarray
