@@ -13,6 +13,7 @@ import pytest
 import hmt_jax
 from experiments.__main__ import main as run_experiments
 from hmt_jax import solvers, subspaces
+from hmt_jax.cli import main as hmt
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -81,6 +82,28 @@ def test_few_blocks_are_not_run():
 
 def test_every_block_of_python_is_seen():
     assert all(len([*blocks_of(page)]) == page.read_text("utf-8").count("```python") for page in PAGES)
+
+
+COMMAND = re.compile(r"^(hmt|python -m experiments) (?P<command>[\w-]+)(?P<rest>(?:\\\n|.)*)$", re.MULTILINE)
+MAINS = {"hmt": hmt, "python -m experiments": run_experiments}
+
+
+def commands():
+    """The command lines in blocks of the shell: the program, the command, and the options, without their values."""
+    for page in [*PAGES, ROOT / "README.md"]:
+        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            for match in COMMAND.finditer(block):
+                rest = match["rest"].split("#")[0]
+                yield match[1], match["command"], frozenset(re.findall(r"(?<=\s)--[\w-]+", rest))
+
+
+@pytest.mark.parametrize(("program", "command"), sorted({(program, command) for program, command, _ in commands()}))
+def test_options_on_pages_exist(program, command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert MAINS[program]([command, "--help"]) == 0
+    known = {*re.findall(r"--[\w-]+", capsys.readouterr().out)}
+    used = {option for of, name, options in commands() if (of, name) == (program, command) for option in options}
+    assert used <= known
 
 
 def modules():
