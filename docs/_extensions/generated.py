@@ -63,43 +63,42 @@ NOT_FOR_USERS = ("hmt_jax.cli", "hmt_jax.margins")
 
 
 def public_names(module_name):
-    """The names of a module's `__all__` that are described on its page, in the order of the alphabet.
-
-    Modules have their own pages, and what the package has from one of them is described there.
-    """
+    """The names of a module's `__all__` in the order of the alphabet, without modules, which have their own pages."""
     module = importlib.import_module(module_name)
-    elsewhere = [importlib.import_module(name).__all__ for name in public_modules()[1:]] if module is hmt_jax else []
-    names = sorted({*module.__all__} - {name for names in elsewhere for name in names}, key=str.lower)
-    return [name for name in names if not isinstance(getattr(module, name), types.ModuleType)]
+    names = [name for name in module.__all__ if not isinstance(getattr(module, name), types.ModuleType)]
+    return sorted(names, key=str.lower)
 
 
 def api_page(module_name):
-    """The page of a module: its docstring, a table of its names, and their docstrings."""
-    module = importlib.import_module(module_name)
+    """The page of a module: its docstring, a table of its names, and their docstrings.
+
+    What the package has from one of its public modules is described on the page of that module.
+    """
     names = public_names(module_name)
+    elsewhere = names_from_elsewhere() if module_name == "hmt_jax" else {}
     lines = [f".. automodule:: {module_name}", "", f".. currentmodule:: {module_name}", ""]
     lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names), ""]
-    if module is hmt_jax:
-        lines += ["These names are described with the modules that they are from:", ""]
-        lines += [f"* :py:obj:`hmt_jax.{name}`: :py:obj:`{home}`" for name, home in names_from_elsewhere()] + [""]
     for name in names:
-        lines += entry(module_name, name, getattr(module, name))
+        if name in elsewhere:
+            lines += [f".. py:data:: {name}", "", f"   This is :py:obj:`{elsewhere[name]}`.", ""]
+        else:
+            lines += entry(module_name, name)
     return "\n".join([f"# {module_name}", "", "```{eval-rst}", *lines, "```", ""])
 
 
 def names_from_elsewhere():
-    """The names that the package has from public modules, each with its full name there."""
-    modules = {name: importlib.import_module(name) for name in public_modules()[1:]}
-    return [
-        (name, f"{module_name}.{name}")
-        for name in sorted(hmt_jax.__all__, key=str.lower)
-        for module_name, module in modules.items()
-        if name in module.__all__
-    ]
+    """The full names, in public modules, of what the package has from them, by its names in the package."""
+    return {
+        name: f"{module_name}.{name}"
+        for module_name in public_modules()[1:]
+        for name in public_names(module_name)
+        if name in hmt_jax.__all__ and getattr(hmt_jax, name) is getattr(importlib.import_module(module_name), name)
+    }
 
 
-def entry(module_name, name, value):
+def entry(module_name, name):
     """The lines that describe a name."""
+    value = getattr(importlib.import_module(module_name), name)
     if inspect.isclass(value):
         return [f".. autoclass:: {name}", "   :members:", ""]
     if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
