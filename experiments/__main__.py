@@ -21,7 +21,8 @@ from tyro.conf import Positional, arg
 import hmt_jax
 from experiments import registry, run, store, tables
 from experiments.analyses import audit, compare_solvers
-from experiments.benchmarks import margins, tradeoffs, training
+from experiments.benchmarks import margins, training
+from experiments.experiment import Config
 from hmt_jax import _checks, _paths
 from hmt_jax.cli import _commands, _process
 from hmt_jax.cli._commands import CACHE_DIR, DATA_DIR, Command, option
@@ -206,7 +207,7 @@ class Benchmark(Command):
         if mode == "scaling":
             margins.scaling(output, data_dir=data_dir)
         elif mode == "tradeoffs":
-            tradeoffs.tradeoffs(output, data_dir=data_dir)
+            margins.tradeoffs(output, data_dir=data_dir)
         elif mode == "training":
             training.throughput(self.names, output, data_dir=data_dir)
         else:
@@ -228,7 +229,9 @@ def _parsed(arguments: list[str]) -> Command:
     config = registry.form(name, is_quick="--quick" in rest)
     # A dict, because tyro would show what a configuration itself raises in a box, broken into lines.
     settings: Any = typing.TypedDict("Settings", typing.get_type_hints(type(config)))  # type: ignore[misc]
-    settings.__doc__ = type(config).__doc__
+    # tyro does not see base classes here: their sentences on fields, which end a docstring, follow those of the kind.
+    own, *inherited = (inspect.getdoc(each) or "" for each in type(config).__mro__ if issubclass(each, Config))
+    settings.__doc__ = "\n".join([own, *(text.partition("Attributes:\n")[2] for text in inherited)])
     field: Any = ("settings", settings, dataclasses.field(default_factory=lambda: vars(config)))
     return tyro.cli(
         dataclasses.make_dataclass("Run", [field], bases=(Run,), frozen=True, kw_only=True),

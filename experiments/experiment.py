@@ -5,14 +5,16 @@ import dataclasses
 import math
 import pathlib
 import sys
+import typing
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tqdm
 
 from experiments.claims import Claim
 from hmt_jax import _checks
+from hmt_jax.report import Measurement
 
 
 class Run(NamedTuple):
@@ -35,9 +37,9 @@ class Run(NamedTuple):
 class Config(abc.ABC):
     """A kind of experiment; the fields of an instance say which one.
 
-    A kind is a frozen dataclass in a file of its own, and no kind is derived from another. Fields are numbers, texts or
-    tuples of one of them, so that they can be written as JSON and set from the command line, whose help shows the
-    sentences about them under "Attributes".
+    A kind is a frozen dataclass in a file of its own. No kind is derived from another; what two kinds share is in a
+    base of both that is no kind itself. Fields are numbers, texts or tuples of one of them, so that they can be written
+    as JSON and set from the command line, whose help shows the sentences about them under "Attributes".
 
     Attributes:
       seed: seed of everything random.
@@ -45,6 +47,18 @@ class Config(abc.ABC):
 
     seed: int = 0
     baseline = "none"  # the name of the experiment that this one is compared with: a field of kinds that may have one
+
+    def __post_init__(self):
+        """Raises ValueError for a setting out of range, before any work."""
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
+        for field, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, field)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise ValueError(f"{field} must be finite, got {value}")
+            if typing.get_origin(hint) is Literal:
+                check_known(field, value, typing.get_args(hint))
 
     def check(self, data_dir: str | None) -> None:  # noqa: B027
         """Raises ValueError for settings that do not fit the data. Called before any work is done or undone."""
@@ -69,6 +83,10 @@ class Config(abc.ABC):
         Writes each result with `experiments.store` into `run.path`, and last `summary.json`, which holds
         "test_accuracy" if there is one.
         """
+
+    @abc.abstractmethod
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        """The margins of the finished run in a folder, for its page. The page adds what it knows of any run."""
 
     @abc.abstractmethod
     def report(self, path: pathlib.Path) -> str:
@@ -112,13 +130,13 @@ def check_known(field: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"unknown {field} {value!r}; the known ones are {', '.join(known)}")
 
 
-def check_finite(config: Any) -> None:
-    """Raises ValueError if a number in a field, or in a tuple, is not finite."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise ValueError(f"{field.name} must be finite, got {value}")
+def check_measure_every(config: Any) -> None:
+    """Raises ValueError unless a network is measured at the end of its training, or not while it trains."""
+    every = _checks.integer("measure_every", config.measure_every, at_least=0)
+    if every and config.num_epochs % every:
+        raise ValueError(
+            f"measure_every must divide num_epochs, or the end is not measured; got {every} and {config.num_epochs}"
+        )
 
 
 def training_devices(batch_size: int) -> list[jax.Device]:

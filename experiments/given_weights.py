@@ -11,59 +11,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run, check_at_least, check_known
-from experiments.images import measure
-from hmt_jax import data, frequency, models, solvers, subspaces
+from experiments.experiment import Config, Run
+from experiments.images import Measured, measure
+from hmt_jax import data, frequency, models, subspaces
 
 # What torchvision subtracts from images in [0, 1] and divides them by.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GivenWeights(Config):
+class GivenWeights(Measured):
     """Measures a network from a file along the diagonal of the DCT, on images of a folder.
 
     Attributes:
-      seed: seed of everything random.
-      network: architecture of `hmt_jax.models`.
-      weights: file of its weights, in PyTorch's layout, as `hmt_jax.models.from_torch` reads it.
+      weights: file of the network's weights, in PyTorch's layout, as `hmt_jax.models.from_torch` reads it.
       images: folder that holds one folder of images for each class, sorted as the network's logits are.
       manipulation: what was done to the images that it was trained on, and is done to these.
-      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
-        first, on `baseline_weights`, if it is not finished there.
-      baseline_weights: file of the weights of the network to compare with.
+      baseline_weights: file of the weights that the experiment to compare with is run on.
       resize: length to which an image's shorter side is resized, in pixels.
       crop: side of the square cut out of its middle, in pixels.
-      num_images: images whose margins are measured, drawn from the folder at random.
-      window_size: frequencies along each side of a window.
-      window_step: frequencies from one window of the diagonal to the next.
-      num_candidates: candidate classes of DeepFool.
-      overshoot: overshoot of DeepFool.
-      max_steps: most steps of DeepFool.
     """
 
-    network: str
     weights: str = ""
     images: str = ""
     manipulation: Literal["none", "flip"] = "none"
-    baseline: str = "none"
     baseline_weights: str = ""
     resize: int = 256
     crop: int = 224
-    num_images: int = 1000
     window_size: int = 16
     window_step: int = 16
-    num_candidates: int = 10
-    overshoot: float = 0.02
-    max_steps: int = 100
 
     def __post_init__(self):
         for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
             object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
-        check_known("network", self.network, models.names())
-        check_known("manipulation", self.manipulation, ("none", "flip"))
-        check_at_least(self, 1, "num_images")
-        _ = self.solver, self.windows  # settings out of range fail here, before any work
+        super().__post_init__()
+        _ = self.windows  # settings out of range fail here
 
     def check(self, data_dir: str | None) -> None:
         self._check_paths()
@@ -99,12 +81,12 @@ class GivenWeights(Config):
 
     def run(self, run: Run) -> None:
         if not (run.path / "margins.npz").exists():
-            images, labels = self.observed()
-            measure(run.path, self.classifier(), images, labels, self.windows, self.solver)
+            images, labels, names = self.observed()
+            measure(run.path, self.classifier(), images, labels, names, self.windows, self.solver)
         found = store.read_arrays(run.path / "margins.npz")
         is_right = found["label"][0] == found["true_label"]
-        report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right), versus=self.baseline)
-        report.draw(run, self.window_size, versus=self.baseline)
+        report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right))
+        report.draw(run, self.window_size)
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path)
@@ -123,21 +105,18 @@ class GivenWeights(Config):
     def source(self) -> data.ImageFolder:
         return data.image_folder(self.images, resize=self.resize, crop=self.crop)
 
-    def observed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images that are measured, manipulated and as floats, and their labels."""
+    def observed(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The images that are measured, manipulated and as floats, their labels, and their files."""
         source = self.source()
-        drawn = np.random.default_rng(self.seed).permutation(len(source))[: self.num_images]
-        images, labels = zip(*(source[index] for index in sorted(drawn.tolist())), strict=True)
-        return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels)
+        drawn = sorted(np.random.default_rng(self.seed).permutation(len(source))[: self.num_images].tolist())
+        images, labels = zip(*(source[index] for index in drawn), strict=True)
+        files = [str(source.files[index]) for index in drawn]
+        return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels), files
 
     @property
     def windows(self) -> list[subspaces.DCTWindow]:
         """The windows in which margins are measured, from low to high."""
         return subspaces.dct_diagonal((self.crop, self.crop, 3), self.window_size, self.window_step)
-
-    @property
-    def solver(self) -> solvers.DeepFool:
-        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
 
     def _check_paths(self):
         """Raises ValueError for a file or a folder that is not given, or not there."""

@@ -6,10 +6,11 @@ A run goes from top to bottom. Each stage leaves a file, and a stage whose file 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,9 +19,11 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run, bar, check_at_least, check_known, training_devices
+from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
 from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
+from hmt_jax.models import _files
+from hmt_jax.report import Measurement
 
 _AUGMENTATIONS = {"none": None, "crop_and_mirror": training.crop_and_mirror}
 # Fields that each of two compared runs has for itself; they share all others.
@@ -29,14 +32,54 @@ _OF_ITS_OWN |= {"evaluation_restarts", "baseline", "measure_every", "num_monitor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Config):
+class Measured(Config):
+    """The settings that both kinds on images share: those of a network and of the measurement of its margins.
+
+    Attributes:
+      network: architecture of `hmt_jax.models`.
+      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
+        first if it is not finished there.
+      num_images: images whose margins are measured: the first ones for testing, or drawn from a folder at random.
+      window_size: frequencies along each side of a window.
+      window_step: frequencies from one window to the next.
+      num_candidates: candidate classes of DeepFool.
+      overshoot: overshoot of DeepFool.
+      max_steps: most steps of DeepFool.
+    """
+
+    network: str
+    window_size: int
+    window_step: int
+    baseline: str = "none"
+    num_images: int = 1000
+    num_candidates: int = 10
+    overshoot: float = 0.02
+    max_steps: int = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_known("network", self.network, models.names())
+        check_at_least(self, 1, "num_images", "window_size", "window_step")
+        _ = self.solver  # settings out of range fail here
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        described = store.read_config(path)
+        if (classifier_id := described["checksums"].get("weights")) is None:
+            classifier_id = hashlib.sha256((path / store.CLASSIFIER).read_bytes()).hexdigest()
+        return [report.measurement(path / "margins.npz", described["experiment"], classifier_id)]
+
+    @property
+    def solver(self) -> solvers.DeepFool:
+        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Measured):
     """Trains a network on a data set, and measures its margins in windows of the DCT.
 
     Attributes:
-      seed: seed of everything random.
       data: data set of `hmt_jax.data`.
       manipulation: what is done to all its images: none, flip, or a band such as low_pass:16.
-      network: architecture of `hmt_jax.models`.
       num_hidden: widths of its hidden layers, for networks that take them; the network's own if empty.
       num_train: number of training images, from the first one; 0 for all.
       num_test: number of test images, from the first one; 0 for all.
@@ -53,23 +96,12 @@ class Images(Config):
         pixels may leave [0, 1]: if many are black, hardly any perturbation of few frequencies would stay inside.
       evaluation_steps: steps of the PGD under which accuracy is measured after training; 0 to leave that out.
       evaluation_restarts: restarts of that PGD.
-      baseline: experiment that the margins are compared with, or none. Its folder beside this one's is used; it is run
-        first if it is not finished there.
       measure_every: epochs from one measurement of margins while training to the next; 0 for none.
       num_monitored: test images whose margins and robustness are measured while training.
-      num_images: test images whose margins are measured, from the first one.
       windows: windows along the diagonal of the DCT, or over its whole grid.
-      window_size: frequencies along each side of a window.
-      window_step: frequencies from one window to the next.
-      num_candidates: candidate classes of DeepFool.
-      overshoot: overshoot of DeepFool.
-      max_steps: most steps of DeepFool.
     """
 
     data: str
-    network: str
-    window_size: int
-    window_step: int
     windows: Literal["diagonal", "grid"] = "diagonal"
     manipulation: str = "none"
     num_hidden: tuple[int, ...] = ()
@@ -87,33 +119,17 @@ class Images(Config):
     attack_band: str = "all"
     evaluation_steps: int = 0
     evaluation_restarts: int = 1
-    baseline: str = "none"
     measure_every: int = 0
     num_monitored: int = 100
-    num_images: int = 1000
-    num_candidates: int = 10
-    overshoot: float = 0.02
-    max_steps: int = 100
 
     def __post_init__(self):
-        for field, known in (
-            ("data", data.names()),
-            ("network", models.names()),
-            ("windows", ("diagonal", "grid")),
-            ("attack", ("none", "pgd", "deepfool")),
-            ("augmentation", tuple(_AUGMENTATIONS)),
-        ):
-            check_known(field, getattr(self, field), known)
-        check_at_least(self, 1, "num_epochs", "attack_steps", "evaluation_restarts")
-        check_at_least(self, 1, "num_images", "num_monitored", "window_size", "window_step")
-        check_at_least(self, 0, "evaluation_steps", "measure_every", "num_train", "num_test")
+        super().__post_init__()
+        check_known("data", self.data, data.names())
+        check_at_least(self, 1, "num_epochs", "attack_steps", "evaluation_restarts", "num_monitored")
+        check_at_least(self, 0, "evaluation_steps", "num_train", "num_test")
+        check_measure_every(self)
         if any(width < 1 for width in self.num_hidden):
             raise ValueError(f"num_hidden must be widths of at least 1, got {self.num_hidden}")
-        if self.measure_every and self.num_epochs % self.measure_every:
-            raise ValueError(
-                f"measure_every must divide num_epochs, or the end is not measured; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
         if self.attack == "deepfool" and self.norm != "l2":
             raise ValueError(f"attack=deepfool goes by norm=l2, got norm={self.norm}: set attack=pgd")
         if self.augmentation != "none" and self.manipulation != "none":
@@ -121,19 +137,16 @@ class Images(Config):
                 f"augmentation={self.augmentation} is for plain images, and would undo manipulation="
                 f"{self.manipulation}: set one of them to none"
             )
-        # Settings out of range fail here, before any work.
         manipulations.check(self.manipulation)
-        _ = self.recipe, self.solver, self.evaluation_attack(1), self.training_attack((256, 256, 1))
+        _ = self.recipe, self.evaluation_attack(1), self.training_attack((256, 256, 1))  # settings out of range
 
     def check(self, data_dir: str | None) -> None:
         dataset = self.load(data_dir)
-        self._check_numbers(_load_all(self.data, data_dir), dataset)
         self.measured(dataset.image_shape)
         self.training_attack(dataset.image_shape)
         manipulations.apply(self.manipulation, dataset.test_images[:1])
-        architecture = self.architecture(dataset)
         try:
-            nnx.eval_shape(lambda: models.create(**architecture, key=jax.random.key(0)))
+            nnx.eval_shape(lambda: models.create(**self.architecture(dataset), key=jax.random.key(0)))
         except TypeError as error:  # num_hidden, for a network that takes none
             raise ValueError(f"network={self.network} does not go with the other settings: {error}") from None
 
@@ -151,22 +164,18 @@ class Images(Config):
             if self.evaluation_steps:
                 evaluate(self, run, images, labels)
             if not (run.path / "margins.npz").exists():
-                classifier = store.read_classifier(run.path / store.CLASSIFIER)
-                measure(run.path, classifier, images, labels, self.measured(dataset.image_shape), self.solver)
+                windows = self.measured(dataset.image_shape)
+                names = [f"{self.data} test {number}" for number in range(len(images))]
+                measure(run.path, store.read_classifier(run.path), images, labels, names, windows, self.solver)
         last = store.read_json(run.path / "history.json")[-1]
         report.summarize(
             run,
             test_accuracy=last["test_accuracy"],
             num_test=len(dataset.test_images),
             training_seconds=last["seconds"],
-            versus=self.baseline,
         )
-        if self.windows == "grid":
-            report.draw_grid(run, self.window_size)
-            return
-        report.draw(run, self.window_size, versus=self.baseline)
-        if self.measure_every:
-            report.draw_training(run, self.window_size, is_attacked=self.attack != "none")
+        draw = report.draw if self.windows == "diagonal" else report.draw_grid
+        draw(run, self.window_size)
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path) if self.windows == "diagonal" else report.table_of_grid(path)
@@ -174,16 +183,33 @@ class Images(Config):
     # The parts that the fields describe
 
     def load(self, data_dir: str | None) -> Dataset:
-        """The images that are used, not manipulated."""
-        dataset = _load_all(self.data, data_dir)
+        """The images that are used, not manipulated.
+
+        Raises:
+          ValueError: for more images than there are.
+        """
+        whole = _load_all(self.data, data_dir)
         train, test = slice(self.num_train or None), slice(self.num_test or None)
-        return dataclasses.replace(
-            dataset,
-            train_images=dataset.train_images[train],
-            train_labels=dataset.train_labels[train],
-            test_images=dataset.test_images[test],
-            test_labels=dataset.test_labels[test],
+        used = dataclasses.replace(
+            whole,
+            train_images=whole.train_images[train],
+            train_labels=whole.train_labels[train],
+            test_images=whole.test_images[test],
+            test_labels=whole.test_labels[test],
         )
+        left = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
+        for field, there, images in (
+            ("num_train", whole.train_images, "training images"),
+            ("num_test", whole.test_images, "test images"),
+            ("num_images", used.test_images, left),
+            *([("num_monitored", used.test_images, left)] if self.measure_every else []),
+        ):
+            if (asked := getattr(self, field)) > len(there):
+                raise ValueError(
+                    f"{field}={asked} is more than the {len(there)} {images} of {self.data}: set {field} to at most "
+                    f"{len(there)}"
+                )
+        return used
 
     def architecture(self, dataset: Dataset) -> dict[str, Any]:
         """The arguments of `hmt_jax.models.create` that make the network."""
@@ -207,10 +233,6 @@ class Images(Config):
             augment=_AUGMENTATIONS[self.augmentation],
         )
 
-    @property
-    def solver(self) -> solvers.DeepFool:
-        return solvers.DeepFool(num_candidates=self.num_candidates, overshoot=self.overshoot, max_steps=self.max_steps)
-
     def measured(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
         """The windows in which margins are measured, from low to high, or row by row."""
         make = subspaces.dct_diagonal if self.windows == "diagonal" else subspaces.dct_grid
@@ -221,47 +243,25 @@ class Images(Config):
         """The domain in which perturbed images have their pixels in [0, 1], as `hmt_jax.attacks` names it."""
         return {"none": "pixels", "flip": "flipped"}.get(self.manipulation, "unbounded")
 
-    @contextlib.contextmanager
-    def pixels_explained(self) -> Iterator[None]:
+    def pixels_explained(self) -> contextlib.AbstractContextManager:
         """Leaves out warnings of the pixels' range if the settings explain it: bands of images have pixels below 0."""
-        with warnings.catch_warnings():
-            if self.domain == "unbounded":
-                warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)
-            yield
+        if self.domain != "unbounded":
+            return contextlib.nullcontext()
+        return warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning)
 
     def training_attack(self, image_shape: tuple[int, int, int]) -> attacks.Attack | None:
         """The attack of adversarial training on images of a shape; None for standard training."""
-        band, domain = None, self.domain
+        options: Any = {"epsilon": self.epsilon, "num_steps": self.attack_steps, "domain": self.domain}
         if self.attack_band != "all":
-            band, domain = manipulations.band(self.attack_band, image_shape), "unbounded"
+            options |= {"subspace": manipulations.band(self.attack_band, image_shape), "domain": "unbounded"}
         if self.attack == "deepfool":
-            return attacks.DeepFool(epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain)
-        pgd = attacks.PGD(
-            norm=self.norm, epsilon=self.epsilon, num_steps=self.attack_steps, subspace=band, domain=domain
-        )
-        return pgd if self.attack == "pgd" else None
+            return attacks.DeepFool(**options)
+        return attacks.PGD(norm=self.norm, **options) if self.attack == "pgd" else None
 
     def evaluation_attack(self, num_steps: int) -> attacks.PGD:
         """The attack under which accuracy is measured, of so many steps."""
         options: Any = {"norm": self.norm, "epsilon": self.epsilon, "domain": self.domain}
         return attacks.PGD(**options, num_steps=num_steps, num_restarts=self.evaluation_restarts)
-
-    def _check_numbers(self, whole, used) -> None:
-        """Raises ValueError for more images than there are."""
-        test_images = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
-        numbers = {
-            "num_train": (len(whole.train_images), "training images"),
-            "num_test": (len(whole.test_images), "test images"),
-            "num_images": (len(used.test_images), test_images),
-        }
-        if self.measure_every:
-            numbers["num_monitored"] = numbers["num_images"]
-        for field, (num_there, images) in numbers.items():
-            if getattr(self, field) > num_there:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} is more than the {num_there} {images} of {self.data}: set {field} "
-                    f"to at most {num_there}"
-                )
 
 
 @functools.lru_cache(maxsize=1)  # for a run and its baseline
@@ -275,12 +275,34 @@ def _load_all(name, data_dir):
 def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
     """Trains a network, from its last checkpoint if there is one, and writes its history and its weights."""
     init_key, train_key, _ = config.keys
-    architecture = config.architecture(dataset)
+    architecture, described = config.architecture(dataset), store.read_config(path)
     classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
     state = training.start(classifier, config.recipe, len(dataset.train_images))
     with checkpoints.Checkpoints(path / store.CHECKPOINTS) as kept:
         state, history = _last_kept(kept, state, path)
+        started = time.perf_counter() - (history[-1]["seconds"] if history else 0)
         with bar(config.num_epochs, "training", "epochs", len(history)) as progress:
+
+            def on_epoch(epoch, state, metrics):
+                classifier = training.classifier_of(state)
+                test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "train_loss": metrics.loss,
+                        "train_accuracy": metrics.accuracy,
+                        "test_loss": test.loss,
+                        "test_accuracy": test.accuracy,
+                        "seconds": round(time.perf_counter() - started, 2),
+                    }
+                )
+                if config.measure_every and (epoch + 1) % config.measure_every == 0:
+                    found = monitor(config, classifier, dataset)
+                    store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
+                kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
+                progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
+                progress.update()
+
             try:
                 training.train(
                     classifier,
@@ -291,23 +313,23 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
                     attack=config.training_attack(dataset.image_shape),
                     state=state,
                     devices=training_devices(config.batch_size),
-                    on_epoch=_keep_epochs(config, dataset, kept, history, progress, path),
+                    on_epoch=on_epoch,
                 )
             except FloatingPointError as error:
                 last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
                 where = path / store.CHECKPOINTS
                 raise FloatingPointError(f"{error}; the last good state is {last}, in {where}") from None
         store.write_json(path / "history.json", history)
+        header: dict[str, Any] = {
+            "architecture": architecture,
+            "data": config.data,
+            "manipulation": config.manipulation,
+        }
         for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
             chosen, until_then = _restored(kept, state, epoch, path)
-            store.write_classifier(
-                path / f"{file}.safetensors",
-                training.classifier_of(chosen),
-                architecture=architecture,
-                data=config.data,
-                manipulation=config.manipulation,
-                training=until_then[-1],
-            )
+            classifier = training.classifier_of(chosen)
+            content = _files.to_bytes(classifier, **header, training=until_then[-1])
+            store.write(path / f"{file}.safetensors", content)
 
 
 def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
@@ -318,8 +340,7 @@ def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, A
         print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
     if kept.last_epoch is None:
         return state, []
-    if kept.best_epoch != kept.last_epoch:  # looked at before training: a score of another run hides the best of this
-        _restored(kept, state, kept.best_epoch, path)
+    _restored(kept, state, kept.best_epoch, path)  # before training: a score of another run hides the best of this
     return _restored(kept, state, kept.last_epoch, path)
 
 
@@ -343,36 +364,6 @@ def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[s
     return state, found["epochs"]
 
 
-def _keep_epochs(config, dataset, kept, history, progress, path):
-    """The callback after an epoch, which measures it, appends it to the history, and saves a checkpoint with both."""
-    described = store.read_config(path)
-    seconds_before = history[-1]["seconds"] if history else 0
-    started = time.perf_counter()
-
-    def on_epoch(epoch, state, metrics):
-        classifier = training.classifier_of(state)
-        test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": metrics.loss,
-                "train_accuracy": metrics.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "seconds": round(seconds_before + time.perf_counter() - started, 2),
-            }
-        )
-        if config.measure_every and (epoch + 1) % config.measure_every == 0:
-            found = monitor(config, classifier, dataset)
-            store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
-            history[-1] |= _means(found)
-        kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
-        progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
-        progress.update()
-
-    return on_epoch
-
-
 def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.ndarray]:
     """The measurements of the first N = `num_monitored` test images after an epoch.
 
@@ -386,18 +377,16 @@ def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.n
     windows, attack = config.measured(dataset.image_shape), config.training_attack(dataset.image_shape)
     result = hmt_jax.measure_margins(classifier, images, windows, config.solver)
     found = {"margin": statistics.censored_margins(result)}
-    if attack is None:
-        return found
-    perturbed = attack(classifier, images, labels, config.keys[2])
-    right, right_under_attack = (np.asarray(classifier(each).argmax(-1)) == labels for each in (images, perturbed))
-    changes = perturbed - images
-    return {
-        **found,
-        "is_right": right,
-        "is_right_under_attack": right_under_attack,
-        "energy": np.stack([_energy(window, changes) for window in windows]),
-        "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
-    }
+    if attack is not None:
+        perturbed = attack(classifier, images, labels, config.keys[2])
+        changes = perturbed - images
+        found |= {
+            "is_right": np.asarray(classifier(images).argmax(-1)) == labels,
+            "is_right_under_attack": np.asarray(classifier(perturbed).argmax(-1)) == labels,
+            "energy": np.stack([_energy(window, changes) for window in windows]),
+            "total_energy": np.asarray((changes**2).sum((1, 2, 3))),
+        }
+    return found
 
 
 @jax.jit
@@ -406,31 +395,18 @@ def _energy(window, changes):
     return (jax.vmap(window.coordinates)(changes) ** 2).sum(1)
 
 
-def _means(found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The return value of `monitor` summarized over all images, for JSON."""
-    medians = statistics.percentile(found["margin"], 50).tolist()
-    summary: dict[str, Any] = {"median_margins": [report.number(median) for median in medians]}
-    if "energy" in found:
-        summary |= {
-            "clean_accuracy": float(found["is_right"].mean()),
-            "robust_accuracy": float(found["is_right_under_attack"].mean()),
-            "perturbation_energy": found["energy"].mean(1).tolist(),
-        }
-    return summary
-
-
 # Attack
 
 
 def evaluate(config: Images, run: Run, images: np.ndarray, labels: np.ndarray) -> None:
     """Measures accuracy under attack; that of the baseline, too, if only the run itself trains adversarially."""
-    found = {"robustness.json": run.path}
+    origins = {"robustness.json": run.path}
     if config.attack != "none" and run.baseline and store.settings(run.baseline)["attack"] == "none":
-        found["baseline_robustness.json"] = run.baseline
-    for file, origin in found.items():
+        origins["baseline_robustness.json"] = run.baseline
+    for file, origin in origins.items():
         if not (run.path / file).exists():
-            classifier = store.read_classifier(origin / store.CLASSIFIER)
-            store.write_json(run.path / file, robustness(config, classifier, images, labels))
+            found = robustness(config, store.read_classifier(origin), images, labels)
+            store.write_json(run.path / file, found)
 
 
 def robustness(config: Images, classifier: Any, images: Any, labels: np.ndarray) -> dict[str, Any]:
@@ -459,12 +435,14 @@ def measure(
     classifier: Any,
     images: np.ndarray,
     labels: np.ndarray,
+    names: Sequence[str],
     windows: list[subspaces.DCTWindow],
     solver: solvers.Solver,
 ) -> None:
     """Measures images in windows, from where an interrupted run stopped.
 
-    Writes `margins.npz`, the margins with what they belong to, and `measurement.json`, how they were measured.
+    Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows and their size, the
+    names, true labels and shape of the images, and the seconds that it took beside the margins.
     """
     started = time.perf_counter()
     with bar(len(windows) * len(images), "margins", "pairs") as progress:
@@ -474,19 +452,18 @@ def measure(
             windows,
             solver,
             path / store.MARGINS,
+            keep_coordinates=True,
             progress=lambda num_finished, _: progress.update(num_finished - progress.n),
         )
         result = measured.read()
-    store.write_json(
-        path / "measurement.json",
-        {
-            "seconds": time.perf_counter() - started,
-            "image_shape": images.shape[1:],
-            "solver": result.solver,
-            "precision": result.precision,
-            "work": dataclasses.asdict(result.work),
-        },
+    report.write_pictures(path, result, windows, images)
+    store.write_margins(
+        path / "margins.npz",
+        result,
+        image=names,
+        size=windows[0].size,
+        corner=np.stack([window.corner for window in windows]),
+        true_label=labels,
+        image_shape=images.shape[1:],
+        seconds=time.perf_counter() - started,
     )
-    corners = np.stack([window.corner for window in windows])
-    arrays = {field: getattr(result, field) for field in report.FIELDS}
-    store.write_arrays(path / "margins.npz", {"corner": corners, "true_label": labels, **arrays})

@@ -1,49 +1,97 @@
 """The page of a run: its margins beside those of the run it is compared with, its claims and its training."""
 
+import dataclasses
 import pathlib
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import hmt_jax
-from experiments import report, store, tables
+from experiments import registry, store, tables
+from experiments.experiment import Config
 from hmt_jax.report import Claim, Measurement
 
-_NO_PICTURES = "a run keeps no images"
+_FILE = "measurements.npz"  # the name that `hmt report` looks for
+_NOT_DRAWN = ("epoch", "seconds")  # numbers of each epoch that are no curves
 
 
-def html(name: str, path: pathlib.Path, tested: list[dict[str, Any]]) -> str:
-    """The page of the margins of a run, and of those of the run it is compared with.
+def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], *, is_quick: bool) -> None:
+    """Writes `report.html`, and what it shows of this run into `measurements.npz`, from which `hmt report` reads it.
 
     Args:
-      name: name of the experiment.
-      path: the folder of the run.
+      path: the folder of the run, which may have been audited.
+      config: its configuration.
       tested: its claims, as `experiments.claims.Claim.test` returns them.
+      is_quick: whether this is the quick form of its experiment.
     """
-    verdicts = [_claim(verdict) for verdict in tested]
-    command = f"python -m experiments run {name}"
-    found = [_measurement(name, path, verdicts, command)]
-    if (other := store.baseline(path)) is not None and (other / "margins.npz").exists():
-        found.append(_measurement(f"{store.read_config(other)['experiment']}, compared with", other, [], ""))
-    return hmt_jax.report.html(found, title=name, command=command)
-
-
-def _measurement(name: str, path: pathlib.Path, verdicts: list[Claim], command: str) -> Measurement:
-    result, corners = report.read_margins(path)
-    is_diagonal = bool((corners[:, 0] == corners[:, 1]).all())
-    history = store.read_json(path / "history.json") if (path / "history.json").exists() else []
-    curves = [key for key, value in (history[0] if history else {}).items() if isinstance(value, float)]
-    return Measurement(
-        name=name,
-        result=result,
-        subspaces=[str(row) if is_diagonal else f"{row},{column}" for row, column in corners.tolist()],
-        axis="first frequency of the window" if is_diagonal else "first vertical and horizontal frequency",
-        is_ordered=is_diagonal,
-        corners=corners,
-        claims=verdicts,
-        history={key.replace("_", " "): [epoch[key] for epoch in history] for key in curves},
-        no_pictures=_NO_PICTURES,
+    name = store.read_config(path)["experiment"]
+    command = _command(name, config, is_quick=is_quick)
+    first, *others = config.measurements(path)
+    first = dataclasses.replace(
+        first,
+        claims=[_claim(verdict) for verdict in tested],
+        history=_history(path),
         command=command,
         attributes={**store.read_config(path), "environment": store.read_environment(path)},
     )
+    own = [first, *others, *_audited(path, first)]
+    store.write(path / _FILE, hmt_jax.report.to_bytes(own))
+    beside: list[Measurement] = []
+    if (other := store.baseline(path)) is not None:
+        found = hmt_jax.report.load(other / _FILE)[0]
+        beside = [dataclasses.replace(found, name=f"{found.name}, for comparison", claims=())]
+    page = hmt_jax.report.html(
+        [*beside, *own], title=name, command=command
+    )  # the first is what others are compared with
+    store.write(path / "report.html", page.encode())
+
+
+def _command(name: str, config: Config, *, is_quick: bool) -> str:
+    """The command that makes the run again: with the fields in which it differs from its experiment."""
+    words = ["python", "-m", "experiments", "run", name, *(["--quick"] if is_quick else [])]
+    own = dataclasses.asdict(registry.form(name, is_quick=is_quick))
+    for field, value in dataclasses.asdict(config).items():
+        if value != own[field]:
+            option = field.replace("_", "-")
+            values = value if isinstance(value, tuple) else (value,)
+            words += (
+                [f"--{option}", *map(str, values)]
+                if not isinstance(value, bool)
+                else [f"--{'' if value else 'no-'}{option}"]
+            )
+    return shlex.join(words)
+
+
+def _audited(path: pathlib.Path, measured: Measurement) -> list[Measurement]:
+    """The margins of an audit, and its certified bounds, if there was one."""
+    if not (path / "audit.npz").exists():
+        return []
+    result, arrays = store.read_margins(path / "audit.npz")
+    number, certified = result.margin.shape[1], arrays["certified"]
+    num_certified = int((~np.isnan(certified)).any(0).sum())
+    options = ["--effort", store.read_json(path / "audit.json")["effort"], "--num-images", str(number)]
+    options += ["--certify", str(num_certified)] if num_certified else []
+    return [
+        Measurement(
+            name=f"{measured.name}, tight",
+            result=result,
+            **{field: getattr(measured, field) for field in ("subspaces", "axis", "is_ordered", "corners")},
+            image_ids=measured.image_ids[:number],
+            classifier_id=measured.classifier_id,
+            bounds=certified[:, :num_certified] if num_certified else None,
+            no_pictures="an audit keeps none",
+            command=shlex.join(["python", "-m", "experiments", "audit", str(path), *options]),
+        )
+    ]
+
+
+def _history(path: pathlib.Path) -> dict[str, list[float]]:
+    """The curves of training by their names, if the run has trained a network."""
+    epochs = store.read_json(path / "history.json") if (path / "history.json").exists() else []
+    names = [key for key, value in (epochs[0] if epochs else {}).items() if isinstance(value, float)]
+    return {key.replace("_", " "): [epoch[key] for epoch in epochs] for key in names if key not in _NOT_DRAWN}
 
 
 def _claim(verdict: dict[str, Any]) -> Claim:

@@ -5,12 +5,11 @@
 
 import collections
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import claims, registry, store
+from experiments import registry, store
 from hmt_jax import _disk
 
 ROOT = pathlib.Path(__file__).parent / "results"
@@ -51,12 +50,9 @@ def summary(path: pathlib.Path, hardware: str | None = None) -> dict[str, Any]:
     described, environment = store.read_config(path), store.read_environment(path)
     found: dict[str, Any] = store.read_json(path / "summary.json")
     changes = {field: value for field, value in registry.changes(path).items() if field != "seed"}
-    medians = {
-        f"{window['row']},{window['column']}": math.inf if window["median"] is None else window["median"]  # censored
-        for window in found.get("windows", [])
-    }
-    ends: list[Any] = [claims.for_json(median) for median in medians.values()] or [None]
-    least_window = min(medians, key=medians.__getitem__, default=None)
+    medians: Any = {f"{each['row']},{each['column']}": each["median"] for each in found.get("windows", [])}
+    ends = list(medians.values()) or [None]
+    least_window = min(medians, key=lambda window: float(medians[window]), default=None)
     return {
         "seed": described["settings"]["seed"],
         "changes": {field: described["checksums"].get(field, value) for field, value in changes.items()},
@@ -68,7 +64,7 @@ def summary(path: pathlib.Path, hardware: str | None = None) -> dict[str, Any]:
         **{field: found.get(field) for field in ("training_seconds", "measurement_seconds")},
         **{field: found.get(field) for field in ("test_accuracy", "num_images")},
         "lowest": ends[0],
-        "least": None if least_window is None else claims.for_json(medians[least_window]),
+        "least": medians.get(least_window),
         "least_window": least_window,
         "highest": ends[-1],
         "found": [

@@ -1,74 +1,103 @@
 """The findings of a run on windows of the DCT: its summary, its table for the terminal, and its pictures."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 import hmt_jax
 from experiments import store
+from experiments.claims import for_json
 from experiments.experiment import Run
-from hmt_jax import _tables, lanes, plots, statistics
+from hmt_jax import _tables, plots, statistics, subspaces
+from hmt_jax.report import Measurement, Picture, of_windows, pictures
+from hmt_jax.report._gallery import chosen
 
-# The arrays of a `hmt_jax.MarginResult` that a run keeps.
-FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
+_PICTURES = "pictures.npz"
+Margins = hmt_jax.MarginResult | np.ndarray  # an array (R, N) of censored margins
+
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
-
-
-def number(value: float) -> float | None:
-    """The number for JSON, which knows neither NaN nor infinity: None for these."""
-    return float(value) if np.isfinite(value) else None
-
-
-def text(value: float | None) -> str:
-    """The number of a summary as a cell of a table."""
-    return "-" if value is None else f"{value:.4g}"
+_LEAST = np.finfo(np.float32).tiny  # stands for an energy of 0
 
 
 def statistics_of(summary: statistics.MarginSummary, r: int) -> dict[str, Any]:
     """The statistics of one subspace of a summary, for JSON."""
     ranks = zip(summary.ranks, summary.percentiles[r], strict=True)
     return {
-        "median": number(summary.median[r]),
-        "median_interval": [number(end) for end in summary.median_interval[r]],
-        "percentiles": {str(rank): number(p) for rank, p in ranks},
+        "median": for_json(summary.median[r]),
+        "median_interval": [for_json(end) for end in summary.median_interval[r]],
+        "percentiles": {str(rank): for_json(p) for rank, p in ranks},
         "counts": {status: int(counts[r]) for status, counts in summary.counts.items()},
     }
 
 
-def num_without(row: dict[str, Any]) -> int:
-    """The number of samples without a margin in a row of statistics."""
-    return sum(count for status, count in row["counts"].items() if status != "converged")
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """A table for the terminal, from its rows, the headings first."""
+    return _tables.table([(heading, cells) for heading, *cells in zip(*rows, strict=True)])
 
 
-def percentiles(margins: np.ndarray) -> np.ndarray:
-    """The 5th, the 50th and the 95th percentile (R, 3) of censored margins (R, N)."""
+def percentiles(margins: Margins) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of margins."""
+    if isinstance(margins, hmt_jax.MarginResult):
+        margins = statistics.censored_margins(margins)
     return np.stack([statistics.percentile(margins, rank) for rank in (5, 50, 95)], axis=-1)
+
+
+def median_ratios(margins: Margins, others: Margins) -> np.ndarray:
+    """The medians (R,) of margins over those of others, NaN where both are censored."""
+    with np.errstate(invalid="ignore"):
+        return percentiles(margins)[:, 1] / percentiles(others)[:, 1]
 
 
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
-    measurement, arrays = store.read_json(path / "measurement.json"), store.read_arrays(path / "margins.npz")
-    fields: dict[str, Any] = {field: arrays[field] for field in FIELDS}
-    how = {key: measurement[key] for key in ("solver", "precision")}
-    return hmt_jax.MarginResult(**fields, **how, work=lanes.Work(**measurement["work"])), arrays["corner"]
+    result, arrays = store.read_margins(path / "margins.npz")
+    return result, arrays["corner"]
 
 
-def summarize(
-    run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None, versus: str = ""
+def write_pictures(
+    path: pathlib.Path, result: hmt_jax.MarginResult, windows: Sequence[subspaces.DCTWindow], images: np.ndarray
 ) -> None:
-    """Writes the summary of a measured run, and draws its margins; `versus` names the run it is compared with."""
-    result, corners = read_margins(run.path)
-    summary, ratios = statistics.summarize(result), None
+    """Writes images with their perturbations, for the page: those with the least, a median and the greatest margin."""
+    found = pictures(result, windows, images, chosen(result))
+    arrays = {field: np.array([getattr(each, field) for each in found]) for field in Picture._fields}
+    store.write_arrays(path / _PICTURES, arrays)
+
+
+def measurement(file: pathlib.Path, name: str, classifier_id: str | None = None) -> Measurement:
+    """The margins in windows that are in a file, for the page.
+
+    Args:
+      file: written by `experiments.store.write_margins`, with the corners and the size of the windows, and a name for
+        each image. `write_pictures` has written into the same folder.
+      name: of the measurement.
+      classifier_id: a text that is equal for the same classifier.
+    """
+    result, arrays = store.read_margins(file)
+    columns = store.read_arrays(file.parent / _PICTURES)
+    rows = zip(
+        *(columns[field] if columns[field].ndim > 1 else columns[field].tolist() for field in Picture._fields),
+        strict=True,
+    )
+    return Measurement(
+        name=name,
+        result=result,
+        **of_windows(arrays["corner"], int(arrays["size"])),
+        image_ids=arrays["image"].tolist(),
+        classifier_id=classifier_id,
+        pictures=[Picture(*row) for row in rows],
+        no_pictures="no search found a margin",
+    )
+
+
+def summarize(run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None) -> None:
+    """Writes the summary of a measured run."""
+    result, arrays = store.read_margins(run.path / "margins.npz")
+    summary, versus, ratios = statistics.summarize(result), "none", None
     if run.baseline is not None:
-        others = [window["median"] for window in store.read_json(run.baseline / "summary.json")["windows"]]
-        pairs = zip(summary.median, others, strict=True)
-        ratios = [number(median / other) if other else None for median, other in pairs]
+        versus = store.read_config(run.baseline)["experiment"]
+        ratios = [*map(for_json, median_ratios(result, read_margins(run.baseline)[0]))]
     store.write_json(
         run.path / "summary.json",
         {
@@ -80,13 +109,13 @@ def summarize(
             "baseline_robustness": _strongest(run.path / "baseline_robustness.json"),
             "margin_over_baseline": ratios,
             "training_seconds": training_seconds,
-            "measurement_seconds": round(store.read_json(run.path / "measurement.json")["seconds"], 2),
+            "measurement_seconds": round(float(arrays["seconds"]), 2),
             "utilization": round(result.work.utilization, 4),
             "num_images": result.margin.shape[1],
             "confidence": summary.confidence,
             "windows": [
                 {"row": row, "column": column, **statistics_of(summary, r)}
-                for r, (row, column) in enumerate(corners.tolist())
+                for r, (row, column) in enumerate(arrays["corner"].tolist())
             ],
         },
     )
@@ -101,13 +130,13 @@ def table(path: pathlib.Path) -> str:
 
 def table_of_grid(path: pathlib.Path) -> str:
     """The findings of a run over a grid of windows as a table of medians for the terminal."""
-    rows: dict[int, list[tuple[str, str]]] = {}
-    for window in store.read_json(path / "summary.json")["windows"]:
-        rows.setdefault(window["row"], []).append((str(window["column"]), text(window["median"])))
-    columns = [("", [*map(str, rows)])]
-    columns += [(cells[0][0], [median for _, median in cells]) for cells in zip(*rows.values(), strict=True)]
+    result, corners = read_margins(path)
+    rows, columns = map(np.unique, corners.T)
+    medians = percentiles(result)[:, 1].reshape(len(rows), len(columns))
+    table = [["", *map(str, columns)]]
+    table += [[str(row), *_tables.numbers(each)] for row, each in zip(rows, medians, strict=True)]
     title = "median margins by the first row and column of the window's frequencies"
-    return f"{_head(path)}\n{title}\n{_tables.table(columns)}"
+    return f"{_head(path)}\n{title}\n{aligned(table)}"
 
 
 def _strongest(file) -> dict[str, Any] | None:
@@ -132,7 +161,7 @@ def _head(path) -> str:
     if found := summary["baseline_robustness"]:
         lines.append(f"{summary['baseline']} under the same attack: {found['robust_accuracy']:.2%}")
     if ratios := summary["margin_over_baseline"]:
-        lines.append(f"medians over those of {summary['baseline']}: {' '.join(map(text, ratios))}")
+        lines.append(f"medians over those of {summary['baseline']}: {' '.join(_tables.numbers(map(float, ratios)))}")
     return "\n".join(lines)
 
 
@@ -144,31 +173,23 @@ def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
     }
 
 
-def draw(run: Run, window_size: int, *, versus: str = "") -> None:
-    """Draws the margins of a summarized run along the diagonal, beside those of the run it is compared with."""
+def draw(run: Run, window_size: int) -> None:
+    """Draws the margins of a summarized run along the diagonal, and what was measured while its network trained."""
     result, corners = read_margins(run.path)
     named = axis(corners, window_size)
-    if run.baseline is not None:
-        both = {run.name: result, versus: read_margins(run.baseline)[0]}
-        curves = {label: percentiles(statistics.censored_margins(margins)) for label, margins in both.items()}
-        title = f"{run.name} beside {versus}"
-        panels = plots.margin_curves(range(len(corners)), {"": curves}, title=title, **named)
-        store.write_picture(run.path / "compared.png", panels)
     accuracy = store.read_json(run.path / "summary.json")["test_accuracy"]
     title = f"{run.name}: test accuracy {accuracy:.2%}, {result.margin.shape[1]} test images"
     store.write_picture(run.path / "margins.png", plots.margin_distribution(result, title=title, **named))
-
-
-def draw_training(run: Run, window_size: int, *, is_attacked: bool) -> None:
-    """Draws margins along the diagonal, and the spectrum of adversarial perturbations, over the epochs of training."""
-    epochs = store.monitored(run.path)
-    named = axis(read_margins(run.path)[1], window_size)
-    num_images = next(iter(epochs.values()))["margin"].shape[1]
-    title = f"{run.name}: median margins of {num_images} test images in training"
+    if not (epochs := store.monitored(run.path)):
+        return
+    first, *_ = epochs.values()
+    title = f"{run.name}: median margins of {first['margin'].shape[1]} test images in training"
     medians = np.stack([percentiles(found["margin"])[:, 1] for found in epochs.values()])
     store.write_picture(run.path / "history.png", plots.margin_history(list(epochs), medians, title=title, **named))
-    if is_attacked:
-        store.write_picture(run.path / "spectrum.png", spectrum(epochs, title=run.name, **named))
+    if "energy" in first:  # of adversarial training
+        shares = [found["energy"].sum(1) / max(found["total_energy"].sum(), _LEAST) for found in epochs.values()]
+        drawn = plots.energy_history(list(epochs), shares, title=run.name, **named)
+        store.write_picture(run.path / "spectrum.png", drawn)
 
 
 def draw_grid(run: Run, window_size: int) -> None:
@@ -182,29 +203,8 @@ def draw_grid(run: Run, window_size: int) -> None:
         store.write_picture(run.path / file, panels)
 
     trained = f"{window_size} x {window_size} windows, {result.margin.shape[1]} test images"
-    draw_maps("map.png", {trained: statistics.censored_margins(result)}, run.name)
+    draw_maps("map.png", {trained: result}, run.name)
     if found := store.monitored(run.path):
         shown = np.linspace(0, len(found) - 1, min(_NUM_PANELS, len(found))).round().astype(int)
         maps = {f"epoch {epoch}": found[epoch]["margin"] for epoch in np.array(list(found))[shown].tolist()}
         draw_maps("maps.png", maps, f"{run.name}: in training")
-
-
-def spectrum(
-    epochs: Mapping[int, Mapping[str, np.ndarray]], *, title: str, ticks: Sequence[str], xlabel: str
-) -> Figure:
-    """A figure of the energy of adversarial perturbations over R subspaces, with a line for each epoch of training.
-
-    The arrays measured after each epoch, "energy" (R, N) and "total_energy" (N,), are keyed by its number.
-    """
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    colors = ScalarMappable(Normalize(min(epochs), max(epochs)), "viridis")
-    for color, found in zip(colors.to_rgba(np.array(list(epochs))), epochs.values(), strict=True):
-        share = found["energy"].sum(1) / max(found["total_energy"].sum(), np.finfo(np.float32).tiny)
-        axes.plot(share, color=color, marker="o", markersize=3)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set(xlabel=xlabel, ylabel="share of the perturbations' energy")
-    axes.grid(axis="y", alpha=0.3)
-    figure.colorbar(colors, ax=axes, label="epochs of training", ticks=MaxNLocator(8, integer=True))
-    plots.frame(figure, title)
-    return figure

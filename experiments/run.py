@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from experiments import page, registry, store, tables
-from experiments.experiment import Config, Run, check_finite
+from experiments.experiment import Config, Run
 
 
 def run(
@@ -28,13 +28,10 @@ def run(
 
     Raises:
       ValueError: if the folder belongs to another configuration, another run is at work in it, its files have changed
-        since the run wrote them, the data set is not prepared, or a setting is out of range.
+        since the run wrote them, the data set is not prepared, or a setting does not fit the data.
       FloatingPointError: if training diverges.
       OSError: if the folder can't be written.
     """
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {config.seed}")
-    check_finite(config)
     experiment = registry.get(name)
     with store.held(path):
         described = store.to_json(name, config)
@@ -54,8 +51,7 @@ def run(
             with store.timed(path):
                 config.run(Run(name, path, data_dir, beside))
             tested = [claim.test(path) for claim in experiment.claims]
-            if (path / "margins.npz").exists():
-                store.write(path / "report.html", page.html(name, path, tested).encode())
+            page.write(path, config, tested, is_quick=is_quick)
             store.finish(path, {"is_quick": is_quick, "claims": tested})
     print(config.report(path))
     finished = store.verdicts(path)

@@ -26,14 +26,14 @@ import numpy as np
 
 import hmt_jax
 from hmt_jax import _disk, models
-from hmt_jax.models import _files
+from hmt_jax.margins._result import from_arrays, to_arrays
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2  # of run folders; before there was a number, they were of format 1
+FORMAT = 3  # of run folders; before there was a number, they were of format 1
 CLASSIFIER = "checkpoint.safetensors"
 CHECKPOINTS, MONITORED, MARGINS = "checkpoints", "monitored", "margins.zarr"  # the folders in a run's folder
 _SUMMARY, _VERDICTS = "summary.json", "claims.json"  # the last files of a run
@@ -270,6 +270,11 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     write(path, content.getvalue())
 
 
+def write_margins(path: pathlib.Path, result: hmt_jax.MarginResult, **beside: Any) -> None:
+    """Writes margins as `hmt_jax.MarginResult.save` does, without coordinates, with further arrays beside its own."""
+    write_arrays(path, {**to_arrays(dataclasses.replace(result, coordinates=None)), **beside})
+
+
 def write_picture(path: pathlib.Path, drawn) -> None:
     """Writes a figure of matplotlib, or that of some axes, as a .png file."""
     content = io.BytesIO()
@@ -277,14 +282,19 @@ def write_picture(path: pathlib.Path, drawn) -> None:
     write(path, content.getvalue())
 
 
-def write_classifier(path: pathlib.Path, classifier: models.Normalized, **header: Any) -> None:
-    """Writes a classifier as `hmt_jax.models.save` does."""
-    write(path, _files.to_bytes(classifier, **header))
-
-
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     return _read(path, lambda content: dict(np.load(io.BytesIO(content))))
+
+
+def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, dict[str, np.ndarray]]:
+    """The margins in an .npz file, and all of its arrays."""
+
+    def parse(content):
+        arrays = dict(np.load(io.BytesIO(content)))
+        return hmt_jax.MarginResult(**from_arrays(arrays)), arrays
+
+    return _read(path, parse)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -293,8 +303,8 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_classifier(path: pathlib.Path) -> models.Normalized:
-    """The classifier in a file."""
-    return models.load(path)[0]
+    """The trained network of the run in a folder."""
+    return models.load(path / CLASSIFIER)[0]
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,39 +12,42 @@ import numpy as np
 
 import hmt_jax
 from experiments import report, store
-from experiments.experiment import Config, Run, bar, check_at_least, training_devices
-from hmt_jax import data, lanes, models, plots, solvers, statistics, subspaces, training
+from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
+from hmt_jax import _tables, data, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
+from hmt_jax.report import Measurement
 
 NETWORKS = ("mlp", "logistic")
 _GRID = (121, 201)  # points of a cross-section along u1 and u2
 _SHOWN = 300  # samples in a cross-section
 _NUM_PANELS = 6  # cross-sections in a picture
+_FIELDS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")  # the arrays of a result
+
+
+class Row(NamedTuple):
+    """A subspace in which margins are measured, and the solver."""
+
+    name: str
+    subspace: subspaces.Subspace
+    solver: solvers.Solver = solvers.DeepFool()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Config):
-    """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
+class Synthetic(Config):
+    """The settings that both kinds share: those of samples, of training, and of the observation of a network.
 
     Attributes:
-      seed: seed of everything random.
-      epsilon: distance of the samples from the hyperplane between the classes, along u1.
-      num_others: number of the other directions u2, u3, ... that are measured.
-      random_dimensions: dimensions of the random subspaces.
       num_train: samples to train on.
       num_observed: further samples, on which accuracy and margins are measured.
       side: samples are images of side x side pixels and one channel, so that D is its square.
       noise: sigma, the standard deviation of the samples along all directions that tell nothing.
-      num_epochs: epochs of training.
+      num_epochs: epochs of a training.
       batch_size: samples in a step of training.
       max_learning_rate: highest learning rate of training.
       resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
       reach: reach of that scan, beyond which margins are censored.
     """
 
-    epsilon: float = 1.0
-    num_others: int = 3
-    random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
     num_train: int = 10_000
     num_observed: int = 1_000
     side: int = 10
@@ -56,7 +59,87 @@ class Linear(Config):
     reach: float = 20.0
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
+        check_at_least(self, 1, "num_train", "num_observed")
+        check_at_least(self, 2, "side")
+        _ = self.recipe, self.scan  # settings out of range fail here
+
+    @property
+    def keys(self) -> dict[str, jax.Array]:
+        """Random keys, by what they are for."""
+        parts = ("samples", "weights", "training", "subspaces")
+        return dict(zip(parts, jax.random.split(jax.random.key(self.seed), len(parts)), strict=True))
+
+    @property
+    def recipe(self) -> training.Recipe:
+        return training.Recipe(
+            num_epochs=self.num_epochs, batch_size=self.batch_size, max_learning_rate=self.max_learning_rate
+        )
+
+    @property
+    def scan(self) -> solvers.Scan:
+        return solvers.Scan(reach=self.reach, resolution=self.resolution)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.side, self.side, 1
+
+    def drawn(self, make: Callable[..., Samples], **options: Any) -> Samples:
+        """The samples that a function of `hmt_jax.data` makes, first those to train on."""
+        number = self.num_train + self.num_observed
+        return make(self.keys["samples"], number, noise=self.noise, image_shape=self.image_shape, **options)
+
+    def create(self, network: str) -> models.Normalized:
+        """A network of two classes with random weights."""
+        return models.create(network, self.keys["weights"], image_shape=self.image_shape, num_classes=2)
+
+    def train(self, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
+        """The classifier, trained further."""
+        images, labels = samples.images[: self.num_train], samples.labels[: self.num_train]
+        options["devices"] = training_devices(self.batch_size)
+        return training.train(classifier, images, labels, self.recipe, self.keys["training"], **options)
+
+    def scanned(self, row: Row) -> Row:
+        """The same direction, scanned."""
+        return Row(f"{row.name}, scanned", row.subspace, self.scan)
+
+    def observe(
+        self, file: pathlib.Path, classifier: Any, samples: Samples, rows: Sequence[Row], **beside: Any
+    ) -> None:
+        """Writes accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on observed samples."""
+        train, test = slice(self.num_train), slice(self.num_train, None)
+        images = samples.images[test]
+        with warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning):  # samples are no images
+            results = [hmt_jax.measure_margins(classifier, images, row.subspace, row.solver) for row in rows]
+        accuracies = [
+            training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
+        ]
+        store.write_margins(
+            file,
+            dataclasses.replace(_below_each_other(results), solver="DeepFool and Scan"),
+            row=[row.name for row in rows],
+            dimension=[row.subspace.dimension for row in rows],
+            accuracy=accuracies,
+            **beside,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Synthetic):
+    """Margins of an MLP and of logistic regression on T1: along u1, in its complement, along others, at random.
+
+    Attributes:
+      epsilon: distance of the samples from the hyperplane between the classes, along u1.
+      num_others: number of the other directions u2, u3, ... that are measured.
+      random_dimensions: dimensions of the random subspaces.
+    """
+
+    epsilon: float = 1.0
+    num_others: int = 3
+    random_dimensions: tuple[int, ...] = (1, 3, 10, 30, 90)
+
+    def __post_init__(self):
+        super().__post_init__()
         num_directions = self.side**2
         if not 0 <= self.num_others < num_directions:
             raise ValueError(f"num_others must be between 0 and {num_directions - 1}, got {self.num_others}")
@@ -71,77 +154,66 @@ class Linear(Config):
 
     def samples(self) -> Samples:
         """T1."""
-        number = self.num_train + self.num_observed
-        options: Any = {"epsilon": self.epsilon, "noise": self.noise, "image_shape": (self.side, self.side, 1)}
-        return data.synthetic_linear(_keys(self).samples, number, **options)
+        return self.drawn(data.synthetic_linear, epsilon=self.epsilon)
 
     def run(self, run: Run) -> None:
-        samples = self.samples()
+        samples, files = self.samples(), {network: run.path / f"{network}.npz" for network in NETWORKS}
         rows = self.rows(samples)
         with bar(len(NETWORKS), run.name, "networks") as progress:
-            for network in NETWORKS:
-                if not (run.path / f"{network}.npz").exists():
-                    classifier = train(self, create(self, network), samples)
-                    store.write_arrays(run.path / f"{network}.npz", observe(self, classifier, samples, rows))
+            for network, file in files.items():
+                if not file.exists():
+                    self.observe(file, self.train(self.create(network), samples), samples, rows)
                 progress.update()
-        found = {network: store.read_arrays(run.path / f"{network}.npz") for network in NETWORKS}
-        ranks = {network: statistics.summarize(_result(arrays)).percentiles for network, arrays in found.items()}
+        ranks = {network: percentiles(file) for network, file in files.items()}
         axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
         store.write_picture(run.path / "margins.png", axes)
-        described = {network: describe(arrays) for network, arrays in found.items()}
+        described = {network: describe(file) for network, file in files.items()}
         accuracy = described["mlp"]["test_accuracy"]
         summary = {"experiment": run.name, "test_accuracy": accuracy, "networks": described}
         store.write_json(run.path / "summary.json", summary)
 
-    def rows(self, samples: Samples) -> list["Row"]:
+    def rows(self, samples: Samples) -> list[Row]:
         """The subspaces that are measured."""
-        u1, *others = directions(samples, 1, 1 + self.num_others)
-        keys = jax.random.split(_keys(self).subspaces, len(self.random_dimensions))
+        u1, *others = directions(samples, 1 + self.num_others)
+        keys = jax.random.split(self.keys["subspaces"], len(self.random_dimensions))
+        at_random = [
+            Row(f"random {dimension}", subspaces.random(key, self.image_shape, dimension))
+            for key, dimension in zip(keys, self.random_dimensions, strict=True)
+        ]
+        complement = Row("complement", subspaces.orthogonal_complement(u1.subspace))
+        return [u1, self.scanned(u1), complement, *others, *at_random]
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        found = {network: store.read_margins(path / f"{network}.npz") for network in NETWORKS}
         return [
-            u1,
-            scanned(self, u1),
-            Row("complement", subspaces.orthogonal_complement(u1.subspace)),
-            *others,
-            *(
-                Row(f"random {dimension}", subspaces.random(key, samples.image_shape, dimension))
-                for key, dimension in zip(keys, self.random_dimensions, strict=True)
-            ),
+            _measurement(network, result, arrays["row"].tolist(), axis="subspace", is_ordered=False)
+            for network, (result, arrays) in found.items()
         ]
 
     def report(self, path: pathlib.Path) -> str:
         lines = []
         for network, found in store.read_json(path / "summary.json")["networks"].items():
-            lines += [
-                f"{network}: train accuracy {found['train_accuracy']:.2%}, test accuracy {found['test_accuracy']:.2%}",
-                f"{'subspace':<14}{'dimension':>10}{'5%':>10}{'median':>10}{'95%':>10}{'no margin':>11}",
-            ]
+            accuracies = f"train accuracy {found['train_accuracy']:.2%}, test accuracy {found['test_accuracy']:.2%}"
+            rows = [("subspace", "dimension", "5%", "median", "95%", "no margin")]
             for row in found["rows"]:
-                ranks = "".join(f"{report.text(value):>10}" for value in row["percentiles"].values())
-                lines.append(f"{row['subspace']:<14}{row['dimension']:>10}{ranks}{report.num_without(row):>11}")
+                ranks = _tables.numbers(map(float, row["percentiles"].values()))
+                num_without = sum(row["counts"].values()) - row["counts"]["converged"]
+                rows.append((row["subspace"], str(row["dimension"]), *ranks, str(num_without)))
+            lines += [f"{network}: {accuracies}", report.aligned(rows)]
         return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alternating(Config):
+class Alternating(Synthetic):
     """Margins of an MLP on T2, whose classes alternate along u2 and lie 2 epsilon apart along u1.
 
     Attributes:
-      seed: seed of everything random.
       epsilons: distances along u1, rising: a training of `num_epochs` for each.
       is_continued: whether a training goes on from the weights that the one before has found. Its learning rate rises
         and falls again.
       measure_every: epochs from one observation to the next; 0 for the end of a training only.
       period: rho, the period of the oscillation along u2.
       num_periods: K, the number of periods on either side of the origin.
-      num_train: samples to train on.
-      num_observed: further samples, on which accuracy and margins are measured.
-      side: samples are images of side x side pixels and one channel, so that D is its square.
-      noise: sigma, the standard deviation of the samples along all directions that tell nothing.
-      num_epochs: epochs of a training.
-      batch_size: samples in a step of training.
-      max_learning_rate: highest learning rate of training.
-      resolution: resolution of the scan of a line, which shows by how much DeepFool overstates.
-      reach: reach of that scan, beyond which margins are censored.
     """
 
     epsilons: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -149,122 +221,115 @@ class Alternating(Config):
     measure_every: int = 0
     period: float = 5.0
     num_periods: int = 2
-    num_train: int = 10_000
-    num_observed: int = 1_000
-    side: int = 10
-    noise: float = 1.0
-    num_epochs: int = 30
-    batch_size: int = 128
-    max_learning_rate: float = 0.1
-    resolution: float = 0.02
-    reach: float = 20.0
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
+        check_measure_every(self)
         names = {f"{epsilon:g}" for epsilon in self.epsilons}  # in files and titles
         if not self.epsilons or list(self.epsilons) != sorted(self.epsilons) or len(names) < len(self.epsilons):
             raise ValueError(f"epsilons must be rising, and different in six digits, got {self.epsilons}")
-        if self.measure_every < 0 or (self.measure_every and self.num_epochs % self.measure_every):
-            raise ValueError(
-                f"measure_every must divide num_epochs, or the end is not observed; got {self.measure_every} and "
-                f"{self.num_epochs}"
-            )
 
     def check(self, data_dir: str | None) -> None:
         jax.eval_shape(lambda: self.samples(self.epsilons[0]))  # refuses settings out of range, and computes nothing
 
     def samples(self, epsilon: float) -> Samples:
         """T2 with this epsilon; everything else is the same for every epsilon."""
-        number = self.num_train + self.num_observed
-        options: Any = {"noise": self.noise, "period": self.period, "num_periods": self.num_periods}
-        options["image_shape"] = (self.side, self.side, 1)
-        return data.synthetic_nonlinear(_keys(self).samples, number, epsilon=epsilon, **options)
+        make = data.synthetic_nonlinear
+        return self.drawn(make, epsilon=epsilon, period=self.period, num_periods=self.num_periods)
 
     def run(self, run: Run) -> None:
-        classifier, files = create(self, "mlp"), observations(run.path, dataclasses.asdict(self))
-        is_all_done = all(file.exists() for *_, file in files)
+        files = observations(run.path, dataclasses.asdict(self))
         with bar(len(self.epsilons) * self.num_epochs, run.name, "epochs") as progress:
-            for number, epsilon in enumerate(self.epsilons):
-                ours = {epoch: file for of, epoch, file in files if of == epsilon}
-                if is_all_done or (not self.is_continued and all(file.exists() for file in ours.values())):
-                    progress.update(self.num_epochs)
+            # A network goes through one training, or through all of them.
+            for epsilons in [self.epsilons] if self.is_continued else [(epsilon,) for epsilon in self.epsilons]:
+                if all(file.exists() for epsilon, _, file in files if epsilon in epsilons):
+                    progress.update(len(epsilons) * self.num_epochs)
                     continue
-                samples, num_before = self.samples(epsilon), number * self.num_epochs * self.is_continued
+                classifier = self.create("mlp")
+                for number, epsilon in enumerate(epsilons):
+                    samples, num_before = self.samples(epsilon), number * self.num_epochs
+                    ours = {epoch - num_before: (epoch, file) for of, epoch, file in files if of == epsilon}
 
-                def on_epoch(epoch, state, _, epsilon=epsilon, ours=ours, samples=samples, num_before=num_before):
-                    if (num_epochs := num_before + epoch + 1) in ours:
-                        found = self.observe(training.classifier_of(state), samples)
-                        times = {"epsilon": np.array(epsilon), "epoch": np.array(num_epochs)}
-                        store.write_arrays(ours[num_epochs], {**found, **times})
-                    progress.update()
+                    def on_epoch(epoch, state, _, epsilon=epsilon, samples=samples, ours=ours):
+                        if epoch + 1 in ours:
+                            num_epochs, file = ours[epoch + 1]
+                            classifier = training.classifier_of(state)
+                            self.observe_plane(file, classifier, samples, epsilon=epsilon, epoch=num_epochs)
+                        progress.update()
 
-                trained = train(self, classifier, samples, on_epoch=on_epoch)
-                if self.is_continued:
-                    classifier = trained
-        found = [store.read_arrays(file) for *_, file in files]
-        self.draw(run, found)
-        parts = [{"epoch": int(each["epoch"]), "epsilon": float(each["epsilon"]), **describe(each)} for each in found]
+                    classifier = self.train(classifier, samples, on_epoch=on_epoch)
+        self.draw(run, [file for *_, file in files])
+        parts = [{"epoch": epoch, "epsilon": epsilon, **describe(file)} for epsilon, epoch, file in files]
         # Networks in the midst of their first training do not count.
         accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy, "parts": parts})
 
-    def observe(self, classifier: Any, samples: Samples) -> dict[str, np.ndarray]:
-        """Margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
-        rows = directions(samples, 1, 2)
-        rows += [scanned(self, row) for row in rows]
+    def observe_plane(self, file: pathlib.Path, classifier: Any, samples: Samples, **beside: Any) -> None:
+        """Writes margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
+        rows = directions(samples, 2)
+        rows += [self.scanned(row) for row in rows]
         plane = np.asarray(samples.basis[:, :2])
-        images, labels = samples.images[self.num_train :][:_SHOWN], samples.labels[self.num_train :][:_SHOWN]
-        return {
-            **observe(self, classifier, samples, rows),
-            "gaps": cross_section(classifier, plane, *self.grid(), samples.image_shape),
-            "points": np.asarray(images).reshape(-1, len(plane)) @ plane,
-            "labels": np.asarray(labels),
-        }
+        shown = slice(self.num_train, self.num_train + _SHOWN)
+        self.observe(
+            file,
+            classifier,
+            samples,
+            rows,
+            gaps=cross_section(classifier, plane, *self.grid(), samples.image_shape),
+            points=np.asarray(samples.images[shown]).reshape(-1, len(plane)) @ plane,
+            labels=np.asarray(samples.labels[shown]),
+            **beside,
+        )
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates of cross-sections along u1 and u2, half a period beyond the samples."""
         height = self.period * (self.num_periods + 0.5)
         return np.linspace(-self.period / 2, self.period / 2, _GRID[0]), np.linspace(-height, height, _GRID[1])
 
-    def draw(self, run: Run, found: Sequence[dict[str, np.ndarray]]) -> None:
+    def draw(self, run: Run, files: Sequence[pathlib.Path]) -> None:
         """Draws the margins that were observed, and cross-sections."""
-        texts = [f"{float(arrays['epsilon']):g}" for arrays in found]
-        epochs = [int(arrays["epoch"]) for arrays in found]
+        found, curves = [store.read_arrays(file) for file in files], _curves(files)
+        epsilons, epochs = (np.array([arrays[name] for arrays in found]) for name in ("epsilon", "epoch"))
         if self.is_continued:
-            panels = plots.margin_curves(epochs, _curves(found), title=run.name, xlabel="epochs of training")
+            panels = plots.margin_curves(epochs, curves, title=run.name, xlabel="epochs of training")
             for axes in panels:
                 axes.axvline(self.num_epochs, color="black", linestyle=":", zorder=0)
-            after = [place for place, epoch in enumerate(epochs) if epoch >= self.num_epochs]
-            shown = [after[i] for i in np.linspace(0, len(after) - 1, min(len(after), _NUM_PANELS)).round().astype(int)]
-            titles = [f"epoch {epochs[place]}" for place in shown]
         else:
-            places = np.arange(len(found))
-            panels = plots.margin_curves(places, _curves(found), title=run.name, ticks=texts, xlabel="epsilon")
-            epsilons = np.array([arrays["epsilon"] for arrays in found])
+            places, ticks = np.arange(len(found)), [f"{epsilon:g}" for epsilon in epsilons]
+            panels = plots.margin_curves(places, curves, title=run.name, ticks=ticks, xlabel="epsilon")
             for axes in panels:  # the distance of an ideal boundary along u1
                 axes.plot(places, np.where(epsilons > 0, epsilons, np.nan), "k:", zorder=0)
-            shown = list(range(len(found)))
-            titles = [f"epsilon = {text}" for text in texts]
         store.write_picture(run.path / "margins.png", panels)
+        trained = np.flatnonzero(epochs >= self.num_epochs)
+        chosen = np.linspace(0, len(trained) - 1, min(len(trained), _NUM_PANELS)).round().astype(int)
+        shown = [found[place] for place in trained[chosen]]
         panels = plots.cross_sections(
-            np.stack([found[place]["gaps"] for place in shown]),
+            np.stack([arrays["gaps"] for arrays in shown]),
             *self.grid(),
-            titles=titles,
-            points=np.stack([found[place]["points"] for place in shown]),
-            labels=found[shown[0]]["labels"],
+            titles=[f"epsilon {arrays['epsilon']:g}, epoch {arrays['epoch']}" for arrays in shown],
+            points=np.stack([arrays["points"] for arrays in shown]),
+            labels=shown[0]["labels"],
             title=f"{run.name}: the plane of u1 and u2",
         )
         store.write_picture(run.path / "cross_sections.png", panels)
 
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        files = observations(path, dataclasses.asdict(self))
+        axis, places = "epsilon", [f"{epsilon:g}" for epsilon, *_ in files]
+        if self.is_continued:
+            axis, places = "epochs of training", [str(epoch) for _, epoch, _ in files]
+        found = [store.read_margins(file) for *_, file in files]
+        rows = found[0][1]["row"].tolist()
+        curves = {row: _below_each_other([result[r] for result, _ in found]) for r, row in enumerate(rows)}
+        return [_measurement(row, result, places, axis=axis) for row, result in curves.items()]
+
     def report(self, path: pathlib.Path) -> str:
         parts = store.read_json(path / "summary.json")["parts"]
-        names = [row["subspace"] for row in parts[0]["rows"]]
-        header = "".join(f"{name:>13}" for name in names)
-        lines = ["median margins", f"{'epoch':>6}{'epsilon':>9}{'accuracy':>10}{header}"]
+        rows = [("epoch", "epsilon", "accuracy", *(row["subspace"] for row in parts[0]["rows"]))]
         for part in parts:
-            medians = "".join(f"{report.text(row['median']):>13}" for row in part["rows"])
-            lines.append(f"{part['epoch']:>6}{part['epsilon']:>9g}{part['test_accuracy']:>10.2%}{medians}")
-        return "\n".join(lines)
+            medians = _tables.numbers(float(row["median"]) for row in part["rows"])
+            rows.append((str(part["epoch"]), f"{part['epsilon']:g}", f"{part['test_accuracy']:.2%}", *medians))
+        return f"median margins\n{report.aligned(rows)}"
 
 
 def observations(path: pathlib.Path, settings: Mapping[str, Any]) -> list[tuple[float, int, pathlib.Path]]:
@@ -282,98 +347,40 @@ def observations(path: pathlib.Path, settings: Mapping[str, Any]) -> list[tuple[
     return found
 
 
-class Row(NamedTuple):
-    """A subspace in which margins are measured, and the solver."""
-
-    name: str
-    subspace: subspaces.Subspace
-    solver: solvers.Solver = solvers.DeepFool()
-
-
-class Keys(NamedTuple):
-    """Random keys of an experiment's parts."""
-
-    samples: jax.Array
-    weights: jax.Array
-    training: jax.Array
-    subspaces: jax.Array
-
-
-def _keys(config) -> Keys:
-    return Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
-
-
-def _check(config) -> None:
-    check_at_least(config, 1, "num_train", "num_observed")
-    check_at_least(config, 2, "side")
-    _ = _recipe(config), _scan(config)  # settings out of range fail here, before any work
-
-
-def _recipe(config) -> training.Recipe:
-    return training.Recipe(
-        num_epochs=config.num_epochs, batch_size=config.batch_size, max_learning_rate=config.max_learning_rate
-    )
-
-
-def _scan(config) -> solvers.Solver:
-    return solvers.Scan(reach=config.reach, resolution=config.resolution)
-
-
-def create(config: Linear | Alternating, network: str) -> models.Normalized:
-    """A network of two classes with random weights."""
-    return models.create(network, _keys(config).weights, image_shape=(config.side, config.side, 1), num_classes=2)
-
-
-def train(config: Linear | Alternating, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
-    """The classifier, trained further."""
-    images, labels = samples.images[: config.num_train], samples.labels[: config.num_train]
-    devices = training_devices(config.batch_size)
-    key = _keys(config).training
-    return training.train(classifier, images, labels, _recipe(config), key, devices=devices, **options)
-
-
-def directions(samples: Samples, first: int, last: int) -> list[Row]:
-    """A row for each of the directions u_first to u_last."""
+def directions(samples: Samples, number: int) -> list[Row]:
+    """A row for each of the first directions u1, u2, ..."""
     return [
-        Row(f"u{i}", subspaces.from_basis(samples.basis[:, i - 1 : i], samples.image_shape))
-        for i in range(first, last + 1)
+        Row(f"u{i + 1}", subspaces.from_basis(samples.basis[:, i : i + 1], samples.image_shape)) for i in range(number)
     ]
 
 
-def scanned(config: Linear | Alternating, row: Row) -> Row:
-    """The same direction, scanned."""
-    return Row(f"{row.name}, scanned", row.subspace, _scan(config))
+def percentiles(file: pathlib.Path) -> np.ndarray:
+    """The 5th, the 50th and the 95th percentile (R, 3) of the margins in a file of observations."""
+    return report.percentiles(store.read_margins(file)[0])
 
 
-def observe(
-    config: Linear | Alternating, classifier: Any, samples: Samples, rows: Sequence[Row]
-) -> dict[str, np.ndarray]:
-    """Accuracies of a classifier, and its margins (R, N) in the subspaces of R rows, on the observed samples."""
-    train, test = slice(config.num_train), slice(config.num_train, None)
-    images = samples.images[test]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
-        results = [hmt_jax.measure_margins(classifier, images, row.subspace, row.solver) for row in rows]
-    accuracies = [
-        training.evaluate(classifier, samples.images[part], samples.labels[part]).accuracy for part in (train, test)
-    ]
-    return {
-        "row": np.array([row.name for row in rows]),
-        "dimension": np.array([row.subspace.dimension for row in rows]),
-        "accuracy": np.array(accuracies),
-        **{field: np.concatenate([getattr(result, field) for result in results]) for field in report.FIELDS},
-    }
-
-
-def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def describe(file: pathlib.Path) -> dict[str, Any]:
     """The observations of a network, for a summary in JSON."""
-    summary = statistics.summarize(_result(arrays))
+    result, arrays = store.read_margins(file)
+    summary = statistics.summarize(result)
     train_accuracy, test_accuracy = arrays["accuracy"].tolist()
     rows = [
         {"subspace": name, "dimension": int(arrays["dimension"][r]), **report.statistics_of(summary, r)}
         for r, name in enumerate(arrays["row"].tolist())
     ]
     return {"train_accuracy": train_accuracy, "test_accuracy": test_accuracy, "rows": rows}
+
+
+def _below_each_other(results: Sequence[hmt_jax.MarginResult]) -> hmt_jax.MarginResult:
+    """One result in the subspaces of several, which may be of several classifiers and solvers."""
+    arrays: Any = {field: np.concatenate([getattr(result, field) for result in results]) for field in _FIELDS}
+    return dataclasses.replace(results[0], **arrays, work=sum((r.work for r in results[1:]), results[0].work))
+
+
+def _measurement(name: str, result: hmt_jax.MarginResult, subspaces: list[str], **settings: Any) -> Measurement:
+    ids = [f"sample {n}" for n in range(result.margin.shape[1])]
+    samples = "the samples are points of a synthetic distribution"
+    return Measurement(name=name, result=result, subspaces=subspaces, image_ids=ids, no_pictures=samples, **settings)
 
 
 def cross_section(
@@ -386,18 +393,7 @@ def cross_section(
     return np.asarray(logits[:, 1] - logits[:, 0]).reshape(first.shape)
 
 
-def _result(arrays) -> hmt_jax.MarginResult:
-    """Observed margins as one result, though several solvers may have found them."""
-    fields: dict[str, Any] = {field: arrays[field] for field in report.FIELDS}
-    solver, work = "DeepFool and Scan", lanes.Work(1, 0, 0)  # the work is not kept
-    return hmt_jax.MarginResult(**fields, solver=solver, precision="highest", work=work)
-
-
-def _curves(found) -> dict[str, dict[str, np.ndarray]]:
+def _curves(files) -> dict[str, dict[str, np.ndarray]]:
     """Percentiles (E, 3) along u1 and u2 of E observations, by DeepFool and scanned."""
-    ranks = np.stack([statistics.summarize(_result(arrays)).percentiles for arrays in found], axis=1)
-    along = dict(zip(found[0]["row"].tolist(), ranks, strict=True))
-    return {
-        "DeepFool": {name: along[name] for name in ("u1", "u2")},
-        "scanned line": {name: along[f"{name}, scanned"] for name in ("u1", "u2")},
-    }
+    u1, u2, *scanned = np.stack([percentiles(file) for file in files], axis=1)
+    return {"DeepFool": {"u1": u1, "u2": u2}, "scanned line": dict(zip(("u1", "u2"), scanned, strict=True))}

@@ -16,8 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import claims, records
-from hmt_jax import _tables
+from experiments import claims, records, report
 
 README = pathlib.Path(__file__).parent / "README.md"
 
@@ -104,7 +103,7 @@ def markdown(lines: Iterable[str], num_sparse: int = 0) -> str:
 
 def aligned(lines: Iterable[str]) -> str:
     """The same table for the terminal."""
-    return _tables.table([(heading, cells) for heading, *cells in zip(*map(_split, lines), strict=True)])
+    return report.aligned(map(_split, lines))
 
 
 def _split(line) -> list[str]:
@@ -296,10 +295,10 @@ def _tradeoffs(file) -> Iterator[str]:
 
 def _training(file) -> Iterator[str]:
     yield "workload | hardware | JAX | images/s | PyTorch's | ResNet-50 trains on | of matrix rate"
-    for name, row in file.get("training", {}).items():
+    for row in file.get("training", []):
         speeds = (_number(row.get(f"{prefix}images_per_s"), ",.4g") for prefix in ("", "pytorch_", "step_"))
         share = _number(row.get("share_of_matrix_rate"), ".0%")
-        yield f"{_WORKLOADS[name]} | {_where(file)} | {' | '.join(speeds)} | {share}"
+        yield f"{_WORKLOADS[row['workload']]} | {_where(file)} | {' | '.join(speeds)} | {share}"
 
 
 def _where(file) -> str:

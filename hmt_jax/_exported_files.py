@@ -91,6 +91,14 @@ def load_exported(path: str | os.PathLike) -> Classifier:
     Raises:
       ValueError: if the file is of another kind, damaged, of a version that can't be read, for other platforms than
         this machine's, or in float64 while JAX rounds that to float32.
+
+    >>> import tempfile
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_exported(classifier, (2, 2, 1), path := os.path.join(folder, "linear.hmt"))
+    ...     loaded = load_exported(path)
+    >>> loaded(jnp.ones((1, 2, 2, 1))).tolist()
+    [[1.0, 1.0]]
     """
     from safetensors import safe_open
 

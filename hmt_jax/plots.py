@@ -21,7 +21,8 @@ from hmt_jax.solvers import Status
 
 require("pictures", "plots", "matplotlib")
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import LogNorm  # noqa: E402
+from matplotlib.cm import ScalarMappable  # noqa: E402
+from matplotlib.colors import LogNorm, Normalize  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.font_manager import FontProperties  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
@@ -31,7 +32,9 @@ from matplotlib.ticker import Locator, MaxNLocator, NullFormatter  # noqa: E402
 __all__ = [
     "compare",
     "cross_sections",
+    "energy_history",
     "frame",
+    "image_grid",
     "margin_curves",
     "margin_distribution",
     "margin_history",
@@ -84,6 +87,10 @@ def margin_distribution(
 
     Raises:
       ValueError: if the number of ticks is not R.
+
+    >>> axes = margin_distribution(np.array([[1.0, 2.0, 4.0], [3.0, 5.0, np.inf]]), title="two windows")
+    >>> axes.figure.get_suptitle()
+    'two windows'
     """
     result = _result_of(margins)
     summary = statistics.summarize(result, key=key)
@@ -156,6 +163,11 @@ def compare(
       ValueError: if there are no results, more than there are colours, or they differ in their numbers of subspaces,
         and if the number of ticks is not R.
       TypeError: if `results` is no mapping from names to MarginResults.
+
+    >>> margins = np.array([[1.0, 2.0, 4.0], [3.0, 5.0, np.inf]])
+    >>> axes = compare({"standard": margins, "robust": 2 * margins}, ticks=["low", "high"])
+    >>> [tick.get_text() for tick in axes.get_xticklabels()]
+    ['low', 'high']
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results must be a dict of MarginResults by name, got {type(results).__name__}")
@@ -227,6 +239,51 @@ def margin_history(
     axes.set_yticks(*_few_ticks(epochs))
     axes.set(xlabel=_wrapped(xlabel, _width_below(axes, figure, 2)), ylabel="epochs of training")
     _label_margins(axes.figure.colorbar(mesh, ax=axes))
+    _finish(axes, figure, title)
+    return axes
+
+
+def energy_history(
+    epochs: Sequence[int],
+    shares: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    axes: Axes | None = None,
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+    xlabel: str = "subspace, from low to high frequency",
+) -> Axes:
+    """Axes with the energy of adversarial perturbations over subspaces while a network trained: a line for each epoch.
+
+    Later epochs are lighter, as the colour bar shows.
+
+    Args:
+      epochs: the E epochs after which perturbations were measured, rising.
+      shares: (E, R) shares of the perturbations' energy in each subspace.
+      axes: axes to draw in, which the colour bar takes some of; those of a new figure if not given.
+      title: title above the picture.
+      ticks: R names of the subspaces; their numbers if not given.
+      xlabel: label of the axis of subspaces.
+
+    Raises:
+      ValueError: if the arguments do not have these lengths.
+
+    >>> axes = energy_history([1, 2], [[0.5, 0.1], [0.7, 0.2]], ticks=["low", "high"])
+    >>> [line.get_ydata().tolist() for line in axes.lines]
+    [[0.5, 0.1], [0.7, 0.2]]
+    """
+    values = np.asarray(shares, float)
+    if values.ndim != 2:
+        raise ValueError(f"shares must have shape (E, R), one row per epoch, got {values.shape}")
+    _check_length("epochs", epochs, values.shape[0], "rows of shares")
+    _check_length("ticks", ticks, values.shape[1], "subspaces")
+    axes, figure = _canvas(axes, 7, 4.5)
+    colors = ScalarMappable(Normalize(min(epochs), max(epochs)), "viridis")
+    for color, row in zip(colors.to_rgba(np.array(epochs)), values, strict=True):
+        axes.plot(row, color=color, marker="o", markersize=3)
+    axes.set_xticks(*_few_ticks(ticks if ticks is not None else range(values.shape[1]), _MOST_COLUMNS))
+    axes.set(xlabel=_wrapped(xlabel, _width_below(axes, figure, 2)), ylabel="share of the perturbations' energy")
+    axes.grid(axis="y", alpha=0.3)
+    axes.figure.colorbar(colors, ax=axes, label="epochs of training", ticks=MaxNLocator(8, integer=True))
     _finish(axes, figure, title)
     return axes
 
@@ -439,6 +496,51 @@ def cross_sections(
     return panels
 
 
+def image_grid(
+    columns: Mapping[str, np.ndarray],
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    axes: Sequence[Axes] | None = None,
+    title: str = "",
+) -> list[Axes]:
+    """Axes with images in a grid, row by row: a column for each kind, with its heading above and captions below.
+
+    Args:
+      columns: for each column, by its heading, N images (N, height, width, channels) in [0, 1], from top to bottom.
+        Other pixels are clipped.
+      captions: for each column, the texts below its images; those of a column may be fewer than N, or none.
+      axes: axes of one figure to draw in, one for each image, row by row; those of a new figure if not given.
+      title: title above the picture.
+
+    Raises:
+      ValueError: if there are no columns, or the arguments do not have these lengths.
+
+    >>> images = np.zeros((2, 8, 8, 1))
+    >>> axes = image_grid({"image": images, "flipped": images}, captions=[["3", "5"], []])
+    >>> [each.get_xlabel() for each in axes]
+    ['3', '', '5', '']
+    """
+    if not columns:
+        raise ValueError("columns is empty: pass at least one, with its images")
+    _check_length("captions", captions, len(columns), "columns")
+    num_rows = len(next(iter(columns.values())))
+    for heading, images in columns.items():
+        _check_length(f"the column {heading!r}", images, num_rows, "rows")
+    _check_length("axes", axes, num_rows * len(columns), "images")
+    size = (1.3 * len(columns), 0.5 + 1.5 * num_rows)
+    panels, figure = _panels(axes, num_rows * len(columns), len(columns), size)
+    for place, (heading, images) in enumerate(columns.items()):
+        below = panels[place :: len(columns)]
+        for each, image in zip(below, images, strict=True):
+            each.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1), interpolation="nearest")
+            each.set(xticks=[], yticks=[])
+        for each, caption in zip(below, captions[place] if captions is not None else (), strict=False):
+            each.set_xlabel(caption, fontsize=7)
+        below[0].set_title(heading, fontsize=8)
+    _finish_panels(panels, figure, title)
+    return panels
+
+
 def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
     """Adds a title above all axes of a figure and a legend below them, neither of them cut off.
 
@@ -447,6 +549,12 @@ def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Seque
       title: text of the title, which is broken into lines no wider than the figure.
       handles: the artists that the legend explains, as `Figure.legend` takes them; without any there is no legend.
       labels: a text for each of the artists.
+
+    >>> figure = Figure(layout="constrained")
+    >>> line = figure.subplots().plot([1, 2, 3])
+    >>> frame(figure, "a line", line, ["one, two, three"])
+    >>> figure.get_suptitle()
+    'a line'
     """
     width = figure.get_figwidth() - 2 * _PADDING
     lines = _wrapped(title, width, "large")

@@ -12,7 +12,7 @@ import pytest
 from helpers import shared_folder
 
 import hmt_jax
-from hmt_jax import models
+from hmt_jax import data, models
 
 
 def pytest_addoption(parser):
@@ -85,6 +85,12 @@ def shared(request) -> pathlib.Path:
     if path is None:
         pytest.skip("compares with data outside the project: give its folder with --shared or HMT_JAX_SHARED")
     return path
+
+
+@pytest.fixture(scope="session")
+def mnist(shared) -> data.Dataset:
+    """The full MNIST, which takes seconds to decode."""
+    return data.load("mnist", shared / "tfds")
 
 
 @pytest.fixture(scope="session")

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(kept, tmp_path):
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_path):
     settings = [
         "--network",
-        "mlp",
+        "logistic",
         "--num-epochs",
         "12",
         "--batch-size",

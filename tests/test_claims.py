@@ -36,7 +36,8 @@ def constant(path, values, *, size=8, num_samples=30):
     margins = np.repeat(np.asarray(values, float)[:, None], num_samples, axis=1)
     corner = np.repeat(2 * np.arange(len(values))[:, None], 2, axis=1)
     status = np.where(np.isfinite(margins), Status.CONVERGED, Status.OUT_OF_STEPS)
-    store.write_arrays(path / "margins.npz", {"margin": margins, "status": status, "corner": corner})
+    arrays = {"margin": margins, "status": status, "corner": corner, "image_shape": (18, 18, 1)}
+    store.write_arrays(path / "margins.npz", arrays)
     cuts = {
         "low": "low_pass:6",
         "middle": "cutoff_low:10",
@@ -45,7 +46,6 @@ def constant(path, values, *, size=8, num_samples=30):
         "none": "none",
     }
     describe(path, window_size=size, **cuts)
-    store.write_json(path / "measurement.json", {"image_shape": [18, 18, 1]})
     return path
 
 

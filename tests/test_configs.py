@@ -288,6 +288,20 @@ def test_every_experiment_has_a_note_and_names_its_baseline(name):
         assert config.baseline == "none" or config.baseline in registry.names()
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "known"),
+    [
+        ("digits", "norm", "l2, linf"),
+        ("digits", "windows", "diagonal, grid"),
+        ("imagenet_vgg16", "manipulation", "none, flip"),
+        ("imagenet_vgg16", "network", "densenet121, "),
+    ],
+)
+def test_choices_that_are_not_known_are_refused(name, field, known):
+    with pytest.raises(ValueError, match=f"^unknown {field} 'other'; the known ones are .*{known}"):
+        dataclasses.replace(registry.get(name).config, **{field: "other"})
+
+
 def test_forms_of_one_experiment_are_of_one_kind():
     digits, synthetic = registry.get("digits"), registry.get("synthetic_linear")
     with pytest.raises(ValueError, match="an experiment needs a note and two forms of one kind"):

@@ -201,8 +201,7 @@ def test_digits_need_no_preparation(monkeypatch):
     assert not attempts
 
 
-def test_mnist(shared, reference):
-    mnist = data.load("mnist", shared / "tfds")
+def test_mnist(mnist, reference):
     assert mnist.train_images.shape == (60_000, 28, 28, 1)
     assert mnist.test_images.shape == (10_000, 28, 28, 1)
     assert mnist.train_images.dtype == mnist.test_images.dtype == np.uint8

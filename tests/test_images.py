@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_statistics import make_result
 
 from experiments import images as experiment
 from experiments import report, store
@@ -80,13 +81,8 @@ def test_the_summary_is_that_of_the_margins(tmp_path):
     margin = np.random.default_rng(0).lognormal(size=(2, 101)).astype(np.float32) * np.float32([[1], [10]])
     status = np.zeros((2, 101), int)
     status[1, :3], status[1, 3:5] = Status.ZERO_GRADIENT, Status.OUT_OF_STEPS
-    arrays = {field: np.zeros((2, 101), np.int32) for field in report.FIELDS}
-    arrays |= {"margin": margin, "status": status, "corner": np.array([[0, 0], [5, 5]])}
-    store.write_arrays(tmp_path / "margins.npz", arrays)
-    work = {"num_lanes": 1, "num_lane_steps": 1, "num_busy_lane_steps": 1}
-    store.write_json(
-        tmp_path / "measurement.json", {"seconds": 1.0, "solver": "DeepFool", "precision": "highest", "work": work}
-    )
+    result = make_result(margin, status)
+    store.write_margins(tmp_path / "margins.npz", result, corner=[[0, 0], [5, 5]], seconds=1.0)
     report.summarize(Run("digits", tmp_path), test_accuracy=0.5, num_test=7)
     found = store.read_json(tmp_path / "summary.json")
     # Of samples without a margin it is known that it is large.

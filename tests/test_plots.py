@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 
 import jax
 import matplotlib.collections
@@ -13,7 +14,6 @@ import pytest
 from test_statistics import make_result
 
 from experiments import report
-from experiments.analyses import gallery
 from experiments.experiment import Run
 from hmt_jax import MarginStore, Status, plots
 
@@ -259,7 +259,7 @@ def test_many_networks_stay_beside_their_subspace():
 LONG = "cifar10_densenet121_flipped_robust: test accuracy 87.34%, 5000 test images, after adversarial training with PGD"
 CURVE = np.tile([[1.0, 2.0, 3.0]], (3, 1))
 RUNS = {f"cifar10_densenet121_flipped_robust with adversarial training, seed {i}": CURVE * 1.2**i for i in range(8)}
-ENERGIES = {epoch: {"energy": np.ones((3, 4)), "total_energy": np.ones(4)} for epoch in range(1, 61)}
+ENERGIES = np.ones((60, 3)) / 3
 DRAWN = {
     "distribution": lambda title: plots.margin_distribution(make_result(MARGINS), title=title, xlabel=title),
     "history": lambda title: plots.margin_history(range(60), np.ones((60, 30)), title=title, xlabel=title),
@@ -272,8 +272,8 @@ DRAWN = {
     "sections": lambda title: plots.cross_sections(
         np.eye(3)[None].repeat(2, 0), np.arange(3), np.arange(3), titles=[title, "b"], title=title
     ),
-    "spectrum": lambda title: report.spectrum(ENERGIES, title=title, ticks=list("abc"), xlabel="the subspace"),
-    "grid": lambda title: gallery.image_grid({"a": np.zeros((2, 4, 4, 1))}, title=title),
+    "energies": lambda title: plots.energy_history(range(1, 61), ENERGIES, title=title, xlabel=title),
+    "grid": lambda title: plots.image_grid({"a": np.zeros((2, 4, 4, 1))}, title=title),
 }
 
 
@@ -398,21 +398,46 @@ def test_every_picture_of_a_run_has_a_title(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "experiments.store.write_picture", lambda path, drawing: drawn.update({path.name: figure_of(drawing)})
     )
-    report.draw(Run("mnist_lenet_robust", tmp_path, baseline=tmp_path), 2, versus="mnist_lenet")
+    report.draw(Run("mnist_lenet_robust", tmp_path, baseline=tmp_path), 2)
     assert {name: figure.get_suptitle() for name, figure in drawn.items()} == {
-        "compared.png": "mnist_lenet_robust beside mnist_lenet",
         "margins.png": "mnist_lenet_robust: test accuracy 50.00%, 300 test images",
     }
 
 
 def test_later_epochs_are_lighter_and_a_bar_says_which():
-    figure = report.spectrum(ENERGIES, title="a title", ticks=list("abc"), xlabel="the subspace")
-    axes, bar = figure.axes
+    axes, bar = plots.energy_history(range(1, 61), ENERGIES).figure.axes
     luminance = [np.dot(line.get_color()[:3], [0.2126, 0.7152, 0.0722]) for line in axes.lines]
     assert len(luminance) == 60
     assert (np.diff(luminance) > 0).all()
     assert bar.get_ylabel() == "epochs of training"
-    report.spectrum({7: ENERGIES[7]}, title="", ticks=list("abc"), xlabel="").draw_without_rendering()
+    plots.energy_history([7], ENERGIES[:1]).figure.draw_without_rendering()
+
+
+def test_images_stand_in_columns_and_are_clipped():
+    images = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 3, 5, 1))
+    first, second, third, fourth = plots.image_grid({"a": images[:2], "b": images[2:]}, captions=[["x", "y"], ["z"]])
+    for axes, image in zip((first, third, second, fourth), images, strict=True):
+        (drawn,) = axes.images
+        np.testing.assert_array_equal(drawn.get_array(), np.clip(image[..., [0, 0, 0]], 0, 1))
+    assert [axes.get_title() for axes in (first, second, third, fourth)] == ["a", "b", "", ""]
+    assert [axes.get_xlabel() for axes in (first, second, third, fourth)] == ["x", "z", "y", ""]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.image_grid({}), "columns is empty: pass at least one, with its images"),
+        (
+            lambda: plots.image_grid({"a": np.zeros((2, 3, 3, 1)), "b": np.zeros((1, 3, 3, 1))}),
+            "the column 'b' must have one entry for each of the 2 rows, got 1",
+        ),
+        (lambda: plots.energy_history([1], [0.5]), "shares must have shape (E, R), one row per epoch, got (1,)"),
+        (lambda: plots.energy_history([1], [[0.5], [0.5]]), "epochs must have one entry for each of the 2 rows of"),
+    ],
+)
+def test_images_and_energies_that_do_not_fit_are_refused(draw, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        draw()
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 0.0])

@@ -118,7 +118,7 @@ def test_verdicts_follow_from_what_was_found(name):
     ("kind", "name"), [(kind, path.stem) for kind in ("audits", "solvers") for path in (records.ROOT / kind).glob("*")]
 )
 def test_stored_audits_are_those_of_the_documents(kind, name):
-    text = (records.ROOT.parents[1] / "docs" / "margins.md").read_text(encoding="utf-8")
+    text = (records.ROOT.parents[1] / "docs" / "explanation" / "margins.md").read_text(encoding="utf-8")
     header, _, *rows = tables.table(kind, [name]).splitlines()
     assert len(rows) >= 5
     for line in (header, *rows):
@@ -138,7 +138,7 @@ def test_a_finished_run_is_stored(root, finished):
             "undecided": "why",
         },
     ]
-    path = finished(claims=verdicts, windows=[3.5, 0.5, None], seed=2, num_epochs=7)
+    path = finished(claims=verdicts, windows=[3.5, 0.5, "inf"], seed=2, num_epochs=7)
     assert records.add(path, root=root) == "digits"
     (run,) = load("digits", root)
     common = {"at_least": 2, "at_most": None}

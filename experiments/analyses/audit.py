@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hmt_jax
-from experiments import claims, manipulations, registry, report, store, tables
+from experiments import claims, manipulations, page, registry, report, store, tables
 from experiments.experiment import bar
 from experiments.images import Images
 from hmt_jax import _tables, bounds, data, models, plots, solvers, statistics
@@ -37,7 +37,7 @@ def audit(
     For every window it shows the median margins, with certified lower bounds of the first images if they are asked for,
     and the ratios of the run's margins to those of `hmt_jax.solvers.tight`; and whether the order of the windows, and
     the run's ratios to the one that it is compared with, stand. `audit.json`, `audit.npz`, `audit_baseline.npz` and
-    `audit.png` are written into the run's folder.
+    `audit.png` are written into the run's folder, and its page shows the audit, too.
 
     Raises:
       ValueError: if the folder does not hold a run of the kind `Images` along the diagonal, another run or audit is at
@@ -49,32 +49,43 @@ def audit(
         opened, origin = reopen(path, num_images, data_dir), store.baseline(path)
         compared = None if origin is None else reopen(origin, num_images, data_dir)
         certified = _certify(opened, num_certified)
-        measured, tight = opened.margins, _tight(opened, effort)
+        again = _tight(opened, effort)
+        measured, tight = opened.margins, _least(opened, again)
         windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
-        shown = {"deepfool": measured, "tight": tight}
+        shown, drawn = {"deepfool": measured, "tight": tight}, {"DeepFool": measured, "tight": tight}
         if num_certified:
             shown |= {"tight_of_certified": tight[:, :num_certified], "certified": certified[:, :num_certified]}
+            drawn[f"certified, first {num_certified}"] = shown["certified"]
         found: dict[str, Any] = {
             "effort": effort,
             "num_images": len(opened.images),
             "num_certified": num_certified,
             "windows": [
-                {"window": window, **{name: _median(margins[r]) for name, margins in shown.items()}, **ratio}
-                for r, (window, ratio) in enumerate(zip(windows, map(_ratio, measured, tight), strict=True))
+                {
+                    "window": window,
+                    **{name: claims.for_json(report.percentiles(each)[r, 1]) for name, each in shown.items()},
+                    **_ratio(measured[r], tight[r]),
+                }
+                for r, window in enumerate(windows)
             ],
         }
         lines = [f"{opened.name}: {len(opened.images)} images, {effort} effort", tables.aligned(tables.audits(found))]
         lines += ["", order(measured, tight)]
         arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
-        store.write_arrays(path / "audit.npz", arrays)
-        _draw(path, opened, shown)
+        store.write_margins(path / "audit.npz", again, **arrays)
+        title = f"{opened.name}: audit of {len(opened.images)} images"
+        named = report.axis(opened.corners, opened.config.window_size)
+        store.write_picture(path / "audit.png", plots.compare(drawn, title=title, **named))
         if compared is not None:
-            others = {"measured": compared.margins, "tight": _tight(compared, effort)}
+            others = {"measured": compared.margins, "tight": _least(compared, _tight(compared, effort))}
             store.write_arrays(path / "audit_baseline.npz", others)
-            growth = {"run": _growth(measured, others["measured"]), "tight": _growth(tight, others["tight"])}
-            found["over_baseline"] = {name: [*map(report.number, ratios)] for name, ratios in growth.items()}
+            pairs = {"run": (measured, others["measured"]), "tight": (tight, others["tight"])}
+            growth = {name: report.median_ratios(*pair) for name, pair in pairs.items()}
+            found["over_baseline"] = {name: [*map(claims.for_json, ratios)] for name, ratios in growth.items()}
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
+        finished = store.verdicts(path)
+        page.write(path, opened.config, finished["claims"], is_quick=finished["is_quick"])
         return "\n".join(lines)
 
 
@@ -91,26 +102,28 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
             f"{path} is the folder of {name}, which does not measure a data set of hmt_jax.data along the diagonal"
         )
     images = found.load(data_dir).test_images[: min(num_images, found.num_images)]
-    classifier = store.read_classifier(path / store.CLASSIFIER)
+    images = data.as_floats(manipulations.apply(found.manipulation, images))
     result, corners = report.read_margins(path)
     margins = statistics.censored_margins(result)[:, : len(images)]
-    return Opened(
-        name, found, classifier, data.as_floats(manipulations.apply(found.manipulation, images)), corners, margins
-    )
+    return Opened(name, found, store.read_classifier(path), images, corners, margins)
 
 
-def _tight(opened: Opened, effort: str) -> np.ndarray:
-    """Censored margins (R, N) of `tight`; those of the run where they are smaller."""
+def _least(opened: Opened, again: hmt_jax.MarginResult) -> np.ndarray:
+    """Censored margins (R, N) that were measured again; those of the run where they are smaller."""
+    return np.fmin(opened.margins, statistics.censored_margins(again))
+
+
+def _tight(opened: Opened, effort: str) -> hmt_jax.MarginResult:
+    """Margins (R, N) of `tight`."""
     images, windows = opened.images, opened.config.measured(opened.images.shape[1:])
     with opened.config.pixels_explained(), bar(len(windows) * len(images), "audit", "pairs") as progress:
-        again = hmt_jax.measure_margins(
+        return hmt_jax.measure_margins(
             opened.classifier,
             images,
             windows,
             solvers.tight(effort),
             progress=lambda num_finished, _: progress.update(num_finished - progress.n),
         )
-    return np.fmin(opened.margins, statistics.censored_margins(again))
 
 
 def _certify(opened: Opened, num_certified: int) -> np.ndarray:
@@ -126,32 +139,12 @@ def _certify(opened: Opened, num_certified: int) -> np.ndarray:
     return certified
 
 
-def _median(margins: np.ndarray) -> float | str:
-    return claims.for_json(float(statistics.percentile(margins, 50)))
-
-
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, float | str]:
     with np.errstate(invalid="ignore"):
         ratios = measured / tight
     median = claims.from_resampling(lambda values: float(statistics.percentile(values, 50)), ratios)
     found = {**median._asdict(), "90%": statistics.percentile(ratios, 90)}
     return {name: claims.for_json(value) for name, value in found.items()}
-
-
-def _growth(margins: np.ndarray, others: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # of censored medians: infinity over infinity is no number
-        return statistics.percentile(margins, 50) / statistics.percentile(others, 50)
-
-
-def _draw(path: pathlib.Path, opened: Opened, shown: dict[str, np.ndarray]) -> None:
-    names = {"deepfool": "DeepFool", "tight": "tight"}
-    if "certified" in shown:
-        names |= {"certified": f"certified, first {shown['certified'].shape[1]}"}
-    curves = {label: report.percentiles(shown[name]) for name, label in names.items()}
-    title = f"{opened.name}: audit of {len(opened.images)} images"
-    labels = report.axis(opened.corners, opened.config.window_size)
-    figure = plots.margin_curves(range(len(opened.corners)), {"": curves}, title=title, **labels)
-    store.write_picture(path / "audit.png", figure)
 
 
 def order(measured: np.ndarray, tight: np.ndarray) -> str:

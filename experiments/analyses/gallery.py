@@ -2,20 +2,21 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 import hmt_jax
-from experiments import manipulations, store
+from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, check_at_least
 from experiments.images import Images
 from hmt_jax import _tables, data, plots
+from hmt_jax.report import Measurement
 
+_PERTURBATIONS = "perturbations.npz"
 _NUM_WINDOWS = 7  # of the diagonal that are shown, evenly from the lowest to the highest
 
 
@@ -24,7 +25,6 @@ class Gallery(Config):
     """Images manipulated, and the least perturbations that change the labels of a network.
 
     Attributes:
-      seed: seed of everything random.
       baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
         finished there.
       shown: manipulations, such as flip or low_pass:14.
@@ -36,6 +36,7 @@ class Gallery(Config):
     num_shown: int = 5
 
     def __post_init__(self):
+        super().__post_init__()
         check_at_least(self, 1, "num_shown")
         for manipulation in self.shown:
             manipulations.check(manipulation)
@@ -58,26 +59,32 @@ class Gallery(Config):
         names = np.array(list(manipulated))
         store.write_arrays(run.path / "manipulated.npz", {"manipulation": names, "energy": energy})
         shown = {text: _stretched(each[: self.num_shown]) for text, each in manipulated.items()}
-        store.write_picture(run.path / "manipulated.png", image_grid(shown, title=f"{run.name}: manipulated images"))
+        drawn = plots.image_grid(shown, title=f"{run.name}: manipulated images")
+        store.write_picture(run.path / "manipulated.png", drawn)
 
-        classifier = store.read_classifier(run.baseline / store.CLASSIFIER)
+        classifier = store.read_classifier(run.baseline)
         few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
-        found = perturb(config, classifier, few)
-        store.write_arrays(run.path / "perturbations.npz", found)
+        found = perturb(run.path, config, classifier, few)
         store.write_picture(run.path / "perturbations.png", _picture(run.name, few, found))
         accuracy = store.read_json(run.baseline / "summary.json")["test_accuracy"]
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy})
 
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        return [report.measurement(path / _PERTURBATIONS, f"{store.read_config(path)['experiment']}, few images")]
+
     def report(self, path: pathlib.Path) -> str:
-        found = store.read_arrays(path / "perturbations.npz")
+        found = store.read_arrays(path / _PERTURBATIONS)
         captions = zip(*_captions(found), strict=True)
         windows = ("window", [f"{row},{column}" for row, column in found["corner"].tolist()])
         table = _tables.table([windows, *((f"image {n}", each) for n, each in enumerate(captions))])
         return f"for each image the L2 norm of its perturbation, and the label before and after\n{table}"
 
 
-def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N)."""
+def perturb(path: pathlib.Path, config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N).
+
+    Writes them into a folder.
+    """
     windows = config.measured(images.shape[1:])
     chosen = np.linspace(0, len(windows) - 1, min(_NUM_WINDOWS, len(windows))).round().astype(int)
     windows = [windows[r] for r in chosen]
@@ -86,22 +93,27 @@ def perturb(config: Images, classifier: Any, images: np.ndarray) -> dict[str, np
     found = zip(windows, result.coordinates, strict=True)
     perturbations = np.stack([jax.vmap(window.embed)(jnp.asarray(z)) for window, z in found])
     perturbed = (images + perturbations).reshape(-1, *images.shape[1:])
-    return {
-        "corner": np.stack([window.corner for window in windows]),
-        "perturbation": perturbations,
-        "margin": result.margin,
-        "label": result.label,
-        "label_of_perturbed": np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
-    }
+    report.write_pictures(path, result, windows, images)
+    store.write_margins(
+        path / _PERTURBATIONS,
+        result,
+        corner=np.stack([window.corner for window in windows]),
+        size=config.window_size,
+        image=[f"{config.data} test {number}" for number in range(len(images))],
+        perturbation=perturbations,
+        label_of_perturbed=np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
+    )
+    return store.read_arrays(path / _PERTURBATIONS)
 
 
-def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> Figure:
+def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> list[Axes]:
     """Images beside their perturbations, which are drawn around grey, each as strong as it can be."""
     reach = np.abs(found["perturbation"]).max((2, 3, 4), keepdims=True)
     windows = [f"window {row}, {column}" for row, column in found["corner"].tolist()]
     columns = dict(zip(windows, 0.5 + found["perturbation"] / (2 * reach), strict=True))
     captions = [[str(label) for label in found["label"][0]], *_captions(found)]
-    return image_grid({"image": _stretched(images), **columns}, captions, title=f"{name}: perturbations")
+    shown = {"image": _stretched(images), **columns}
+    return plots.image_grid(shown, captions=captions, title=f"{name}: perturbations")
 
 
 def _captions(found: dict[str, np.ndarray]) -> list[list[str]]:
@@ -114,21 +126,3 @@ def _stretched(images: np.ndarray) -> np.ndarray:
     """Images (N, height, width, channels), each from its least value, as 0, to its greatest, as 1."""
     least, greatest = (function(axis=(1, 2, 3), keepdims=True) for function in (images.min, images.max))
     return (images - least) / (greatest - least)
-
-
-def image_grid(
-    columns: Mapping[str, np.ndarray], captions: Sequence[Sequence[str]] | None = None, *, title: str = ""
-) -> Figure:
-    """A figure of images (N, height, width, channels) in [0, 1], in columns by heading, with captions below."""
-    num_rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(1.3 * len(columns), 0.5 + 1.5 * num_rows), dpi=150, layout="constrained")
-    panels = figure.subplots(num_rows, len(columns), squeeze=False)
-    for place, (heading, images) in enumerate(columns.items()):
-        for axes, image in zip(panels[:, place], images, strict=True):
-            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-        for axes, caption in zip(panels[:, place], captions[place] if captions else (), strict=False):
-            axes.set_xlabel(caption, fontsize=7)
-        panels[0, place].set_title(heading, fontsize=8)
-    plots.frame(figure, title)
-    return figure

@@ -6,16 +6,17 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from experiments import store
 from experiments.benchmarks import workloads
 from experiments.benchmarks.reference import check_reference, seconds_per_pair
-from experiments.benchmarks.timing import forward_flops, line, matrix_rate, peak_memory
+from experiments.benchmarks.timing import forward_flops, matrix_rate, peak_memory, record
 from experiments.experiment import check_known
+from hmt_jax import solvers, statistics
 
 # Numbers of pairs and of simulated devices.
 _SCALING = [(2_000, 1), (20_000, 1), (100_000, 1), (2_000, 1), (2_000, 2), (2_000, 4), (2_000, 8)]
@@ -41,9 +42,12 @@ def benchmark(
         check_known("workload", name, tuple(workloads.PLANS))
     if reference is not None:
         check_reference(reference)
-    store.make(path.parent)
-    rate, rows = matrix_rate(), []
+    rate = matrix_rate()
     print(f"matrix products: {rate / 1e9:.0f} GFLOP/s on {jax.local_devices()[0].device_kind}", flush=True)
+    record(path, "rows", _rows(names, rate, data_dir, reference), _SHOWN, matrix_flops_per_s=rate)
+
+
+def _rows(names, rate, data_dir, reference) -> Iterator[dict[str, Any]]:
     is_cpu = jax.default_backend() == "cpu"
     for name in names or [name for name, plan in workloads.PLANS.items() if plan.num_images_cpu or not is_cpu]:
         plan = workloads.PLANS[name]
@@ -56,10 +60,7 @@ def benchmark(
                 row |= {"reference_seconds_per_pair": theirs, "times_faster": theirs / row["seconds_per_pair"]}
             if name == "resnet50_imagenet":  # the job of LTS4/hold-me-tight#1: 50,000 images in 217 subspaces
                 row["user_job_days"] = 50_000 * 217 * row["seconds_per_pair"] / 86400
-            rows.append(row)
-            print(line({field: row[field] for field in _SHOWN if field in row}), flush=True)
-            store.write_json(path, {"environment": store.environment(), "matrix_flops_per_s": rate, "rows": rows})
-    print(f"\nresults: {path}")
+            yield row
 
 
 def _measure(workload, matrix_rate) -> dict[str, Any]:
@@ -95,19 +96,17 @@ def _measure(workload, matrix_rate) -> dict[str, Any]:
 
 def scaling(path: pathlib.Path, *, data_dir: str | None = None) -> None:
     """Measures LeNet's margins over numbers of pairs and of devices, each in its own process, and writes JSON."""
-    store.make(path.parent)
-    rows = []
-    for num_pairs, num_devices in _SCALING:
-        command = [sys.executable, "-m", __name__, str(num_pairs), str(num_devices), data_dir or ""]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # where devices can be simulated
-        finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if finished.returncode:
-            raise ValueError(f"a run of {num_pairs} pairs on {num_devices} devices failed: {finished.stderr[-500:]}")
-        row = json.loads(finished.stdout.splitlines()[-1])
-        rows.append(row)
-        print(line(row), flush=True)
-    store.write_json(path, {"environment": store.environment(), "scaling": rows})
-    print(f"\nresults: {path}")
+    record(path, "scaling", (_in_own_process(*numbers, data_dir) for numbers in _SCALING))
+
+
+def _in_own_process(num_pairs: int, num_devices: int, data_dir: str | None) -> dict[str, Any]:
+    """The row that this module prints when it runs as a program."""
+    command = [sys.executable, "-m", __name__, str(num_pairs), str(num_devices), data_dir or ""]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # where devices can be simulated
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if finished.returncode:
+        raise ValueError(f"a run of {num_pairs} pairs on {num_devices} devices failed: {finished.stderr[-500:]}")
+    return json.loads(finished.stdout.splitlines()[-1])
 
 
 def _scaling_row(num_pairs: int, num_devices: int, data_dir: str | None) -> dict[str, Any]:
@@ -120,6 +119,39 @@ def _scaling_row(num_pairs: int, num_devices: int, data_dir: str | None) -> dict
         "utilization": result.work.utilization,
         "peak_memory": peak_memory(),
     }
+
+
+def tradeoffs(path: pathlib.Path, *, data_dir: str | None = None) -> None:
+    """Measures LeNet's margins on MNIST with fewer candidates of DeepFool, and with products of less precision.
+
+    Prints them beside those with the standard settings, 10 candidates and the highest precision, and writes JSON.
+    """
+    record(path, "tradeoffs", _tradeoffs(workloads.PLANS["lenet_mnist"].build(1000, data_dir)))
+
+
+def _tradeoffs(workload) -> Iterator[dict[str, Any]]:
+    settings: list[dict[str, Any]] = [{"num_candidates": number} for number in (2, 3, 5, 10)]
+    if jax.default_backend() != "cpu":  # on a CPU all products are of float32
+        settings += [{"precision": precision} for precision in ("default", "high", "highest")]
+    standard, _ = _censored(workload)
+    for setting in settings:
+        margins, seconds = _censored(workload, **setting)
+        are_finite = np.isfinite(margins) & np.isfinite(standard)
+        changes = np.abs(margins[are_finite] / standard[are_finite] - 1)
+        yield {
+            **setting,
+            "seconds_per_pair": seconds / margins.size,
+            "median_ratios": (np.median(margins, axis=1) / np.median(standard, axis=1)).tolist(),
+            "share_changed": float(np.mean(changes > 0.01)),
+            "num_without_margin": int(np.sum(~np.isfinite(margins))),
+        }
+
+
+def _censored(workload, num_candidates=10, precision="highest") -> tuple[np.ndarray, float]:
+    """Margins (R, N), infinite where there is none, and the seconds that they took."""
+    workload = workload._replace(solver=solvers.DeepFool(num_candidates=num_candidates))
+    result, _, seconds = workload.measure(num_repeats=1, precision=precision)
+    return statistics.censored_margins(result), seconds
 
 
 if __name__ == "__main__":

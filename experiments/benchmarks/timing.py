@@ -1,15 +1,17 @@
-"""Seconds, operations and bytes, as all benchmarks measure and print them."""
+"""Seconds, operations and bytes, as all benchmarks measure, print and write them."""
 
+import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import store
 from hmt_jax.classifiers import Classifier, as_pytree
 
 NUM_REPEATS = 3
@@ -64,9 +66,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # in KiB but on macOS
 
 
-def line(row: Mapping[str, Any]) -> str:
-    """The names and values of a row of a benchmark, as text for the terminal; the range of values in a list."""
-    return ", ".join(f"{name} {_text(value)}" for name, value in row.items())
+def record(
+    path: pathlib.Path, name: str, rows: Iterable[Mapping[str, Any]], shown: Sequence[str] = (), **beside: Any
+) -> None:
+    """Writes the rows of a benchmark to a JSON file, with the environment, as soon as each is measured, and prints it.
+
+    `shown` are the fields that are printed, all if there are none. The range of values in a list is.
+    """
+    store.make(path.parent)
+    found = []
+    for row in rows:
+        found.append(row)
+        print(", ".join(f"{field} {_text(row[field])}" for field in shown or row if field in row), flush=True)
+        store.write_json(path, {"environment": store.environment(), **beside, name: found})
+    print(f"\nresults: {path}")
 
 
 def _text(value) -> str:

@@ -6,15 +6,14 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store
-from experiments.benchmarks.timing import NUM_REPEATS, forward_flops, line, matrix_rate, timed
+from experiments.benchmarks.timing import NUM_REPEATS, forward_flops, matrix_rate, record, timed
 from experiments.experiment import check_known
 from hmt_jax import data, models, training
 
@@ -40,36 +39,27 @@ def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None
     """
     for name in names:
         check_known("training workload", name, tuple(_MEASUREMENTS))
-    store.make(path.parent)
-    rows: dict[str, Any] = {}
-    for measurement in names or _MEASUREMENTS:
-        found = _MEASUREMENTS[measurement](data_dir)
-        for name, row in found.items():
-            print(line({"workload": name, **row}), flush=True)
-        rows |= found
-        store.write_json(path, {"environment": store.environment(), "training": rows})
-    print(f"\nresults: {path}")
+    record(path, "training", (row for name in names or _MEASUREMENTS for row in _MEASUREMENTS[name](data_dir)))
 
 
-def _lenet(data_dir) -> dict[str, Any]:
+def _lenet(data_dir) -> Iterator[dict[str, Any]]:
     mnist = data.load("mnist", data_dir)
-    row = _rates("lenet", mnist.train_images, mnist.train_labels)
+    row: dict[str, Any] = {"workload": "lenet_mnist", **_rates("lenet", mnist.train_images, mnist.train_labels)}
     if importlib.util.find_spec("torch") is not None:
         row["pytorch_images_per_s"] = _torch_lenet(mnist)
-    return {"lenet_mnist": row}
+    yield row
 
 
-def _resnet18(data_dir) -> dict[str, Any]:
+def _resnet18(data_dir) -> Iterator[dict[str, Any]]:
     cifar = data.load("cifar10", data_dir)
     is_cpu = jax.default_backend() == "cpu"
     images, labels = (array[: 640 if is_cpu else None] for array in (cifar.train_images, cifar.train_labels))
-    return {
-        f"resnet18_cifar10_{dtype}": _rates("resnet18_cifar", images, labels, compute_dtype=dtype)
-        for dtype in (("float32",) if is_cpu else ("float32", "bfloat16"))
-    }
+    for dtype in ("float32",) if is_cpu else ("float32", "bfloat16"):
+        rates = _rates("resnet18_cifar", images, labels, compute_dtype=dtype)
+        yield {"workload": f"resnet18_cifar10_{dtype}", **rates}
 
 
-def _image_folder(data_dir) -> dict[str, Any]:
+def _image_folder(data_dir) -> Iterator[dict[str, Any]]:
     """Rates of reading alone, and of training steps alone."""
     from PIL import Image
 
@@ -86,7 +76,8 @@ def _image_folder(data_dir) -> dict[str, Any]:
         _, _, seconds = timed(lambda: [jax.block_until_ready(batch) for batch in data.prefetch(loader.epoch(0))])
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
     step = _rates("resnet50", images, np.zeros(len(images), np.int32), batch_size=batch_size)
-    return {"image_folder": {"images_per_s": _NUM_FILES / seconds, "step_images_per_s": step["images_per_s"]}}
+    rates = {"images_per_s": _NUM_FILES / seconds, "step_images_per_s": step["images_per_s"]}
+    yield {"workload": "image_folder", **rates}
 
 
 _MEASUREMENTS = {"lenet_mnist": _lenet, "resnet18_cifar10": _resnet18, "image_folder": _image_folder}

@@ -31,13 +31,9 @@ class Workload(NamedTuple):
         self, num_repeats: int = NUM_REPEATS, *, precision: str = "highest"
     ) -> tuple[hmt_jax.MarginResult, float, float]:
         """The margins, with the seconds that they took, as `timed` returns them."""
-
-        def measure():
-            return hmt_jax.measure_margins(*self[1:], precision=precision)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", hmt_jax.PixelRangeWarning)  # synthetic samples are no images
-            return timed(measure, num_repeats)
+        # Synthetic samples are no images.
+        with warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning):
+            return timed(lambda: hmt_jax.measure_margins(*self[1:], precision=precision), num_repeats)
 
 
 class Plan(NamedTuple):

@@ -13,7 +13,7 @@ from experiments import store
 from experiments.claims import Claim, Estimate, Statistic, from_medians, from_share
 from hmt_jax import statistics
 
-# Which windows, by their corners (R, 2), and the settings and the measurement of the run: (R,) truth values.
+# Which windows, by their corners (R, 2), and the settings of the run with the shape of its images: (R,) truth values.
 Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
@@ -151,7 +151,8 @@ def _of_ratios(keep, function):
 
 
 def _settings(path) -> dict[str, Any]:
-    return {**store.read_json(path / "measurement.json"), **store.settings(path)}
+    """The settings of a run, and "image_shape"."""
+    return {"image_shape": store.read_arrays(path / "margins.npz")["image_shape"], **store.settings(path)}
 
 
 def _check_any(is_kept, path) -> None:
@@ -165,7 +166,7 @@ def _cut(settings, field) -> np.ndarray:
     if kind not in ("low_pass", "cutoff_low", "high_pass"):
         raise ValueError(f"{field}={settings[field]} has no cut between low and high frequencies")
     cut = np.full(2, int(size))
-    return np.array(settings["image_shape"][:2]) - cut if kind == "high_pass" else cut
+    return settings["image_shape"][:2] - cut if kind == "high_pass" else cut
 
 
 def _robust_accuracy(file) -> Estimate:

@@ -110,12 +110,8 @@ def _measurement(store: hmt_jax.MarginStore, name: str | None = None) -> tuple[r
     subspaces, _ = _specs.subspaces_of(texts, tuple(known["data"]["image_shape"]))
     settings: dict[str, Any] = {"is_ordered": False, "command": _measure_command(store)}
     if all(isinstance(subspace, hmt_jax.subspaces.DCTWindow) for subspace in subspaces) and len(texts) == 1:
-        kind, size = texts[0].split(":")[0], subspaces[0].size
-        where = {"dct-diagonal": "first frequency", "dct-grid": "first vertical and horizontal frequency"}
-        settings["axis"] = f"{where.get(kind, 'place')} of the {size} x {size} DCT window"
-        if is_diagonal := kind == "dct-diagonal":
-            settings["axis"] += ", from low to high"
-        settings |= {"is_ordered": is_diagonal, "corners": np.array([subspace.corner for subspace in subspaces])}
+        corners = np.array([subspace.corner for subspace in subspaces])
+        settings |= report.of_windows(corners, subspaces[0].size) | {"subspaces": found.subspaces}
     return dataclasses.replace(found, **settings), subspaces
 
 

@@ -99,6 +99,16 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
 
     Raises:
       ValueError: if the file can't be read or was not written by `save`, or its arrays do not fit its architecture.
+
+    >>> import tempfile
+    >>> import jax
+    >>> architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 3}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "logistic.safetensors")
+    ...     save(file, _create.create(**architecture, key=jax.random.key(0)), architecture=architecture, epoch=5)
+    ...     classifier, header = load(file)
+    >>> classifier(jnp.zeros((1, 2, 2, 1))).shape, header["epoch"]
+    ((1, 3), 5)
     """
     from safetensors import safe_open
 

@@ -9,8 +9,21 @@ The charts are Vega-Lite, written with Altair. With its JavaScript inline, an ot
 with labels for screen readers, and is silent on the console.
 """
 
-from hmt_jax.report._content import Claim, Measurement, Picture, Progress
-from hmt_jax.report._files import html, load, of_store, save, write
+from hmt_jax.report._content import Claim, Measurement, Picture, Progress, of_windows
+from hmt_jax.report._files import html, load, of_store, save, to_bytes, write
 from hmt_jax.report._gallery import pictures
 
-__all__ = ["Claim", "Measurement", "Picture", "Progress", "html", "load", "of_store", "pictures", "save", "write"]
+__all__ = [
+    "Claim",
+    "Measurement",
+    "Picture",
+    "Progress",
+    "html",
+    "load",
+    "of_store",
+    "of_windows",
+    "pictures",
+    "save",
+    "to_bytes",
+    "write",
+]

@@ -266,11 +266,16 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
         for m, values in curves.items()
         for epoch, value in enumerate(values)
     ]
+    num_epochs = max(map(len, curves.values()))
+    step = next(
+        step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if num_epochs / step <= 8
+    )
+    ticks = sorted({1, *range(step, num_epochs + 1, step)})
     base = alt.Chart(_data("rows")).encode(
         x=alt.X(
             "epoch:Q",
             title="epochs of training",
-            axis=alt.Axis(tickMinStep=1, format="d", tickCount=8, grid=False),
+            axis=alt.Axis(format="d", values=ticks, grid=False),
             scale=alt.Scale(zero=False, nice=False),
         ),
         y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)),
@@ -284,7 +289,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
             description=_TEXT,
         ),
     ]
-    text = f"{name} over {max(map(len, curves.values()))} epochs of training."
+    text = f"{name} over {num_epochs} epochs of training."
     return _spec(layers, {"rows": rows}, text, height=_LOW)
 
 

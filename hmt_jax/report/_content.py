@@ -127,3 +127,23 @@ class Measurement:
     def label(self, number: int) -> str:
         """The name of a label."""
         return str(self.classes[number]) if 0 <= number < len(self.classes) else str(number)
+
+
+def of_windows(corners: np.ndarray, size: int) -> dict[str, Any]:
+    """The fields of a `Measurement` in windows of the DCT: `subspaces`, `axis`, `is_ordered` and `corners`.
+
+    Args:
+      corners: (R, 2), the first vertical and horizontal frequency of each window.
+      size: the number of frequencies along each side of a window.
+
+    >>> of_windows(np.array([[0, 0], [4, 4]]), 8)["subspaces"]
+    ['0', '4']
+    """
+    is_diagonal = bool((corners[:, 0] == corners[:, 1]).all())
+    where = "first frequency" if is_diagonal else "first vertical and horizontal frequency"
+    return {
+        "subspaces": [str(row) if is_diagonal else f"{row},{column}" for row, column in corners.tolist()],
+        "axis": f"{where} of the {size} x {size} DCT window" + ", from low to high" * is_diagonal,
+        "is_ordered": is_diagonal,
+        "corners": corners,
+    }

@@ -72,23 +72,32 @@ class Pair(NamedTuple):
 
 
 def pairs_of(measurements: Sequence[Measurement]) -> list[Pair]:
-    """Each measurement beside the first one that has some of its images in the same subspaces.
+    """Measurements with some of the same images in the same subspaces, each beside earlier ones.
 
-    Two of the same classifier, by different solvers, are compared with each other even if neither is the first.
+    These are the first one by the same solver, and those of the same classifier by other solvers. If there is neither,
+    it is the first of all.
     """
     found = []
     for b, second in enumerate(measurements):
         shared = {a: places for a in range(b) if len((places := _shared(measurements[a], second))[0])}
-        for a, (ours, theirs) in shared.items():
-            first = measurements[a]
-            is_same = first.classifier_id is not None and first.classifier_id == second.classifier_id
-            if a == min(shared) or (is_same and first.result.solver != second.result.solver):
-                num_resamples = _num_resamples(second)
-                ratios = statistics.compare(
-                    first.result[:, ours], second.result[:, theirs], num_resamples=num_resamples
-                )
-                found.append(Pair(a, b, is_same, ratios, num_resamples))
+        solvers = {a: measurements[a].result.solver for a in shared}
+        same_solver = [a for a, solver in solvers.items() if solver == second.result.solver][:1]
+        same_classifier = [
+            a
+            for a, solver in solvers.items()
+            if solver != second.result.solver and _is_of_same_classifier(measurements[a], second)
+        ]
+        for a in sorted(same_solver + same_classifier) or list(shared)[:1]:
+            ours, theirs = shared[a]
+            num_resamples = _num_resamples(second)
+            results = measurements[a].result[:, ours], second.result[:, theirs]
+            ratios = statistics.compare(*results, num_resamples=num_resamples)
+            found.append(Pair(a, b, a in same_classifier, ratios, num_resamples))
     return found
+
+
+def _is_of_same_classifier(first: Measurement, second: Measurement) -> bool:
+    return first.classifier_id is not None and first.classifier_id == second.classifier_id
 
 
 def _shared(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:

@@ -111,11 +111,17 @@ def test_two_solvers_are_compared_on_a_network_that_is_not_the_first_one():
         robust, name="robust, tight", result=dataclasses.replace(robust.result, solver="Walk()")
     )
     pairs = _numbers.pairs_of([standard, robust, tight])
+    assert [(pair.first, pair.second, pair.same_classifier) for pair in pairs] == [(0, 1, False), (1, 2, True)]
+    other = dataclasses.replace(tight, name="standard, tight", classifier_id=standard.classifier_id)
+    pairs = _numbers.pairs_of([standard, robust, other, tight])
     assert [(pair.first, pair.second, pair.same_classifier) for pair in pairs] == [
         (0, 1, False),
-        (0, 2, False),
-        (1, 2, True),
+        (0, 2, True),
+        (1, 3, True),
+        (2, 3, False),
     ]
+    (pair,) = _numbers.pairs_of([standard, tight])  # nothing else is there to compare it with
+    assert (pair.first, pair.second, pair.same_classifier) == (0, 1, False)
 
 
 def test_a_subset_is_drawn_without_replacement_and_all_are_taken_if_there_are_few():
