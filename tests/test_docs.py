@@ -137,15 +137,6 @@ WITHOUT_EXAMPLE = {
     # Building one takes seconds.
     "hmt_jax.models.CifarDenseNet",
     "hmt_jax.models.DenseNet",
-    # Reports: docs/how-to/reports.md has examples.
-    "hmt_jax.report.Claim",
-    "hmt_jax.report.Measurement",
-    "hmt_jax.report.Picture",
-    "hmt_jax.report.Progress",
-    "hmt_jax.report.html",
-    "hmt_jax.report.of_store",
-    "hmt_jax.report.pictures",
-    "hmt_jax.report.write",
 }
 
 
