@@ -1,4 +1,4 @@
-"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`.
+"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[plots]'`.
 
 A function draws in the axes that it is given, or in a figure of its own, and returns the axes: their `figure` is saved
 with `axes.figure.savefig(path)`. In a figure of its own, the title is above the axes and the legend below them. Margins
@@ -19,7 +19,7 @@ from hmt_jax._looks import LOOKS
 from hmt_jax.margins import MarginResult, MarginStore
 from hmt_jax.solvers import Status
 
-require("pictures", "experiments", "matplotlib")
+require("pictures", "plots", "matplotlib")
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.cm import ScalarMappable  # noqa: E402
 from matplotlib.colors import LogNorm, Normalize  # noqa: E402

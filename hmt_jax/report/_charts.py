@@ -16,7 +16,7 @@ from hmt_jax._looks import LOOKS
 from hmt_jax.report._content import Measurement
 from hmt_jax.report._numbers import RANKS, Numbers, Pair, grid_of, subset
 
-require("a report", "tool", "altair", "jinja2", "vl_convert")
+require("a report", "report", "altair", "jinja2", "vl_convert")
 import altair as alt  # noqa: E402
 
 _HEIGHT, _LOW = 320, 220  # pixels
