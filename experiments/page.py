@@ -13,7 +13,7 @@ from experiments import registry, store, tables
 from experiments.experiment import Config
 from hmt_jax.report import Claim, Measurement
 
-_FILE = "measurements.npz"  # the name that `hmt report` looks for
+_FILE, _PAGE = store.PAGE
 _NOT_DRAWN = ("epoch", "seconds")  # numbers of each epoch that are no curves
 
 
@@ -40,12 +40,20 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], 
     store.write(path / _FILE, hmt_jax.report.to_bytes(own))
     beside: list[Measurement] = []
     if (other := store.baseline(path)) is not None:
+        if not (other / _FILE).exists():
+            raise ValueError(f"{other} has no {_FILE}: give the command of that run again, which makes it anew")
         found = hmt_jax.report.load(other / _FILE)[0]
         beside = [dataclasses.replace(found, name=f"{found.name}, for comparison", claims=())]
-    page = hmt_jax.report.html(
-        [*beside, *own], title=name, command=command
-    )  # the first is what others are compared with
-    store.write(path / "report.html", page.encode())
+    # The first is what others are compared with.
+    page = hmt_jax.report.html([*beside, *own], title=name, command=command)
+    store.write(path / _PAGE, page.encode(errors="replace"))
+
+
+def restore(path: pathlib.Path, config: Config) -> None:
+    """Writes what `write` has written for a finished run again, if it was removed."""
+    if not all((path / file).exists() for file in store.PAGE):
+        finished = store.verdicts(path)
+        write(path, config, finished["claims"], is_quick=finished["is_quick"])
 
 
 def _command(name: str, config: Config, *, is_quick: bool) -> str:
@@ -65,8 +73,8 @@ def _command(name: str, config: Config, *, is_quick: bool) -> str:
 
 
 def _audited(path: pathlib.Path, measured: Measurement) -> list[Measurement]:
-    """The margins of an audit, and its certified bounds, if there was one."""
-    if not (path / "audit.npz").exists():
+    """The margins of an audit, and its certified bounds, if there was one that has written all of its files."""
+    if not all((path / file).exists() for file in ("audit.npz", "audit.json")):
         return []
     result, arrays = store.read_margins(path / "audit.npz")
     number, certified = result.margin.shape[1], arrays["certified"]

@@ -40,6 +40,7 @@ def run(
         store.check(path, described)
         if store.is_finished(path) and not fresh:
             print(f"{name} is finished already; --fresh starts over")
+            page.restore(path, config)
         else:
             config.check(data_dir)
             beside = None

@@ -36,6 +36,7 @@ except ImportError:  # on Windows
 FORMAT = 3  # of run folders; before there was a number, they were of format 1
 CLASSIFIER = "checkpoint.safetensors"
 CHECKPOINTS, MONITORED, MARGINS = "checkpoints", "monitored", "margins.zarr"  # the folders in a run's folder
+PAGE = ("measurements.npz", "report.html")  # made of the other files; `hmt report` looks for the first one
 _SUMMARY, _VERDICTS = "summary.json", "claims.json"  # the last files of a run
 _CONFIG, _ENVIRONMENT, _BASELINE, _RECORD = "config.json", "environment.json", "baseline.json", "files.sha256"
 _PACKAGES = ("hmt-jax", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "safetensors")
@@ -350,6 +351,8 @@ def _remedy(path) -> str:
         return f"remove {path.parent}, and run that experiment again"
     if path.suffix == ".png" or path.name.startswith("audit"):
         return "remove it"
+    if path.name in PAGE:
+        return "remove it, and give the command of that run again, which makes it anew"
     return "start that run over with --fresh"
 
 

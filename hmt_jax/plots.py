@@ -103,7 +103,7 @@ def margin_distribution(
     num_drawn = min(num_samples, _MOST_SAMPLES)
     x, y = _swarm(statistics.censored_margins(result))
     # Points lie behind everything else, and few points are larger: 16 square points for 20 samples, 3 for a thousand.
-    size = float(np.clip(70 / np.sqrt(num_drawn), 3, 16))
+    size = float(np.clip(70 / np.sqrt(max(num_drawn, 1)), 3, 16))
     drawn = "samples" if num_drawn == num_samples else f"{num_drawn:,} of {num_samples:,} samples"
     axes.scatter(x, y, s=size, color=_SAMPLE_COLOR, alpha=0.6, linewidths=0, label=drawn, rasterized=True, zorder=1)
     axes.fill_between(positions, low, high, color=_COLOR, alpha=0.15, linewidth=0, label=_looks.BAND, zorder=1.5)
@@ -684,7 +684,8 @@ def _draw_curves(axes, positions, curves, styles, alpha) -> dict[str, Line2D]:
         (lines[label],) = axes.plot(positions, line, markersize=5, **style)
         above = np.asarray(positions)[np.isinf(median)]
         axes.scatter(above, np.full(len(above), top), marker="^", s=30, color=color, clip_on=False, zorder=3)
-    axes.set(yscale="log", ylim=(bottom, top))
+    axes.set_ylim(bottom, top)  # before the scale: Matplotlib warns if it finds no positive number to scale by
+    axes.set_yscale("log")
     _label_plainly(axes.yaxis)
     axes.grid(axis="y", alpha=0.3)
     return lines

@@ -14,27 +14,27 @@ from experiments.analyses import audit, compare_solvers
 from hmt_jax import cli, statistics
 
 NUM_IMAGES = 8
+FIELDS = [
+    "--num-epochs",
+    "2",
+    "--num-images",
+    "12",
+    "--attack",
+    "pgd",
+    "--epsilon",
+    "0.5",
+    "--attack-steps",
+    "2",
+    "--baseline",
+    "digits",
+]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a small robust run, with the run that it is compared with."""
     path = tmp_path_factory.mktemp("runs") / "robust"
-    fields = [
-        "--num-epochs",
-        "2",
-        "--num-images",
-        "12",
-        "--attack",
-        "pgd",
-        "--epsilon",
-        "0.5",
-        "--attack-steps",
-        "2",
-        "--baseline",
-        "digits",
-    ]
-    assert command_line.main(["run", "digits", *fields, "--folder", str(path)]) == 0
+    assert command_line.main(["run", "digits", *FIELDS, "--folder", str(path)]) == 0
     return path
 
 
@@ -198,6 +198,36 @@ def test_folders_of_other_kinds(tmp_path, capsys):
         "is the folder of margin_map, which does not measure a data set of hmt_jax.data along the diagonal"
         in capsys.readouterr().err
     )
+
+
+def test_an_audit_that_was_stopped_while_it_wrote_its_files_is_not_on_the_page(
+    finished, report, tmp_path, monkeypatch, capsys
+):
+    copy = tmp_path / "robust"
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    again, _ = store.read_margins(copy / "audit.npz")
+
+    def stop(*_):
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "_tight", lambda *_: again)
+        patched.setattr(store, "write_picture", stop)
+        assert command_line.main(["audit", str(copy), "--num-images", str(NUM_IMAGES)]) == 2
+        assert "stopped" in capsys.readouterr().err
+    (copy / "claims.json").unlink()
+    assert command_line.main(["run", "digits", *FIELDS, "--folder", str(copy)]) == 0
+    assert [each.name for each in hmt_jax.report.load(copy / "measurements.npz")] == ["digits"]
+
+
+def test_what_a_run_is_compared_with_must_have_its_measurements(finished, tmp_path, capsys):
+    copy = tmp_path / "robust"
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    (copy / "report.html").unlink()
+    (tmp_path / "digits" / "measurements.npz").unlink()
+    assert command_line.main(["run", "digits", *FIELDS, "--folder", str(copy)]) == 2
+    told = f"{tmp_path / 'digits'} has no measurements.npz: give the command of that run again, which makes it anew"
+    assert told in capsys.readouterr().err
 
 
 def test_an_audit_is_alone_at_work_in_a_folder(finished, capsys):

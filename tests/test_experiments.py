@@ -143,6 +143,19 @@ def test_a_finished_run_is_reused(finished, capsys):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
+@pytest.mark.parametrize("name", ["report.html", "measurements.npz"])
+def test_what_is_made_of_the_other_files_is_made_anew_if_it_was_removed(finished, tmp_path, name):
+    path = tmp_path / "digits"
+    shutil.copytree(finished, path)
+    (path / name).unlink()
+    assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
+    (measured,) = hmt_jax.report.load(path / "measurements.npz")
+    with np.load(finished / "margins.npz") as arrays:
+        np.testing.assert_array_equal(measured.result.margin, arrays["margin"])
+    assert "1 of 1 hold" in (path / "report.html").read_text()
+    store.check_finished(path)
+
+
 def test_an_interrupted_run_goes_on_from_its_last_stage(finished, tmp_path, monkeypatch):
     path = tmp_path / "digits"
     path.mkdir()
@@ -597,6 +610,7 @@ def put_other_margins(file):
         ),
         ("config.json", lambda file: file.write_text(file.read_text().replace(" 12", " 13")), "remove "),
         ("margins.png", flip_last_bit, "remove it"),
+        ("report.html", flip_last_bit, "remove it, and give the command of that run again, which makes it anew"),
     ],
 )
 def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, capsys, command, name, damage, remedy):

@@ -83,6 +83,13 @@ def test_nothing_but_failures_can_be_drawn():
     assert len(axes.texts) == 4
 
 
+@pytest.mark.parametrize("margins", [np.zeros((2, 3)), np.zeros((2, 0))], ids=["zeros", "no images"])
+def test_margins_that_no_logarithm_is_of_can_be_drawn(margins):
+    result = make_result(margins)
+    for axes in (plots.margin_distribution(result), plots.compare({"a": result})):
+        axes.figure.savefig(io.BytesIO())
+
+
 def test_history_has_a_row_for_each_epoch_and_a_column_for_each_subspace():
     medians = np.array([[1.0, 2.0, 3.0], [2.0, np.inf, 4.0]])
     axes, bar = plots.margin_history([5, 10], medians, title="a title", ticks=["a", "b", "c"]).figure.axes

@@ -71,18 +71,22 @@ def audit(
         }
         lines = [f"{opened.name}: {len(opened.images)} images, {effort} effort", tables.aligned(tables.audits(found))]
         lines += ["", order(measured, tight)]
+        others = None
+        if compared is not None:
+            others = {"measured": compared.margins, "tight": _least(compared, _tight(compared, effort))}
+            pairs = {"run": (measured, others["measured"]), "tight": (tight, others["tight"])}
+            growth = {name: report.median_ratios(*pair) for name, pair in pairs.items()}
+            found["over_baseline"] = {name: [*map(claims.for_json, ratios)] for name, ratios in growth.items()}
+            lines.append(_over_baseline(opened.config.baseline, windows, **growth))
+        # The last file of an audit. Without it, the others count for nothing: they may be those of two audits.
+        (path / "audit.json").unlink(missing_ok=True)
         arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
         store.write_margins(path / "audit.npz", again, **arrays)
         title = f"{opened.name}: audit of {len(opened.images)} images"
         named = report.axis(opened.corners, opened.config.window_size)
         store.write_picture(path / "audit.png", plots.compare(drawn, title=title, **named))
-        if compared is not None:
-            others = {"measured": compared.margins, "tight": _least(compared, _tight(compared, effort))}
+        if others is not None:
             store.write_arrays(path / "audit_baseline.npz", others)
-            pairs = {"run": (measured, others["measured"]), "tight": (tight, others["tight"])}
-            growth = {name: report.median_ratios(*pair) for name, pair in pairs.items()}
-            found["over_baseline"] = {name: [*map(claims.for_json, ratios)] for name, ratios in growth.items()}
-            lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         store.write_json(path / "audit.json", found)
         finished = store.verdicts(path)
         page.write(path, opened.config, finished["claims"], is_quick=finished["is_quick"])

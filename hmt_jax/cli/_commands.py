@@ -457,6 +457,13 @@ def _check_page(out: str) -> None:
 
     if os.path.splitext(out)[1].lower() not in (".html", ".htm"):
         raise ValueError(f"the page must end in .html, got {out!r}")
+    path = os.path.abspath(expand("the page", out))
+    if os.path.isdir(path):
+        raise ValueError(f"{shown(out)} is a folder, and the page is a file: name another")
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK):
+        state = "can't be written" if os.path.isdir(folder) else "is not there"
+        raise ValueError(f"the folder {shown(folder)} of the page {state}: make it, or name another")
     _report.check_packages()
 
 

@@ -261,7 +261,8 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
       names: of the measurements.
     """
     rows = [
-        {"m": m, "epoch": epoch + 1, "y": _finite(value), "name": names[m], "value": exact(value)}
+        {"m": m, "epoch": epoch + 1, "name": names[m], "value": exact(value)}
+        | {"y": float(exact(value)) if np.isfinite(value) else None}
         | {"text": f"{names[m]}, epoch {epoch + 1}: {exact(value)}"}
         for m, values in curves.items()
         for epoch, value in enumerate(values)
@@ -271,6 +272,12 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
         step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if num_epochs / step <= 8
     )
     ticks = sorted({1, *range(step, num_epochs + 1, step)})
+    values = {row["y"] for row in rows if row["y"] is not None}
+    ends: dict[str, Any] = {}
+    if len(values) == 1:  # around which Vega-Lite would label the axis with the nearest whole number
+        (only,) = values
+        half = abs(only) / 4 or 1.0
+        ends = {"domain": [only - half, only + half]}
     base = alt.Chart(_data("rows")).encode(
         x=alt.X(
             "epoch:Q",
@@ -278,7 +285,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
             axis=alt.Axis(format="d", values=ticks, grid=False),
             scale=alt.Scale(zero=False, nice=False),
         ),
-        y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)),
+        y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False, **ends)),
         color=_look("color"),
     )
     layers = [

@@ -95,7 +95,8 @@ class Measurement:
       pictures: images for the gallery.
       no_pictures: why there are none, as a sentence.
       command: the command that makes the measurement again.
-      attributes: the configuration, versions, hardware, times and checksums: anything that JSON can hold.
+      attributes: the configuration, versions, hardware, times and checksums: anything that JSON can hold, and arrays;
+        whatever else is there becomes text.
 
     >>> import jax, jax.numpy as jnp
     >>> import hmt_jax
@@ -127,7 +128,7 @@ class Measurement:
     def __post_init__(self):
         if not isinstance(self.result, MarginResult):
             raise TypeError(f"result must be a MarginResult, got {type(self.result).__name__}")
-        number = len(self.result.margin)
+        number, num_images = self.result.margin.shape
         for argument, values in (("subspaces", self.subspaces), ("corners", self.corners), ("bounds", self.bounds)):
             if values is not None and (isinstance(values, str) or len(values) != number):
                 found = repr(values) if isinstance(values, str) else len(values)
@@ -135,16 +136,27 @@ class Measurement:
                     f"{argument} of the measurement {self.name!r} must have one entry for each of the {number} "
                     f"subspaces, got {found}"
                 )
-
-        if self.image_ids and len(self.image_ids) != self.result.margin.shape[1]:
+        for argument, shape in (("corners", f"({number}, 2)"), ("bounds", f"({number}, M)")):
+            if (values := getattr(self, argument)) is not None:
+                array = np.asarray(values)
+                if array.ndim != 2 or (argument == "corners" and array.shape[1] != 2):
+                    raise ValueError(
+                        f"{argument} of the measurement {self.name!r} must have the shape {shape}, got {array.shape}"
+                    )
+                object.__setattr__(self, argument, array)
+        if len(self.image_ids) not in (0, num_images):
             raise ValueError(
-                f"image_ids of the measurement {self.name!r} must have one entry for each of the "
-                f"{self.result.margin.shape[1]} images, got {len(self.image_ids)}"
+                f"image_ids of the measurement {self.name!r} must have one entry for each of the {num_images} images, "
+                f"got {len(self.image_ids)}"
             )
+        # Numbers, paths and arrays of texts are as good as texts.
+        object.__setattr__(self, "name", str(self.name))
+        for argument in ("subspaces", "classes", "image_ids"):
+            object.__setattr__(self, argument, [str(each) for each in getattr(self, argument)])
 
     def label(self, number: int) -> str:
         """The name of a label."""
-        return str(self.classes[number]) if 0 <= number < len(self.classes) else str(number)
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
 
 def of_windows(corners: np.ndarray, size: int) -> dict[str, Any]:
@@ -157,6 +169,7 @@ def of_windows(corners: np.ndarray, size: int) -> dict[str, Any]:
     >>> of_windows(np.array([[0, 0], [4, 4]]), 8)["subspaces"]
     ['0', '4']
     """
+    corners = np.asarray(corners)
     is_diagonal = bool((corners[:, 0] == corners[:, 1]).all())
     where = "first frequency" if is_diagonal else "first vertical and horizontal frequency"
     return {
@@ -165,3 +178,8 @@ def of_windows(corners: np.ndarray, size: int) -> dict[str, Any]:
         "is_ordered": is_diagonal,
         "corners": corners,
     }
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can't hold as one that it can: an array as a list, its number as a number, others as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

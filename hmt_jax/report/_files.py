@@ -13,7 +13,7 @@ from hmt_jax import _disk, _paths
 from hmt_jax.margins import MarginResult, MarginStore
 from hmt_jax.margins._result import NOT_STORED, from_arrays, to_arrays
 from hmt_jax.margins._store import UNKNOWN
-from hmt_jax.report._content import Claim, Measurement, Picture, Progress
+from hmt_jax.report._content import Claim, Measurement, Picture, Progress, plain
 
 _OPTIONAL, _OF_PICTURES = ("corners", "bounds"), ("original", "perturbation")  # arrays
 _APART = ("result", "pictures", *_OPTIONAL)  # fields that JSON does not hold
@@ -138,7 +138,7 @@ def save(path: str | os.PathLike[str], measurements: Sequence[Measurement]) -> N
 
     Args:
       path: of the file. In a folder, `hmt report FOLDER` finds it by the name `measurements.npz`.
-      measurements: with attributes that JSON can hold.
+      measurements: any; arrays among their attributes become lists, and what JSON can't hold becomes text.
 
     Raises:
       OSError: if the file can't be written.
@@ -180,7 +180,7 @@ def to_bytes(measurements: Sequence[Measurement]) -> bytes:
             {**{name: value for name, value in fields.items() if name not in _APART}, "pictures": pictures}
         )
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, measurements=json.dumps(described), **arrays)
+    np.savez_compressed(content, allow_pickle=False, measurements=json.dumps(described, default=plain), **arrays)
     return content.getvalue()
 
 
@@ -204,9 +204,8 @@ def load(path: str | os.PathLike[str]) -> list[Measurement]:
         described = json.loads(str(stored["measurements"]))
         return [_measurement(each, stored, f"{m}/") for m, each in enumerate(described)]
     except NOT_STORED as error:
-        raise ValueError(
-            f"{_paths.shown(file)} is not a file of hmt_jax.report.save: {_paths.reason(error)}"
-        ) from error
+        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _paths.reason(error)
+        raise ValueError(f"{_paths.shown(file)} is not a file of hmt_jax.report.save: {reason}") from error
 
 
 def _measurement(described: dict[str, Any], stored: dict[str, np.ndarray], prefix: str) -> Measurement:

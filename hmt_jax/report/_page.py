@@ -15,7 +15,7 @@ import hmt_jax
 from hmt_jax import _looks, _tables
 from hmt_jax._extras import require
 from hmt_jax.report import _charts, _gallery
-from hmt_jax.report._content import Measurement, Progress
+from hmt_jax.report._content import Measurement, Progress, plain
 from hmt_jax.report._numbers import Numbers, Pair, grid_of, numbers_of, pairs_of, subset
 from hmt_jax.solvers import Status
 
@@ -50,6 +50,7 @@ def page(measurements: Sequence[Measurement], title: str, command: str, progress
         "number": _tables.number,
         "exact": _charts.exact,
         "share": lambda share: f"{share:.1%}",
+        "commas": "{:,}".format,
         "doubled": lambda length: 2 * length,
     }
     pairs = pairs_of(measurements)
@@ -68,7 +69,7 @@ def page(measurements: Sequence[Measurement], title: str, command: str, progress
         galleries=[_gallery.rows(measurement) for measurement in measurements],
         comparisons=_comparisons(pairs, measurements),
         histories=_histories(measurements),
-        facts=[_flat(measurement.attributes) for measurement in measurements],
+        facts=[_flat(json.loads(json.dumps(dict(each.attributes), default=plain))) for each in measurements],
         tables=[_files_of(m, measurements, numbers) for m in range(len(measurements))],
         statuses=[status.name.lower() for status in Status],
         style=_read("page.css"),
@@ -96,6 +97,7 @@ def _group(members: list[int], measurements, numbers) -> dict[str, Any]:
         "is_joined": _charts.is_joined(first),
         "curves": _charts.curves(own, {m: numbers[m] for m in members}),
         "maps": {m: _charts.heat_map(own[m], numbers[m]) for m in members if grid_of(own[m].corners) is not None},
+        "num_images": sorted({numbers[m].margins.shape[1] for m in members}),
         "num_bounds": sorted({each.bounds.shape[1] for each in own.values() if each.bounds is not None}),
     }
 
@@ -208,7 +210,7 @@ def _csv(header: Sequence[str], rows) -> str:
     writer = csv.writer(content)
     writer.writerow(header)
     writer.writerows(rows)
-    return "data:text/csv;charset=utf-8," + urllib.parse.quote(content.getvalue(), safe=",:_-. ()")
+    return "data:text/csv;charset=utf-8," + urllib.parse.quote(content.getvalue(), safe=",:_-. ()", errors="replace")
 
 
 def _flat(attributes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -224,7 +226,7 @@ def _flat(attributes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
             if len(value) > 3:
                 found.append((f"{key}[3] to [{len(value) - 1}]", "not shown; they are in the store"))
         else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             found.append((key, text))
     return found
 

@@ -158,10 +158,21 @@ def test_a_page_that_cannot_be_written_is_no_reason_to_lose_a_measurement(folder
         show(2, 6)
 
 
+def test_a_folder_is_no_page(hmt, tmp_path):
+    out = tmp_path / "page.html"
+    out.mkdir()
+    assert hmt("report", "whole.zarr", "--out", out) == (
+        2,
+        "",
+        f"error: {out} is a folder, and the page is a file: name another\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["report", "whole.zarr", "--out", "page.png"], "the page must end in .html, got 'page.png'"),
+        (["report", "whole.zarr", "--out", "no/page.html"], "no of the page is not there: make it, or name another"),
         (["report", "--out", "page.html"], "report needs at least one store or run, such as: hmt report m.zarr --out"),
         (
             ["report", "grey", "--out", "page.html"],

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import pathlib
 import re
 
 import jax
@@ -14,7 +15,7 @@ from test_statistics import make_result
 
 import hmt_jax
 from hmt_jax import Status, report, solvers, subspaces
-from hmt_jax.report import _gallery, _numbers
+from hmt_jax.report import _charts, _gallery, _numbers
 
 
 def test_a_page_needs_measurements_with_different_names_that_can_be_told_apart(tmp_path):
@@ -45,6 +46,45 @@ def test_a_measurement_has_a_name_for_each_subspace():
         report.Measurement(name="a", result=result, subspaces=list("abc"), image_ids=["0"])
     with pytest.raises(TypeError, match="result must be a MarginResult, got ndarray"):
         report.Measurement(name="a", result=np.ones((3, 2)), subspaces=list("abc"))
+    with pytest.raises(ValueError, match=r"corners of the measurement 'a' must have the shape \(3, 2\), got \(3,\)"):
+        report.Measurement(name="a", result=result, subspaces=list("abc"), corners=np.arange(3))
+    with pytest.raises(ValueError, match=r"bounds of the measurement 'a' must have the shape \(3, M\), got \(3,\)"):
+        report.Measurement(name="a", result=result, subspaces=list("abc"), bounds=np.ones(3))
+
+
+def test_numbers_arrays_and_paths_are_as_good_as_texts_and_lists(tmp_path):
+    pixel = np.zeros((1, 1, 1), np.float32)
+    odd = report.Measurement(
+        name=pathlib.Path("a/b"),
+        result=make_result(np.ones((3, 2))),
+        subspaces=range(3),
+        corners=[[0, 0], [0, 4], [4, 0]],
+        bounds=[[1, 2]] * 3,
+        classes=np.array(["zero", "one"]),
+        image_ids=np.arange(2),
+        num_images=np.int64(7),
+        claims=[report.Claim("a", "b", "c", np.bool_(False))],
+        history={"loss": np.array([0.5, 0.25], np.float32)},
+        pictures=[report.Picture(np.int64(0), np.int64(1), "least", np.float32(1), pixel, pixel, np.int8(0), 1)],
+        attributes={"number": np.int64(3), "array": np.arange(2), "path": pathlib.Path("c"), "nan": float("nan")},
+    )
+    path = tmp_path / "odd.npz"
+    report.save(path, [odd])
+    (after,) = report.load(path)
+    assert (after.name, after.subspaces, after.image_ids) == ("a/b", ["0", "1", "2"], ["0", "1"])
+    assert after.classes == ["zero", "one"]
+    assert after.history == {"loss": [0.5, 0.25]}
+    assert str(after.attributes) == "{'number': 3, 'array': [0, 1], 'path': 'c', 'nan': nan}"
+    page = report.html([odd])
+    assert page == report.html([after])
+    assert '<td class="fails">' in page
+
+
+def test_a_name_that_is_not_in_utf_8_is_no_reason_to_lose_a_page(tmp_path):
+    name = "a\udcff"  # a byte in the name of a file, as Python has it
+    odd = report.Measurement(name=name, result=make_result(np.ones((1, 2))), subspaces=[name], classes=[name])
+    report.write(tmp_path / "page.html", [odd])
+    assert "a?" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_only_measurements_of_the_same_images_are_compared():
@@ -88,7 +128,7 @@ def test_measurements_are_the_same_after_they_were_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({"margin": np.ones((2, 3))}, "measurements"),
+        ({"margin": np.ones((2, 3))}, "it has no measurements"),
         ({"measurements": '[{"name": "a", "pictures": [], "claims": []}]'}, "it has no margin, label, adv"),
         ({"measurements": "[1]"}, "'int' object"),
     ],
@@ -195,6 +235,28 @@ def test_pictures_of_a_result_are_its_coordinates_in_the_image():
         assert logits.argmax() == picture.adversarial_label == result.adversarial_label[r, n]
     with pytest.raises(ValueError, match="result has no coordinates: measure with keep_coordinates=True"):
         report.pictures(dataclasses.replace(result, coordinates=None), windows, images, wanted)
+
+
+def test_training_is_drawn_where_a_number_is_zero_or_negative():
+    chart = _charts.history("accuracy under attack", {0: [0.0, 0.25, np.nan, -1.0]}, {0: "a"})
+    assert [row["y"] for row in chart["datasets"]["rows"]] == [0.0, 0.25, None, -1.0]
+
+
+@pytest.mark.parametrize("value", [0.4, 0.0, -2.0])
+def test_the_axis_around_a_single_number_of_training_has_its_place_inside(value):
+    chart = _charts.history("accuracy", {0: [value]}, {0: "a"})
+    low, high = chart["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < value < high
+
+
+def test_curves_of_different_numbers_of_images_are_told_apart():
+    standard, robust, tight = pages.measurements()
+    warning = "These curves are not all of the same images"
+    assert warning not in report.html([standard, robust])
+    few = dataclasses.replace(tight, result=tight.result[:, :4], image_ids=tight.image_ids[:4])
+    page = report.html([standard, few])
+    assert f"{warning}: some have 4 and others 40, so one may lie above another by that alone." in page
+    assert "The ratios below are of images that two measurements share." in page
 
 
 def test_numbers_of_all_samples_are_in_the_tables(tmp_path):
