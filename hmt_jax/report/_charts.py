@@ -260,7 +260,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
       curves: by the number of the measurement.
       names: of the measurements.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"m": m, "epoch": epoch + 1, "name": names[m], "value": exact(value)}
         | {"y": float(exact(value)) if np.isfinite(value) else None}
         | {"text": f"{names[m]}, epoch {epoch + 1}: {exact(value)}"}
