@@ -2,7 +2,7 @@
 
 Run it in a checkout. Libraries that are not installed are left out.
 
-    pip install '.[experiments,torch]' foolbox adv-lib torchattacks adversarial-robustness-toolbox
+    pip install '.[all,torch]' foolbox adv-lib torchattacks adversarial-robustness-toolbox
     python docs/peers.py --num-images 500
 
 adversarial-library (`adv-lib`) needs the torchvision of the same build as PyTorch: for one without CUDA, give pip the
