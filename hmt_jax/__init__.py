@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hmt_jax.solvers import Solution, Status
 
 #: The version of this library.
-__version__ = "0.1.0"
+__version__ = "0.1.0b1"
 
 # The modules of the names above that are no modules themselves.
 _MODULES = {

@@ -13,7 +13,6 @@ import numpy as np
 
 from hmt_jax import _disk, _exported, _programs
 from hmt_jax._checks import ImageShape, check_image_shape
-from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.models._files import EXPORTED_HEADER
@@ -47,7 +46,6 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
       ValueError: if the classifier can't be applied to such images, differentiated or exported, or the file's folder
         does not exist.
       TypeError: if the classifier can't be called, or is a PyTorch module.
-      ModuleNotFoundError: if flatbuffers or safetensors is missing.
 
     >>> import tempfile
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
@@ -58,7 +56,6 @@ def save_exported(classifier: Classifier, image_shape: ImageShape, path: str | o
     >>> loaded(jnp.ones((3, 2, 2, 1))).shape
     (3, 2)
     """
-    _require()
     image_shape = check_image_shape(image_shape)
     path = expand("path", path)
     if not (parent := pathlib.Path(path).parent).is_dir():
@@ -94,9 +91,15 @@ def load_exported(path: str | os.PathLike) -> Classifier:
     Raises:
       ValueError: if the file is of another kind, damaged, of a version that can't be read, for other platforms than
         this machine's, or in float64 while JAX rounds that to float32.
-      ModuleNotFoundError: if flatbuffers or safetensors is missing.
+
+    >>> import tempfile
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_exported(classifier, (2, 2, 1), path := os.path.join(folder, "linear.hmt"))
+    ...     loaded = load_exported(path)
+    >>> loaded(jnp.ones((1, 2, 2, 1))).tolist()
+    [[1.0, 1.0]]
     """
-    _require()
     from safetensors import safe_open
 
     path = expand("path", path)
@@ -121,10 +124,6 @@ def load_exported(path: str | os.PathLike) -> Classifier:
             "install a version of JAX that is at most six months later than the file's, and no older"
         ) from error
     return _exported.ExportedClassifier([jnp.asarray(array) for array in arrays], network)
-
-
-def _require():
-    require("files of exported classifiers", "tool", "flatbuffers", "safetensors")
 
 
 def _to_bytes(header: Mapping, arrays: list[np.ndarray], serialized: _exported.Functions) -> bytes:

@@ -21,7 +21,12 @@ _Array = TypeVar("_Array")
 
 
 class PixelRangeWarning(UserWarning):
-    """Pixels are outside [0, 1], and flipped frequencies do not explain it."""
+    """Pixels are outside [0, 1], and flipped frequencies do not explain it.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", PixelRangeWarning)  # within this block, such images are an error
+    """
 
 
 class Chunk(NamedTuple):

@@ -36,6 +36,10 @@ class LowerBounds(NamedTuple):
       radius: L2 norm, in pixels, below which no perturbation in the subspace changes the label, so that the margin is
         at least as large. 0 if nothing could be certified; NaN for a sample with a NaN or infinite pixel.
       label: the predicted label; -1 for a sample with a NaN or infinite pixel.
+
+    >>> bounds = LowerBounds(radius=np.array([[0.5, 0.0]]), label=np.array([[3, 8]]))
+    >>> (bounds.radius > 0).tolist()  # whether anything was certified
+    [[True, False]]
     """
 
     radius: np.ndarray

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from hmt_jax import _disk
-from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason
 from hmt_jax.training import TrainState
 
@@ -47,7 +46,6 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | os.PathLike):
-        require("checkpoints", "experiments", "orbax")
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 

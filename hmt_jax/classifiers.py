@@ -25,6 +25,7 @@ from hmt_jax.subspaces import Subspace
 
 __all__ = ["Classifier", "as_pytree", "logits_of", "restrict"]
 
+#: A callable from images (N, height, width, channels) in [0, 1] to logits (N, L).
 Classifier = Callable[[jax.Array], jax.Array]
 
 

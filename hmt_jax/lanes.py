@@ -36,6 +36,20 @@ class Method(Protocol):
     `data` is a pytree of arrays that all items share, and `item` is a scalar integer. `start` returns the first state,
     `step` the next state, with the same shapes and dtypes, `done` a bool, and `result` the item's result, a pytree.
     `start` is computed for all lanes in every step, so it should be cheap.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class CountDown:
+    ...     def start(self, data, item):
+    ...         return data[item]
+    ...     def step(self, data, item, state):
+    ...         return state - 1
+    ...     def done(self, state):
+    ...         return state <= 0
+    ...     def result(self, state):
+    ...         return state
+    >>> method: Method = CountDown()
+    >>> solve(method, jnp.array([3.0, 1.5]), [0, 1], num_lanes=2)[0].tolist()
+    [0.0, -0.5]
     """
 
     def start(self, data: Any, item: jax.Array) -> Any: ...

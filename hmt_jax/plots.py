@@ -1,4 +1,4 @@
-"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[experiments]'`.
+"""Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[plots]'`.
 
 A function draws in the axes that it is given, or in a figure of its own, and returns the axes: their `figure` is saved
 with `axes.figure.savefig(path)`. In a figure of its own, the title is above the axes and the legend below them. Margins
@@ -19,7 +19,7 @@ from hmt_jax._looks import LOOKS
 from hmt_jax.margins import MarginResult, MarginStore
 from hmt_jax.solvers import Status
 
-require("pictures", "experiments", "matplotlib")
+require("pictures", "plots", "matplotlib")
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.cm import ScalarMappable  # noqa: E402
 from matplotlib.colors import LogNorm, Normalize  # noqa: E402
@@ -87,6 +87,10 @@ def margin_distribution(
 
     Raises:
       ValueError: if the number of ticks is not R.
+
+    >>> axes = margin_distribution(np.array([[1.0, 2.0, 4.0], [3.0, 5.0, np.inf]]), title="two windows")
+    >>> axes.figure.get_suptitle()
+    'two windows'
     """
     result = _result_of(margins)
     summary = statistics.summarize(result, key=key)
@@ -159,6 +163,11 @@ def compare(
       ValueError: if there are no results, more than there are colours, or they differ in their numbers of subspaces,
         and if the number of ticks is not R.
       TypeError: if `results` is no mapping from names to MarginResults.
+
+    >>> margins = np.array([[1.0, 2.0, 4.0], [3.0, 5.0, np.inf]])
+    >>> axes = compare({"standard": margins, "robust": 2 * margins}, ticks=["low", "high"])
+    >>> [tick.get_text() for tick in axes.get_xticklabels()]
+    ['low', 'high']
     """
     if not isinstance(results, Mapping):
         raise TypeError(f"results must be a dict of MarginResults by name, got {type(results).__name__}")
@@ -540,6 +549,12 @@ def frame(figure: Figure, title: str, handles: Sequence[Any] = (), labels: Seque
       title: text of the title, which is broken into lines no wider than the figure.
       handles: the artists that the legend explains, as `Figure.legend` takes them; without any there is no legend.
       labels: a text for each of the artists.
+
+    >>> figure = Figure(layout="constrained")
+    >>> line = figure.subplots().plot([1, 2, 3])
+    >>> frame(figure, "a line", line, ["one, two, three"])
+    >>> figure.get_suptitle()
+    'a line'
     """
     width = figure.get_figwidth() - 2 * _PADDING
     lines = _wrapped(title, width, "large")

@@ -30,6 +30,7 @@ __all__ = [
 # Entries of a normal below this share of the greatest one are ignored, because they may be its rounding errors.
 _NEGLIGIBLE = 1e-6
 
+#: A function from a point to the nearest point of a set.
 Projection = Callable[[jax.Array], jax.Array]
 
 
@@ -50,12 +51,20 @@ def l2_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array
 
 
 def linf_ball(point: jax.Array, center: jax.Array, radius: ArrayLike) -> jax.Array:
-    """The nearest point whose entries differ from those of the centre by at most `radius`."""
+    """The nearest point whose entries differ from those of the centre by at most `radius`.
+
+    >>> linf_ball(jnp.array([3.0, 0.5]), jnp.zeros(2), 1.0).tolist()
+    [1.0, 0.5]
+    """
     return jnp.clip(point, center - radius, center + radius)
 
 
 def box(point: jax.Array, low: ArrayLike = 0.0, high: ArrayLike = 1.0) -> jax.Array:
-    """The nearest point with entries in [low, high]."""
+    """The nearest point with entries in [low, high].
+
+    >>> box(jnp.array([-0.5, 0.25, 1.5])).tolist()
+    [0.0, 0.25, 1.0]
+    """
     return jnp.clip(point, low, high)
 
 
@@ -66,6 +75,10 @@ def flipped_box(point: jax.Array) -> jax.Array:
 
     Args:
       point: (height, width, channels), or such images with leading axes.
+
+    >>> image = flip(jnp.array([[0.0, 1.0], [1.0, 0.5]])[..., None])
+    >>> bool(jnp.allclose(flipped_box(image), image, atol=1e-6))  # it is one already
+    True
     """
     pixels = flip(point)
     # Only the clipped part is flipped back, so that images inside the set stay the same to the last bit.
@@ -73,7 +86,13 @@ def flipped_box(point: jax.Array) -> jax.Array:
 
 
 def affine(point: jax.Array, center: jax.Array, subspace: Subspace) -> jax.Array:
-    """The nearest image of the form center + v with v in a subspace of `hmt_jax.subspaces`."""
+    """The nearest image of the form center + v with v in a subspace of `hmt_jax.subspaces`.
+
+    >>> from hmt_jax import subspaces
+    >>> pixel = subspaces.from_basis(jnp.eye(2, 1), (1, 2, 1))
+    >>> affine(jnp.array([3.0, 4.0]).reshape(1, 2, 1), jnp.ones((1, 2, 1)), pixel).ravel().tolist()
+    [3.0, 1.0]
+    """
     return center + subspace.embed(subspace.coordinates(point - center))
 
 

@@ -42,6 +42,13 @@ class MarginSummary:
       ranks: the P percentages that `percentiles` holds, in [0, 100].
       counts: for each `hmt_jax.Status`, by its lower-case name, the (R,) numbers of samples.
       names: the names of the R subspaces; if None, their numbers are printed.
+
+    >>> counts = {status.name.lower(): np.array([0]) for status in Status} | {"converged": np.array([8])}
+    >>> found, percentiles = np.array([[0.4, 0.6]]), np.array([[0.1, 0.9]])
+    >>> MarginSummary(np.array([0.5]), found, confidence=0.95, percentiles=percentiles, ranks=(5, 95), counts=counts)
+    Margins of 8 images (L2, pixels in [0, 1])
+    subspace  median    95% interval     5%    95%  converged
+    0          0.500  0.400 to 0.600  0.100  0.900          8
     """
 
     median: np.ndarray
@@ -93,6 +100,22 @@ class MarginComparison:
         `censored_in_b` none in b, and `other_label` another label in b than in a; and those left out,
         `censored_in_both` and `non_finite`.
       names: the names of the R subspaces; if None, their numbers are printed.
+
+    >>> MarginComparison(
+    ...     median_ratio=np.array([1.5]),
+    ...     median_ratio_interval=np.array([[1.25, 1.75]]),
+    ...     ratio_of_medians=np.array([1.5]),
+    ...     ratio_of_medians_interval=np.array([[1.25, 1.75]]),
+    ...     confidence=0.95,
+    ...     larger=np.array([0.875]),
+    ...     smaller=np.array([0.125]),
+    ...     equal=np.array([0.0]),
+    ...     counts={"compared": np.array([8])},
+    ...     names=("low",),
+    ... )
+    Ratios b / a of paired margins
+    subspace  median ratio  95% interval  ratio of medians  95% interval  larger  smaller  equal  compared
+    low               1.50  1.25 to 1.75              1.50  1.25 to 1.75   87.5%    12.5%   0.0%         8
     """
 
     median_ratio: np.ndarray
@@ -147,6 +170,14 @@ def summarize(
     Raises:
       ValueError: if the ranks, the confidence or the number of resamples are out of range, or there are not R names.
       TypeError: if `result` is not a MarginResult, or `key` not a random key.
+
+    >>> from hmt_jax import measure_margins, subspaces
+    >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 2, 2, 1))
+    >>> summarize(measure_margins(network, images, subspaces.full((2, 2, 1))), names=["whole space"])
+    Margins of 5 images (L2, pixels in [0, 1])
+    subspace     median     95% interval      5%    95%  converged
+    whole space  0.0783  0.0223 to 0.415  0.0290  0.391          5
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
@@ -259,6 +290,14 @@ def censored_margins(result: MarginResult) -> np.ndarray:
 
     Raises:
       TypeError: if it is not a MarginResult.
+
+    >>> from hmt_jax import measure_margins, subspaces
+    >>> network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, np.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (5, 2, 2, 1))
+    >>> margins = measure_margins(network, images, subspaces.full((2, 2, 1)))
+    >>> none_found = dataclasses.replace(margins, status=np.full((1, 5), Status.OUT_OF_STEPS))
+    >>> censored_margins(none_found).tolist()
+    [[inf, inf, inf, inf, inf]]
     """
     if not isinstance(result, MarginResult):
         raise TypeError(

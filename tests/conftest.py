@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 
+import fresh
 import jax
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def reference_lenet(reference) -> models.Normalized:
     """The LeNet of the reference results."""
     weights = {name.removeprefix("weights/"): reference[name] for name in reference if name.startswith("weights/")}
     return hmt_jax.models.from_torch("lenet", weights, image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory):
+    """A folder with the library's wheel and its source distribution."""
+    folder = tmp_path_factory.mktemp("packages")
+    fresh.build(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

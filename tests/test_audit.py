@@ -83,7 +83,8 @@ def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
     assert np.isnan(certified[:, 3:]).all()
     ratios = measured / tight
     np.testing.assert_allclose([window["value"] for window in written["windows"]], np.median(ratios, axis=1))
-    np.testing.assert_allclose([window["90%"] for window in written["windows"]], np.percentile(ratios, 90, axis=1))
+    percentiles = np.percentile(ratios, 90, axis=1)  # between two float32, which versions of NumPy round differently
+    np.testing.assert_allclose([window["90%"] for window in written["windows"]], percentiles, rtol=1e-6)
     assert all(window["low"] <= window["value"] <= window["high"] for window in written["windows"])
     assert f"{np.median(ratios[0]):.4g}" in report.splitlines()[2]
     assert (finished / "audit.png").read_bytes().startswith(b"\x89PNG")

@@ -585,12 +585,3 @@ def test_files_of_other_functions_are_refused_with_the_right_function(tanh_file,
         hmt_jax.load_exported(tmp_path / "weights.npz")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         hmt_jax.load_exported(tmp_path / "nowhere")
-
-
-def test_missing_packages_are_named(path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = r"exported classifiers can't be used without flatbuffers, safetensors: pip install 'hmt-jax\[tool"
-    with pytest.raises(ModuleNotFoundError, match=message):
-        hmt_jax.save_exported(tanh_classifier(), SHAPE, path)
-    with pytest.raises(ModuleNotFoundError, match=message):
-        hmt_jax.load_exported(path)

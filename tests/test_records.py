@@ -118,7 +118,7 @@ def test_verdicts_follow_from_what_was_found(name):
     ("kind", "name"), [(kind, path.stem) for kind in ("audits", "solvers") for path in (records.ROOT / kind).glob("*")]
 )
 def test_stored_audits_are_those_of_the_documents(kind, name):
-    text = (records.ROOT.parents[1] / "docs" / "margins.md").read_text(encoding="utf-8")
+    text = (records.ROOT.parents[1] / "docs" / "explanation" / "margins.md").read_text(encoding="utf-8")
     header, _, *rows = tables.table(kind, [name]).splitlines()
     assert len(rows) >= 5
     for line in (header, *rows):

@@ -19,7 +19,14 @@ from hmt_jax.subspaces._groups import grouped
 
 
 class Attack(Protocol):
-    """An attack: a callable pytree that returns perturbed images of the same shape."""
+    """An attack: a callable pytree that returns perturbed images of the same shape.
+
+    >>> def brighten(classifier, images, labels, key):
+    ...     return jnp.clip(images + 0.25, 0, 1)
+    >>> attack: Attack = brighten
+    >>> attack(None, jnp.full((1, 1, 2, 1), 0.5), jnp.array([0]), jax.random.key(0)).ravel().tolist()
+    [0.75, 0.75]
+    """
 
     def __call__(self, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array: ...
 
@@ -33,6 +40,10 @@ class RobustMetrics(NamedTuple):
       loss: cross-entropy of perturbed images, in nats.
       clean_loss: the same for the images themselves.
       energy: (R,) squared L2 norm of the perturbation's projection onto each subspace; None without subspaces.
+
+    >>> metrics = RobustMetrics(accuracy=0.5, clean_accuracy=0.75, loss=1.5, clean_loss=0.5, energy=None)
+    >>> metrics.clean_accuracy - metrics.accuracy  # the share of images that the attack deceives
+    0.25
     """
 
     accuracy: float

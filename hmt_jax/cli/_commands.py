@@ -291,7 +291,7 @@ class Export(Command):
         suffix = os.path.splitext(self.file)[1].lower()
         if suffix not in (".csv", ".parquet"):
             raise ValueError(f"the file must end in .csv or .parquet, got {self.file!r}")
-        require(f"export to {suffix}", "tables", "pandas", *(["pyarrow"] if suffix == ".parquet" else []))
+        require(f"export to {suffix}", "report", "pandas", *(["pyarrow"] if suffix == ".parquet" else []))
         store = _opened(self.store)
         frame = _whole(store).to_dataframe()
         names = _names_of(store)
@@ -314,7 +314,7 @@ class Plot(Command):
     paths: Annotated[Positional[tuple[str, ...]], option("STORE [STORE ...] PICTURE", "The stores, then the picture.")]
 
     def run(self) -> None:
-        require("plot", "tool", "matplotlib")
+        require("plot", "plots", "matplotlib")
         from hmt_jax import plots
 
         if len(self.paths) < 2:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import hmt_jax
-from hmt_jax._extras import require
 from hmt_jax._paths import expand, reason, shown
 
 _LOG = logging.getLogger(__name__)
@@ -106,7 +105,6 @@ class Model:
             raise ValueError(
                 f"{shown(path)} is a program: name its function that makes the model, {self.text}:FUNCTION"
             )
-        require("a checkpoint", "tool", "safetensors")
         loaded = hmt_jax.load_exported(path) if _is_exported(path) else hmt_jax.models.load(path)[0]
         self._refuse_normalization(f"{shown(path)} normalises its images itself")
         return loaded

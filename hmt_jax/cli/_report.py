@@ -24,7 +24,7 @@ _TOLERANCE = 0.01  # of margins measured again, which other batches and devices 
 
 def check_packages() -> None:
     """Raises ModuleNotFoundError if a page can't be made here."""
-    require("a report", "tool", "altair", "jinja2", "vl_convert", "PIL")
+    require("a report", "report", "altair", "jinja2", "vl_convert", "PIL")
 
 
 def write(

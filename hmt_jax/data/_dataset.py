@@ -20,6 +20,11 @@ class Dataset:
       test_images: as `train_images`.
       test_labels: as `train_labels`.
       num_classes: number of classes.
+
+    >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0])
+    >>> dataset = from_arrays(images, labels, images[:2], labels[:2], name="black")
+    >>> dataset, dataset.image_shape
+    (Dataset(name='black', num_classes=3), (8, 8, 1))
     """
 
     name: str

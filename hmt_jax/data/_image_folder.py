@@ -28,6 +28,16 @@ class ImageFolder:
       labels: (N,) int32 in [0, num_classes).
       resize: length of an image's shorter side before the crop, in pixels.
       crop: side of the square cut out of its middle, in pixels.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     for name in ("cat", "dog"):
+    ...         os.mkdir(os.path.join(path, name))
+    ...         Image.new("L", (40, 30)).save(os.path.join(path, name, "black.png"))
+    ...     source = image_folder(path, resize=16, crop=16)
+    >>> source.class_names, source.labels.tolist(), len(source)
+    (('cat', 'dog'), [0, 1], 2)
     """
 
     path: str

@@ -14,7 +14,11 @@ from hmt_jax._extras import require
 
 
 class Source(Protocol):
-    """Samples by number: each is an image (height, width, channels) and its label, a whole number from 0."""
+    """Samples by number: each is an image (height, width, channels) and its label, a whole number from 0.
+
+    >>> source: Source = [(np.zeros((8, 8, 3), np.uint8), 4)]
+    >>> image, label = source[0]
+    """
 
     def __len__(self) -> int: ...
 
@@ -33,6 +37,10 @@ class Loader:
       shuffle: whether each epoch has a random order.
       process_index: number of this process.
       process_count: number of processes that share each batch.
+
+    >>> batches = loader([(np.zeros((8, 8, 3), np.uint8), label) for label in range(5)], batch_size=2)
+    >>> batches.num_samples, len(list(batches.epoch(0)))
+    (5, 3)
     """
 
     source: Source = dataclasses.field(repr=False)

@@ -31,6 +31,9 @@ def prepare(name: str, data_dir: PathLike | None = None) -> str:
       ModuleNotFoundError: if a package is missing.
       ConnectionError: if a file can't be downloaded.
       OSError: if the folder can't be made or written.
+
+    >>> prepare("digits")
+    'digits come with scikit-learn: there is nothing to prepare'
     """
     check_name(name)
     if name == "digits":

@@ -22,6 +22,10 @@ class Samples(NamedTuple):
       images: (N, height, width, channels); their pixels are not in [0, 1].
       labels: (N,) int32: 1 for y = +1 and 0 for y = -1.
       basis: (D, D) with D = height * width * channels: U, whose columns `hmt_jax.subspaces.from_basis` takes.
+
+    >>> samples = synthetic_linear(jax.random.key(0), 5, image_shape=(4, 4, 1))
+    >>> samples.labels.shape, samples.basis[:, 0].shape  # the first column is the direction u1
+    ((5,), (16,))
     """
 
     images: jax.Array

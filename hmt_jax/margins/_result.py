@@ -241,13 +241,13 @@ class MarginResult:
 
         Its columns are `subspace` and `image`, both numbered from 0, and the arrays of the result by their names.
         `status` is categorical, with the lower-case names of `hmt_jax.Status`, such as "out_of_steps". As in the
-        result, `margin` is a margin only where it is "converged". Needs pandas: `pip install 'hmt-jax[tables]'`, which
+        result, `margin` is a margin only where it is "converged". Needs pandas: `pip install 'hmt-jax[report]'`, which
         also brings the package that writes the table as Parquet.
 
         Raises:
           ModuleNotFoundError: if pandas is not installed.
         """
-        require("tables of margins", "tables", "pandas")
+        require("tables of margins", "report", "pandas")
         import pandas as pd
 
         num_subspaces, num_images = self.margin.shape

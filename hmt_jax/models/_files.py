@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 
 from hmt_jax import _disk
-from hmt_jax._extras import require
 from hmt_jax._paths import expand
 from hmt_jax.models import _create
 from hmt_jax.models._normalization import Normalized
@@ -36,7 +35,6 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
 
     Raises:
       ValueError: if the architecture is incomplete, or not that of the classifier, or the file's folder does not exist.
-      ModuleNotFoundError: if safetensors is missing.
 
     >>> import tempfile
     >>> import jax
@@ -57,7 +55,6 @@ def save(file: str | os.PathLike, classifier: Normalized, *, architecture: Mappi
 
 def to_bytes(classifier: Normalized, *, architecture: Mapping[str, Any], **header: Any) -> bytes:
     """The content of the file that `save` writes."""
-    require("files of classifiers", "experiments", "safetensors")
     # Not with safetensors' own `save_file`, whose files only their owner can read.
     from safetensors.numpy import save as serialize
 
@@ -102,9 +99,17 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
 
     Raises:
       ValueError: if the file can't be read or was not written by `save`, or its arrays do not fit its architecture.
-      ModuleNotFoundError: if safetensors is missing.
+
+    >>> import tempfile
+    >>> import jax
+    >>> architecture = {"name": "logistic", "image_shape": (2, 2, 1), "num_classes": 3}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "logistic.safetensors")
+    ...     save(file, _create.create(**architecture, key=jax.random.key(0)), architecture=architecture, epoch=5)
+    ...     classifier, header = load(file)
+    >>> classifier(jnp.zeros((1, 2, 2, 1))).shape, header["epoch"]
+    ((1, 3), 5)
     """
-    require("files of classifiers", "experiments", "safetensors")
     from safetensors import safe_open
 
     path = pathlib.Path(expand("file", file))

@@ -23,6 +23,10 @@ class Normalized(nnx.Module):
 
     Raises:
       ValueError: if the statistics are not finite, or `std` is not positive.
+
+    >>> double = Normalized(lambda images: 2 * images.reshape(len(images), -1), jnp.array([0.5]), jnp.array([0.25]))
+    >>> double(jnp.ones((1, 1, 2, 1))).tolist()
+    [[4.0, 4.0]]
     """
 
     def __init__(self, network: nnx.Module, mean: jax.Array, std: jax.Array):

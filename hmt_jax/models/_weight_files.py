@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from hmt_jax._extras import require
 from hmt_jax._paths import expand
 
 # The entry of the metadata of files that `save` writes.
@@ -84,7 +83,6 @@ def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mappi
     path = pathlib.Path(expand("file", file))
     kind = kind_of(path)
     if kind == SAFETENSORS:
-        require(f"the weights in {file}", "experiments", "safetensors")
         from safetensors import safe_open
 
         with readable(file), safe_open(path, framework="numpy") as tensors:

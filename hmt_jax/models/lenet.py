@@ -11,7 +11,12 @@ __all__ = ["LeNet"]
 
 
 class LeNet(nnx.Module):
-    """Two 5 x 5 convolutions (6 and 16 filters) with max-pooling, then 120-84-L linear units; ReLU between."""
+    """Two 5 x 5 convolutions (6 and 16 filters) with max-pooling, then 120-84-L linear units; ReLU between.
+
+    >>> network = nnx.eval_shape(lambda: LeNet((28, 28, 1), 10, rngs=nnx.Rngs(0)))  # without its arrays
+    >>> network.conv1.kernel.shape, network.fc1.kernel.shape
+    ((5, 5, 1, 6), (400, 120))
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, rngs: nnx.Rngs):
         height, width, channels = image_shape

@@ -68,6 +68,10 @@ class ResNet(nnx.Module):
     """The ImageNet form, as in torchvision: a 7 x 7 stem of stride 2 with max-pooling, and a global mean at the end.
 
     The paper's ResNet-18 for MNIST is this with one channel. It takes images of any size.
+
+    >>> network = nnx.eval_shape(lambda: ResNet((224, 224, 3), 1000, depth=18, rngs=nnx.Rngs(0)))  # without its arrays
+    >>> network.conv1.kernel.shape, network.fc.kernel.shape
+    ((7, 7, 3, 64), (512, 1000))
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, depth: int, rngs: nnx.Rngs):
@@ -105,6 +109,10 @@ class CifarResNet(ResNet):
     """The CIFAR form, as in kuangliu/pytorch-cifar and the paper: a 3 x 3 stem of stride 1 without max-pooling.
 
     The mean at the end is over 4 x 4 pixels, and there must be one such window: images of 25 x 25 to 56 x 56.
+
+    >>> network = nnx.eval_shape(lambda: CifarResNet((32, 32, 3), 10, depth=18, rngs=nnx.Rngs(0)))  # without its arrays
+    >>> network.conv1.kernel.shape
+    (3, 3, 3, 64)
     """
 
     def _first_conv(self, image_shape, rngs):

@@ -24,6 +24,10 @@ class VGG(nnx.Module):
 
     It takes images of at least 32 x 32. For training, dropout takes its key with
     `classifier.set_attributes(nnx.Dropout, rngs=nnx.Rngs(key))`; without it the network holds no random state.
+
+    >>> network = nnx.eval_shape(lambda: VGG((224, 224, 3), 1000, depth=11, rngs=nnx.Rngs(0)))  # without its arrays
+    >>> [layer.kernel.shape for layer in network.classifier if isinstance(layer, nnx.Linear)]
+    [(25088, 4096), (4096, 4096), (4096, 1000)]
     """
 
     def __init__(
@@ -49,6 +53,10 @@ class CifarVGG(nnx.Module):
 
     The paper's VGG-19 for CIFAR-10 has `num_hidden=(512, 512)`. Five poolings must leave one pixel: images of 32 x 32
     to 63 x 63.
+
+    >>> network = nnx.eval_shape(lambda: CifarVGG((32, 32, 3), 10, depth=11, rngs=nnx.Rngs(0)))  # without its arrays
+    >>> network.classifier.kernel.shape
+    (512, 10)
     """
 
     def __init__(

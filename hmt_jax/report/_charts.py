@@ -16,7 +16,7 @@ from hmt_jax._looks import LOOKS
 from hmt_jax.report._content import Measurement
 from hmt_jax.report._numbers import RANKS, Numbers, Pair, grid_of, subset
 
-require("a report", "tool", "altair", "jinja2", "vl_convert")
+require("a report", "report", "altair", "jinja2", "vl_convert")
 import altair as alt  # noqa: E402
 
 _HEIGHT, _LOW = 320, 220  # pixels
@@ -260,7 +260,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
       curves: by the number of the measurement.
       names: of the measurements.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"m": m, "epoch": epoch + 1, "name": names[m], "value": exact(value)}
         | {"y": float(exact(value)) if np.isfinite(value) else None}
         | {"text": f"{names[m]}, epoch {epoch + 1}: {exact(value)}"}

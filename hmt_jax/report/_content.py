@@ -18,6 +18,9 @@ class Claim(NamedTuple):
       expected: the threshold, as text.
       holds: the verdict; None if it is undecided.
       reason: why the threshold is where it is, or why nothing is decided.
+
+    >>> Claim("margins grow from low to high frequencies", "2.2 (2.1 to 2.4)", "at least 1.5", True).holds
+    True
     """
 
     text: str
@@ -39,6 +42,10 @@ class Picture(NamedTuple):
       perturbation: the same shape.
       label: of the image.
       adversarial_label: of the perturbed image.
+
+    >>> grey = np.full((2, 2, 1), 0.5, np.float32)
+    >>> Picture(0, 7, "least", 0.2, grey, 0.2 * grey, label=4, adversarial_label=9).rank
+    'least'
     """
 
     subspace: int
@@ -57,6 +64,9 @@ class Progress(NamedTuple):
     Attributes:
       num_done: pairs of an image and a subspace that are finished.
       num_pairs: all pairs.
+
+    >>> Progress(num_done=500, num_pairs=2000)
+    Progress(num_done=500, num_pairs=2000)
     """
 
     num_done: int
@@ -87,6 +97,14 @@ class Measurement:
       command: the command that makes the measurement again.
       attributes: the configuration, versions, hardware, times and checksums: anything that JSON can hold, and arrays;
         whatever else is there becomes text.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, images, hmt_jax.subspaces.full((2, 2, 1)))
+    >>> Measurement(name="linear", result=result, subspaces=["whole space"], classes=["cat", "dog"]).label(1)
+    'dog'
     """
 
     name: str

@@ -39,6 +39,15 @@ def html(
     Raises:
       ValueError: for no measurements, unless one is going on; for more than there are colours; and for equal names.
       ModuleNotFoundError: if a package that draws the page is missing.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, images, hmt_jax.subspaces.full((2, 2, 1)))
+    >>> page = html([Measurement(name="linear", result=result, subspaces=["whole space"])], title="A linear classifier")
+    >>> "<h1><bdi>A linear classifier</bdi></h1>" in page
+    True
     """
     from hmt_jax.report import _page  # which takes a second to import
 
@@ -62,6 +71,17 @@ def write(
     Raises:
       OSError: if the file can't be written.
       ValueError, ModuleNotFoundError: as `hmt_jax.report.html`.
+
+    >>> import os, tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, images, hmt_jax.subspaces.full((2, 2, 1)))
+    >>> path = os.path.join(tempfile.mkdtemp(), "report.html")
+    >>> write(path, [Measurement(name="linear", result=result, subspaces=["whole space"])])
+    >>> os.listdir(os.path.dirname(path))
+    ['report.html']
     """
     path = _paths.expand("path", path)
     page = html(measurements, title=title, command=command, progress=progress)
@@ -80,6 +100,18 @@ def of_store(store: MarginStore, name: str | None = None) -> Measurement:
     Raises:
       ValueError: if nothing has been measured, or chunks are damaged.
       OSError: if the store can't be read.
+
+    >>> import tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> whole = hmt_jax.subspaces.full((2, 2, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     solver = hmt_jax.solvers.DeepFool()
+    ...     store = hmt_jax.measure_to_store(classifier, images, whole, solver, f"{folder}/linear.zarr")
+    ...     of_store(store).name
+    'linear'
     """
     missing = set(store.missing())
     there = [chunk for chunk in range(store.num_chunks) if chunk not in missing]
@@ -126,7 +158,11 @@ def save(path: str | os.PathLike[str], measurements: Sequence[Measurement]) -> N
 
 
 def to_bytes(measurements: Sequence[Measurement]) -> bytes:
-    """The content of the file that `save` writes."""
+    """The content of the file that `save` writes.
+
+    >>> to_bytes([]).startswith(b"PK")  # a zip file, as npz files are
+    True
+    """
     arrays: dict[str, Any] = {}
     described = []
     for m, each in enumerate(measurements):
@@ -154,6 +190,12 @@ def load(path: str | os.PathLike[str]) -> list[Measurement]:
     Raises:
       OSError: if the file can't be read.
       ValueError: if `save` did not write the file.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "measurements.npz")
+    >>> save(path, [])
+    >>> load(path)
+    []
     """
     file = _paths.expand("path", path)
     try:

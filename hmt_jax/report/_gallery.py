@@ -48,6 +48,16 @@ def pictures(
 
     Raises:
       ValueError: if the result has no coordinates.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import hmt_jax
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+    >>> whole = hmt_jax.subspaces.full((2, 2, 1))
+    >>> result = hmt_jax.measure_margins(classifier, images, whole, keep_coordinates=True)
+    >>> (picture,) = pictures(result, [whole], images, [(0, 3, "chosen")])
+    >>> bool(np.isclose(np.linalg.norm(picture.perturbation), result.margin[0, 3]))
+    True
     """
     if result.coordinates is None:
         raise ValueError("result has no coordinates: measure with keep_coordinates=True")

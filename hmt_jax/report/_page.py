@@ -19,7 +19,7 @@ from hmt_jax.report._content import Measurement, Progress, plain
 from hmt_jax.report._numbers import Numbers, Pair, grid_of, numbers_of, pairs_of, subset
 from hmt_jax.solvers import Status
 
-require("a report", "tool", "altair", "jinja2", "vl_convert", "PIL")
+require("a report", "report", "altair", "jinja2", "vl_convert", "PIL")
 import jinja2  # noqa: E402
 import vl_convert  # noqa: E402
 

@@ -12,11 +12,17 @@ import jax.numpy as jnp
 from hmt_jax._checks import as_numbers, integer
 from hmt_jax._misc import promoted
 
+#: A function from coordinates z (d,) in a subspace to logits (L,).
 Restriction = Callable[[jax.Array], jax.Array]
 
 
 class Status(enum.IntEnum):
-    """The way in which the search for a margin ended."""
+    """The way in which the search for a margin ended.
+
+    >>> import numpy as np
+    >>> Status(1).name, (np.array([0, 1, 0]) == Status.CONVERGED).tolist()
+    ('OUT_OF_STEPS', [True, False, True])
+    """
 
     CONVERGED = 0  #: the label changed; the margin is the distance to the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
@@ -37,6 +43,10 @@ class Solution(NamedTuple):
       coordinates: (d,) the perturbation in the subspace's coordinates; None if they were not kept.
       gap: max over k != label of g_k - g_label at the perturbed sample, in logits; None if it was not computed.
       alignment: cosine of the angle between the perturbation and the gradient of that gap; None if `gap` is None.
+
+    >>> solution = Solution(0.5, label=3, adversarial_label=8, num_steps=2, status=Status.CONVERGED, coordinates=None)
+    >>> solution.margin if solution.status == Status.CONVERGED else math.inf
+    0.5
     """
 
     margin: jax.Array
@@ -56,6 +66,9 @@ class Point(NamedTuple):
       z: (d,) coordinates of the point in the subspace.
       label: the label of the point, as `label_of` returns it. It is the label of the sample until an adversarial point
         is found, and -1 if the search met logits that name no label.
+
+    >>> Point(jnp.array([3.0, 4.0]), label_of(jnp.array([0.1, 0.7]))).label.item()
+    1
     """
 
     z: jax.Array
@@ -70,6 +83,10 @@ class Linearization(NamedTuple):
       candidates: (C,) classes by falling logit, the label first; C is L if there are fewer classes than asked for.
       normals: (C - 1, d) gradients of g_k - g_label in z for the other candidates k; 0 for a class that is ruled out by
         a logit of -infinity.
+
+    >>> logits, candidates, normals = Linearization(jnp.array([0.1, 0.9]), jnp.array([1, 0]), jnp.array([[1.0, -1.0]]))
+    >>> candidates[0].item()  # the label
+    1
     """
 
     logits: jax.Array
@@ -180,7 +197,13 @@ def norms_of(vectors: jax.Array) -> jax.Array:
 
 
 class Solver(Protocol):
-    """A solver: a hashable value with the numbers and methods that `hmt_jax.solvers` describes."""
+    """A solver: a hashable value with the numbers and methods that `hmt_jax.solvers` describes.
+
+    >>> from hmt_jax import solvers
+    >>> solver: Solver = solvers.DeepFool(max_steps=50)
+    >>> solver.num_candidates, solver.max_steps
+    (10, 50)
+    """
 
     @property
     def num_candidates(self) -> int: ...

@@ -41,7 +41,11 @@ class _Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Walk:
-    """The solver that `tight` makes."""
+    """The solver that `tight` makes.
+
+    >>> tight("fast") == Walk(num_steps=18, num_rounds=1, num_candidates=8)
+    True
+    """
 
     num_steps: int
     num_rounds: int

@@ -33,7 +33,12 @@ class _Frequencies(Checked):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class DCTWindow(_Frequencies):
-    """A square block of DCT frequencies of all channels. Made by `dct_window`, `dct_diagonal` and `dct_grid`."""
+    """A square block of DCT frequencies of all channels. Made by `dct_window`, `dct_diagonal` and `dct_grid`.
+
+    >>> window = dct_window((8, 8, 3), row=1, column=2, size=4)
+    >>> isinstance(window, DCTWindow), window.corner.tolist(), window.dimension
+    (True, [1, 2], 48)
+    """
 
     corner: jax.Array | np.ndarray  # first row and column of the block, (2,) integers
     size: int = dataclasses.field(metadata=STATIC)
@@ -55,7 +60,13 @@ class DCTWindow(_Frequencies):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class DCTWindowComplement(_Frequencies):
-    """All DCT frequencies outside a window. Made by `orthogonal_complement`."""
+    """All DCT frequencies outside a window. Made by `orthogonal_complement`.
+
+    >>> from hmt_jax import subspaces
+    >>> rest = subspaces.orthogonal_complement(dct_window((8, 8, 1), row=0, column=0, size=4))
+    >>> isinstance(rest, DCTWindowComplement), rest.dimension
+    (True, 48)
+    """
 
     corner: jax.Array | np.ndarray  # as in DCTWindow
     size: int = dataclasses.field(metadata=STATIC)

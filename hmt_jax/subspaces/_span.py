@@ -21,7 +21,11 @@ _ORTHONORMALITY_TOLERANCE = 1e-5
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class WholeSpace(Checked):
-    """The whole space of images, whose coordinates are the pixels. Made by `full`."""
+    """The whole space of images, whose coordinates are the pixels. Made by `full`.
+
+    >>> isinstance(full((8, 8, 3)), WholeSpace), WholeSpace((8, 8, 3)).dimension
+    (True, 192)
+    """
 
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
 
@@ -35,7 +39,12 @@ class WholeSpace(Checked):
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Span(Checked):
-    """The span of orthonormal columns. Made by `from_basis` and `random`."""
+    """The span of orthonormal columns. Made by `from_basis` and `random`.
+
+    >>> span = random(jax.random.key(0), (4, 4, 1), dimension=2)
+    >>> isinstance(span, Span), span.basis.shape
+    (True, (16, 2))
+    """
 
     num_axes: ClassVar[dict[str, int]] = {"basis": 2}
 
@@ -56,6 +65,11 @@ class SpanComplement(Checked):
 
     The block reflector H = I - 2 P P^T (Schreiber and Parlett, 1988) maps the span onto the first d axes, so its last
     D - d columns are an orthonormal basis of the complement, which is never formed.
+
+    >>> from hmt_jax import subspaces
+    >>> rest = subspaces.orthogonal_complement(random(jax.random.key(0), (4, 4, 1), dimension=2))
+    >>> isinstance(rest, SpanComplement), rest.dimension
+    (True, 14)
     """
 
     num_axes: ClassVar[dict[str, int]] = {"reflector": 2}

@@ -16,7 +16,14 @@ _NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
 class TrainState(NamedTuple):
-    """The state of a classifier in training; `classifier_of` returns the classifier."""
+    """The state of a classifier in training; `classifier_of` returns the classifier.
+
+    >>> from hmt_jax import models
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> state = start(classifier, Recipe(), num_samples=10)
+    >>> [leaf.shape for leaf in jax.tree.leaves(state.parameters)]
+    [(2,), (4, 2)]
+    """
 
     structure: nnx.GraphDef  # the classifier without its variables
     parameters: nnx.State

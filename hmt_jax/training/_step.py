@@ -36,6 +36,12 @@ class Metrics(NamedTuple):
     Attributes:
       loss: cross-entropy, in nats.
       accuracy: share of samples that are classified correctly, in [0, 1].
+
+    >>> from hmt_jax import training
+    >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
+    >>> metrics = training.evaluate(classifier, jnp.eye(2, 4).reshape(2, 2, 2, 1), [0, 1])
+    >>> metrics.accuracy, f"{metrics.loss:.4f}"  # log(1 + 1 / e)
+    (1.0, '0.3133')
     """
 
     loss: float

@@ -33,6 +33,7 @@ from hmt_jax.training._step import (
     zero_sums,
 )
 
+#: The class of the module that is trained: training returns a module of the class that it is passed.
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -45,6 +46,11 @@ class Stream(Protocol):
     Attributes:
       num_samples: number of samples in an epoch.
       batch_size: number of samples in a batch.
+
+    >>> from hmt_jax import data
+    >>> stream: Stream = data.loader([(np.zeros((2, 2, 1), np.uint8), 0)] * 5, batch_size=2)
+    >>> stream.num_samples, [len(images) for images, labels in stream.epoch(0)]
+    (5, [2, 2, 1])
     """
 
     num_samples: int

@@ -501,6 +501,6 @@ def test_a_table_needs_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(
         ModuleNotFoundError,
-        match=r"tables of margins can't be used without pandas: pip install 'hmt-jax\[tables\]', or '\.\[tables\]'",
+        match=r"tables of margins can't be used without pandas: pip install 'hmt-jax\[report\]', or '\.\[report\]'",
     ):
         make_result().to_dataframe()
