@@ -37,8 +37,8 @@ def write(
 
     Args:
       out: the file.
-      sources: by the names that stores have on the page. Measurements have names already, which these precede if
-        another one has the same.
+      sources: by the names that stores have on the page. Measurements have names already, which these precede, for all
+        of a source, if another one has a name of theirs.
       source_of: the model and the images of a store; raises ValueError if they are not known.
       command: that makes the page again.
     """
@@ -53,10 +53,8 @@ def write(
         if isinstance(source, hmt_jax.MarginStore):
             measurements.append(_with_pictures(source, name, source_of))
         else:
-            measurements += [
-                dataclasses.replace(each, name=f"{name}: {each.name}") if names.count(each.name) > 1 else each
-                for each in source
-            ]
+            prefix = f"{name}: " if any(names.count(each.name) > 1 for each in source) else ""
+            measurements += [dataclasses.replace(each, name=f"{prefix}{each.name}") for each in source]
     report.write(out, measurements, title=", ".join(sources), command=command)
 
 

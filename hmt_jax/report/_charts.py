@@ -272,7 +272,7 @@ def history(name: str, curves: Mapping[int, Sequence[float]], names: Mapping[int
         step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if num_epochs / step <= 8
     )
     ticks = sorted({1, *range(step, num_epochs + 1, step)})
-    values = {row["y"] for row in rows if row["y"] is not None}
+    values = {float(exact(value)) for each in curves.values() for value in each if np.isfinite(value)}
     ends: dict[str, Any] = {}
     if len(values) == 1:  # around which Vega-Lite would label the axis with the nearest whole number
         (only,) = values

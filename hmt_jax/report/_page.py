@@ -154,6 +154,9 @@ def _comparisons(pairs: Sequence[Pair], measurements) -> list[dict[str, Any]]:
             "is_same": is_same,
             "subspaces": measurements[first].subspaces,
             "pairs": members,
+            "is_marked": all(
+                (np.isfinite(pair.ratios.median_ratio) & (pair.ratios.median_ratio > 0)).all() for pair in members
+            ),
             "chart": _charts.ratios(members, measurements),
         }
         for (first, is_same), members in found.items()

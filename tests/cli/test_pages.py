@@ -73,12 +73,13 @@ def test_runs_and_files_of_measurements_are_drawn_beside_stores(measure, hmt, tm
     for file, name in (("run/measurements.npz", "lenet"), ("one.npz", "lenet"), ("two.npz", "other")):
         result = dataclasses.replace(found.result[:, :4], margin=2 * found.result.margin[:, :4])
         some = dataclasses.replace(found, name=name, result=result, image_ids=found.image_ids[:4])
-        report.save(tmp_path / file, [some])
+        beside = [dataclasses.replace(some, name="tight", image_ids=())] * (file == "one.npz")
+        report.save(tmp_path / file, [some, *beside])
     out = tmp_path / "page.html"
     paths = [store, tmp_path / "run", tmp_path / "one.npz", tmp_path / "two.npz"]
     assert hmt("report", *paths, "--out", out) == (0, f"{out}\n", "")
     text = text_of(out)
-    for name in ("whole :", "run: lenet :", "one: lenet :", "other :"):
+    for name in ("whole :", "run: lenet :", "one: lenet :", "one: tight :", "other :"):
         assert f"{name} medians as a table" in text
     ratios = [chart["datasets"]["rows"] for chart in charts_of(out) if "one" in chart["datasets"]]
     assert [row["y"] for rows in ratios for row in rows] == pytest.approx([2] * 9)

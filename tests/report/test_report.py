@@ -249,6 +249,14 @@ def test_the_axis_around_a_single_number_of_training_has_its_place_inside(value)
     assert low < value < high
 
 
+def test_the_page_says_where_ratios_have_no_marker():
+    standard, _, tight = pages.measurements()
+    told = "a median may be 0, infinite or unknown, and has no marker"
+    assert told not in report.html([standard, tight])
+    lost = dataclasses.replace(tight, result=make_result(pages.margins(0), np.full((6, 40), Status.OUT_OF_STEPS)))
+    assert told in report.html([standard, lost])
+
+
 def test_curves_of_different_numbers_of_images_are_told_apart():
     standard, robust, tight = pages.measurements()
     warning = "These curves are not all of the same images"
