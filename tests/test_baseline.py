@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import registry, run, store
+from experiments import page, registry, run, store
 from experiments.experiment import Config, Experiment
 from experiments.given_weights import GivenWeights
 from experiments.images import Images
@@ -19,6 +19,9 @@ class Nothing(Config):
     """A kind that is never compared."""
 
     def run(self, run):
+        raise NotImplementedError
+
+    def measurements(self, path):
         raise NotImplementedError
 
     def report(self, path):
@@ -40,6 +43,7 @@ def ran(monkeypatch):
     monkeypatch.setattr(Images, "check", lambda config, data_dir: None)
     monkeypatch.setattr(Images, "run", run_)
     monkeypatch.setattr(Images, "report", lambda config, path: "")
+    monkeypatch.setattr(page, "write", lambda path, config, tested, is_quick: None)  # there is nothing to show
     return found
 
 
