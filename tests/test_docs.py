@@ -33,7 +33,12 @@ def blocks_of(page):
         yield text.count("\n", 0, match.start("code")), match["code"], match["mark"], match["package"]
 
 
-WITH_PYTHON = [pytest.param(page, id=str(page.relative_to(DOCS))) for page in PAGES if [*blocks_of(page)]]
+SLOW = {"tutorial/digits.md", "tutorial/your-network.md"}
+WITH_PYTHON = [
+    pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for page in PAGES
+    if [*blocks_of(page)] and (name := page.relative_to(DOCS).as_posix())
+]
 
 
 @pytest.fixture

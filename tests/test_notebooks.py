@@ -15,10 +15,8 @@ NOTEBOOKS = sorted((fresh.ROOT / "notebooks").glob("*.ipynb"))
 PROGRAM = fresh.ROOT / "tests" / "run_notebook.py"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "figures"), id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_with_nothing_but_its_file(path, packages, tmp_path):
     environment = fresh.Environment(tmp_path, packages)
     empty = tmp_path / "empty"
