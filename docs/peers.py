@@ -175,7 +175,7 @@ def art_searches(problem: Problem) -> Iterator[Search]:
 
 
 def in_unit_box(problem: Problem, attack: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """What an attack returns if the wide bounds are shrunk to [0, 1] for it."""
+    """The images that an attack returns if the wide bounds are shrunk to [0, 1] for it."""
     shrink, stretch = Affine(LOW, HIGH - LOW), Affine(-LOW / (HIGH - LOW), 1 / (HIGH - LOW))
     network = nn.Sequential(stretch, problem.network).eval()
     return stretch(attack(network, shrink(problem.pixels), problem.labels))

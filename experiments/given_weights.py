@@ -88,6 +88,9 @@ class GivenWeights(Measured):
         report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right))
         report.draw(run, self.window_size)
 
+    def classifier_id(self, path: pathlib.Path) -> str:
+        return store.read_config(path)["checksums"]["weights"]
+
     def report(self, path: pathlib.Path) -> str:
         return report.table(path)
 

@@ -3,6 +3,7 @@
 A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
 """
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -63,10 +64,12 @@ class Measured(Config):
         _ = self.solver  # settings out of range fail here
 
     def measurements(self, path: pathlib.Path) -> list[Measurement]:
-        described = store.read_config(path)
-        if (classifier_id := described["checksums"].get("weights")) is None:
-            classifier_id = hashlib.sha256((path / store.CLASSIFIER).read_bytes()).hexdigest()
-        return [report.measurement(path / "margins.npz", described["experiment"], classifier_id)]
+        name = store.read_config(path)["experiment"]
+        return [report.measurement(path / "margins.npz", name, self.classifier_id(path))]
+
+    @abc.abstractmethod
+    def classifier_id(self, path: pathlib.Path) -> str:
+        """A text that is equal for runs that have measured the same network, from the folder of one."""
 
     @property
     def solver(self) -> solvers.DeepFool:
@@ -176,6 +179,9 @@ class Images(Measured):
         )
         draw = report.draw if self.windows == "diagonal" else report.draw_grid
         draw(run, self.window_size)
+
+    def classifier_id(self, path: pathlib.Path) -> str:
+        return hashlib.sha256((path / store.CLASSIFIER).read_bytes()).hexdigest()
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path) if self.windows == "diagonal" else report.table_of_grid(path)

@@ -26,7 +26,8 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], 
       tested: its claims, as `experiments.claims.Claim.test` returns them.
       is_quick: whether this is the quick form of its experiment.
     """
-    name = store.read_config(path)["experiment"]
+    described = store.read_config(path)
+    name = described["experiment"]
     command = _command(name, config, is_quick=is_quick)
     first, *others = config.measurements(path)
     first = dataclasses.replace(
@@ -34,14 +35,14 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], 
         claims=[_claim(verdict) for verdict in tested],
         history=_history(path),
         command=command,
-        attributes={**store.read_config(path), "environment": store.read_environment(path)},
+        attributes={**described, "environment": store.read_environment(path)},
     )
     own = [first, *others, *_audited(path, first)]
     store.write(path / _FILE, hmt_jax.report.to_bytes(own))
     beside: list[Measurement] = []
     if (other := store.baseline(path)) is not None:
         if not (other / _FILE).exists():
-            raise ValueError(f"{other} has no {_FILE}: give the command of that run again, which makes it anew")
+            raise ValueError(f"{other} has no {_FILE}: repeat the command of that run, which makes it anew")
         found = hmt_jax.report.load(other / _FILE)[0]
         beside = [dataclasses.replace(found, name=f"{found.name}, for comparison", claims=())]
     # The first is what others are compared with.
@@ -61,14 +62,13 @@ def _command(name: str, config: Config, *, is_quick: bool) -> str:
     words = ["python", "-m", "experiments", "run", name, *(["--quick"] if is_quick else [])]
     own = dataclasses.asdict(registry.form(name, is_quick=is_quick))
     for field, value in dataclasses.asdict(config).items():
-        if value != own[field]:
-            option = field.replace("_", "-")
-            values = value if isinstance(value, tuple) else (value,)
-            words += (
-                [f"--{option}", *map(str, values)]
-                if not isinstance(value, bool)
-                else [f"--{'' if value else 'no-'}{option}"]
-            )
+        if value == own[field]:
+            continue
+        option = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 

@@ -12,7 +12,6 @@ from experiments.claims import for_json
 from experiments.experiment import Run
 from hmt_jax import _tables, plots, statistics, subspaces
 from hmt_jax.report import Measurement, Picture, of_windows, pictures
-from hmt_jax.report._gallery import chosen
 
 _PICTURES = "pictures.npz"
 Margins = hmt_jax.MarginResult | np.ndarray  # an array (R, N) of censored margins
@@ -60,7 +59,7 @@ def write_pictures(
     path: pathlib.Path, result: hmt_jax.MarginResult, windows: Sequence[subspaces.DCTWindow], images: np.ndarray
 ) -> None:
     """Writes images with their perturbations, for the page: those with the least, a median and the greatest margin."""
-    found = pictures(result, windows, images, chosen(result))
+    found = pictures(result, windows, images)
     arrays = {field: np.array([getattr(each, field) for each in found]) for field in Picture._fields}
     store.write_arrays(path / _PICTURES, arrays)
 

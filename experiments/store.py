@@ -352,7 +352,7 @@ def _remedy(path) -> str:
     if path.suffix == ".png" or path.name.startswith("audit"):
         return "remove it"
     if path.name in PAGE:
-        return "remove it, and give the command of that run again, which makes it anew"
+        return "remove it, and repeat the command of that run, which makes it anew"
     return "start that run over with --fresh"
 
 

@@ -226,7 +226,7 @@ def test_what_a_run_is_compared_with_must_have_its_measurements(finished, tmp_pa
     (copy / "report.html").unlink()
     (tmp_path / "digits" / "measurements.npz").unlink()
     assert command_line.main(["run", "digits", *FIELDS, "--folder", str(copy)]) == 2
-    told = f"{tmp_path / 'digits'} has no measurements.npz: give the command of that run again, which makes it anew"
+    told = f"{tmp_path / 'digits'} has no measurements.npz: repeat the command of that run, which makes it anew"
     assert told in capsys.readouterr().err
 
 

@@ -610,7 +610,7 @@ def put_other_margins(file):
         ),
         ("config.json", lambda file: file.write_text(file.read_text().replace(" 12", " 13")), "remove "),
         ("margins.png", flip_last_bit, "remove it"),
-        ("report.html", flip_last_bit, "remove it, and give the command of that run again, which makes it anew"),
+        ("report.html", flip_last_bit, "remove it, and repeat the command of that run, which makes it anew"),
     ],
 )
 def test_a_file_that_is_not_what_its_run_wrote_is_refused(finished, tmp_path, capsys, command, name, damage, remedy):

@@ -129,7 +129,7 @@ def command_page(command):
 
 
 def help_text(command, *arguments):
-    """What a command prints for `--help`, no wider than a page of the site."""
+    """The output of a command with `--help`, no wider than a page of the site."""
     environment = os.environ | {"COLUMNS": "79", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", "JAX_PLATFORMS": "cpu"}
     root = pathlib.Path(hmt_jax.__file__).parents[1]
     called = [sys.executable, *COMMANDS[command], *arguments, "--help"]

@@ -206,7 +206,7 @@ def _unpool(gradient, winner, size):
 
 
 def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
-    """As `_image_gradient`, by one matrix product: from windows' masked gradients to the image blocks they see."""
+    """The gradient of `_image_gradient` by one matrix product, from windows' masked gradients to image blocks."""
     num_images, num_rows, num_columns, num_filters = gradient.shape
     size, _, channels, _ = kernel.shape
     num_blocks = (size + 1) // 2
@@ -225,7 +225,7 @@ def _image_gradient_by_windows(gradient, winner, kernel, padding, shape):
 
 
 def _kernel_gradient_by_windows(gradient, winner, images, padding, shape):
-    """As `_kernel_gradient`, by one matrix product: of windows' masked gradients and the image blocks they see."""
+    """The gradient of `_kernel_gradient` by one matrix product, of windows' masked gradients and image blocks."""
     num_images, num_rows, num_columns, num_filters = gradient.shape
     size, _, channels, _ = shape
     num_blocks = (size + 1) // 2

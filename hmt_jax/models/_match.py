@@ -340,7 +340,7 @@ def _outline(name, image_shape, **widths):
 
 
 def _counterparts(missing, unexpected):
-    """For missing arrays, the unexpected one of the same shape with the most similar name, if it is similar."""
+    """The unexpected array with the shape and a name similar to that of each missing one, where there is one."""
     pairs = sorted(
         (
             (difflib.SequenceMatcher(None, one[0], other[0], autojunk=False).ratio(), one, other)

@@ -415,7 +415,7 @@ def _log(limits: tuple[float, float], title: str) -> Callable[[str], alt.Y]:
 
 
 def _look(kind: Literal["color", "dash", "shape"]) -> Any:
-    """What tells measurements apart, by their numbers on the page."""
+    """The colours, dashes or shapes of measurements, by their numbers on the page."""
     channel: Any = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape}[kind]
     looks: dict[str, list[Any]] = {
         "color": [f"var(--curve-{number})" for number in range(len(LOOKS))],

@@ -36,7 +36,10 @@ def chosen(result: MarginResult, subspaces: Sequence[int] | None = None) -> list
 
 
 def pictures(
-    result: MarginResult, subspaces: Sequence[Any], images: Any, of: Sequence[tuple[int, int, str]]
+    result: MarginResult,
+    subspaces: Sequence[Any],
+    images: Any,
+    of: Sequence[tuple[int, int, str]] | None = None,
 ) -> list[Picture]:
     """The pictures of some pairs.
 
@@ -44,7 +47,8 @@ def pictures(
       result: margins with axes (R, N), with coordinates.
       subspaces: the R subspaces.
       images: (N, height, width, channels), 8-bit or in [0, 1]; or a dict of single images by their numbers.
-      of: what `chosen` returns, or other pairs (subspace, image, rank).
+      of: pairs (subspace, image, rank); those with the least, the median and the greatest margin in the first, the
+        middle and the last subspace if not given.
 
     Raises:
       ValueError: if the result has no coordinates.
@@ -62,7 +66,7 @@ def pictures(
     if result.coordinates is None:
         raise ValueError("result has no coordinates: measure with keep_coordinates=True")
     found = []
-    for r, n, rank in of:
+    for r, n, rank in chosen(result) if of is None else of:
         original = np.asarray(images[n])
         original = original / np.float32(255) if original.dtype == np.uint8 else original.astype(np.float32)
         perturbation = np.asarray(subspaces[r].embed(result.coordinates[r][n]))
