@@ -228,7 +228,7 @@ def margins_of(problem: Problem, perturbed: torch.Tensor) -> np.ndarray:
 def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with numbers instead of margins; None for a median that is infinite.
 
-    Ratios are to the least margin of an image in any row. Images for which no search found one are left out of them.
+    Ratios are to the smallest margin of an image in any row. Images for which no search found one are left out.
     """
     least = np.min([row["margins"] for row in rows], axis=0)
     is_found = np.isfinite(least)
@@ -249,7 +249,7 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The Markdown table of `summaries`."""
-    heads = "library", "solver", "steps", "batch", "median margin", "failed", "ratio to the least margin", "ms an image"
+    heads = "library", "solver", "steps", "batch", "median margin", "failed", "ratio to the smallest margin", "ms an image"
     lines = [heads, ("---",) * len(heads)]
     for row in rows:
         margin, ratio = (
