@@ -249,7 +249,7 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The Markdown table of `summaries`."""
-    heads = "library", "solver", "steps", "batch", "median margin", "failed", "ratio to the smallest margin", "ms an image"
+    heads = "library", "solver", "steps", "batch", "median margin", "failed", "ratio to the smallest", "ms an image"
     lines = [heads, ("---",) * len(heads)]
     for row in rows:
         margin, ratio = (
