@@ -74,7 +74,7 @@ class List(Command):
 @_APP.command(name="run")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Command):
-    """Run an experiment, or what is left of it to do. `run NAME --help` shows its settings."""
+    """Run an experiment, or finish one that was stopped. `run NAME --help` shows its settings."""
 
     name: Annotated[Positional[str], option("NAME", "Name of the experiment. (default: digits)")] = "digits"
     quick: Annotated[bool, option("", "Run its quick form, on little data: seconds to two minutes.")] = False
@@ -163,7 +163,7 @@ class CompareSolvers(Again):
 @_APP.command(name="scorecard")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorecard(Command):
-    """Add finished runs to the stored results, and make the tables of experiments/README.md anew."""
+    """Add finished runs to the stored results, and update the tables of experiments/README.md."""
 
     folders: Annotated[Positional[tuple[str, ...]], option("RUN", "Folders of finished runs. (default: none)")] = ()
     hardware: Annotated[str | None, option("TEXT", 'Hardware of these runs, such as "2 CPU cores".')] = None
@@ -178,16 +178,16 @@ _APP.command(name="prepare")(_commands.Prepare)
 @_APP.command(name="benchmark")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark(Command):
-    """Measure how fast margins are measured here."""
+    """Measure how fast this device computes margins."""
 
     names: Annotated[
-        Positional[tuple[str, ...]], option("WORKLOAD", "Workloads. (default: all that this device is made for)")
+        Positional[tuple[str, ...]], option("WORKLOAD", "Workloads to time. (default: all that suit this device)")
     ] = ()
-    scaling: Annotated[bool, option("", "Measure time and memory over numbers of pairs and devices.")] = False
-    tradeoffs: Annotated[bool, option("", "Measure margins of fewer candidates, and of less precision.")] = False
-    training: Annotated[bool, option("", "Measure images a second in training, and from a folder.")] = False
+    scaling: Annotated[bool, option("", "Measure time and memory for several numbers of pairs and devices.")] = False
+    tradeoffs: Annotated[bool, option("", "Measure margins with fewer candidates, and with less precision.")] = False
+    training: Annotated[bool, option("", "Measure images a second in training and in reading a folder.")] = False
     reference: Annotated[
-        pathlib.Path | None, _PATH, option("DIR", "Checkout of the authors' code, to time beside (not ResNet-50).")
+        pathlib.Path | None, _PATH, option("DIR", "Checkout of the authors' code, to time as well (not ResNet-50).")
     ] = None
     output: Annotated[
         pathlib.Path | None, _PATH, option("FILE", "JSON file. (default: results/benchmark.json, scaling.json, ...)")
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parsed(arguments: list[str]) -> Command:
     """The command with its arguments. The settings of `run` are those of the experiment that is named."""
     if arguments[:1] != ["run"]:
-        options: Any = {"prog": _PROGRAM, "description": "Experiments on margins."}
+        options: Any = {"prog": _PROGRAM, "description": "Run experiments on margins, and check their claims."}
         return _APP.cli(args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **options)
     is_named = len(arguments) > 1 and not arguments[1].startswith("-")
     name, rest = (arguments[1], arguments[2:]) if is_named else ("digits", arguments[1:])

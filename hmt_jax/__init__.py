@@ -1,7 +1,7 @@
 """Distances from images to a network's decision boundary, feature by feature.
 
-What is here is imported when it is first used: JAX takes a second, and `hmt --help` needs none of it. `plots` is
-imported separately, `from hmt_jax import plots`, because it needs matplotlib.
+Each name is imported when it is first used, because importing JAX takes a second, and `hmt --help` does not need it.
+`plots` is imported separately, with `from hmt_jax import plots`, because it needs matplotlib.
 """
 
 import importlib

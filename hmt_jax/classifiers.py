@@ -1,7 +1,7 @@
 """Classifiers as pytrees, and their restrictions to subspaces.
 
 A classifier is any callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L). Its parameters
-travel as data: two networks of one architecture share every compiled function.
+are data and not constants of a compiled function, so two networks of one architecture share every such function.
 """
 
 import contextlib

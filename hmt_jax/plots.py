@@ -1,7 +1,7 @@
 """Pictures of margins. Needs matplotlib: `pip install 'hmt-jax[plots]'`.
 
-A function draws in the axes that it is given, or in a figure of its own, and returns the axes: their `figure` is saved
-with `axes.figure.savefig(path)`. In a figure of its own, the title is above the axes and the legend below them. Margins
+Each function draws in the axes that it is given, or in a figure of its own, and returns the axes. Save the figure with
+`axes.figure.savefig(path)`. In a figure of its own, the title is above the axes and the legend below them. Margins
 are a `MarginResult`, a `MarginStore`, or an array (R, N), infinite where margins are censored and NaN where there are
 none. Colours, markers, dashes and words are those of `hmt_jax.report`.
 """

@@ -32,7 +32,7 @@ def _experiments(name: str, title: str, plain: Images) -> dict[str, Experiment]:
             claims=[_claims.CIFAR10_ACCURACY, _claims.CIFAR10_GROWS],
             note=f"""Margins of {title} on CIFAR-10 along the diagonal of the DCT.
 
-            Claim: the median margin grows from the low to the high frequencies, threefold at the least.
+            Claim: the median margin grows from the low to the high frequencies, at least threefold.
             """,
         ),
         f"{name}_flipped": Experiment(

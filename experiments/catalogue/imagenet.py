@@ -43,7 +43,7 @@ def _grows(title: str) -> str:
     return f"""Margins of {title} on ImageNet along the diagonal of the DCT, from weights that are given.
 
     Run it with --weights FILE --images FOLDER.
-    Claim: the median margin grows from the low to the high frequencies, threefold at the least. FILE is a state dict of
+    Claim: the median margin grows from the low to the high frequencies, at least threefold. FILE is a state dict of
     torchvision's, and FOLDER the validation set, with a folder of images for each class.
     """
 

@@ -36,7 +36,7 @@ def _experiments(name: str, title: str, plain: Images, quick: Callable[[Images],
             claims=[_claims.MNIST_ACCURACY, _claims.MNIST_GROWS],
             note=f"""Margins of {title} on MNIST along the diagonal of the DCT.
 
-            Claim: the median margin grows from the low to the high frequencies, fivefold at the least.
+            Claim: the median margin grows from the low to the high frequencies, at least fivefold.
             """,
         ),
         f"{name}_flipped": Experiment(

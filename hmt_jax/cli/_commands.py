@@ -59,7 +59,7 @@ def _specifications(texts: list[str]) -> tuple[str, ...]:
 _COUNT, _CHANNELS = parsed_by(_count, 1), parsed_by(_channels, "*")
 DATA_DIR = option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)")
 CACHE_DIR = option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
-_JSON = option("", "Print JSON in place of a table.")
+_JSON = option("", "Print JSON instead of a table.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,19 +104,17 @@ class Measure(Command):
     weights: Annotated[str | None, option("FILE", "Weights for a network of `hmt models`.")] = None
     weights_key: Annotated[
         str | None,
-        option(
-            "KEY", "Place of the weights in that file, such as state_dict_ema, if it holds several sets of weights."
-        ),
+        option("KEY", "Key of the weights in that file, such as state_dict_ema, if it holds several sets."),
     ] = None
     mean: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        option("X [X ...]", "Mean to subtract from pixels in [0, 1]: a number for each channel."),
+        option("X [X ...]", "Mean to subtract from pixels in [0, 1]: one number for each channel."),
     ] = None
     std: Annotated[
         tuple[float, ...] | None,
         _CHANNELS,
-        option("X [X ...]", "Standard deviation that pixels are divided by after that: a number for each channel."),
+        option("X [X ...]", "Standard deviation to divide the result by: one number for each channel."),
     ] = None
     subspaces: Annotated[
         tuple[str, ...],
@@ -144,17 +142,17 @@ class Measure(Command):
     batch_size: Annotated[
         int | None,
         _COUNT,
-        option("N", "Pairs of a subspace and an image that are computed together. (default: chosen for the device)"),
+        option("N", "Pairs of an image and a subspace that a device computes at a time. (default: chosen for it)"),
     ] = None
     chunk_size: Annotated[
         int | None,
         _COUNT,
-        option("N", "Images that a new store takes at once; a stop loses those in work. (default: chosen)"),
+        option("N", "Images in a chunk of a new store; a stop loses only the unfinished chunk. (default: chosen)"),
     ] = None
     data_dir: Annotated[str | None, DATA_DIR] = None
     cache_dir: Annotated[str | None, CACHE_DIR] = None
     report: Annotated[
-        str | None, option("FILE", "A page of the margins, as hmt report makes it, written anew every half minute.")
+        str | None, option("FILE", "Write a page as hmt report does, too, and update it every half minute.")
     ] = None
     json: Annotated[bool, _JSON] = False
 
@@ -341,7 +339,7 @@ class Plot(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Make a page of the margins in one or several stores or runs: one HTML file, which needs no network.
+    """Make a page of the margins in one or several stores or runs: one HTML file, which works offline.
 
     For example,
       hmt report m.zarr --out report.html

@@ -1,4 +1,4 @@
-"""Data sets: by name, synthetic, or from the user's arrays and folders; and batches of data too big for the memory."""
+"""Data sets: by name, synthetic, or from the user's arrays and folders; and batches of data too large for memory."""
 
 from hmt_jax.data._dataset import Dataset, as_floats, from_arrays
 from hmt_jax.data._image_folder import ImageFolder, image_folder

@@ -1,4 +1,4 @@
-"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow and without a network."""
+"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow, offline."""
 
 import contextlib
 import difflib

@@ -1,12 +1,12 @@
-"""A page of margins: one HTML file with curves, samples, images and numbers, which needs no network.
+"""A page of margins: one HTML file with curves, samples, images and numbers, which works offline.
 
-`write` and `html` make it of `Measurement`s, and `of_store` makes such a measurement of a store. Other things that have
-margins, such as runs of experiments, are made `Measurement`s with the fields that they have; `save` and `load` keep
-these in a file.
+`write` and `html` make the page from `Measurement`s, and `of_store` makes a `Measurement` from a store. For margins
+from elsewhere, such as runs of experiments, make a `Measurement` with the fields that are known. `save` and `load` keep
+`Measurement`s in a file.
 
-The charts are Vega-Lite, written with Altair. With its JavaScript inline, an otherwise empty page is 0.9 MB, against
-1.3 MB of Bokeh and 4.8 MB of Plotly; and it alone draws SVG, which prints sharply and follows the colours of the page,
-with labels for screen readers, and is silent on the console.
+The charts are Vega-Lite, written with Altair. With its JavaScript inline, an otherwise empty page is 0.9 MB; it
+would be 1.3 MB with Bokeh and 4.8 MB with Plotly. Of the three, only Vega-Lite draws SVG, which prints sharply and
+follows the colours of the page, has labels for screen readers, and writes nothing to the console.
 """
 
 from hmt_jax.report._content import Claim, Measurement, Picture, Progress, of_windows

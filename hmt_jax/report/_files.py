@@ -26,7 +26,7 @@ def html(
     command: str = "",
     progress: Progress | None = None,
 ) -> str:
-    """The page of some measurements, as HTML that needs no other file and no network.
+    """The page of some measurements, as HTML that needs no other file and works offline.
 
     Margins that are 0 are not drawn, because the axis is logarithmic; tables and CSV have them.
 

@@ -3,17 +3,17 @@
 A *restriction* g is a function from coordinates z of shape (d,) to logits of shape (L,). Its value g(0) is the logits
 of the unperturbed sample. A solver is an immutable value with four pure methods:
 
-  start(restriction, at_sample) -> state   the first step, from the linearization of g at z = 0
+  start(restriction, at_sample) -> state   the first step, from the linearisation of g at z = 0
   step(restriction, state) -> state        one more step
   done(state) -> bool                      whether the search has ended
   point(state) -> Point                    the nearest adversarial point so far, and its label
 
-and two numbers. `num_candidates` is the number of classes in the linearization, including the label; it is 1 if the
+and two numbers. `num_candidates` is the number of classes in the linearisation, including the label; it is 1 if the
 solver needs no gradients at the sample. `max_steps` is the number of steps after which a search is stopped. States are
 pytrees of arrays, which may be random keys. A step keeps their shapes and dtypes.
 
-A solver decides where to go, and `hmt_jax.measure_margins` does the rest. It linearizes the classifier once for each
-sample and shares the linearization among all subspaces. It counts the steps, and stops searches that meet NaN or have
+A solver decides where to go, and `hmt_jax.measure_margins` does the rest. It linearises the classifier once for each
+sample and shares the linearisation among all subspaces. It counts the steps, and stops searches that meet NaN or have
 no gradient. At the end it evaluates the point found once more, and computes the margin, the labels and the `Status`.
 
 `DeepFool` is the solver of the paper; its margins are upper bounds, 1.5 to 2.5 times too large on a LeNet. `tight`
