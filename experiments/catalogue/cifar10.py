@@ -41,7 +41,7 @@ def _experiments(name: str, title: str, plain: Images) -> dict[str, Experiment]:
             claims=[_claims.FLIPPED_CIFAR10_ACCURACY, _claims.FLIPS, _claims.MIRRORS],
             note=f"""Margins of {title} on CIFAR-10 with all frequencies flipped, beside those on plain data.
 
-            Claim: the data decide, not the architecture. The margins flip along: large at low frequencies, small at
+            Claim: the data decide, not the architecture. The margins flip, too: large at low frequencies, small at
             high ones.
             """,
         ),
@@ -51,14 +51,14 @@ def _experiments(name: str, title: str, plain: Images) -> dict[str, Experiment]:
             claims=_claims.LOW_PASS,
             note=f"""Margins of {title} on CIFAR-10 with the frequencies [0, 16) x [0, 16) only, beside plain data.
 
-            Claim: the margins grow in the band that was removed, and stay below it.
+            Claim: the margins grow in the band that was removed, and stay the same below it.
             """,
         ),
         f"{name}_robust": Experiment(
             config=plain_robust,
             quick=_forms.deep(plain_robust),
             claims=[*_claims.CIFAR10_ROBUSTNESS, _claims.LARGER, _claims.LARGER_AT_HIGH],
-            note=f"""Margins of {title} on CIFAR-10 after adversarial training, beside those after standard training.
+            note=f"""Margins of {title} on CIFAR-10 after adversarial and after standard training.
 
             Claim: adversarial training enlarges margins in every window, most of all at high frequencies.
             """,
@@ -67,10 +67,10 @@ def _experiments(name: str, title: str, plain: Images) -> dict[str, Experiment]:
             config=flipped_robust,
             quick=_forms.deep(flipped_robust),
             claims=[*_claims.FLIPPED_CIFAR10_ROBUSTNESS, _claims.LARGER, _claims.LARGER_AT_LOW],
-            note=f"""Margins of {title} on flipped CIFAR-10 after adversarial training, beside those after standard one.
+            note=f"""Margins of {title} on flipped CIFAR-10 after adversarial and after standard training.
 
             Claim: the effect of adversarial training flips along with the data, and is largest at low frequencies.
-            Perturbed images, flipped back, stay images: Dykstra's algorithm goes to the ball and the pixels' range.
+            Flipped back, perturbed images have pixels in [0, 1]: Dykstra's algorithm projects onto these and the ball.
             """,
         ),
     }

@@ -40,7 +40,7 @@ def _quick(config: GivenWeights) -> GivenWeights:
 
 def _grows(title: str) -> str:
     """The note on margins of a network on plain images."""
-    return f"""Margins of {title} on ImageNet along the diagonal of the DCT, from weights that are given.
+    return f"""Margins of {title} on ImageNet along the diagonal of the DCT, with weights that you pass.
 
     Run it with --weights FILE --images FOLDER.
     Claim: the median margin grows from the low to the high frequencies, at least threefold. FILE is a state dict of
@@ -59,7 +59,7 @@ TABLE = {
         note="""Margins of ResNet-50 on ImageNet with all frequencies flipped, beside those on plain data.
 
         Run it with --weights FILE --baseline-weights FILE --images FOLDER.
-        Claim: the data decide, not the architecture. The margins flip along: large at low frequencies, small at high
+        Claim: the data decide, not the architecture. The margins flip, too: large at low frequencies, small at high
         ones. The first file holds the weights of a network trained on flipped images, less the flip of the mean image;
         the images in FOLDER are plain, and are flipped here. The other weights are those of torchvision.
         """,
@@ -68,7 +68,7 @@ TABLE = {
         config=_ROBUST,
         quick=_quick(_ROBUST),
         claims=[_ROBUST_ACCURACY, _claims.LARGER, _claims.LARGER_AT_HIGH],
-        note="""Margins of ResNet-50 on ImageNet after adversarial training, beside those after standard training.
+        note="""Margins of ResNet-50 on ImageNet after adversarial and after standard training.
 
         Run it with --weights FILE --baseline-weights FILE --images FOLDER.
         Claim: adversarial training enlarges margins in every window, most of all at high frequencies. The paper's

@@ -45,7 +45,7 @@ def _experiments(name: str, title: str, plain: Images, quick: Callable[[Images],
             claims=[_claims.MNIST_ACCURACY, _claims.FLIPS],
             note=f"""Margins of {title} on MNIST with all frequencies flipped, beside those on plain data.
 
-            Claim: the data decide, not the architecture. The margins flip along: large at low frequencies, small at
+            Claim: the data decide, not the architecture. The margins flip, too: large at low frequencies, small at
             high ones.
             """,
         ),
@@ -68,7 +68,7 @@ def _experiments(name: str, title: str, plain: Images, quick: Callable[[Images],
             config=plain_robust,
             quick=dataclasses.replace(quick(plain_robust), baseline=name),
             claims=[*_claims.MNIST_ROBUSTNESS, _claims.LARGER, _claims.LARGER_AT_HIGH],
-            note=f"""Margins of {title} on MNIST after adversarial training, beside those after standard training.
+            note=f"""Margins of {title} on MNIST after adversarial and after standard training.
 
             Claim: adversarial training enlarges margins in every window, most of all at high frequencies.
             """,
@@ -83,10 +83,10 @@ def _experiments(name: str, title: str, plain: Images, quick: Callable[[Images],
             config=flipped_robust,
             quick=dataclasses.replace(quick(flipped_robust), baseline=f"{name}_flipped"),
             claims=[*_claims.FLIPPED_MNIST_ROBUSTNESS, _claims.LARGER, _claims.LARGER_AT_LOW],
-            note=f"""Margins of {title} on flipped MNIST after adversarial training, beside those after standard one.
+            note=f"""Margins of {title} on flipped MNIST after adversarial and after standard training.
 
             Claim: the effect of adversarial training flips along with the data, and is largest at low frequencies.
-            Perturbed images, flipped back, stay images: Dykstra's algorithm goes to the ball and the pixels' range.
+            Flipped back, perturbed images have pixels in [0, 1]: Dykstra's algorithm projects onto these and the ball.
             """,
         ),
     }
