@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     classifier: Classifier
     images: Any  # (N, height, width, channels), uint8 or floating point
     subspaces: Any  # leaves (R, ...)
-    rows: Any  # leaves (R N, ...), or (N, ...) for linearizations
+    rows: Any  # leaves (R N, ...), or (N, ...) for linearisations
 
     def image(self, item: jax.Array) -> jax.Array:
         return as_floats(self.images[item % len(self.images)])
@@ -111,7 +111,7 @@ def _is_early(pairs: Pairs, item):
 def linearize(
     num_candidates: int, classifier: Classifier, images: jax.Array, num_images: int, where: Lanes
 ) -> tuple[Linearization, Lanes, lanes.Work]:
-    """The linearizations at all images (N, ...), zeros for padding; the lanes to use from now on; and the work done."""
+    """The linearisations at all images (N, ...), zeros for padding; the lanes to use from now on; and the work done."""
     at_images, work = lanes.evaluate(
         _Linearize(num_candidates),
         Pairs(classifier, images, None, None),

@@ -45,7 +45,7 @@ class End(NamedTuple):
 
 
 def linearize_at(num_candidates: int, classifier: Classifier, image: jax.Array) -> Linearization:
-    """The linearization of the logits at an image, with normals (C - 1, height, width, channels)."""
+    """The linearisation of the logits at an image, with normals (C - 1, height, width, channels)."""
     logits = shape_of_logits(classifier, image[None])
     origin = jnp.zeros(image.size, promoted(image.dtype, logits.dtype))
     with differentiated(classifier, image[None]):
@@ -54,7 +54,7 @@ def linearize_at(num_candidates: int, classifier: Classifier, image: jax.Array) 
 
 
 def in_subspace(image: jax.Array, subspace: Subspace, at_image: Linearization) -> Linearization:
-    """The linearization of the restriction to a subspace, with normals (C - 1, d), made from the one at the image."""
+    """The linearisation of the restriction to a subspace, with normals (C - 1, d), made from the one at the image."""
     dtype = at_image.normals.dtype
     origin = jnp.zeros(subspace.coordinates(image).shape, dtype)
     if not len(at_image.normals):

@@ -47,7 +47,7 @@ class Signs(NamedTuple):
 
 
 def signs_of(images: np.ndarray, at_images: Linearization, result: MarginResult, num_early: int) -> Signs:
-    """The signs in one chunk of images, its linearizations and its result."""
+    """The signs in one chunk of images, its linearisations and its result."""
     logits = at_images.logits[-len(images) :]
     is_labelled = np.asarray(has_label(logits)) & (result.label[0] >= 0)
     normals = at_images.normals[-len(images) :]

@@ -19,7 +19,7 @@ from hmt_jax.solvers import Linearization, Solver
 _LEAST_LANES, _MOST_LANES = 8, 1024
 # Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
 # of the next phase, and on the host. Copies of a lane's state: before a step, after it, at the start, and in the
-# linearization.
+# linearisation.
 _NUM_COPIES = 4
 # Images in the batch whose arrays are counted. A prime, so that the axis of images is recognised in their shapes.
 _NUM_TRIED = 131
@@ -40,7 +40,7 @@ class _Limits(NamedTuple):
       budget: bytes on each device for everything except the classifier and the results: half for the lanes, half for a
         chunk of images. One lane and one image always run, even if they need more.
       bytes_of_lanes: bytes that all lanes together should keep for the backward pass.
-      bytes_of_chunk: bytes that the linearizations and first steps of a chunk should take. The chunk is larger if it
+      bytes_of_chunk: bytes that the linearisations and first steps of a chunk should take. The chunk is larger if it
         would have too few pairs for the lanes.
       pairs_per_lane: pairs for each lane. Towards the end lanes idle one by one; with so many pairs, that costs little.
       more_at_end: factor on the number of lanes in bisections and when end points are evaluated.
@@ -62,7 +62,7 @@ class _Needs(NamedTuple):
 
     Attributes:
       image: one image.
-      linearization: the linearization of the logits at an image.
+      linearization: the linearisation of the logits at an image.
       state: the state of the solver for one pair.
       kept: what the forward pass of one image keeps for the backward pass.
       num_candidates: not bytes, but the number of backward passes in a lane at a time.

@@ -76,7 +76,7 @@ class Point(NamedTuple):
 
 
 class Linearization(NamedTuple):
-    """The linearization of a restriction g at the unperturbed sample, z = 0, for its most likely classes.
+    """The linearisation of a restriction g at the unperturbed sample, z = 0, for its most likely classes.
 
     Attributes:
       logits: (L,), g(0).
@@ -95,7 +95,7 @@ class Linearization(NamedTuple):
 
 
 def linearize(function: Callable[[jax.Array], jax.Array], point: jax.Array, num_candidates: int) -> Linearization:
-    """The linearization of logits (L,) at a point of any shape, by one forward pass and C - 1 backward passes.
+    """The linearisation of logits (L,) at a point of any shape, by one forward pass and C - 1 backward passes.
 
     Args:
       function: function from points to logits (L,).

@@ -37,7 +37,7 @@ class Linear:
 
     @property
     def max_steps(self) -> int:
-        """One step: the linearization at the sample is all that is needed."""
+        """One step: the linearisation at the sample is all that is needed."""
         return 1
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Point:

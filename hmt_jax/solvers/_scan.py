@@ -52,7 +52,7 @@ class Scan:
     scale is absolute. If then no class can gain on the label to first order, the status is ZERO_GRADIENT.
 
     In one dimension this takes about 2 (margin / resolution) forward passes, and in two dimensions `num_angles` / 2
-    times as many. The only backward passes are in the linearization at the sample.
+    times as many. The only backward passes are in the linearisation at the sample.
 
     Attributes:
       reach: the greatest distance scanned, in pixels. If no other label is found up to there, the status is

@@ -140,7 +140,7 @@ class Walk:
 
 
 _EFFORTS = {
-    # With eight candidates, a pair takes fewer than 25 backward passes if six subspaces share the linearization.
+    # With eight candidates, a pair takes fewer than 25 backward passes if six subspaces share the linearisation.
     "fast": Walk(num_steps=18, num_rounds=1, num_candidates=8),
     "normal": Walk(num_steps=20, num_rounds=3),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
@@ -168,7 +168,7 @@ def tight(effort: str = "normal") -> Walk:
     In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes some hundred
     forward passes for each pair in one dimension, and some thousand in two.
 
-    A step takes one forward and one backward pass. All subspaces share the linearization at the sample. The steps are
+    A step takes one forward and one backward pass. All subspaces share the linearisation at the sample. The steps are
 
       "fast"      one round of 18 steps
       "normal"    three rounds of 20
