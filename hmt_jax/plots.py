@@ -636,8 +636,8 @@ def _finish(axes: Axes, figure: Figure | None, title: str, handles=(), labels=()
         return
     if title:
         axes.set_title(title)
-    if labels:
-        axes.legend(handles, labels, frameon=False, handlelength=_HANDLE_LENGTH)
+    if labels:  # on a pale ground, for there may be no place without a curve
+        axes.legend(handles, labels, framealpha=0.8, edgecolor="none", handlelength=_HANDLE_LENGTH)
 
 
 def _finish_panels(panels: Sequence[Axes], figure: Figure | None, title: str, handles=(), labels=()) -> None:

@@ -11,6 +11,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_statistics import make_result
 
 from experiments import report
@@ -541,6 +542,20 @@ def test_axes_that_are_given_are_drawn_in_and_returned(draw, legend):
     assert not figure.legends
     names = [] if axes.get_legend() is None else [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend in names if legend else not names
+
+
+def test_what_lies_behind_a_legend_within_axes_is_paler_than_its_text():
+    figure, (axes,) = given_axes(1)
+    plots.compare({"a": PERCENTILES, "b": PERCENTILES}, axes=axes)
+    legend = axes.get_legend()
+    for part in (*legend.get_texts(), *legend.legend_handles):
+        part.set_visible(False)
+    axes.axhspan(*axes.get_ylim(), color="black", zorder=0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    x0, y0, x1, y1 = (round(value) for value in legend.get_window_extent().extents)
+    behind = np.asarray(canvas.buffer_rgba())[::-1][y0 + 3 : y1 - 3, x0 + 3 : x1 - 3, :3]
+    assert behind.min() > 150
 
 
 @pytest.mark.parametrize(

@@ -521,6 +521,8 @@ def _opened(path: str, named: str = "the folder that hmt measure wrote with --ou
     try:
         return hmt_jax.MarginStore.open(path)
     except FileNotFoundError as error:
+        if os.path.isfile(path):
+            raise ValueError(f"{shown(path)} is a file, and a store of margins is a folder: name {named}") from error
         raise FileNotFoundError(f"there is no store of margins at {shown(path)}: name {named}") from error
 
 

@@ -88,7 +88,7 @@ def report(signs: Signs) -> None:
     if signs.num_images and not signs.num_finite:
         warn(
             "the logits of images are finite, but every search met NaN or infinite logits or gradients, so there are "
-            "no margins: check the operations of the classifier, such as roots of zero"
+            "no margins: check the operations of the classifier, such as roots of zero, and those of your own solver"
         )
     # With one label there may be no boundary at all.
     num_flat = signs.num_flat if len(signs.labels) > 1 else 0

@@ -315,7 +315,7 @@ MISTAKES = {
     ),
     "file as store": (
         ["show", "two.npz"],
-        "there is no store of margins at two.npz: name the folder that hmt measure wrote with --out",
+        "two.npz is a file, and a store of margins is a folder: name the folder that hmt measure wrote with --out",
     ),
     "nothing measured": (
         ["show", "nothing.zarr"],

@@ -242,7 +242,8 @@ def test_arrays_of_jax_are_images_like_all_others():
         ),
         ({"devices": "cpu"}, TypeError, "devices must be a list of devices"),
         ({"devices": 2 * jax.devices()[:1]}, ValueError, "devices must be different"),
-        ({"precision": None}, ValueError, r"precision must be one that jax\.default_matmul_precision takes"),
+        ({"precision": None}, ValueError, r"precision must be 'highest', .*, got None; for float64, pass 'highest'"),
+        ({"precision": "float64"}, ValueError, r"that jax\.default_matmul_precision takes, got 'float64'"),
     ],
 )
 def test_devices_and_precision_are_checked(settings, error, message):

@@ -150,7 +150,11 @@ def test_a_constant_classifier_has_one_label_and_gives_no_warning():
 
 
 def test_gradients_that_are_never_finite_give_a_warning():
-    with pytest.warns(UserWarning, match="the logits of images are finite, but every search met NaN or infinite"):
+    with pytest.warns(
+        UserWarning,
+        match="^the logits of images are finite, but every search met NaN or infinite logits or gradients, so there "
+        "are no margins: check the operations of the classifier, such as roots of zero, and those of your own solver$",
+    ):
         found = measure(
             lambda images: two_logits(images) + jnp.sqrt(0 * images.sum((1, 2, 3)))[:, None], images_of_two_classes()
         )
