@@ -121,7 +121,7 @@ class Measure(Command):
     subspaces: Annotated[
         tuple[str, ...],
         parsed_by(_specifications, "*"),
-        option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: windows along the diagonal)"),
+        option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: dct-diagonal of size 8, or 16 from 128 pixels on)"),
     ] = ()
     solver: Annotated[
         str,
