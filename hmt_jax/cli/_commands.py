@@ -121,7 +121,10 @@ class Measure(Command):
     subspaces: Annotated[
         tuple[str, ...],
         parsed_by(_specifications, "*"),
-        option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: dct-diagonal of size 8, or 16 from 128 pixels on)"),
+        option(
+            "SPEC [SPEC ...]",
+            f"One or several of {_specs.SUBSPACES}. (default: dct-diagonal of size 8, or 16 from 128 pixels on)",
+        ),
     ] = ()
     solver: Annotated[
         str,
@@ -421,7 +424,8 @@ class Audit(Command):
             _print_json({"store": store.path, "num_images": number, "solver": again.solver, "comparison": comparison})
             return
         print(
-            f"a: {store.path}, by {before.solver}; b: {number} images of it, chosen at random, again, by {again.solver}"
+            f"a: {store.path}, by {before.solver}; b: {number} of its images, chosen at random, measured again by "
+            f"{again.solver}"
         )
         print(comparison)
 

@@ -63,8 +63,9 @@ def create(
       key: random key of the weights.
       image_shape: (height, width, channels) of the images.
       num_classes: number of logits.
-      mean: subtracted from images: a number, one per channel, or an image, such as the flipped mean image of flipped data.
-      std: divides images after that: one number per channel.
+      mean: subtracted from images: a number, one per channel, or an image, such as the flipped mean image of flipped
+        data.
+      std: divides images after that: a number, or one per channel.
       **options: options of the architecture: `num_hidden=(100, 100)` for `mlp` and the VGG networks for CIFAR.
 
     Returns:

@@ -284,7 +284,7 @@ def test_an_audit_finds_smaller_margins(hmt, measure):
     assert found["comparison"]["smaller"] == [1]
     code, out, err = hmt("audit", store.path, "--num", "3", "--solver", "tight:fast")
     assert (code, err) == (0, "")
-    assert "b: 3 images of it, chosen at random, again" in out
+    assert "b: 3 of its images, chosen at random, measured again by" in out
     assert hmt("audit", store.path, "--num", "3", "--solver", "tight:fast")[1] == out
 
 
