@@ -68,7 +68,7 @@ def margin_distribution(
     axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
-    xlabel: str = "subspace, from low to high frequency",
+    xlabel: str = "subspace",
     key: jax.Array | None = None,
 ) -> Axes:
     """Axes with the margins of every sample in every subspace: median line, 5 to 95% band, and samples as a swarm.
@@ -141,7 +141,7 @@ def compare(
     axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
-    xlabel: str = "subspace, from low to high frequency",
+    xlabel: str = "subspace",
     key: jax.Array | None = None,
 ) -> Axes:
     """Axes with median margins of several results over each other: a line for each, in a band, its 95% interval.
@@ -196,7 +196,7 @@ def compare(
             axes.tick_params(axis="x", rotation=90)
             if figure is not None:
                 figure.set_figheight(figure.get_figheight() + widest)
-    axes.set(xlim=(-0.6, len(positions) - 0.4), ylabel="median margin (L2), 95% interval")
+    axes.set(xlim=(-0.6, len(positions) - 0.4), ylabel=f"median {_looks.MARGIN}, 95% interval")
     axes.set_xlabel(_wrapped(xlabel, _width_below(axes, figure, 1)))
     _finish(axes, figure, title, list(handles.values()), list(handles))
     return axes
@@ -209,7 +209,7 @@ def margin_history(
     axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
-    xlabel: str = "subspace, from low to high frequency",
+    xlabel: str = "subspace",
 ) -> Axes:
     """Axes with a heat map of median margins while a network trained: one row per epoch, one column per subspace.
 
@@ -250,7 +250,7 @@ def energy_history(
     axes: Axes | None = None,
     title: str = "",
     ticks: Sequence[str] | None = None,
-    xlabel: str = "subspace, from low to high frequency",
+    xlabel: str = "subspace",
 ) -> Axes:
     """Axes with the energy of adversarial perturbations over subspaces while a network trained: a line for each epoch.
 

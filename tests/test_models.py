@@ -463,7 +463,7 @@ def test_lenet_needs_images_of_some_size():
             r"mean must have one number for each of 3 channels, or be an image of shape \(4, 5, 3\), got shape \(2,\)",
         ),
         ((0.0,), np.ones((5, 4, 3)), r"std must have one number for each of 3 channels, .*, got shape \(5, 4, 3\)"),
-        (0.5, (1.0,), r"mean must have one number for each of 3 channels, .*, got shape \(\)"),
+        (0.5, 0.0, r"std must be positive and finite, got 0\.0$"),
         ((0.0,), (1.0, 0.0, 1.0), r"std must be positive and finite, got 0\.0$"),
         ((0.0,), (-1.0,), r"std must be positive and finite, got -1\.0$"),
         ((0.0,), (np.nan,), r"std must be positive and finite, got nan$"),
@@ -479,6 +479,14 @@ def test_statistics_are_checked(mean, std, message):
         models.create("logistic", jax.random.key(0), image_shape=(4, 5, 3), num_classes=2, mean=mean, std=std)
     with pytest.raises(ValueError, match=message):
         models.from_torch("logistic", {}, image_shape=(4, 5, 3), mean=mean, std=std)
+
+
+def test_one_number_normalises_every_channel():
+    images = np.random.default_rng(0).random((2, 4, 5, 3), np.float32)
+    weights = {"linear.weight": np.random.default_rng(1).random((2, 60), np.float32), "linear.bias": np.zeros(2, "f4")}
+    one = models.from_torch("logistic", weights, image_shape=(4, 5, 3), mean=0.5, std=0.25)
+    each = models.from_torch("logistic", weights, image_shape=(4, 5, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
+    np.testing.assert_array_equal(one(images), each(images))
 
 
 SMALL = {"linear.weight": np.arange(8.0).reshape(2, 4) / 8, "linear.bias": np.array([0.25, -0.5])}

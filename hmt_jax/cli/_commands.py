@@ -119,7 +119,10 @@ class Measure(Command):
     subspaces: Annotated[
         tuple[str, ...],
         parsed_by(_specifications, "*"),
-        option("SPEC [SPEC ...]", f"One or several of {_specs.SUBSPACES}. (default: windows along the diagonal)"),
+        option(
+            "SPEC [SPEC ...]",
+            f"One or several of {_specs.SUBSPACES}. (default: dct-diagonal of size 8, or 16 from 128 pixels on)",
+        ),
     ] = ()
     solver: Annotated[
         str,
@@ -127,7 +130,11 @@ class Measure(Command):
             "SOLVER", f"One of {_specs.SOLVERS}; settings follow as in deepfool:max_steps=50 or tight:fast.", hint=None
         ),
     ] = "deepfool"
-    num: Annotated[int | None, _COUNT, option("N", "Measure only the first N images.")] = None
+    num: Annotated[
+        int | None,
+        _COUNT,
+        option("N", "Measure only the first N images: of a folder, those whose subfolders and names come first."),
+    ] = None
     resize: Annotated[int | None, _COUNT, option("N", "Resize the shorter side of images to N pixels.")] = None
     crop: Annotated[int | None, _COUNT, option("N", "Cut a square of N pixels out of the middle.")] = None
     backend: Annotated[
@@ -190,6 +197,7 @@ class Measure(Command):
                 attributes={
                     "source": dataclasses.asdict(source),
                     "images": images.description,
+                    "image_names": list(images.names),
                     "subspace_specs": list(texts),
                     "subspace_names": names,
                     "solver_spec": self.solver,
@@ -277,6 +285,8 @@ class Show(Command):
 class Export(Command):
     """Write the margins in a store to a file, one row for each subspace and image.
 
+    Images are numbered from 0, in the order of their names for a folder, and are named as well.
+
     For example,
       hmt export m.zarr margins.csv
       hmt export m.zarr margins.parquet
@@ -294,6 +304,8 @@ class Export(Command):
         frame = _whole(store).to_dataframe()
         names = _names_of(store)
         frame.insert(1, "subspace_name", [names[r] for r in frame["subspace"]])
+        if files := store.attributes.get("image_names"):
+            frame.insert(3, "image_name", [files[n] for n in frame["image"]])
         path = expand("FILE", self.file)
         content = frame.to_csv(index=False).encode() if suffix == ".csv" else frame.to_parquet(index=False)
         _disk.write(path, content)
@@ -323,13 +335,15 @@ class Plot(Command):
             raise ValueError(f"the last path must be the picture, ending in .png, .pdf or .svg, got {picture!r}")
         stores = [_opened(path) for path in paths]
         ticks = _names_of(stores[0])
+        axis = _specs.axis_of(stores[0].attributes.get("subspace_specs", ()))
         if any(_names_of(store) != ticks for store in stores):
             raise ValueError("the stores have different subspaces: draw them one by one")
         if len(stores) == 1:
-            axes = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks)
+            axes = plots.margin_distribution(_whole(stores[0]), title=_title(stores[0]), ticks=ticks, xlabel=axis)
         else:
             names = dict(zip(_distinct(paths), stores, strict=True))
-            axes = plots.compare({name: _whole(store) for name, store in names.items()}, ticks=ticks)
+            results = {name: _whole(store) for name, store in names.items()}
+            axes = plots.compare(results, ticks=ticks, xlabel=axis)
         content = io.BytesIO()
         figure: Any = axes.figure
         figure.savefig(content, format=suffix[1:])
@@ -372,31 +386,45 @@ class Audit(Command):
 
     store: Annotated[Positional[str], option("STORE", "A store that hmt measure wrote.")]
     solver: Annotated[str, option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
-    num: Annotated[int, _COUNT, option("N", "Measure the first N images.", hint=None)] = 20
+    num: Annotated[
+        int, _COUNT, option("N", "Measure N images, chosen at random, the same ones every time.", hint=None)
+    ] = 20
     json: Annotated[bool, _JSON] = False
     cache_dir: Annotated[str | None, CACHE_DIR] = None
 
     def run(self) -> None:
+        import numpy as np
+
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         store = _opened(self.store)
         source = _source_of(store)
         result = _whole(store)
         number = min(self.num, store.num_images)
-        images = dataclasses.replace(source, num=number).images()
+        images = source.images()
+        if images.num_images != store.num_images:
+            raise ValueError(
+                f"{store.path} has margins of {store.num_images} images, and {source.images_text} has "
+                f"{images.num_images} now: put back those that were measured"
+            )
+        # Not the first ones: a folder is sorted by class.
+        chosen = sorted(np.random.default_rng(0).choice(store.num_images, number, replace=False).tolist())
         subspaces, names = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape)
         with _progress() as progress:
             again = hmt_jax.measure_margins(
-                source.classifier(images), images.read(), subspaces, solver, progress=progress
+                source.classifier(images), images.at(chosen), subspaces, solver, progress=progress
             )
-        before = result[:, :number]
+        before = result[:, chosen]
         if (before.label != again.label).any():
             raise ValueError(f"the model or the images of {store.path} have changed: their labels are different now")
         comparison = hmt_jax.statistics.compare(before, again, names=names)
         if self.json:
             _print_json({"store": store.path, "num_images": number, "solver": again.solver, "comparison": comparison})
             return
-        print(f"a: {store.path}, by {before.solver}; b: the first {number} images again, by {again.solver}")
+        print(
+            f"a: {store.path}, by {before.solver}; b: {number} of its images, chosen at random, measured again by "
+            f"{again.solver}"
+        )
         print(comparison)
 
 

@@ -30,12 +30,14 @@ class Images:
       image_shape: (height, width, channels).
       num_images: their number.
       content: an array, or a source of images for `data.loader`; only its first `num_images` are measured.
+      names: the file of each image of a folder, relative to it; empty for other images.
     """
 
     description: str
     image_shape: tuple[int, int, int]
     num_images: int
     content: Any
+    names: tuple[str, ...] = ()
 
     def first(self, number: int | None) -> "Images":
         """The first images.
@@ -47,7 +49,13 @@ class Images:
             return self
         if not 1 <= number <= self.num_images:
             raise ValueError(f"--num {number} must be from 1 to {self.num_images}, the number of images")
-        return dataclasses.replace(self, num_images=number)
+        return dataclasses.replace(self, num_images=number, names=self.names[:number])
+
+    def at(self, numbers: Sequence[int]) -> np.ndarray:
+        """Some of the images, by their numbers."""
+        if isinstance(self.content, np.ndarray):
+            return self.content[numbers]
+        return np.stack([np.asarray(self.content[number][0]) for number in numbers])
 
     def read(self) -> np.ndarray | Iterator[Any]:
         """The images as `hmt_jax.measure_to_store` takes them: an array, or batches that are decoded on the way."""
@@ -158,7 +166,7 @@ def _folder(path: str, resize, crop) -> Images:
     mode = "L" if all(mode in _GREY for _, mode in heads) else "RGB"
     width, height = next(iter(shapes)) if sides is None else (sides[1], sides[1])
     source = _Folder(path, tuple(files), mode, sides)
-    return Images(os.path.abspath(path), (height, width, 1 if mode == "L" else 3), len(files), source)
+    return Images(os.path.abspath(path), (height, width, 1 if mode == "L" else 3), len(files), source, tuple(files))
 
 
 def _files_below(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:

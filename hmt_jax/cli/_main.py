@@ -21,6 +21,7 @@ _WORDS = (
     (r"\bweights='([^']*)'", r"--weights-key '\1'"),
     (r"\b(mean|std)=\(([\d., -]*)\)", lambda match: f"--{match[1]} {match[2].replace(',', '')}"),
     (r"\bpass (mean|std)\b", r"pass --\1"),
+    (r"\bmeasure_to_store\b", "hmt measure"),
     (r"\bpass a data_dir\b", "pass a --data-dir"),
     (
         r"\bread PyTorch's weights with hmt_jax\.models\.from_torch\(.*?\)",

@@ -173,7 +173,9 @@ def _executed(function: Callable[[], Any], what: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{what} ({type(error).__name__}: {reason(error)}); --debug shows where") from error
+        is_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        remedy = "pip install 'hmt-jax[torch]', or '.[torch]' in a checkout" if is_torch else "--debug shows where"
+        raise ValueError(f"{what} ({type(error).__name__}: {reason(error)}); {remedy}") from error
 
 
 def _is_torch_module(value: Any) -> bool:

@@ -95,6 +95,14 @@ def _name_of(kind: str, subspace: Any) -> str:
     return f"{row},{column}" if row != column or kind != "dct-diagonal" else f"{row}"
 
 
+def axis_of(texts: Sequence[str]) -> str:
+    """What the axis is called on which the subspaces stand that texts name."""
+    if len(texts) != 1 or not texts[0].startswith("dct-diagonal:"):
+        return "subspace"
+    size = texts[0].split(":")[1]
+    return f"first frequency of the {size} x {size} DCT window, from low to high"
+
+
 def solver_of(text: str) -> Any:
     """The solver that a text such as `deepfool`, `tight:fast` or `deepfool:max_steps=50,overshoot=0.01` names.
 

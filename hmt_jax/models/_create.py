@@ -63,8 +63,9 @@ def create(
       key: random key of the weights.
       image_shape: (height, width, channels) of the images.
       num_classes: number of logits.
-      mean: subtracted from images: one number per channel, or an image, such as the flipped mean image of flipped data.
-      std: divides images after that: one number per channel.
+      mean: subtracted from images: a number, one per channel, or an image, such as the flipped mean image of flipped
+        data.
+      std: divides images after that: a number, or one per channel.
       **options: options of the architecture: `num_hidden=(100, 100)` for `mlp` and the VGG networks for CIFAR.
 
     Returns:
@@ -103,7 +104,7 @@ def in_evaluation_mode(
     network: nnx.Module, mean: ArrayLike | Sequence[float], std: ArrayLike | Sequence[float]
 ) -> Normalized:
     """The network with its normalisation; batch norm uses its running statistics, and nothing is dropped out."""
-    statistics = jnp.asarray(as_array("mean", mean)), jnp.asarray(as_array("std", std))
+    statistics = jnp.atleast_1d(as_array("mean", mean)), jnp.atleast_1d(as_array("std", std))
     classifier = Normalized(network, *statistics)
     classifier.eval()
     return classifier
@@ -126,7 +127,7 @@ def check_statistics(
     """Raises ValueError unless images of this shape can be normalised with these statistics."""
     image_shape = check_image_shape(image_shape)
     for argument, value in (("mean", mean), ("std", std)):
-        shape = np.shape(value)
+        shape = np.shape(value) or (1,)  # a number is that of every channel
         if shape not in {(1,), image_shape[2:], image_shape}:
             raise ValueError(
                 f"{argument} must have one number for each of {image_shape[2]} channels, or be an image of shape "

@@ -46,9 +46,10 @@ def from_torch(
         Or the path of a file that holds them, in safetensors, NumPy's .npz or PyTorch's format, whatever its name. No
         code in the file is run.
       image_shape: (height, width, channels) of the images.
-      mean: subtracted from images in [0, 1]: one number per channel, or an image. If not given, it is taken from a
+      mean: subtracted from images in [0, 1]: a number, one per channel, or an image. If not given, it is taken from a
         normalisation among the weights, such as `normalize.mean`. If both are there, they must be equal.
-      std: divides images after that: one number per channel. If not given, it is taken from the weights, as `mean` is.
+      std: divides images after that: a number, or one per channel. If not given, it is taken from the weights, as
+        `mean` is.
       weights: the place of the weights: the keys that lead to them, joined by dots, such as `state_dict_ema` or
         `model.module.attacker.model`. What is elsewhere is ignored. This argument is needed only if there is a choice.
       num_classes: number of logits; taken from the last layer's weights if not given.

@@ -101,8 +101,8 @@ def from_torch_module(
     Args:
       module: a `torch.nn.Module` in evaluation mode, with parameters in float32 or float64. It computes in their type,
         whatever the type of the images.
-      mean: subtracted from images in [0, 1]: one number per channel, or an image. None if the module expects images in
-        [0, 1].
+      mean: subtracted from images in [0, 1]: a number, one per channel, or an image. None if the module expects images
+        in [0, 1].
       std: divides images after that, as `mean`.
       backend: "auto", "torchax" or "callback".
 
@@ -135,7 +135,7 @@ def from_torch_module(
     _check_tensors(module)
     skeleton = Skeleton(module)
     mean, std = (
-        None if value is None else jnp.asarray(as_array(argument, value))
+        None if value is None else jnp.atleast_1d(as_array(argument, value))
         for argument, value in (("mean", mean), ("std", std))
     )
     _check_shapes(mean, std)

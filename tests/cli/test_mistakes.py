@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from workspace import MEASURE
+from workspace import MEASURE, measured
 
 LOGISTIC = [
     "measure",
@@ -60,6 +60,11 @@ MISTAKES = {
         with_("--model", "needy.py:make"),
         "{}/needy.py can't be imported (ModuleNotFoundError: No module named 'a_package_that_nobody_has'); --debug "
         "shows where",
+    ),
+    "program without PyTorch": (
+        with_("--model", "torchless.py:make"),
+        "{}/torchless.py can't be imported (ModuleNotFoundError: No module named 'torch'); pip install "
+        "'hmt-jax[torch]', or '.[torch]' in a checkout",
     ),
     "function that raises": (
         with_("--model", "cli_models:raises"),
@@ -392,6 +397,14 @@ def test_usage_is_explained(name, hmt, monkeypatch):
     assert (code, out) == (2, "")
     for text in texts:
         assert text in err
+
+
+def test_a_damaged_store_is_mended_by_the_command_that_measured_it(hmt, tmp_path):
+    store = measured(tmp_path / "damaged.zarr")
+    (tmp_path / "damaged.zarr" / "margin" / "c" / "0" / "1").write_bytes(b"")
+    code, _, err = hmt("show", store.path)
+    assert code == 2
+    assert err.endswith("1 damaged file (margin/c/0/1): hmt measure sets them aside and measures their chunks again\n")
 
 
 def test_debug_shows_the_traceback(hmt):

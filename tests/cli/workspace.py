@@ -62,6 +62,7 @@ def fill(folder):
     (folder / "text.npy").write_text("no array")
     (folder / "broken.py").write_text("def make(:\n")
     (folder / "needy.py").write_text("import a_package_that_nobody_has\n")
+    (folder / "torchless.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
     (folder / "model.pkl").write_bytes(pickle.dumps(HarmfulError()))
     measured(folder / "whole.zarr")
     for name, missing in {"part": (1, 2), "nothing": (0, 1, 2), "newer": ()}.items():

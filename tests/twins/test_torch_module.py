@@ -350,13 +350,20 @@ def test_wrong_images_and_outputs_are_refused(backend):
     check(Pair(), (1, 2, 2, 1), r"must return one array, its logits \(N, L\), got tuple")
 
 
+def test_one_number_normalises_every_channel():
+    module, images = nn.Flatten().eval(), random_images(2, 3, 3, 2)
+    expected = module(torch.tensor((images.transpose(0, 3, 1, 2) - 0.5) / 0.25))
+    found = hmt_jax.from_torch_module(module, mean=0.5, std=0.25)(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match=r"backend must be one of auto, torchax, callback, got 'jax'"):
         hmt_jax.from_torch_module(small(), backend="jax")
     with pytest.raises(ValueError, match=r"std must be positive and finite, got 0"):
         hmt_jax.from_torch_module(small(), std=(0, 1))
-    with pytest.raises(ValueError, match=r"mean must have one number for each channel.*got shape \(\)"):
-        hmt_jax.from_torch_module(small(), mean=0.5)
+    with pytest.raises(ValueError, match=r"mean must have one number for each channel.*got shape \(1, 2\)"):
+        hmt_jax.from_torch_module(small(), mean=((0.5, 0.5),))
     module = small()
     module.register_buffer("sparse", torch.eye(2).to_sparse())
     with pytest.raises(
