@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from experiments import store
-from experiments.claims import Claim, Estimate, Statistic, from_medians, from_share
+from experiments.claims import Claim, Statistic
 from experiments.experiment import Experiment
 from experiments.synthetic import Alternating, Linear, observations
 from hmt_jax import statistics
+from hmt_jax.estimates import Estimate, from_medians, from_share
 
 File = Callable[[pathlib.Path], pathlib.Path]  # one of the files of observations in a run's folder
 
