@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 import hmt_jax
-from experiments import registry, run, store, tables
+from experiments import catalogue, registry, run, store, tables
 from experiments.analyses import audit, compare_solvers
 from experiments.benchmarks import margins, training
 from experiments.experiment import Config
@@ -63,7 +63,7 @@ class List(Command):
 
     def run(self) -> None:
         width = max(map(len, registry.names()))
-        for heading, table in registry.tables().items():
+        for heading, table in catalogue.TABLES.items():
             print(f"{heading}:")
             for name, experiment in table.items():
                 states = (_state(run.folder_of(name, is_quick=quick, root=self.results)) for quick in (False, True))
@@ -216,7 +216,12 @@ class Benchmark(Command):
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command that the arguments name, after it has run: that of `hmt`."""
-    return _process.main(_parsed, sys.argv[1:] if arguments is None else arguments, program=_PROGRAM)
+    return _process.main(
+        _parsed,
+        sys.argv[1:] if arguments is None else arguments,
+        program=_PROGRAM,
+        reworded=lambda text: text.replace("start over in an empty folder", "start over with --fresh"),
+    )
 
 
 def _parsed(arguments: list[str]) -> Command:

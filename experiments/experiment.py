@@ -4,13 +4,9 @@ import abc
 import dataclasses
 import math
 import pathlib
-import sys
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
-
-import jax
-import tqdm
 
 from experiments.claims import Claim
 from hmt_jax import _checks
@@ -124,6 +120,12 @@ def check_at_least(config: Any, least: int, *fields: str) -> None:
         _checks.integer(field, getattr(config, field), at_least=least)
 
 
+def check_at_most(field: str, value: int, most: int, things: str) -> None:
+    """Raises ValueError if a field asks for more things than there are."""
+    if value > most:
+        raise ValueError(f"{field}={value} is more than the {most} {things}: set {field} to at most {most}")
+
+
 def check_known(field: str, value: str, known: Sequence[str]) -> None:
     """Raises ValueError, which lists the known values, if the value is none of them."""
     if value not in known:
@@ -137,17 +139,3 @@ def check_measure_every(config: Any) -> None:
         raise ValueError(
             f"measure_every must divide num_epochs, or the end is not measured; got {every} and {config.num_epochs}"
         )
-
-
-def training_devices(batch_size: int) -> list[jax.Device]:
-    """The largest number of local devices that can share batches of this size evenly."""
-    devices = jax.local_devices()
-    return devices[: max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)]
-
-
-def bar(total: int, description: str, unit: str, initial: int = 0) -> tqdm.tqdm:
-    """A progress bar on stderr, which shows only on a terminal."""
-    is_shown = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm.tqdm(
-        total=total, desc=description, unit=f" {unit}", initial=initial, dynamic_ncols=True, disable=not is_shown
-    )

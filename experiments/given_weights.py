@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run
-from experiments.images import Measured, measure
-from hmt_jax import data, frequency, models, subspaces
+from experiments.experiment import Config, Run, check_at_most
+from experiments.images import Measured
+from hmt_jax import data, frequency, models
 
 # What torchvision subtracts from images in [0, 1] and divides them by.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,7 +45,7 @@ class GivenWeights(Measured):
         for field in ("weights", "images", "baseline_weights"):  # shells do not expand ~ after `=`
             object.__setattr__(self, field, os.path.expanduser(getattr(self, field)))
         super().__post_init__()
-        _ = self.windows  # settings out of range fail here
+        self.measured((self.crop, self.crop, 3))  # settings out of range fail here
 
     def check(self, data_dir: str | None) -> None:
         self._check_paths()
@@ -56,11 +56,7 @@ class GivenWeights(Measured):
                 f"{self.images} holds folders of {source.num_classes} classes, but the network has {num_logits} "
                 "logits: give a folder for each logit, which sort in the order of the logits"
             )
-        if self.num_images > len(source):
-            raise ValueError(
-                f"num_images={self.num_images} is more than the {len(source)} images in {self.images}: set num_images "
-                f"to at most {len(source)}"
-            )
+        check_at_most("num_images", self.num_images, len(source), f"images in {self.images}")
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 prefixes of the weights, and of the images' names and sizes, keyed by field."""
@@ -82,14 +78,12 @@ class GivenWeights(Measured):
     def run(self, run: Run) -> None:
         if not (run.path / "margins.npz").exists():
             images, labels, names = self.observed()
-            measure(run.path, self.classifier(), images, labels, names, self.windows, self.solver)
+            classifier_id = store.read_config(run.path)["checksums"]["weights"]
+            self.measure(run, self.classifier(), images, labels, names, classifier_id)
         found = store.read_arrays(run.path / "margins.npz")
         is_right = found["label"][0] == found["true_label"]
         report.summarize(run, test_accuracy=float(is_right.mean()), num_test=len(is_right))
         report.draw(run, self.window_size)
-
-    def classifier_id(self, path: pathlib.Path) -> str:
-        return store.read_config(path)["checksums"]["weights"]
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path)
@@ -115,11 +109,6 @@ class GivenWeights(Measured):
         images, labels = zip(*(source[index] for index in drawn), strict=True)
         files = [str(source.files[index]) for index in drawn]
         return data.as_floats(manipulations.apply(self.manipulation, np.stack(images))), np.array(labels), files
-
-    @property
-    def windows(self) -> list[subspaces.DCTWindow]:
-        """The windows in which margins are measured, from low to high."""
-        return subspaces.dct_diagonal((self.crop, self.crop, 3), self.window_size, self.window_step)
 
     def _check_paths(self):
         """Raises ValueError for a file or a folder that is not given, or not there."""

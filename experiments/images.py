@@ -3,7 +3,6 @@
 A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
 """
 
-import abc
 import contextlib
 import dataclasses
 import functools
@@ -11,7 +10,6 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,8 +18,8 @@ from flax import nnx
 
 import hmt_jax
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run, bar, check_at_least, check_known, check_measure_every, training_devices
-from hmt_jax import attacks, checkpoints, data, models, solvers, statistics, subspaces, training
+from experiments.experiment import Config, Run, check_at_least, check_at_most, check_known, check_measure_every
+from hmt_jax import _progress, attacks, checkpoints, data, models, solvers, statistics, subspaces, training
 from hmt_jax.data import Dataset
 from hmt_jax.models import _files
 from hmt_jax.report import Measurement
@@ -64,12 +62,37 @@ class Measured(Config):
         _ = self.solver  # settings out of range fail here
 
     def measurements(self, path: pathlib.Path) -> list[Measurement]:
-        name = store.read_config(path)["experiment"]
-        return [report.measurement(path / "margins.npz", name, self.classifier_id(path))]
+        return [store.read_measurement(path)]
 
-    @abc.abstractmethod
-    def classifier_id(self, path: pathlib.Path) -> str:
-        """A text that is equal for runs that have measured the same network, from the folder of one."""
+    def measure(
+        self, run: Run, classifier: Any, images: np.ndarray, labels: np.ndarray, names: list[str], classifier_id: str
+    ) -> None:
+        """Measures images in all windows, from where an interrupted run stopped.
+
+        Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows and their size,
+        the names, true labels and shape of the images, and the seconds that it took beside the margins. For the page,
+        `classifier_id` is a text that is equal for the same network.
+        """
+        started, windows = time.perf_counter(), self.measured(images.shape[1:])
+        with _progress.bar("pairs", "margins") as show:
+            options: Any = {"keep_coordinates": True, "progress": show}
+            path = run.path / store.MARGINS
+            result = hmt_jax.measure_to_store(classifier, images, windows, self.solver, path, **options).read()
+        report.write_measurement(run, result, windows, images, names, classifier_id)
+        store.write_margins(
+            run.path / "margins.npz",
+            result,
+            image=names,
+            size=self.window_size,
+            corner=np.stack([window.corner for window in windows]),
+            true_label=labels,
+            image_shape=images.shape[1:],
+            seconds=time.perf_counter() - started,
+        )
+
+    def measured(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
+        """The windows in which margins are measured, from low to high."""
+        return subspaces.dct_diagonal(image_shape, self.window_size, self.window_step)
 
     @property
     def solver(self) -> solvers.DeepFool:
@@ -162,14 +185,15 @@ class Images(Measured):
         dataset, mean, std = manipulations.manipulate(self.manipulation, self.load(run.data_dir))
         images, labels = data.as_floats(dataset.test_images[: self.num_images]), dataset.test_labels[: self.num_images]
         with self.pixels_explained():
-            if not (run.path / store.CLASSIFIER).exists():
+            file = run.path / store.CLASSIFIER
+            if not file.exists():
                 train(self, run.path, dataset, mean, std)
             if self.evaluation_steps:
                 evaluate(self, run, images, labels)
             if not (run.path / "margins.npz").exists():
-                windows = self.measured(dataset.image_shape)
                 names = [f"{self.data} test {number}" for number in range(len(images))]
-                measure(run.path, store.read_classifier(run.path), images, labels, names, windows, self.solver)
+                checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+                self.measure(run, store.read_classifier(run.path), images, labels, names, checksum)
         last = store.read_json(run.path / "history.json")[-1]
         report.summarize(
             run,
@@ -179,9 +203,6 @@ class Images(Measured):
         )
         draw = report.draw if self.windows == "diagonal" else report.draw_grid
         draw(run, self.window_size)
-
-    def classifier_id(self, path: pathlib.Path) -> str:
-        return hashlib.sha256((path / store.CLASSIFIER).read_bytes()).hexdigest()
 
     def report(self, path: pathlib.Path) -> str:
         return report.table(path) if self.windows == "diagonal" else report.table_of_grid(path)
@@ -194,27 +215,10 @@ class Images(Measured):
         Raises:
           ValueError: for more images than there are.
         """
-        whole = _load_all(self.data, data_dir)
-        train, test = slice(self.num_train or None), slice(self.num_test or None)
-        used = dataclasses.replace(
-            whole,
-            train_images=whole.train_images[train],
-            train_labels=whole.train_labels[train],
-            test_images=whole.test_images[test],
-            test_labels=whole.test_labels[test],
-        )
+        used = _load_all(self.data, data_dir).first(self.num_train, self.num_test)
         left = f"test images that num_test={self.num_test} leaves" if self.num_test else "test images"
-        for field, there, images in (
-            ("num_train", whole.train_images, "training images"),
-            ("num_test", whole.test_images, "test images"),
-            ("num_images", used.test_images, left),
-            *([("num_monitored", used.test_images, left)] if self.measure_every else []),
-        ):
-            if (asked := getattr(self, field)) > len(there):
-                raise ValueError(
-                    f"{field}={asked} is more than the {len(there)} {images} of {self.data}: set {field} to at most "
-                    f"{len(there)}"
-                )
+        for field in ("num_images", *(["num_monitored"] if self.measure_every else [])):
+            check_at_most(field, getattr(self, field), len(used.test_images), f"{left} of {self.data}")
         return used
 
     def architecture(self, dataset: Dataset) -> dict[str, Any]:
@@ -241,8 +245,9 @@ class Images(Measured):
 
     def measured(self, image_shape: tuple[int, int, int]) -> list[subspaces.DCTWindow]:
         """The windows in which margins are measured, from low to high, or row by row."""
-        make = subspaces.dct_diagonal if self.windows == "diagonal" else subspaces.dct_grid
-        return make(image_shape, self.window_size, self.window_step)
+        if self.windows == "diagonal":
+            return super().measured(image_shape)
+        return subspaces.dct_grid(image_shape, self.window_size, self.window_step)
 
     @property
     def domain(self) -> str:
@@ -281,93 +286,33 @@ def _load_all(name, data_dir):
 def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
     """Trains a network, from its last checkpoint if there is one, and writes its history and its weights."""
     init_key, train_key, _ = config.keys
-    architecture, described = config.architecture(dataset), store.read_config(path)
-    classifier = models.create(**architecture, key=init_key, mean=mean, std=std)
-    state = training.start(classifier, config.recipe, len(dataset.train_images))
-    with checkpoints.Checkpoints(path / store.CHECKPOINTS) as kept:
-        state, history = _last_kept(kept, state, path)
-        started = time.perf_counter() - (history[-1]["seconds"] if history else 0)
-        with bar(config.num_epochs, "training", "epochs", len(history)) as progress:
+    architecture = config.architecture(dataset)
 
-            def on_epoch(epoch, state, metrics):
-                classifier = training.classifier_of(state)
-                test = training.evaluate(classifier, dataset.test_images, dataset.test_labels)
-                history.append(
-                    {
-                        "epoch": epoch,
-                        "train_loss": metrics.loss,
-                        "train_accuracy": metrics.accuracy,
-                        "test_loss": test.loss,
-                        "test_accuracy": test.accuracy,
-                        "seconds": round(time.perf_counter() - started, 2),
-                    }
-                )
-                if config.measure_every and (epoch + 1) % config.measure_every == 0:
-                    found = monitor(config, classifier, dataset)
-                    store.write_arrays(path / store.MONITORED / f"{epoch + 1:03}.npz", found)
-                kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
-                progress.set_postfix(test_accuracy=f"{test.accuracy:.2%}", refresh=False)
-                progress.update()
+    def on_epoch(classifier, history):
+        if config.measure_every and len(history) % config.measure_every == 0:
+            found = monitor(config, classifier, dataset)
+            store.write_arrays(path / store.MONITORED / f"{len(history):03}.npz", found)
+        show(len(history), config.num_epochs, test_accuracy=f"{history[-1]['test_accuracy']:.2%}")
 
-            try:
-                training.train(
-                    classifier,
-                    dataset.train_images,
-                    dataset.train_labels,
-                    config.recipe,
-                    train_key,
-                    attack=config.training_attack(dataset.image_shape),
-                    state=state,
-                    devices=training_devices(config.batch_size),
-                    on_epoch=on_epoch,
-                )
-            except FloatingPointError as error:
-                last = f"after epoch {kept.last_epoch}" if kept.last_epoch is not None else "the one before training"
-                where = path / store.CHECKPOINTS
-                raise FloatingPointError(f"{error}; the last good state is {last}, in {where}") from None
-        store.write_json(path / "history.json", history)
-        header: dict[str, Any] = {
-            "architecture": architecture,
-            "data": config.data,
-            "manipulation": config.manipulation,
-        }
-        for file, epoch in (("best", kept.best_epoch), ("checkpoint", kept.last_epoch)):
-            chosen, until_then = _restored(kept, state, epoch, path)
-            classifier = training.classifier_of(chosen)
-            content = _files.to_bytes(classifier, **header, training=until_then[-1])
-            store.write(path / f"{file}.safetensors", content)
-
-
-def _last_kept(kept, state, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
-    """The state from which training resumes, and its history: those of the last checkpoint, or else the given state."""
-    for epoch, damaged in kept.damaged.items():
-        last = kept.last_epoch
-        further = "training starts over" if last is None else f"training goes on from the checkpoint of epoch {last}"
-        print(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: {further}")
-    if kept.last_epoch is None:
-        return state, []
-    _restored(kept, state, kept.best_epoch, path)  # before training: a score of another run hides the best of this
-    return _restored(kept, state, kept.last_epoch, path)
-
-
-def _restored(kept, like, epoch, path) -> tuple[training.TrainState, list[dict[str, Any]]]:
-    """The state after an epoch, and the history until then.
-
-    Raises:
-      ValueError: if the checkpoint of this epoch belongs to another run, or to another epoch.
-    """
-    state, found = kept.restore(like, epoch)
-    checkpoint = path / store.CHECKPOINTS / str(epoch)
-    if differing := store.differences(found["run"], store.read_config(path)):
-        raise ValueError(
-            f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over with --fresh"
+    with _progress.bar("epochs", "training") as show:
+        trained = checkpoints.train(
+            path / store.CHECKPOINTS,
+            models.create(**architecture, key=init_key, mean=mean, std=std),
+            dataset.train_images,
+            dataset.train_labels,
+            config.recipe,
+            train_key,
+            test_images=dataset.test_images,
+            test_labels=dataset.test_labels,
+            attack=config.training_attack(dataset.image_shape),
+            run=store.identity(store.read_config(path)),
+            on_epoch=on_epoch,
         )
-    if (last := found["epochs"][-1]["epoch"]) != epoch:
-        raise ValueError(
-            f"{checkpoint} is the checkpoint of epoch {last} under another name: rename it to {last}, or start over "
-            "with --fresh"
-        )
-    return state, found["epochs"]
+    store.write_json(path / "history.json", trained.history)
+    header: dict[str, Any] = {"architecture": architecture, "data": config.data, "manipulation": config.manipulation}
+    for file, classifier, epoch in (("best", trained.best, trained.best_epoch), ("checkpoint", trained.last, -1)):
+        content = _files.to_bytes(classifier, **header, training=trained.history[epoch])
+        store.write(path / f"{file}.safetensors", content)
 
 
 def monitor(config: Images, classifier: Any, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -431,45 +376,3 @@ def robustness(config: Images, classifier: Any, images: Any, labels: np.ndarray)
             }
         )
     return {"norm": config.norm, "epsilon": config.epsilon, "evaluations": found}
-
-
-# Measure
-
-
-def measure(
-    path: pathlib.Path,
-    classifier: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    windows: list[subspaces.DCTWindow],
-    solver: solvers.Solver,
-) -> None:
-    """Measures images in windows, from where an interrupted run stopped.
-
-    Writes `margins.npz`, which `hmt_jax.MarginResult.load` reads, with the corners of the windows and their size, the
-    names, true labels and shape of the images, and the seconds that it took beside the margins.
-    """
-    started = time.perf_counter()
-    with bar(len(windows) * len(images), "margins", "pairs") as progress:
-        measured = hmt_jax.measure_to_store(
-            classifier,
-            images,
-            windows,
-            solver,
-            path / store.MARGINS,
-            keep_coordinates=True,
-            progress=lambda num_finished, _: progress.update(num_finished - progress.n),
-        )
-        result = measured.read()
-    report.write_pictures(path, result, windows, images)
-    store.write_margins(
-        path / "margins.npz",
-        result,
-        image=names,
-        size=windows[0].size,
-        corner=np.stack([window.corner for window in windows]),
-        true_label=labels,
-        image_shape=images.shape[1:],
-        seconds=time.perf_counter() - started,
-    )

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,22 @@ _FILE, _PAGE = store.PAGE
 _NOT_DRAWN = ("epoch", "seconds")  # numbers of each epoch that are no curves
 
 
-def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], *, is_quick: bool) -> None:
+def write(path: pathlib.Path, config: Config, verdicts: Mapping[str, Any]) -> None:
     """Writes `report.html`, and what it shows of this run into `measurements.npz`, from which `hmt report` reads it.
 
     Args:
       path: the folder of the run, which may have been audited.
       config: its configuration.
-      tested: its claims, as `experiments.claims.Claim.test` returns them.
-      is_quick: whether this is the quick form of its experiment.
+      verdicts: its "claims", as `experiments.claims.Claim.test` returns them, and "is_quick", whether this is the quick
+        form of its experiment.
     """
     described = store.read_config(path)
     name = described["experiment"]
-    command = _command(name, config, is_quick=is_quick)
+    command = _command(name, config, is_quick=verdicts["is_quick"])
     first, *others = config.measurements(path)
     first = dataclasses.replace(
         first,
-        claims=[_claim(verdict) for verdict in tested],
+        claims=[_claim(verdict) for verdict in verdicts["claims"]],
         history=_history(path),
         command=command,
         attributes={**described, "environment": store.read_environment(path)},
@@ -50,20 +50,10 @@ def write(path: pathlib.Path, config: Config, tested: Sequence[dict[str, Any]], 
     store.write(path / _PAGE, page.encode(errors="replace"))
 
 
-def restore(path: pathlib.Path, config: Config) -> None:
-    """Writes what `write` has written for a finished run again, if it was removed."""
-    if not all((path / file).exists() for file in store.PAGE):
-        finished = store.verdicts(path)
-        write(path, config, finished["claims"], is_quick=finished["is_quick"])
-
-
 def _command(name: str, config: Config, *, is_quick: bool) -> str:
     """The command that makes the run again: with the fields in which it differs from its experiment."""
     words = ["python", "-m", "experiments", "run", name, *(["--quick"] if is_quick else [])]
-    own = dataclasses.asdict(registry.form(name, is_quick=is_quick))
-    for field, value in dataclasses.asdict(config).items():
-        if value == own[field]:
-            continue
+    for field, value in registry.changes(name, dataclasses.asdict(config), is_quick=is_quick).items():
         option = field.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

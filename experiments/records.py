@@ -49,7 +49,8 @@ def summary(path: pathlib.Path, hardware: str | None = None) -> dict[str, Any]:
     """
     described, environment = store.read_config(path), store.read_environment(path)
     found: dict[str, Any] = store.read_json(path / "summary.json")
-    changes = {field: value for field, value in registry.changes(path).items() if field != "seed"}
+    changes = registry.changes(described["experiment"], store.settings(path))
+    changes.pop("seed", None)
     medians: Any = {f"{each['row']},{each['column']}": each["median"] for each in found.get("windows", [])}
     ends = list(medians.values()) or [None]
     least_window = min(medians, key=lambda window: float(medians[window]), default=None)

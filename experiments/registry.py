@@ -18,11 +18,6 @@ def names() -> tuple[str, ...]:
     return tuple(_EXPERIMENTS)
 
 
-def tables() -> Mapping[str, Mapping[str, Experiment]]:
-    """The experiments by name, grouped by the heading of their table."""
-    return TABLES
-
-
 def get(name: str) -> Experiment:
     """The experiment of that name; ValueError, which names the most similar one, if there is none."""
     if name not in _EXPERIMENTS:
@@ -49,8 +44,7 @@ def reopen(path: pathlib.Path) -> tuple[str, Config]:
     return name, kind(**settings)
 
 
-def changes(path: pathlib.Path) -> dict[str, Any]:
-    """The settings of the run in a folder that differ from the full form of its experiment."""
-    settings = store.settings(path)
-    own = dataclasses.asdict(get(store.read_config(path)["experiment"]).config)
+def changes(name: str, settings: Mapping[str, Any], *, is_quick: bool = False) -> dict[str, Any]:
+    """The settings that differ from those of the full or the quick form of an experiment."""
+    own = dataclasses.asdict(form(name, is_quick=is_quick))
     return {field: value for field, value in settings.items() if field not in own or own[field] != value}

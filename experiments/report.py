@@ -11,9 +11,8 @@ from experiments import store
 from experiments.claims import for_json
 from experiments.experiment import Run
 from hmt_jax import _tables, plots, statistics, subspaces
-from hmt_jax.report import Measurement, Picture, of_windows, pictures
+from hmt_jax.report import Measurement, of_windows, pictures
 
-_PICTURES = "pictures.npz"
 Margins = hmt_jax.MarginResult | np.ndarray  # an array (R, N) of censored margins
 
 _NUM_PANELS = 8  # the most epochs that a picture shows as maps
@@ -55,39 +54,28 @@ def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     return result, arrays["corner"]
 
 
-def write_pictures(
-    path: pathlib.Path, result: hmt_jax.MarginResult, windows: Sequence[subspaces.DCTWindow], images: np.ndarray
+def write_measurement(
+    run: Run,
+    result: hmt_jax.MarginResult,
+    windows: Sequence[subspaces.DCTWindow],
+    images: np.ndarray,
+    names: Sequence[str],
+    classifier_id: str | None = None,
 ) -> None:
-    """Writes images with their perturbations, for the page: those with the least, a median and the greatest margin."""
-    found = pictures(result, windows, images)
-    arrays = {field: np.array([getattr(each, field) for each in found]) for field in Picture._fields}
-    store.write_arrays(path / _PICTURES, arrays)
+    """Writes margins with coordinates in windows for the page, and pictures of the least, a median and the greatest.
 
-
-def measurement(file: pathlib.Path, name: str, classifier_id: str | None = None) -> Measurement:
-    """The margins in windows that are in a file, for the page.
-
-    Args:
-      file: written by `experiments.store.write_margins`, with the corners and the size of the windows, and a name for
-        each image. `write_pictures` has written into the same folder.
-      name: of the measurement.
-      classifier_id: a text that is equal for the same classifier.
+    `names` are those of the images; `classifier_id` is a text that is equal for the same network.
     """
-    result, arrays = store.read_margins(file)
-    columns = store.read_arrays(file.parent / _PICTURES)
-    rows = zip(
-        *(columns[field] if columns[field].ndim > 1 else columns[field].tolist() for field in Picture._fields),
-        strict=True,
-    )
-    return Measurement(
-        name=name,
+    measured = Measurement(
+        name=run.name,
         result=result,
-        **of_windows(arrays["corner"], int(arrays["size"])),
-        image_ids=arrays["image"].tolist(),
+        **of_windows(np.stack([window.corner for window in windows]), windows[0].size),
+        image_ids=names,
         classifier_id=classifier_id,
-        pictures=[Picture(*row) for row in rows],
+        pictures=pictures(result, windows, images),
         no_pictures="no search found a margin",
     )
+    store.write(run.path / store.PICTURES, hmt_jax.report.to_bytes([measured]))
 
 
 def summarize(run: Run, *, test_accuracy: float, num_test: int, training_seconds: float | None = None) -> None:
@@ -166,10 +154,8 @@ def _head(path) -> str:
 
 def axis(corners: np.ndarray, window_size: int) -> dict[str, Any]:
     """The names of windows along the diagonal, and of their axis, for pictures."""
-    return {
-        "ticks": [str(row) for row, _ in corners.tolist()],
-        "xlabel": f"first frequency of the {window_size} x {window_size} DCT window, from low to high",
-    }
+    named = of_windows(corners, window_size)
+    return {"ticks": named["subspaces"], "xlabel": named["axis"]}
 
 
 def draw(run: Run, window_size: int) -> None:

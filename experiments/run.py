@@ -40,7 +40,8 @@ def run(
         store.check(path, described)
         if store.is_finished(path) and not fresh:
             print(f"{name} is finished already; --fresh starts over")
-            page.restore(path, config)
+            if not all((path / file).exists() for file in store.PAGE):
+                page.write(path, config, store.verdicts(path))
         else:
             config.check(data_dir)
             beside = None
@@ -51,9 +52,9 @@ def run(
                 store.refer(path, beside)
             with store.timed(path):
                 config.run(Run(name, path, data_dir, beside))
-            tested = [claim.test(path) for claim in experiment.claims]
-            page.write(path, config, tested, is_quick=is_quick)
-            store.finish(path, {"is_quick": is_quick, "claims": tested})
+            verdicts = {"is_quick": is_quick, "claims": [claim.test(path) for claim in experiment.claims]}
+            page.write(path, config, verdicts)
+            store.finish(path, verdicts)
     print(config.report(path))
     finished = store.verdicts(path)
     if finished["claims"]:
@@ -76,8 +77,7 @@ def _run_baseline(name, config, path, *, is_quick, data_dir) -> pathlib.Path:
 
     It has the settings of its own experiment, but for those that the user has changed here.
     """
-    own, settings = (dataclasses.asdict(each) for each in (registry.form(name, is_quick=is_quick), config))
-    changes = {field: value for field, value in settings.items() if value != own[field]}
+    changes = registry.changes(name, dataclasses.asdict(config), is_quick=is_quick)
     other = config.baseline_config(registry.form(config.baseline, is_quick=is_quick), changes)
     if other == dataclasses.replace(config, **{"baseline": other.baseline}):
         raise ValueError(f"baseline={name} would compare the run with itself: name another experiment, or none")

@@ -25,16 +25,11 @@ import jax
 import numpy as np
 
 import hmt_jax
-from hmt_jax import _disk, models
+from hmt_jax import _disk, _misc, models
 from hmt_jax.margins._result import from_arrays, to_arrays
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
-
-FORMAT = 3  # of run folders; before there was a number, they were of format 1
-CLASSIFIER = "checkpoint.safetensors"
+FORMAT = 4  # of run folders; before there was a number, they were of format 1
+CLASSIFIER, PICTURES = "checkpoint.safetensors", "pictures.npz"
 CHECKPOINTS, MONITORED, MARGINS = "checkpoints", "monitored", "margins.zarr"  # the folders in a run's folder
 PAGE = ("measurements.npz", "report.html")  # made of the other files; `hmt report` looks for the first one
 _SUMMARY, _VERDICTS = "summary.json", "claims.json"  # the last files of a run
@@ -55,11 +50,14 @@ def to_json(name: str, config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(described))  # tuples as lists, as they will be read
 
 
-def differences(found: dict[str, Any], expected: dict[str, Any], there: str = "there", here: str = "here") -> str:
-    """The settings in which two runs differ, with both values, as text. The checksum of a file stands for its path."""
-    one, other = ({"experiment": of["experiment"], **of["settings"], **of["checksums"]} for of in (found, expected))
-    pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
-    return "; ".join(f"{field} is {a!r} {there}, {b!r} {here}" for field, (a, b) in pairs.items() if a != b)
+def identity(described: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, from its `config.json`. The checksum of a file stands for its path."""
+    return {"experiment": described["experiment"], **described["settings"], **described["checksums"]}
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any], here: str = "here") -> str:
+    """The settings in which two runs differ, with both values, as text."""
+    return _misc.differences(identity(found), identity(expected), here=here)
 
 
 def check(path: pathlib.Path, described: dict[str, Any]) -> None:
@@ -112,8 +110,7 @@ def make(path: pathlib.Path) -> None:
 def held(path: pathlib.Path) -> Iterator[None]:
     """Locks a run's folder, which is made if it is not there, against other processes; removes it if it stays empty.
 
-    Half-written files of killed processes are removed. Where files cannot be locked, as on Windows and on some network
-    drives, other processes are not kept out.
+    Half-written files of killed processes are removed.
 
     Raises:
       ValueError: if another run or audit is at work in it, or it is a file.
@@ -122,18 +119,7 @@ def held(path: pathlib.Path) -> Iterator[None]:
     if path.is_file():
         raise ValueError(f"{path} is a file: give a folder with --folder")
     make(path)
-    with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            directory = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, directory)
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another run or audit is at work in {path}: wait for it, or choose another folder"
-                ) from None
-            except OSError:  # a drive without locks
-                pass
+    with _disk.locked(path):
         for part in (*path.glob(f"{_disk.PREFIX}*"), *path.glob(f"{MONITORED}/{_disk.PREFIX}*")):
             part.unlink(missing_ok=True)
         try:
@@ -296,6 +282,11 @@ def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, dict[str, np
         return hmt_jax.MarginResult(**from_arrays(arrays)), arrays
 
     return _read(path, parse)
+
+
+def read_measurement(path: pathlib.Path) -> hmt_jax.report.Measurement:
+    """The margins of the run in a folder, with their pictures, for its page."""
+    return _read(path / PICTURES, lambda _: hmt_jax.report.load(path / PICTURES)[0])
 
 
 def read_json(path: pathlib.Path) -> Any:

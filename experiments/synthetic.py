@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import hmt_jax
 from experiments import report, store
-from experiments.experiment import Config, Run, bar, check_at_least, check_measure_every, training_devices
-from hmt_jax import _tables, data, models, plots, solvers, statistics, subspaces, training
+from experiments.experiment import Config, Run, check_at_least, check_measure_every
+from hmt_jax import _progress, _tables, classifiers, data, models, plots, solvers, statistics, subspaces, training
 from hmt_jax.data import Samples
 from hmt_jax.report import Measurement
 
@@ -96,7 +95,6 @@ class Synthetic(Config):
     def train(self, classifier: Any, samples: Samples, **options: Any) -> models.Normalized:
         """The classifier, trained further."""
         images, labels = samples.images[: self.num_train], samples.labels[: self.num_train]
-        options["devices"] = training_devices(self.batch_size)
         return training.train(classifier, images, labels, self.recipe, self.keys["training"], **options)
 
     def scanned(self, row: Row) -> Row:
@@ -159,11 +157,11 @@ class Linear(Synthetic):
     def run(self, run: Run) -> None:
         samples, files = self.samples(), {network: run.path / f"{network}.npz" for network in NETWORKS}
         rows = self.rows(samples)
-        with bar(len(NETWORKS), run.name, "networks") as progress:
-            for network, file in files.items():
+        with _progress.bar("networks", run.name) as show:
+            for number, (network, file) in enumerate(files.items()):
+                show(number, len(files))
                 if not file.exists():
                     self.observe(file, self.train(self.create(network), samples), samples, rows)
-                progress.update()
         ranks = {network: percentiles(file) for network, file in files.items()}
         axes = plots.margin_intervals([row.name for row in rows], ranks, title=run.name)
         store.write_picture(run.path / "margins.png", axes)
@@ -239,43 +237,48 @@ class Alternating(Synthetic):
 
     def run(self, run: Run) -> None:
         files = observations(run.path, dataclasses.asdict(self))
-        with bar(len(self.epsilons) * self.num_epochs, run.name, "epochs") as progress:
+        with _progress.bar("epochs", run.name) as show:
             # A network goes through one training, or through all of them.
             for epsilons in [self.epsilons] if self.is_continued else [(epsilon,) for epsilon in self.epsilons]:
                 if all(file.exists() for epsilon, _, file in files if epsilon in epsilons):
-                    progress.update(len(epsilons) * self.num_epochs)
                     continue
                 classifier = self.create("mlp")
                 for number, epsilon in enumerate(epsilons):
-                    samples, num_before = self.samples(epsilon), number * self.num_epochs
-                    ours = {epoch - num_before: (epoch, file) for of, epoch, file in files if of == epsilon}
-
-                    def on_epoch(epoch, state, _, epsilon=epsilon, samples=samples, ours=ours):
-                        if epoch + 1 in ours:
-                            num_epochs, file = ours[epoch + 1]
-                            classifier = training.classifier_of(state)
-                            self.observe_plane(file, classifier, samples, epsilon=epsilon, epoch=num_epochs)
-                        progress.update()
-
-                    classifier = self.train(classifier, samples, on_epoch=on_epoch)
+                    ours = {epoch: file for of, epoch, file in files if of == epsilon}
+                    classifier = self.train_observed(classifier, epsilon, number * self.num_epochs, ours, show)
         self.draw(run, [file for *_, file in files])
         parts = [{"epoch": epoch, "epsilon": epsilon, **describe(file)} for epsilon, epoch, file in files]
         # Networks in the midst of their first training do not count.
         accuracy = min(part["test_accuracy"] for part in parts if part["epoch"] >= self.num_epochs)
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy, "parts": parts})
 
+    def train_observed(
+        self, classifier: Any, epsilon: float, num_before: int, files: Mapping[int, pathlib.Path], show: Callable
+    ) -> models.Normalized:
+        """The classifier after a training at one epsilon, which follows so many epochs; it is observed into `files`."""
+        samples, num_shown = self.samples(epsilon), self.epsilons.index(epsilon) * self.num_epochs
+
+        def on_epoch(epoch, state, _):
+            if (number := num_before + epoch + 1) in files:
+                observed = training.classifier_of(state)
+                self.observe_plane(files[number], observed, samples, epsilon=epsilon, epoch=number)
+            show(num_shown + epoch + 1, len(self.epsilons) * self.num_epochs)
+
+        return self.train(classifier, samples, on_epoch=on_epoch)
+
     def observe_plane(self, file: pathlib.Path, classifier: Any, samples: Samples, **beside: Any) -> None:
         """Writes margins along u1 and u2, found both ways, and the cross-section in their plane, with some samples."""
         rows = directions(samples, 2)
         rows += [self.scanned(row) for row in rows]
         plane = np.asarray(samples.basis[:, :2])
+        logits = classifiers.logits_on_plane(classifier, plane, *self.grid(), samples.image_shape)
         shown = slice(self.num_train, self.num_train + _SHOWN)
         self.observe(
             file,
             classifier,
             samples,
             rows,
-            gaps=cross_section(classifier, plane, *self.grid(), samples.image_shape),
+            gaps=logits[..., 1] - logits[..., 0],
             points=np.asarray(samples.images[shown]).reshape(-1, len(plane)) @ plane,
             labels=np.asarray(samples.labels[shown]),
             **beside,
@@ -381,16 +384,6 @@ def _measurement(name: str, result: hmt_jax.MarginResult, subspaces: list[str], 
     ids = [f"sample {n}" for n in range(result.margin.shape[1])]
     samples = "the samples are points of a synthetic distribution"
     return Measurement(name=name, result=result, subspaces=subspaces, image_ids=ids, no_pictures=samples, **settings)
-
-
-def cross_section(
-    classifier: Any, plane: np.ndarray, x: np.ndarray, y: np.ndarray, image_shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Logits of class 1 less those of class 0 at the points x[j] u1 + y[i] u2, (len(y), len(x)); plane is (u1, u2)."""
-    first, second = np.meshgrid(x, y)
-    points = np.stack([first.ravel(), second.ravel()], axis=1) @ plane.T
-    logits = classifier(jnp.asarray(points.reshape(-1, *image_shape), jnp.float32))
-    return np.asarray(logits[:, 1] - logits[:, 0]).reshape(first.shape)
 
 
 def _curves(files) -> dict[str, dict[str, np.ndarray]]:

@@ -16,7 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import claims, records, report
+from experiments import records, report
+from hmt_jax import estimates
 
 README = pathlib.Path(__file__).parent / "README.md"
 
@@ -200,7 +201,10 @@ def _seeds(file) -> Iterator[str]:
     for form, quantities in values.items():
         for quantity, of_seeds in quantities.items():
             if len(of_seeds) >= _NUM_SEEDS:
-                seeds, found = ", ".join(map(str, sorted(of_seeds))), claims.from_runs([*of_seeds.values()])._asdict()
+                seeds, found = (
+                    ", ".join(map(str, sorted(of_seeds))),
+                    estimates.from_runs([*of_seeds.values()])._asdict(),
+                )
                 cells = f"{seeds} | {quantity} | {_number(found['value'])} | {_interval(found)}"
                 yield f"`{file['experiment']}` | {form} | {cells}"
 

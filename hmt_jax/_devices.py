@@ -41,6 +41,12 @@ def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), (axis,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
+def sharing(batch_size: int) -> list[jax.Device]:
+    """The largest number of local devices that can share batches of this size evenly."""
+    devices = jax.local_devices()
+    return devices[: max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)]
+
+
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """The result of `cpu` on CPU, and of `default` elsewhere, as `jax.lax.platform_dependent` returns it.
 

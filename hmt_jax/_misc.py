@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,20 @@ def promoted(first: Any, second: Any) -> np.dtype:
 def take(tree: Any, index: Any) -> Any:
     """The tree with the entries at `index` along the first axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any], there: str = "there", here: str = "here") -> str:
+    """The names whose values differ, with both values, as text; an empty text if there are none.
+
+    >>> differences({"seed": 0, "side": 8}, {"seed": 7, "side": 8})
+    'seed is 0 there, 7 here'
+    """
+    one, other = ({name: repr(value) for name, value in values.items()} for values in (found, expected))
+    return "; ".join(
+        f"{name} is {one.get(name, 'missing')} {there}, {other.get(name, 'missing')} {here}"
+        for name in {**one, **other}
+        if one.get(name) != other.get(name)
+    )
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -1,19 +1,29 @@
-"""Checkpoints of training in a folder: the last two, from which training can resume, and the best one."""
+"""Checkpoints of training in a folder: the last two, from which training can resume, and the best one.
+
+`train` is a training that keeps and uses them. `Checkpoints` is the folder itself, for loops of your own.
+"""
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import pathlib
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
-from hmt_jax import _disk
+from hmt_jax import _batches, _disk, training
+from hmt_jax._misc import differences, warn
 from hmt_jax._paths import expand, reason
-from hmt_jax.training import TrainState
+from hmt_jax.attacks import Attack
+from hmt_jax.training import Metrics, Recipe, TrainState
+from hmt_jax.training._train import Module
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "Trained", "train"]
 
 _CHECKSUMS = "files.sha256"
 
@@ -28,6 +38,7 @@ class Checkpoints:
     checksums is renamed as damaged, and training can resume from the one before it.
 
     Attributes:
+      directory: the folder, as an absolute path.
       damaged: the new folders of checkpoints that were found damaged when the folder was opened, keyed by epoch.
 
     Args:
@@ -50,7 +61,7 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
         self._ocp = ocp
-        directory = pathlib.Path(expand("path", path)).absolute()
+        self.directory = directory = pathlib.Path(expand("path", path)).absolute()
         self.damaged: dict[int, pathlib.Path] = _set_damaged_aside(directory)
         best = preservation_policy.BestN(n=1, get_metric_fn=_score)
         options = ocp.CheckpointManagerOptions(
@@ -105,7 +116,7 @@ class Checkpoints:
         """
         if self.last_epoch is not None and epoch <= self.last_epoch:
             raise ValueError(
-                f"epoch {epoch} is not after {self.last_epoch}, the last one saved in {self._manager.directory}: go on "
+                f"epoch {epoch} is not after {self.last_epoch}, the last one saved in {self.directory}: go on "
                 "from there with restore, or choose another folder"
             )
         if math.isnan(score):
@@ -113,16 +124,15 @@ class Checkpoints:
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(_arrays(state)), history=self._ocp.args.JsonSave({"history": history})
         )
-        directory = self._manager.directory
         try:
             self._manager.save(epoch, args=items, metrics={"score": score})
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
             raise OSError(
-                f"the checkpoint of epoch {epoch} can't be written into {directory} ({reason(error)}): make sure "
+                f"the checkpoint of epoch {epoch} can't be written into {self.directory} ({reason(error)}): make sure "
                 "that there is space and that the folder can be written, and go on from the previous checkpoint"
             ) from error
-        step = pathlib.Path(directory) / str(epoch)
+        step = self.directory / str(epoch)
         _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode())
 
     def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
@@ -138,22 +148,14 @@ class Checkpoints:
         epoch = self.last_epoch if epoch is None else epoch
         if epoch is None or epoch not in self._manager.all_steps():
             there = ", ".join(map(str, self._manager.all_steps())) or "none"
-            raise ValueError(f"no checkpoint of epoch {epoch} in {self._manager.directory}; it has {there}")
+            raise ValueError(f"no checkpoint of epoch {epoch} in {self.directory}; it has {there}")
         expected = _arrays(like)
         # Shapes are compared first, because a failed restoration leaves threads behind.
         with self._readable(epoch):
             shapes = {name: found.shape for name, found in self._manager.item_metadata(epoch)["state"].items()}
         here = {name: _shape_there(array) for name, array in expected.items()}
-        differences = [
-            f"{name} is {shapes.get(name, 'missing')} there, {here.get(name, 'missing')} here"
-            for name in {**shapes, **here}
-            if shapes.get(name) != here.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"the checkpoint in {self._manager.directory} is not of this network and recipe: "
-                f"{'; '.join(differences)}"
-            )
+        if differing := differences(shapes, here):
+            raise ValueError(f"the checkpoint in {self.directory} is not of this network and recipe: {differing}")
         with self._readable(epoch):
             found = self._manager.restore(
                 epoch,
@@ -172,9 +174,143 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise ValueError(
-                f"the checkpoint {self._manager.directory / str(epoch)} can't be read ({reason(error)}): move it "
+                f"the checkpoint {self.directory / str(epoch)} can't be read ({reason(error)}): move it "
                 "away, to go on from the one before it"
             ) from error
+
+
+class Trained(NamedTuple, Generic[Module]):
+    """A training that has ended.
+
+    Attributes:
+      last: the classifier after the last epoch.
+      best: the classifier after the epoch with the highest test accuracy.
+      best_epoch: the number of that epoch, counted from 0.
+      history: for each epoch "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", and "seconds", the
+        time since training began, without interruptions.
+
+    >>> Trained(last=None, best=None, best_epoch=0, history=[{"epoch": 0, "test_accuracy": 0.5}]).history[-1]
+    {'epoch': 0, 'test_accuracy': 0.5}
+    """
+
+    last: Module
+    best: Module
+    best_epoch: int
+    history: list[dict[str, Any]]
+
+
+def train(
+    path: str | os.PathLike,
+    classifier: Module,
+    images: ArrayLike,
+    labels: ArrayLike,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    test_images: ArrayLike,
+    test_labels: ArrayLike,
+    attack: Attack | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    run: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[Module, list[dict[str, Any]]], None] | None = None,
+) -> Trained[Module]:
+    """A training that keeps a checkpoint of every epoch in a folder, and resumes there when it is called again.
+
+    The result is the same as without the interruption.
+
+    Args:
+      path: the folder; made if it does not exist.
+      classifier, images, labels, recipe, key, attack, devices: as in `hmt_jax.training.train`.
+      test_images: (M, height, width, channels), on which the network is evaluated after every epoch.
+      test_labels: (M,) their labels.
+      run: what tells this training from others, such as the seed and the name of the data, fit for JSON. A checkpoint
+        of another training is refused.
+      on_epoch: called after every epoch with the classifier and the history so far, before they are kept. The
+        classifier's buffers live until the next step: copy anything that you want to keep.
+
+    Raises:
+      ValueError: if the folder holds a checkpoint of another training, network or recipe, or one that can't be read, or
+        another process trains in it.
+      FloatingPointError: if a loss or a gradient is not finite; it says which state was the last good one.
+      OSError: if a checkpoint can't be written.
+
+    Warns:
+      UserWarning: if a checkpoint is damaged, from before which training goes on.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from hmt_jax import models
+    >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
+    >>> images, labels = np.stack([np.zeros((2, 2, 1)), np.ones((2, 2, 1))]), np.array([0, 1])
+    >>> tested = {"test_images": images, "test_labels": labels}
+    >>> recipe = Recipe(num_epochs=50, batch_size=2)
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     found = train(path, classifier, images, labels, recipe, jax.random.key(1), **tested, run={"seed": 0})
+    >>> len(found.history), found.history[-1]["test_accuracy"]
+    (50, 1.0)
+    """
+    described = json.loads(json.dumps(dict(run or {})))  # tuples as lists, as they will be read
+    history: list[dict[str, Any]] = []
+    pixels, targets = _batches.check_samples(images, labels)
+    state = training.start(classifier, recipe, len(pixels))
+    directory = pathlib.Path(expand("path", path))
+    directory.mkdir(parents=True, exist_ok=True)
+    with _disk.locked(directory), Checkpoints(directory) as kept:
+        for epoch, damaged in kept.damaged.items():
+            last = kept.last_epoch
+            further = "starts over" if last is None else f"goes on from the checkpoint of epoch {last}"
+            warn(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: training {further}")
+        if kept.last_epoch is not None:
+            _of_run(kept, described, state, kept.best_epoch)  # first: a score of another run hides the best of this one
+            state, history = _of_run(kept, described, state, kept.last_epoch)
+        started = time.perf_counter() - (history[-1]["seconds"] if history else 0)
+
+        def keep(epoch: int, state: TrainState, metrics: Metrics) -> None:
+            classifier = training.classifier_of(state)
+            test = training.evaluate(classifier, test_images, test_labels)
+            history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": metrics.loss,
+                    "train_accuracy": metrics.accuracy,
+                    "test_loss": test.loss,
+                    "test_accuracy": test.accuracy,
+                    "seconds": round(time.perf_counter() - started, 2),
+                }
+            )
+            if on_epoch is not None:
+                on_epoch(classifier, history)
+            kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
+
+        options: Any = {"attack": attack, "devices": devices, "state": state, "on_epoch": keep}
+        try:
+            training.train(classifier, pixels, targets, recipe, key, **options)
+        except FloatingPointError as error:
+            good = "the one before training" if kept.last_epoch is None else f"after epoch {kept.last_epoch}"
+            raise FloatingPointError(f"{error}; the last good state is {good}, in {kept.directory}") from None
+        best_epoch = kept.best_epoch
+        assert best_epoch is not None  # a recipe has one epoch at the least
+        last, best = (
+            training.classifier_of(_of_run(kept, described, state, epoch)[0]) for epoch in (kept.last_epoch, best_epoch)
+        )
+        return Trained(last, best, best_epoch, history)
+
+
+def _of_run(kept: Checkpoints, run, like, epoch) -> tuple[TrainState, list[dict[str, Any]]]:
+    """The state after an epoch and the history until then; ValueError if they are of another run or another epoch."""
+    state, found = kept.restore(like, epoch)
+    checkpoint = kept.directory / str(epoch)
+    if differing := differences(found["run"], run):
+        raise ValueError(
+            f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over in an empty "
+            "folder"
+        )
+    if (last := found["epochs"][-1]["epoch"]) != epoch:
+        raise ValueError(
+            f"{checkpoint} is the checkpoint of epoch {last} under another name: rename it to {last}, or start over in "
+            "an empty folder"
+        )
+    return state, found["epochs"]
 
 
 def _set_damaged_aside(directory) -> dict[int, pathlib.Path]:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import errors, linen, nnx
 from jax.interpreters import partial_eval
+from jax.typing import ArrayLike
 
 from hmt_jax import _programs
+from hmt_jax._checks import as_array, check_image_shape
 from hmt_jax._programs import NewFunction
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
 
-__all__ = ["Classifier", "as_pytree", "logits_of", "restrict"]
+__all__ = ["Classifier", "as_pytree", "logits_of", "logits_on_plane", "restrict"]
 
 #: A callable from images (N, height, width, channels) in [0, 1] to logits (N, L).
 Classifier = Callable[[jax.Array], jax.Array]
@@ -214,6 +217,40 @@ def logits_of(classifier: Classifier, images: jax.Array) -> jax.Array:
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise LogitsError(f"classifier must return logits in floating point, before any argmax, got {logits.dtype}")
     return jnp.asarray(logits)
+
+
+def logits_on_plane(
+    classifier: Classifier, plane: ArrayLike, x: ArrayLike, y: ArrayLike, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """The logits (H, W, L) at the points x[j] u + y[i] v of a plane.
+
+    `hmt_jax.plots.cross_sections` draws their differences.
+
+    Args:
+      classifier: callable on images.
+      plane: (D, 2), the directions u and v as columns, each an image in a row.
+      x: (W,) coordinates along u.
+      y: (H,) coordinates along v.
+      image_shape: the (height, width, channels) of images, of D numbers.
+
+    Raises:
+      ValueError: if the plane is no such array, and as `logits_of`.
+
+    >>> network = lambda images: images.reshape(len(images), -1)
+    >>> logits_on_plane(network, np.eye(2), x=[0, 1, 2], y=[5], image_shape=(1, 2, 1)).tolist()
+    [[[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]]]
+    """
+    directions = np.asarray(as_array("plane", plane))
+    num_pixels = math.prod(check_image_shape(image_shape))
+    if directions.shape != (num_pixels, 2):
+        raise ValueError(
+            f"plane must have two columns of {num_pixels} pixels, as many as an image of shape {image_shape}, got "
+            f"{directions.shape}: stack two images with np.stack([u.ravel(), v.ravel()], axis=1)"
+        )
+    first, second = np.meshgrid(x, y)
+    points = np.stack([first.ravel(), second.ravel()], axis=1) @ directions.T
+    logits = logits_of(classifier, jnp.asarray(points.reshape(-1, *image_shape), jnp.float32))
+    return np.asarray(logits).reshape(*first.shape, -1)
 
 
 # Traces are kept, so that a network is traced once for all programs that call it.

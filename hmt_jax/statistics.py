@@ -182,7 +182,7 @@ def summarize(
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):
         raise ValueError(f"ranks must be percentages between 0 and 100, got {ranks}")
-    _check_bootstrap(confidence, num_resamples)
+    check_bootstrap(confidence, num_resamples)
     margins = censored_margins(result)
     names = _checked_names(names, len(margins))
     medians = bootstrap_medians(jax.random.key(0) if key is None else key, margins, num_resamples)
@@ -236,7 +236,7 @@ def compare(
     subspace  median ratio  95% interval  ratio of medians  95% interval  larger  smaller  equal  compared
     0                 2.00  2.00 to 2.00              2.00  2.00 to 2.00  100.0%     0.0%   0.0%         5
     """
-    _check_bootstrap(confidence, num_resamples)
+    check_bootstrap(confidence, num_resamples)
     of_a, of_b = (censored_margins(result).astype(float) for result in (a, b))
     if of_a.shape != of_b.shape:
         raise ValueError(
@@ -388,7 +388,8 @@ def _known_interval(resampled, confidence) -> np.ndarray:
     return np.where(is_known, _interval(resampled, confidence), np.nan)
 
 
-def _check_bootstrap(confidence, num_resamples) -> None:
+def check_bootstrap(confidence: float, num_resamples: int = 1) -> None:
+    """Raises ValueError for a confidence or a number of resamples out of range."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if num_resamples < 1:

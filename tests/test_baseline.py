@@ -43,7 +43,7 @@ def ran(monkeypatch):
     monkeypatch.setattr(Images, "check", lambda config, data_dir: None)
     monkeypatch.setattr(Images, "run", run_)
     monkeypatch.setattr(Images, "report", lambda config, path: "")
-    monkeypatch.setattr(page, "write", lambda path, config, tested, is_quick: None)  # there is nothing to show
+    monkeypatch.setattr(page, "write", lambda path, config, verdicts: None)  # there is nothing to show
     return found
 
 

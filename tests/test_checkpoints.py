@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hmt_jax import models, training
+from hmt_jax import checkpoints, models, training
 from hmt_jax.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -296,3 +296,97 @@ def test_a_score_that_is_no_number_is_refused(tmp_path):
         with pytest.raises(ValueError, match="score must be a number, the highest of which is the best, got nan"):
             checkpoints.save(1, small_state(2.0), score=float("nan"))
         assert checkpoints.best_epoch == 0
+
+
+IMAGES, LABELS = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.float32), np.arange(12) % 3
+SHORT = training.Recipe(num_epochs=3, batch_size=4)
+
+
+def train_in(path, *, on_epoch=None, **run):
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(8, 8, 1), num_classes=3)
+    tested = {"test_images": IMAGES[:5], "test_labels": LABELS[:5]}
+    options = {**tested, "run": run, "on_epoch": on_epoch}
+    return checkpoints.train(path, classifier, IMAGES, LABELS, SHORT, jax.random.key(1), **options)
+
+
+def stop_after(number):
+    """Stops a training before its checkpoint of that epoch is written."""
+
+    def on_epoch(classifier, history):
+        if len(history) == number:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_keeps_nothing(tmp_path):
+    metrics, states = [], []
+    classifier = models.create("logistic", jax.random.key(0), image_shape=(8, 8, 1), num_classes=3)
+    expected = training.train(
+        classifier, IMAGES, LABELS, SHORT, jax.random.key(1), on_epoch=lambda *found: metrics.append(found[2])
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_in(tmp_path, on_epoch=stop_after(2), sides=(8, 8))
+    found = train_in(tmp_path, on_epoch=lambda _, history: states.append(len(history)), sides=(8, 8))
+    assert states == [2, 3]
+    assert_equal(nnx.state(found.last), nnx.state(expected))
+    assert [entry["epoch"] for entry in found.history] == [0, 1, 2]
+    for entry, (loss, accuracy) in zip(found.history, metrics, strict=True):
+        assert (entry["train_loss"], entry["train_accuracy"]) == (loss, accuracy)
+    tested = training.evaluate(expected, IMAGES[:5], LABELS[:5])
+    assert (found.history[-1]["test_loss"], found.history[-1]["test_accuracy"]) == tested
+    seconds = [entry["seconds"] for entry in found.history]
+    assert seconds == sorted(seconds)
+
+
+def copy_of(classifier):
+    return jax.tree.map(np.array, nnx.state(classifier))
+
+
+def test_the_best_classifier_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypatch):
+    scores, seen = iter([0.5, 0.9, 0.7]), []
+    monkeypatch.setattr(training, "evaluate", lambda *_: training.Metrics(1.0, next(scores)))
+    found = train_in(tmp_path, on_epoch=lambda classifier, _: seen.append(copy_of(classifier)))
+    assert found.best_epoch == 1
+    assert_equal(nnx.state(found.best), seen[1])
+    assert_equal(nnx.state(found.last), seen[2])
+
+
+def test_the_checkpoint_of_another_training_is_refused(tmp_path):
+    train_in(tmp_path, seed=0, network="mlp")
+    message = (
+        rf"^{tmp_path}/2 belongs to another run \(seed is 0 there, 7 here; network is 'mlp' there, missing here\): put"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_in(tmp_path, seed=7)
+
+
+def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(tmp_path):
+    train_in(tmp_path)
+    (tmp_path / "2").rename(tmp_path / "5")
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/5 is the checkpoint of epoch 2 under another name: rename it to 2"
+    ):
+        train_in(tmp_path)
+
+
+def test_training_goes_on_before_a_damaged_checkpoint(tmp_path):
+    expected = train_in(tmp_path)
+    (tmp_path / "2" / "metrics" / "metrics").write_bytes(b"\x82")
+    message = f"^the checkpoint of epoch 2 is damaged and was moved to {tmp_path}/damaged-2: training goes on from the"
+    with pytest.warns(UserWarning, match=f"{message} checkpoint of epoch 1$"):
+        found = train_in(tmp_path)
+    assert_equal(nnx.state(found.last), nnx.state(expected.last))
+
+
+def test_one_training_is_at_work_in_a_folder(tmp_path):
+    def train_there_too(classifier, history):
+        with pytest.raises(
+            ValueError, match=f"^another process is at work in {tmp_path}: wait for it, or choose another"
+        ):
+            train_in(tmp_path)
+        met.append(len(history))
+
+    met = []
+    train_in(tmp_path, on_epoch=train_there_too)
+    assert met == [1, 2, 3]

@@ -800,3 +800,21 @@ def test_images_with_channels_first_are_told_how_to_turn():
         hmt_jax.measure_margins(two_logits, images, subspaces.full(SHAPE))
     with pytest.raises(ValueError, match="make the subspaces for that shape"):
         hmt_jax.measure_margins(two_logits, images, subspaces.full((4, 3, 3)))
+
+
+def test_logits_on_a_plane_are_those_of_its_points():
+    rng = np.random.default_rng(0)
+    (u, v), weights, x, y = (
+        rng.normal(size=(2, 24)),
+        rng.normal(size=(24, 3)),
+        np.linspace(-1, 1, 3),
+        np.array([0.0, 2.0]),
+    )
+    network = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.asarray(weights))
+    found = classifiers.logits_on_plane(network, np.stack([u, v], axis=1), x, y, SHAPE)
+    expected = [[(x_ * u + y_ * v) @ weights for x_ in x] for y_ in y]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # float32
+    with pytest.raises(
+        ValueError, match=r"plane must have two columns of 24 pixels, .* of shape \(4, 3, 2\), got \(2, 24\)"
+    ):
+        classifiers.logits_on_plane(network, [u, v], x, y, SHAPE)

@@ -776,3 +776,21 @@ def test_images_far_below_are_not_looked_for(tmp_path):
     save_image(tmp_path / "a" / "b" / "c" / "d" / "e" / "x.png")
     with pytest.raises(ValueError, match="/a holds no images "):
         data.image_folder(tmp_path)
+
+
+def test_the_first_images_of_a_data_set():
+    images, labels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), np.array([0, 1, 2, 0, 1, 2])
+    whole = data.from_arrays(images, labels, images[:4], labels[:4], "steps")
+    few = whole.first(num_train=5, num_test=2)
+    assert few.train_images.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert few.train_labels.tolist() == [0, 1, 2, 0, 1]
+    assert few.test_images.ravel().tolist() == [0, 1]
+    assert few.test_labels.tolist() == [0, 1]
+    assert (few.name, few.num_classes) == ("steps", 3)
+    for numbers, message in (
+        ((7, 0), "num_train=7 is more than the 6 training images of steps: set num_train to at most 6"),
+        ((0, 5), "num_test=5 is more than the 4 test images of steps: set num_test to at most 4"),
+        ((-1, 0), "num_train must be at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            whole.first(*numbers)

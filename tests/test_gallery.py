@@ -81,7 +81,7 @@ def test_settings_that_do_not_fit_are_told_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="unknown manipulation 'turn'"):
         Gallery(baseline="digits", shown=("turn",))
     for changes, message in (
-        ({"num_shown": 41}, "num_shown=41 is more than num_images=40 of digits: set num_shown to at most that"),
+        ({"num_shown": 41}, "num_shown=41 is more than the 40 images of digits: set num_shown to at most 40"),
         ({"baseline": "synthetic_linear"}, "baseline=synthetic_linear trains no network on images"),
     ):
         config = Gallery(**{"baseline": "digits", "shown": (), **changes})

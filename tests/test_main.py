@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import registry, run, store
+from experiments import catalogue, registry, run, store
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -104,7 +104,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(folder, tmp_path, monkeyp
     monkeypatch.setattr(sys, "stderr", streams[1])
     digits = registry.get("digits")
     monkeypatch.setattr(registry, "names", lambda: (folder,))
-    monkeypatch.setattr(registry, "tables", lambda: {"a table": {folder: digits}})
+    monkeypatch.setattr(catalogue, "TABLES", {"a table": {folder: digits}})
     monkeypatch.chdir(tmp_path)
     assert command_line.main(["list"]) == 0
     assert command_line.main(["run", folder]) == 2
@@ -239,7 +239,7 @@ def test_list_groups_by_data_set_and_shows_what_has_been_run(tmp_path, capsys):
     assert command_line.main(["list", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     headings = [line for line in lines if not line.startswith(" ")]
-    assert headings == [f"{heading}:" for heading in registry.tables()]
+    assert headings == [f"{heading}:" for heading in catalogue.TABLES]
     shown = {line.split()[0]: line.split("  ", 2)[2].strip() for line in lines if line.startswith(" ")}
     assert list(shown) == list(registry.names())
     states = {name: text.partition("  [")[2] for name, text in shown.items() if "  [" in text}

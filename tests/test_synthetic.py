@@ -129,16 +129,6 @@ def test_margins_along_a_direction_are_those_of_the_hyperplane(solver):
     np.testing.assert_array_equal(result.adversarial_label[0], gap <= 0)
 
 
-def test_cross_section_is_that_of_the_plane():
-    samples = data.synthetic_nonlinear(KEY, 1, image_shape=(2, 2, 1))
-    classifier = jax.tree_util.Partial(
-        hyperplane_logits, (3 * samples.basis[:, 0] - samples.basis[:, 1], jnp.asarray(0.5))
-    )
-    x, y = np.linspace(-1, 1, 3), np.linspace(-2, 2, 5)
-    found = synthetic.cross_section(classifier, np.asarray(samples.basis[:, :2]), x, y, (2, 2, 1))
-    np.testing.assert_allclose(found, 3 * x[None] - y[:, None] + 0.5, atol=1e-5)  # float32
-
-
 SETTINGS = ["--num-train", "256", "--num-observed", "12", "--num-epochs", "2", "--side", "6", "--resolution", "0.5"]
 SETTINGS += ["--reach", "5"]
 

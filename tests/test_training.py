@@ -811,7 +811,17 @@ def test_attacks_in_training_return_an_image_for_each(samples, logistic):
 
 def test_batches_that_devices_cannot_share(samples, logistic):
     with pytest.raises(ValueError, match="batch_size 4 is not divisible by the number of devices, 8"):
-        training.train(logistic, *samples, RECIPE, jax.random.key(0))
+        training.train(logistic, *samples, RECIPE, jax.random.key(0), devices=jax.local_devices())
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(128, 2), (9, 3), (7, 1), (1, 1)])
+def test_training_takes_the_devices_that_can_share_a_batch(batch_size, expected, samples, logistic, monkeypatch):
+    devices = jax.local_devices()[:3]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    recipe, used = training.Recipe(num_epochs=2, batch_size=batch_size), []
+    keep = lambda _, state, __: used.append(state.num_steps.devices())  # noqa: E731
+    training.train(logistic, *samples, recipe, jax.random.key(0), on_epoch=keep)
+    assert used == [set(devices[:expected])] * 2
 
 
 def test_only_modules_are_trained(samples, logistic):

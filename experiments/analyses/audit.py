@@ -8,9 +8,8 @@ import numpy as np
 
 import hmt_jax
 from experiments import claims, manipulations, page, registry, report, store, tables
-from experiments.experiment import bar
 from experiments.images import Images
-from hmt_jax import _tables, bounds, data, models, plots, solvers, statistics
+from hmt_jax import _progress, _tables, bounds, data, estimates, models, plots, solvers, statistics
 
 
 class Opened(NamedTuple):
@@ -88,8 +87,7 @@ def audit(
         if others is not None:
             store.write_arrays(path / "audit_baseline.npz", others)
         store.write_json(path / "audit.json", found)
-        finished = store.verdicts(path)
-        page.write(path, opened.config, finished["claims"], is_quick=finished["is_quick"])
+        page.write(path, opened.config, store.verdicts(path))
         return "\n".join(lines)
 
 
@@ -120,14 +118,8 @@ def _least(opened: Opened, again: hmt_jax.MarginResult) -> np.ndarray:
 def _tight(opened: Opened, effort: str) -> hmt_jax.MarginResult:
     """Margins (R, N) of `tight`."""
     images, windows = opened.images, opened.config.measured(opened.images.shape[1:])
-    with opened.config.pixels_explained(), bar(len(windows) * len(images), "audit", "pairs") as progress:
-        return hmt_jax.measure_margins(
-            opened.classifier,
-            images,
-            windows,
-            solvers.tight(effort),
-            progress=lambda num_finished, _: progress.update(num_finished - progress.n),
-        )
+    with opened.config.pixels_explained(), _progress.bar("pairs", "audit") as show:
+        return hmt_jax.measure_margins(opened.classifier, images, windows, solvers.tight(effort), progress=show)
 
 
 def _certify(opened: Opened, num_certified: int) -> np.ndarray:
@@ -146,7 +138,7 @@ def _certify(opened: Opened, num_certified: int) -> np.ndarray:
 def _ratio(measured: np.ndarray, tight: np.ndarray) -> dict[str, float | str]:
     with np.errstate(invalid="ignore"):
         ratios = measured / tight
-    median = claims.from_resampling(lambda values: float(statistics.percentile(values, 50)), ratios)
+    median = estimates.from_samples(lambda values: float(statistics.percentile(values, 50)), ratios)
     found = {**median._asdict(), "90%": statistics.percentile(ratios, 90)}
     return {name: claims.for_json(value) for name, value in found.items()}
 
@@ -158,7 +150,7 @@ def order(measured: np.ndarray, tight: np.ndarray) -> str:
     """
     medians, alike, unordered = statistics.percentile(measured, 50), [], 0
     for pair in map(list, itertools.combinations(range(len(tight)), 2)):
-        estimate = claims.from_medians(lambda curve: curve[1] / curve[0], tight[pair])
+        estimate = estimates.from_medians(lambda curve: curve[1] / curve[0], tight[pair])
         if not (estimate.low > 1 or estimate.high < 1):  # neither where both medians may be censored
             continue
         if np.isfinite(medians[pair]).any():

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 import hmt_jax
 from experiments import manipulations, report, store
-from experiments.experiment import Config, Run, check_at_least
+from experiments.experiment import Config, Run, check_at_least, check_at_most
 from experiments.images import Images
 from hmt_jax import _tables, data, plots
 from hmt_jax.report import Measurement
@@ -44,9 +44,7 @@ class Gallery(Config):
     def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
         if not isinstance(other, Images):
             raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
-        if self.num_shown > (most := other.num_images):
-            message = f"num_shown={self.num_shown} is more than num_images={most} of {self.baseline}"
-            raise ValueError(f"{message}: set num_shown to at most that")
+        check_at_most("num_shown", self.num_shown, other.num_images, f"images of {self.baseline}")
         return dataclasses.replace(other, seed=self.seed)
 
     def run(self, run: Run) -> None:
@@ -64,13 +62,14 @@ class Gallery(Config):
 
         classifier = store.read_classifier(run.baseline)
         few = data.as_floats(manipulations.apply(config.manipulation, images[: self.num_shown]))
-        found = perturb(run.path, config, classifier, few)
+        found = perturb(run, config, classifier, few)
         store.write_picture(run.path / "perturbations.png", _picture(run.name, few, found))
         accuracy = store.read_json(run.baseline / "summary.json")["test_accuracy"]
         store.write_json(run.path / "summary.json", {"experiment": run.name, "test_accuracy": accuracy})
 
     def measurements(self, path: pathlib.Path) -> list[Measurement]:
-        return [report.measurement(path / _PERTURBATIONS, f"{store.read_config(path)['experiment']}, few images")]
+        measured = store.read_measurement(path)
+        return [dataclasses.replace(measured, name=f"{measured.name}, few images")]
 
     def report(self, path: pathlib.Path) -> str:
         found = store.read_arrays(path / _PERTURBATIONS)
@@ -80,7 +79,7 @@ class Gallery(Config):
         return f"for each image the L2 norm of its perturbation, and the label before and after\n{table}"
 
 
-def perturb(path: pathlib.Path, config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+def perturb(run: Run, config: Images, classifier: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """The least perturbations (R, N, height, width, channels) of N images in R windows, and their effects (R, N).
 
     Writes them into a folder.
@@ -93,17 +92,18 @@ def perturb(path: pathlib.Path, config: Images, classifier: Any, images: np.ndar
     found = zip(windows, result.coordinates, strict=True)
     perturbations = np.stack([jax.vmap(window.embed)(jnp.asarray(z)) for window, z in found])
     perturbed = (images + perturbations).reshape(-1, *images.shape[1:])
-    report.write_pictures(path, result, windows, images)
+    names = [f"{config.data} test {number}" for number in range(len(images))]
+    report.write_measurement(run, result, windows, images, names)
     store.write_margins(
-        path / _PERTURBATIONS,
+        run.path / _PERTURBATIONS,
         result,
         corner=np.stack([window.corner for window in windows]),
         size=config.window_size,
-        image=[f"{config.data} test {number}" for number in range(len(images))],
+        image=names,
         perturbation=perturbations,
         label_of_perturbed=np.asarray(classifier(perturbed).argmax(1)).reshape(result.label.shape),
     )
-    return store.read_arrays(path / _PERTURBATIONS)
+    return store.read_arrays(run.path / _PERTURBATIONS)
 
 
 def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> list[Axes]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from experiments import store
-from experiments.claims import Claim, Estimate, Statistic, from_medians, from_share
+from experiments.claims import Claim, Statistic
 from hmt_jax import statistics
+from hmt_jax.estimates import Estimate, from_medians, from_share
 
 # Which windows, by their corners (R, 2), and the settings of the run with the shape of its images: (R,) truth values.
 Keep = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
@@ -246,7 +247,7 @@ HIGH_PASS = (
     Claim(
         "greatest factor of the margins in windows that are kept whole",
         greatest_ratio(above("manipulation")),
-        "The network learns from the band that is left: its margins there fall, by a third at the least.",
+        "The network learns from the band that is left: its margins there fall, by at least a third.",
         at_most=0.67,
     ),
 )

@@ -9,9 +9,10 @@ import numpy as np
 from experiments import store
 from experiments.analyses.gallery import Gallery
 from experiments.catalogue import _claims, _forms, mnist
-from experiments.claims import Claim, Estimate, Statistic, from_medians, from_resampling
+from experiments.claims import Claim, Statistic
 from experiments.experiment import Experiment
 from hmt_jax import frequency
+from hmt_jax.estimates import Estimate, from_medians, from_samples
 
 
 def growth_of_low_energy(path: pathlib.Path) -> Estimate:
@@ -22,7 +23,7 @@ def growth_of_low_energy(path: pathlib.Path) -> Estimate:
         return (last_low.mean() / last_total.mean()) / (first_low.mean() / first_total.mean())
 
     arrays = [part for epoch in (first, last) for part in (epoch["energy"][0], epoch["total_energy"])]
-    return from_resampling(statistic, *arrays)
+    return from_samples(statistic, *arrays)
 
 
 def early_growth(path: pathlib.Path) -> Estimate:
@@ -72,7 +73,7 @@ def energy_left(manipulation: str) -> Statistic:
         energies = dict(zip(arrays["manipulation"].tolist(), arrays["energy"], strict=True))
         if manipulation not in energies:
             raise ValueError(f"{manipulation} is not among the manipulations: add it to shown")
-        return from_resampling(lambda part, whole: part.sum() / whole.sum(), energies[manipulation], energies["plain"])
+        return from_samples(lambda part, whole: part.sum() / whole.sum(), energies[manipulation], energies["plain"])
 
     return statistic
 
@@ -80,7 +81,7 @@ def energy_left(manipulation: str) -> Statistic:
 def share_of_changed_labels(path: pathlib.Path) -> Estimate:
     """The share of perturbed images, over all windows, that the network gives another label."""
     arrays = store.read_arrays(path / "perturbations.npz")
-    return from_resampling(np.mean, (arrays["label"] != arrays["label_of_perturbed"]).mean(0))
+    return from_samples(np.mean, (arrays["label"] != arrays["label_of_perturbed"]).mean(0))
 
 
 def greatest_energy_outside(path: pathlib.Path) -> Estimate:
@@ -94,7 +95,7 @@ def greatest_energy_outside(path: pathlib.Path) -> Estimate:
         each[:, row : row + size, column : column + size].sum((1, 2, 3))
         for each, (row, column) in zip(energy, arrays["corner"].tolist(), strict=True)
     ]
-    return from_resampling(np.max, np.max(1 - np.array(inside) / energy.sum((2, 3, 4)), axis=0))
+    return from_samples(np.max, np.max(1 - np.array(inside) / energy.sum((2, 3, 4)), axis=0))
 
 
 _MAP = dataclasses.replace(mnist.LENET, windows="grid", window_step=2, measure_every=2)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from experiments import store
-from experiments.claims import Claim, Estimate, Statistic, from_medians, from_share
+from experiments.claims import Claim, Statistic
 from experiments.experiment import Experiment
 from experiments.synthetic import Alternating, Linear, observations
 from hmt_jax import statistics
+from hmt_jax.estimates import Estimate, from_medians, from_share
 
 File = Callable[[pathlib.Path], pathlib.Path]  # one of the files of observations in a run's folder
 
@@ -76,7 +77,7 @@ def complement_over_u1(name: str) -> Statistic:
 
 
 def growth_along_u2(path: pathlib.Path) -> Estimate:
-    """The median margin along u2 at the greatest epsilon over that at the least."""
+    """The median margin along u2 at the largest epsilon over that at the smallest."""
     found = [margins(at_epsilon(index)(path), "u2") for index in (0, -1)]
     return from_medians(lambda least, greatest: greatest[0] / least[0], *found)
 
@@ -143,19 +144,19 @@ TABLE = {
         ),
         claims=[
             Claim(
-                "test accuracy at the least epsilon",
+                "test accuracy at the smallest epsilon",
                 accuracy(at_epsilon(0)),
                 "margins tell of the oscillation only if the network has learned it",
                 at_least=0.95,
             ),
             Claim(
-                "median along u2 at the least epsilon over half a period, by DeepFool",
+                "median along u2 at the smallest epsilon over half a period, by DeepFool",
                 median_over(half_period, at_epsilon(0), "u2"),
                 _WITHIN,
                 at_most=1,
             ),
             Claim(
-                "median along u2 at the greatest epsilon over that at the least",
+                "median along u2 at the largest epsilon over that at the smallest",
                 growth_along_u2,
                 "five times is far more than training changes the margin of a feature that stays in use",
                 at_least=5,

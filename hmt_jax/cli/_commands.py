@@ -9,15 +9,14 @@ import io
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 import hmt_jax
-from hmt_jax import _disk
+from hmt_jax import _disk, _progress
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, shown
 from hmt_jax.cli import _specs
@@ -180,8 +179,8 @@ class Measure(Command):
             backend = classifier.backend_for(images.image_shape)
             classifier = dataclasses.replace(classifier, backend=backend)
             source = dataclasses.replace(source, model=dataclasses.replace(source.model, backend=backend))
-        with _progress() as shown_progress:
-            progress = shown_progress if self.report is None else _both(shown_progress, self.out, self.report)
+        with _progress.bar("pairs") as show:
+            progress = show if self.report is None else _both(show, self.out, self.report)
             store = hmt_jax.measure_to_store(
                 classifier,
                 images.read(),
@@ -410,7 +409,7 @@ class Audit(Command):
         # Not the first ones: a folder is sorted by class.
         chosen = sorted(np.random.default_rng(0).choice(store.num_images, number, replace=False).tolist())
         subspaces, names = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape)
-        with _progress() as progress:
+        with _progress.bar("pairs") as progress:
             again = hmt_jax.measure_margins(
                 source.classifier(images), images.at(chosen), subspaces, solver, progress=progress
             )
@@ -450,31 +449,6 @@ class Prepare(Command):
 
 
 COMMANDS: tuple[type[Command], ...] = (Measure, Show, Export, Plot, Report, Audit, Models, Prepare)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A callback that shows finished pairs, their rate and the time left on stderr; None if that is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    import tqdm
-
-    bar: tqdm.tqdm | None = None
-
-    def show(number: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:  # pairs that an earlier call has measured don't count in the rate
-            bar = tqdm.tqdm(total=total, initial=number, unit=" pairs", file=sys.stderr, dynamic_ncols=True)
-        bar.update(number - bar.n)
-        if number == total:  # warnings that follow have lines of their own
-            bar.close()
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _check_page(out: str) -> None:
@@ -522,15 +496,14 @@ def _margins_at(path: str) -> Any:
     return store
 
 
-def _both(show: Callable[[int, int], None] | None, path: str, out: str) -> Callable[[int, int], None]:
+def _both(show: Callable[[int, int], None], path: str, out: str) -> Callable[[int, int], None]:
     """A callback that shows progress on stderr, if there is a terminal, and in the page."""
     from hmt_jax.cli import _report
 
     write = _report.live(path, out)
 
     def progress(number: int, total: int) -> None:
-        if show is not None:
-            show(number, total)
+        show(number, total)
         write(number, total)
 
     return progress

@@ -39,6 +39,39 @@ class Dataset:
         """The (height, width, channels) of each image."""
         return self.train_images.shape[1:]
 
+    def first(self, num_train: int, num_test: int) -> "Dataset":
+        """The first images of each set, without copying them.
+
+        Args:
+          num_train: number of training images; 0 for all.
+          num_test: number of test images; 0 for all.
+
+        Raises:
+          ValueError: if there are fewer, or a number is negative.
+
+        >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 0])
+        >>> few = from_arrays(images, labels, images, labels).first(num_train=3, num_test=0)
+        >>> len(few.train_images), len(few.test_images)
+        (3, 4)
+        """
+        for argument, asked, there, kind in (
+            ("num_train", num_train, len(self.train_images), "training"),
+            ("num_test", num_test, len(self.test_images), "test"),
+        ):
+            if _checks.integer(argument, asked, at_least=0) > there:
+                raise ValueError(
+                    f"{argument}={asked} is more than the {there} {kind} images of {self.name}: set {argument} to at "
+                    f"most {there}"
+                )
+        train, test = slice(num_train or None), slice(num_test or None)
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
+        )
+
 
 def as_floats(images: np.ndarray) -> np.ndarray:
     """Images in [0, 1] as float32: 8-bit ones divided by 255, others converted.

@@ -89,7 +89,7 @@ def train(
         perturbed images.
       state: a state to continue from, after any epoch of training with the same arguments. The result is the same as
         without the interruption. The steps may take over the buffers of the state: pass a copy if you need it later.
-      devices: where to train; all local devices if not given.
+      devices: where to train; if not given, as many local devices as can share a batch evenly.
       on_epoch: called after every epoch with its number, counted from 0, the state, and the metrics of the epoch's
         training batches, each evaluated before its step. The buffers of the state live until the next step: copy
         anything that you want to keep.
@@ -124,7 +124,7 @@ def train(
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_are_classes(targets, count_classes(classifier, pixels))
     check_range(pixels, attack)
-    mesh = _devices.mesh(devices, AXIS)
+    mesh = _devices.mesh(_devices.sharing(recipe.batch_size) if devices is None else devices, AXIS)
     samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     with _programs.of_call(*functions):
@@ -197,7 +197,7 @@ def train_on_stream(
             f"the stream shares its batches between {process_count} processes, and training is on the devices "
             "of one: make it with process_count=1"
         )
-    mesh = _devices.mesh(devices, AXIS)
+    mesh = _devices.mesh(_devices.sharing(recipe.batch_size) if devices is None else devices, AXIS)
     num_classes = functools.partial(count_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
