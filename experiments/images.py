@@ -116,7 +116,7 @@ class Images(Measured):
       augmentation: augmentation of training images, which is for plain images only.
       attack: attack of adversarial training.
       norm: norm of perturbations.
-      epsilon: greatest norm of perturbations, in pixels in [0, 1].
+      epsilon: largest norm of perturbations, in pixels in [0, 1].
       attack_steps: steps of the attack in training; a step of PGD is 2.5 * epsilon / steps long.
       attack_band: frequencies that the attack in training may use: all, or a band such as low_pass:14. In a band,
         pixels may leave [0, 1]: if many are black, hardly any perturbation of few frequencies would stay inside.

@@ -62,7 +62,7 @@ def write_measurement(
     names: Sequence[str],
     classifier_id: str | None = None,
 ) -> None:
-    """Writes margins with coordinates in windows for the page, and pictures of the least, a median and the greatest.
+    """Writes margins with coordinates in windows for the page, and pictures of the least, a median and the largest.
 
     `names` are those of the images; `classifier_id` is a text that is equal for the same network.
     """

@@ -139,7 +139,7 @@ def _forms(forms) -> Iterator[str]:
 def _runs(file) -> Iterator[str]:
     yield (
         "experiment | form | seed | hardware | training | margins | in all | test accuracy "
-        "| lowest window | least median | highest window | claims that hold"
+        "| lowest window | smallest median | highest window | claims that hold"
     )
     for run in file["runs"]:
         hardware = "; ".join(filter(None, [run["hardware"], run["jax"] and f"JAX {run['jax']}"]))

@@ -83,11 +83,11 @@ def test_a_claim_needs_a_threshold():
     [
         (claims.highest_over_lowest, 12),
         (claims.least_ratio(claims.everywhere), 1 / 2),
-        (claims.greatest_ratio(claims.everywhere), 4),
+        (claims.largest_ratio(claims.everywhere), 4),
         (claims.least_ratio(claims.above("low")), 4 / 2),  # windows at 6, 8 and 10
         # The last 6 of 18 frequencies: windows at 0, 2 and 4 end below them.
-        (claims.greatest_ratio(claims.below("high")), 3 / 2),
-        (claims.greatest_change(claims.below("middle")), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
+        (claims.largest_ratio(claims.below("high")), 3 / 2),
+        (claims.largest_change(claims.below("middle")), 1 / 2),  # windows at 0 and 2: factors 1/2 and 1
         (claims.high_ratios_over_low, (2.5 + 4) / 2 / ((0.5 + 1) / 2)),  # two windows in a third
         (claims.least_inside_over_least_beyond("middle"), 1 / 3),
     ],

@@ -103,7 +103,7 @@ def test_draws_depend_on_the_seed():
     ("function", "arguments", "options", "message"),
     [
         (from_share, (1.2, 5), {}, "share must be between 0 and 1, got 1.2"),
-        (from_runs, ([1.0],), {}, "values must be those of two runs at the least, got 1: one has no spread"),
+        (from_runs, ([1.0],), {}, "values must be those of at least two runs, got 1: one has no spread"),
         (from_runs, ([1.0, 2.0],), {"confidence": 1}, "confidence must be between 0 and 1, got 1"),
         (from_samples, (np.mean, np.ones(3)), {"num_resamples": 0}, "num_resamples must be at least 1, got 0"),
     ],

@@ -67,7 +67,7 @@ def test_perturbations_stay_in_their_windows_and_change_labels(made, images):
     labels = np.argmax([classifier(images[:4] + each) for each in found], axis=2)
     np.testing.assert_array_equal(arrays["label_of_perturbed"], labels)
     assert gallery.share_of_changed_labels(made).value == np.mean(labels != arrays["label"]) == 1
-    assert gallery.greatest_energy_outside(made).value < 1e-5
+    assert gallery.largest_energy_outside(made).value < 1e-5
 
 
 def test_energies_of_what_is_not_shown_are_undecided(made):

@@ -228,22 +228,22 @@ def test_claims_on_a_sweep_by_hand(tmp_path):
     assert catalogue.growth_along_u2(tmp_path).value == np.inf
 
 
-def test_growth_is_the_greatest_within_so_many_epochs_after_the_switch(tmp_path):
+def test_growth_is_the_largest_within_so_many_epochs_after_the_switch(tmp_path):
     files = put(tmp_path, num_epochs=4, measure_every=2, is_continued=True, epsilons=(0.0, 1.0))
     # The drop from 8 to 2 comes before the switch, and so does growth from 1 to 8.
     for file, margin in zip(files, (1.0, 8.0, 10.0, 50.0), strict=True):
         write_observed(file, [margin] * 3)
-    assert catalogue.greatest_growth("u2", 2)(tmp_path).value == 5
-    assert catalogue.greatest_growth("u2", 4)(tmp_path).value == 50 / 8
+    assert catalogue.largest_growth("u2", 2)(tmp_path).value == 5
+    assert catalogue.largest_growth("u2", 4)(tmp_path).value == 50 / 8
     with pytest.raises(
         ValueError, match="no epochs that were observed are within 1 of each other: lower measure_every"
     ):
-        catalogue.greatest_growth("u2", 1)(tmp_path)
+        catalogue.largest_growth("u2", 1)(tmp_path)
     at_switch = catalogue.at_epsilon(0)
     assert catalogue.median_over(lambda settings: settings["num_epochs"], at_switch, "u2")(tmp_path).value == 2
     for file in files[2:]:
         write_observed(file, [1.0] * 3, [Status.OUT_OF_STEPS] * 3)
-    assert catalogue.greatest_growth("u2", 4)(tmp_path).value == np.inf
+    assert catalogue.largest_growth("u2", 4)(tmp_path).value == np.inf
 
 
 def test_the_complement_is_compared_with_u1(tmp_path):

@@ -123,6 +123,6 @@ def _captions(found: dict[str, np.ndarray]) -> list[list[str]]:
 
 
 def _stretched(images: np.ndarray) -> np.ndarray:
-    """Images (N, height, width, channels), each from its least value, as 0, to its greatest, as 1."""
-    least, greatest = (function(axis=(1, 2, 3), keepdims=True) for function in (images.min, images.max))
-    return (images - least) / (greatest - least)
+    """Images (N, height, width, channels), each from its smallest value, as 0, to its largest, as 1."""
+    least, largest = (function(axis=(1, 2, 3), keepdims=True) for function in (images.min, images.max))
+    return (images - least) / (largest - least)

@@ -54,13 +54,13 @@ def least_ratio(keep: Keep) -> Statistic:
     return _of_ratios(keep, np.min)
 
 
-def greatest_ratio(keep: Keep) -> Statistic:
-    """The greatest of those ratios."""
+def largest_ratio(keep: Keep) -> Statistic:
+    """The largest of those ratios."""
     return _of_ratios(keep, np.max)
 
 
-def greatest_change(keep: Keep) -> Statistic:
-    """The greatest difference of those ratios from one."""
+def largest_change(keep: Keep) -> Statistic:
+    """The largest difference of those ratios from one."""
     return _of_ratios(keep, lambda ratios: np.max(np.abs(ratios - 1)))
 
 
@@ -75,7 +75,7 @@ def high_ratios_over_low(path: pathlib.Path) -> Estimate:
 
 
 def least_inside_over_least_beyond(field: str) -> Statistic:
-    """The least median among windows within the cut of a field, over the least of those that reach beyond."""
+    """The smallest median among windows within the cut of a field, over the least of those that reach beyond."""
 
     def statistic(path):
         found, corners = margins(path)
@@ -229,8 +229,8 @@ LOW_PASS = (
         at_least=1.5,
     ),
     Claim(
-        "greatest change of the margins in windows below the cut",
-        greatest_change(below("manipulation")),
+        "largest change of the margins in windows below the cut",
+        largest_change(below("manipulation")),
         "The images there are the same; networks differ among themselves by about a tenth.",
         at_most=0.3,
     ),
@@ -245,8 +245,8 @@ HIGH_PASS = (
         at_least=1,
     ),
     Claim(
-        "greatest factor of the margins in windows that are kept whole",
-        greatest_ratio(above("manipulation")),
+        "largest factor of the margins in windows that are kept whole",
+        largest_ratio(above("manipulation")),
         "The network learns from the band that is left: its margins there fall, by at least a third.",
         at_most=0.67,
     ),

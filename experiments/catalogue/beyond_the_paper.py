@@ -84,8 +84,8 @@ def share_of_changed_labels(path: pathlib.Path) -> Estimate:
     return from_samples(np.mean, (arrays["label"] != arrays["label_of_perturbed"]).mean(0))
 
 
-def greatest_energy_outside(path: pathlib.Path) -> Estimate:
-    """The greatest share of a perturbation's energy that lies outside its window."""
+def largest_energy_outside(path: pathlib.Path) -> Estimate:
+    """The largest share of a perturbation's energy that lies outside its window."""
     origin = store.baseline(path)
     if origin is None:
         raise ValueError(f"{path} has no network: set baseline to the name of the experiment that trains it")
@@ -190,8 +190,8 @@ TABLE = {
         quick=dataclasses.replace(_forms.small(_HIGH), baseline="mnist_lenet"),
         claims=[
             Claim(
-                "greatest change of the margins in windows below the band",
-                _claims.greatest_change(_claims.below("attack_band")),
+                "largest change of the margins in windows below the band",
+                _claims.largest_change(_claims.below("attack_band")),
                 "Networks differ among themselves by about a tenth.",
                 at_most=0.3,
             ),
@@ -221,8 +221,8 @@ TABLE = {
                 at_least=1,
             ),
             Claim(
-                "greatest share of a perturbation's energy outside its window",
-                greatest_energy_outside,
+                "largest share of a perturbation's energy outside its window",
+                largest_energy_outside,
                 _ROUNDING,
                 at_most=1e-4,
             ),

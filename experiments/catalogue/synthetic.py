@@ -79,11 +79,11 @@ def complement_over_u1(name: str) -> Statistic:
 def growth_along_u2(path: pathlib.Path) -> Estimate:
     """The median margin along u2 at the largest epsilon over that at the smallest."""
     found = [margins(at_epsilon(index)(path), "u2") for index in (0, -1)]
-    return from_medians(lambda least, greatest: greatest[0] / least[0], *found)
+    return from_medians(lambda least, largest: largest[0] / least[0], *found)
 
 
-def greatest_growth(row: str, num_epochs: int) -> Statistic:
-    """The greatest growth of the median margin in a subspace within so many epochs after the first training."""
+def largest_growth(row: str, num_epochs: int) -> Statistic:
+    """The largest growth of the median margin in a subspace within so many epochs after the first training."""
 
     def statistic(path):
         settings = store.settings(path)
@@ -162,7 +162,7 @@ TABLE = {
                 at_least=5,
             ),
             Claim(
-                "median along u1 at the greatest epsilon over that epsilon, scanned",
+                "median along u1 at the largest epsilon over that epsilon, scanned",
                 median_over(lambda settings: settings["epsilons"][-1], at_epsilon(-1), "u1, scanned"),
                 _NEAR,
                 at_least=0.7,
@@ -195,13 +195,13 @@ TABLE = {
                 at_most=1,
             ),
             Claim(
-                "greatest growth of the median along u2 within four epochs of the second training, by DeepFool",
-                greatest_growth("u2", 4),
+                "largest growth of the median along u2 within four epochs of the second training, by DeepFool",
+                largest_growth("u2", 4),
                 _THRICE,
                 at_least=3,
             ),
             # Added when DeepFool had found no margin for half of the samples, so that its ratio was infinite.
-            Claim("the same, scanned", greatest_growth("u2, scanned", 4), _THRICE, at_least=3),
+            Claim("the same, scanned", largest_growth("u2, scanned", 4), _THRICE, at_least=3),
         ],
         note="""A network that has learned T2 without epsilon goes on training with it: margins over the epochs.
 

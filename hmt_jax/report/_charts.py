@@ -367,7 +367,7 @@ def _in_words(measurement: Measurement, numbers: Numbers) -> str:
         return "no median is finite"
     low, high = finite[numbers.median[finite].argmin()], finite[numbers.median[finite].argmax()]
     return (
-        f"the least median is {numbers.median[low]:.3g} in subspace {measurement.subspaces[low]}, the greatest "
+        f"the smallest median is {numbers.median[low]:.3g} in subspace {measurement.subspaces[low]}, the largest "
         f"{numbers.median[high]:.3g} in subspace {measurement.subspaces[high]}"
     )
 
