@@ -287,7 +287,7 @@ MISTAKES = {
     ),
     "setting of text": (with_("--solver", "deepfool:max_steps=few"), "'max_steps=few' must have a number after ="),
     "half a step": (with_("--solver", "deepfool:max_steps=2.5"), "max_steps must be a whole number, got 2.5"),
-    "no effort": (with_("--solver", "tight:slow"), "effort must be one of fast, normal, thorough, got 'slow'"),
+    "no effort": (with_("--solver", "tight:slow"), "effort must be one of quick, fast, normal, thorough, got 'slow'"),
     # stores
     "store without a name": (
         with_("--out", ""),
