@@ -33,9 +33,9 @@ def blocks_of(page):
         yield text.count("\n", 0, match.start("code")), match["code"], match["mark"], match["package"]
 
 
-SLOW = {"tutorial/digits.md", "tutorial/your-network.md"}
+# Slow, because together they take a minute.
 WITH_PYTHON = [
-    pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    pytest.param(page, id=name, marks=pytest.mark.slow)
     for page in PAGES
     if [*blocks_of(page)] and (name := page.relative_to(DOCS).as_posix())
 ]
