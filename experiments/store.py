@@ -51,7 +51,7 @@ def to_json(name: str, config: Any) -> dict[str, Any]:
 
 
 def identity(described: dict[str, Any]) -> dict[str, Any]:
-    """What tells a run from others, from its `config.json`. The checksum of a file stands for its path."""
+    """The values that tell a run from others, from its `config.json`. The checksum of a file stands for its path."""
     return {"experiment": described["experiment"], **described["settings"], **described["checksums"]}
 
 

@@ -289,7 +289,7 @@ def train(
             good = "the one before training" if kept.last_epoch is None else f"after epoch {kept.last_epoch}"
             raise FloatingPointError(f"{error}; the last good state is {good}, in {kept.directory}") from None
         best_epoch = kept.best_epoch
-        assert best_epoch is not None  # a recipe has one epoch at the least
+        assert best_epoch is not None  # a recipe has at least one epoch
         last, best = (
             training.classifier_of(_of_run(kept, described, state, epoch)[0]) for epoch in (kept.last_epoch, best_epoch)
         )

@@ -96,7 +96,7 @@ def _name_of(kind: str, subspace: Any) -> str:
 
 
 def axis_of(texts: Sequence[str]) -> str:
-    """What the axis is called on which the subspaces stand that texts name."""
+    """The label of an axis of the subspaces that texts name."""
     if len(texts) != 1 or not texts[0].startswith("dct-diagonal:"):
         return "subspace"
     size = texts[0].split(":")[1]

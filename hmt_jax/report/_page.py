@@ -112,7 +112,7 @@ def _distribution(m: int, measurement: Measurement, numbers: Numbers) -> dict[st
 
 
 def _samples(measurements, numbers) -> list[list[dict[str, Any]]]:
-    """For each measurement and subspace the samples from the least margin to the greatest, and failures after them."""
+    """The samples of each measurement and subspace, from the smallest margin to the largest, and then the failures."""
     num_tables = sum(len(measurement.subspaces) for measurement in measurements)
     half = int(np.clip(_MOST_TABLE_ROWS // max(2 * num_tables, 1), 2, 20))
     return [

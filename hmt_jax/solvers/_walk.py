@@ -103,7 +103,7 @@ class Walk:
         temperature = self.temperature * (_LAST_TEMPERATURE / self.temperature) ** fraction
         near = _search.boundary(search, seen, jnp.where(is_walked, 0, temperature))
         memory = search.memory._replace(
-            progress=progress + self._advance(seen, near, is_found, is_walked, step_of_round),
+            progress=progress + self._advance(seen, near, is_found, step_of_round),
             average=_search.unit(self.momentum * search.memory.average + (1 - self.momentum) * near.normal),
             edge=jnp.where(search.best_norm < before, self._cut(seen, near, seen.along), search.memory.edge),
         )
@@ -128,15 +128,14 @@ class Walk:
     def point(self, search: Any) -> Point:
         return Point(search.best_z, search.best_label) if isinstance(search, Search) else _SCAN.point(search)
 
-    def _advance(self, seen: Look, near: Boundary, is_found, is_walked, step_of_round):
-        """What this step adds to the progress. A round ends with its last step, never beyond it."""
+    def _advance(self, seen: Look, near: Boundary, is_found, step_of_round):
+        """The number of steps that this one counts as. A round ends with its last step, never beyond it."""
         if not self.haste:
             return is_found.astype(jnp.float32)
-        is_last = is_walked | (step_of_round >= self.num_steps - 1)
         alignment = jnp.clip(seen.along @ near.normal, 0, 1).astype(jnp.float32)
         counted = 1 + jnp.where(is_found, self.haste * alignment**_HASTE_POWER, 0)
-        counted = jnp.minimum(counted, self.num_steps - 1 - step_of_round)
-        return jnp.where(is_last, is_found.astype(jnp.float32), counted)
+        left = self.num_steps - 1 - step_of_round
+        return jnp.where(left > 0, jnp.minimum(counted, left), is_found.astype(jnp.float32))
 
     def _walk(self, search: Search, seen: Look, near: Boundary, fraction):
         """The next point along the boundary: the direction turns to the normal, the radius follows the boundary."""
