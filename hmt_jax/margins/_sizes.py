@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from hmt_jax import _programs
 from hmt_jax._checks import ImageShape
@@ -16,12 +17,15 @@ from hmt_jax.classifiers import Classifier, differentiated, traced_logits_of
 from hmt_jax.margins import _states
 from hmt_jax.solvers import Linearization, Solver
 
-_LEAST_LANES, _MOST_LANES = 8, 1024
+_LEAST_LANES, _LEAST_GRADIENTS, _MOST_LANES = 8, 16, 1024
 # Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
 # of the next phase, and on the host. Copies of a lane's state: before a step, after it, at the start, and in the
 # linearisation.
 _NUM_COPIES = 4
-# Images in the batch whose arrays are counted. A prime, so that the axis of images is recognised in their shapes.
+# The number of lanes is a multiple of this if it is at least that.
+_MULTIPLE = 16
+# Images in the batch whose arrays are counted, and sines in the stand-in for a network whose gradients are counted.
+# A prime, so that this axis is recognised in their shapes.
 _NUM_TRIED = 131
 
 
@@ -39,7 +43,7 @@ class _Limits(NamedTuple):
     Attributes:
       budget: bytes on each device for everything except the classifier and the results: half for the lanes, half for a
         chunk of images. One lane and one image always run, even if they need more.
-      bytes_of_lanes: bytes that all lanes together should keep for the backward pass.
+      bytes_of_lanes: bytes that all lanes together should keep for the backward pass, if a step takes one gradient.
       bytes_of_chunk: bytes that the linearisations and first steps of a chunk should take. The chunk is larger if it
         would have too few pairs for the lanes.
       pairs_per_lane: pairs for each lane. Towards the end lanes idle one by one; with so many pairs, that costs little.
@@ -54,7 +58,7 @@ class _Limits(NamedTuple):
 
 
 # With more bytes, lanes would not fit the caches. At the end, a pair needs one gradient, not one for each candidate.
-_ON_CPU = _Limits(2**31, 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
+_ON_CPU = _Limits(2**31, 1.6 * 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
 
 
 class _Needs(NamedTuple):
@@ -65,7 +69,8 @@ class _Needs(NamedTuple):
       linearization: the linearisation of the logits at an image.
       state: the state of the solver for one pair.
       kept: what the forward pass of one image keeps for the backward pass.
-      num_candidates: not bytes, but the number of backward passes in a lane at a time.
+      num_candidates: not bytes, but the number of backward passes in a lane at a time, where images are linearised.
+      num_gradients: not bytes, but the most gradients that a step of the solver takes at a time.
     """
 
     image: int
@@ -73,6 +78,15 @@ class _Needs(NamedTuple):
     state: int
     kept: int
     num_candidates: int
+    num_gradients: int
+
+    @property
+    def at_work(self) -> float:
+        """Bytes of one lane that should stay in the caches during a step.
+
+        Measured on a LeNet, 9 gradients run best with a third of the lanes that 1 gradient runs best with.
+        """
+        return self.kept * (3 + self.num_gradients) / 4
 
     @property
     def of_lane(self) -> int:
@@ -94,17 +108,19 @@ def choose(
 ) -> Sizes:
     """The sizes for `num_images` images, or for a stream if None.
 
-    `subspaces` has a pair for each kind of subspace: the number of subspaces and one of them. The number of lanes is a
-    power of two that suits the device and the network, or less if there are few pairs or little memory. A chunk holds
-    enough images to keep all lanes busy, and no more than the memory allows.
+    `subspaces` has a pair for each kind of subspace: the number of subspaces and one of them. The number of lanes suits
+    the device, the network and the solver; it is smaller if there are few pairs or little memory. A chunk holds enough
+    images to keep all lanes busy, and no more than the memory allows.
     """
     limits = _limits(devices)
     kinds = [subspace for _, subspace in subspaces]
     needs = _needs_of(solver, classifier, kinds, image_shape, dtype)
     num_subspaces = sum(number for number, _ in subspaces)
     if num_lanes is None:
-        lanes_within = int(limits.bytes_of_lanes // max(needs.kept, 1))
-        num_lanes = min(max(1 << max(lanes_within, 1).bit_length() - 1, _LEAST_LANES), _MOST_LANES)
+        num_lanes = int(limits.bytes_of_lanes // max(needs.at_work, 1))
+        num_lanes -= num_lanes % _MULTIPLE if num_lanes > _MULTIPLE else 0
+        least = max(_LEAST_LANES, _LEAST_GRADIENTS // needs.num_gradients)
+        num_lanes = min(max(num_lanes, least), _MOST_LANES)
         if num_images is not None:
             num_pairs = num_subspaces * num_images
             num_lanes = min(
@@ -129,18 +145,19 @@ def _needs_of(solver, classifier, kinds, image_shape, dtype) -> _Needs:
     size = math.prod(image_shape)
     num_candidates = min(solver.num_candidates, logits.shape[1])
     item = promoted(dtype, logits.dtype).itemsize
-    states = [_state_of(solver, kind, image_shape, dtype, logits, num_candidates) for kind in kinds]
+    started = [_started_in(solver, kind, image_shape, dtype, logits, num_candidates) for kind in kinds]
     return _Needs(
         image=size * dtype.itemsize,
         linearization=item * (logits.shape[1] + num_candidates + (num_candidates - 1) * size),
-        state=max(map(_num_bytes, states)),
+        state=max(_num_bytes(each.out_info) for each in started),
         kept=_num_bytes_of_one(kept),
         num_candidates=num_candidates,
+        num_gradients=max(_num_at_a_time(each.jaxpr) for each in started),
     )
 
 
-def _state_of(solver, subspace, image_shape, dtype, logits, num_candidates):
-    """The shapes of a solver's state. The network is not traced: a restriction with logits of zero stands in for it."""
+def _started_in(solver, subspace, image_shape, dtype, logits, num_candidates) -> jax.stages.Traced:
+    """The trace of `_started` in a subspace."""
     num_classes = logits.shape[1]
     coordinates = _coordinates.eval_shape(subspace, jax.ShapeDtypeStruct(image_shape, dtype))
     shapes: list[Any] = [
@@ -148,7 +165,7 @@ def _state_of(solver, subspace, image_shape, dtype, logits, num_candidates):
         jax.ShapeDtypeStruct((num_candidates,), jnp.int32),
         jax.ShapeDtypeStruct((num_candidates - 1, *coordinates.shape), promoted(dtype, logits.dtype)),
     ]
-    return _started.eval_shape(solver, Linearization(*shapes))
+    return _started.trace(solver, Linearization(*shapes))
 
 
 # Compiled for their traces alone, which are kept.
@@ -159,8 +176,26 @@ def _coordinates(subspace, image):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _started(solver, at_sample):
-    logits = jnp.zeros_like(at_sample.logits)
-    return _states.with_numbers(solver.start(lambda z: logits + 0 * z[0].astype(logits.dtype), at_sample))
+    """A solver's state after its start, and a step. The network is not traced: sines of the coordinates stand in."""
+
+    def restriction(z):
+        return at_sample.logits + jnp.sin(jnp.broadcast_to(z[:1], _NUM_TRIED)).sum().astype(at_sample.logits.dtype)
+
+    state = solver.start(restriction, at_sample)
+    solver.step(restriction, state)
+    return _states.with_numbers(state)
+
+
+def _num_at_a_time(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """The most evaluations or gradients that `_started` takes at a time: copies of the sines in one array."""
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    numbers = [1]
+    for equation in jaxpr.eqns:
+        shapes = [getattr(out.aval, "shape", ()) for out in equation.outvars]
+        numbers += [math.prod(shape) // _NUM_TRIED for shape in shapes if _NUM_TRIED in shape]
+        inner = jax.tree.leaves(equation.params, is_leaf=lambda leaf: isinstance(leaf, Jaxpr | ClosedJaxpr))
+        numbers += [_num_at_a_time(each) for each in inner if isinstance(each, Jaxpr | ClosedJaxpr)]
+    return max(numbers)
 
 
 def _num_bytes(tree) -> int:
@@ -177,11 +212,10 @@ def _limits(devices) -> _Limits:
     if devices[0].platform == "cpu":  # all CPU devices share one memory
         return _ON_CPU._replace(budget=_ON_CPU.budget / len(devices))
     memory = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"]
-    # Ten backward passes at a time, each with about as much in flight, take half of the memory.
-    share = memory / 24
-    # More pairs for each lane, because there may be hundreds of lanes, and half of the pairs may end with their first
-    # step. No more lanes at the end, because XLA tunes convolutions anew for every shape.
-    return _Limits(memory, share, share, pairs_per_lane=50, more_at_end=1)
+    # Nine gradients and what they start from, each with about as much in flight, take half of the memory. More pairs
+    # for each lane, because there may be hundreds of lanes, and half of the pairs may end with their first step. No
+    # more lanes at the end, because XLA tunes convolutions anew for every shape.
+    return _Limits(memory, memory / 8, memory / 24, pairs_per_lane=50, more_at_end=1)
 
 
 @_programs.jit

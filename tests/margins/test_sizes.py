@@ -18,9 +18,20 @@ from hmt_jax.margins import _sizes
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
 
 
-def choose(classifier, windows, num_images, image_shape=SHAPE, *, num_lanes=None, devices=None, dtype="float32"):
+class InTwoLoops(solvers.DDN):
+    """Takes two gradients at a time in each of three at a time, compiled and in a loop."""
+
+    def step(self, restriction, search):
+        points = jnp.zeros((5, 3, 2, search.z.size))
+        jax.lax.map(jax.jit(jax.vmap(jax.vmap(lambda z: jax.vjp(restriction, z)[1](search.unmoved)))), points)
+        return super().step(restriction, search)
+
+
+def choose(
+    classifier, windows, num_images, image_shape=SHAPE, *, num_lanes=None, devices=None, dtype="float32", solver=None
+):
     return _sizes.choose(
-        solvers.DeepFool(),
+        solver or solvers.DeepFool(),
         classifier,
         [(len(windows), windows[0])],
         image_shape,
@@ -99,13 +110,42 @@ def test_the_budget_takes_nothing_from_small_networks():
     needs = _sizes._needs_of(solvers.DeepFool(), lenet, windows[:1], image_shape, np.dtype("float32"))
     limits = _sizes._limits(jax.devices()[:1])
     sizes = choose(lenet, windows, 10_000, image_shape)
-    # A mebibyte of what backward passes keep, in a power of two; six of linearizations and states, or 20 pairs a lane.
-    assert limits.bytes_of_lanes / 2 < sizes.num_lanes * needs.kept <= limits.bytes_of_lanes == 2**20
+    # Lanes in multiples of 16; six mebibytes of linearizations and states, or 20 pairs a lane.
+    assert sizes.num_lanes % 16 == 0
+    assert sizes.num_lanes * needs.at_work <= limits.bytes_of_lanes < (sizes.num_lanes + 16) * needs.at_work
     enough = max(6 * 2**20 // (needs.linearization + 21 * needs.state), -(-20 * sizes.num_lanes // 21))
     assert sizes.chunk == -(-10_000 // -(-10_000 // enough))
     assert sizes.num_lanes_at_end == 2 * sizes.num_lanes
     # The end of a stream is not known: its chunks are as large as is enough.
     assert choose(lenet, windows, None, image_shape) == sizes._replace(chunk=enough)
+
+
+@pytest.mark.parametrize(
+    ("solver", "num_gradients"),
+    [
+        (solvers.DeepFool(), 4),  # of five classes but one
+        (solvers.DeepFool(num_candidates=3), 2),
+        (solvers.SuperDeepFool(), 4),
+        (solvers.tight("quick"), 1),
+        (solvers.tight("normal"), 1),
+        (solvers.DDN(), 1),
+        (solvers.ClosestPoint(), 1),
+        (InTwoLoops(), 6),
+    ],
+)
+def test_gradients_that_a_step_takes_at_a_time_are_counted(solver, num_gradients):
+    needs = _sizes._needs_of(solver, tanh_classifier(), diagonal()[:1], SHAPE, np.dtype("float32"))
+    assert needs.num_gradients == num_gradients
+
+
+def test_a_solver_of_one_gradient_has_more_lanes_than_one_of_nine():
+    image_shape = (28, 28, 1)
+    lenet = as_pytree(random_network("lenet", image_shape, mean=[0.5], std=[0.5], num_classes=10))
+    windows = subspaces.dct_diagonal(image_shape, size=8, step=1)
+    of_nine, of_one = (
+        choose(lenet, windows, 10_000, image_shape, solver=solver) for solver in (solvers.DeepFool(), solvers.DDN())
+    )
+    assert of_one.num_lanes == pytest.approx(3 * of_nine.num_lanes, rel=1 / 3)  # both are multiples of 16
 
 
 @pytest.mark.parametrize(("is_at_the_end", "num_lanes"), [(False, 4), (True, 9)])
