@@ -1,6 +1,5 @@
 """The solvers besides DeepFool: closed forms, scales, statuses, and brute force in the plane."""
 
-import dataclasses
 import functools
 from functools import partial
 
@@ -80,9 +79,7 @@ def solve_affine(solver, weights, biases, num_classes=10):
 @pytest.mark.parametrize(("num_classes", "dimension"), [(2, 64), (10, 64), (1000, 64), (3, 5), (8, 5)])
 def test_tight_is_exact_on_linear_classifiers(effort, num_classes, dimension):
     parameters, margins = linear_classifiers(num_classes, dimension)
-    # The nearest class may be none of the three candidates of "quick".
-    solver = dataclasses.replace(tight(effort), num_candidates=max(tight(effort).num_candidates, min(num_classes, 10)))
-    solution = solve_affine(solver, *parameters, num_classes=max(num_classes, 10))
+    solution = solve_affine(tight(effort), *parameters, num_classes=max(num_classes, 10))
     assert (solution.status == Status.CONVERGED).all()
     # Float32 knows the boundary no better than to the rounding of a logit: a little where margins are, much near 0.
     hidden = np.finfo(np.float32).eps * np.abs(parameters[1]).max(1) / np.linalg.norm(parameters[0], axis=2).min(1)
@@ -151,7 +148,7 @@ def test_without_another_class_there_is_no_boundary(name):
     np.testing.assert_array_equal(solution.label, np.argmax(biases, axis=1))
 
 
-# With two candidates DeepFool is asked to look at the label's twin alone.
+# With two candidates DeepFool looks at the label's twin alone.
 @pytest.mark.parametrize("name", [*FAMILY, "deepfool"])
 def test_classes_that_never_leave_the_label_do_not_count(name):
     """Twins of every class, and one that stays just below the label's: the margin is that of the others."""
@@ -159,9 +156,7 @@ def test_classes_that_never_leave_the_label_do_not_count(name):
     below = jnp.argmax(biases, axis=1)[:, None]
     weights = jnp.concatenate([weights, weights, jnp.take_along_axis(weights, below[:, :, None], 1)], axis=1)
     biases = jnp.concatenate([biases, biases, jnp.take_along_axis(biases, below, 1) - 1e-3], axis=1)
-    # Three candidates would be the label, its twin, and the class just below it.
-    solver = dataclasses.replace(tight("quick"), num_candidates=10) if name == "quick" else ALL[name]
-    solution = solve_affine(solver, weights, biases)
+    solution = solve_affine(ALL[name], weights, biases)
     assert (solution.status == Status.CONVERGED).all()
     np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
 

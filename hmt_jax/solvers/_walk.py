@@ -20,14 +20,16 @@ _OVERSHOOT, _LAST_OVERSHOOT = 0.02, 0.002
 # the old ray is known at the point itself, but the new ray is the one that the walk follows.
 _BLEND = 0.5
 _TRUST = 0.45  # the radius changes by at most this share in a step
+# In a hasty walk, it may grow by this share more until there is an adversarial point, if the boundary is flat.
+_REACH = 3.0
 _FIRST = 0.45  # where the walk begins, in units of the first-order distance; margins are 0.5 to 0.75 of it
 _NOISE = 2.0  # noise of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this share behind the boundary, plus what rounding may hide
 _CLOSE = 1e-4  # share of the norm: this near to the boundary, its linearisation is trusted
-# In a hasty walk, a step counts for more the smaller the angle between the direction and the normal is: by this power
-# of the cosine, a third of the haste is left at 25 degrees, and a thousandth at 56.
-_HASTE_POWER = 12
+# How flat the boundary counts is this power of the cosine of the angle between the direction and the normal: a half at
+# 15 degrees, and a hundredth at 37.
+_FLAT_POWER = 20
 _MAX_LOOKS = 100  # steps after which a sample without an adversarial point is given up
 # In so few dimensions, a scan of all directions is cheap, and surer than a walk.
 _FEW_DIMENSIONS, _SCAN = 2, Scan(num_angles=48)
@@ -35,7 +37,7 @@ _FEW_DIMENSIONS, _SCAN = 2, Scan(num_angles=48)
 
 class _Memory(NamedTuple):
     progress: jax.Array  # steps walked, as they count, and after the walk also steps of the polish
-    average: jax.Array  # (d,) the running average of normals, as a unit vector; 0 at the start
+    average: jax.Array  # (d,) the running average of normals, as a unit vector; 0 at the start, () without momentum
     starts: jax.Array  # (S, d) unit directions to the next nearest candidates, where later rounds start
     edge: jax.Array  # the radius at which the linearised boundary cuts the ray of the best point
     first_order: jax.Array  # (d,) the closest point of the boundary linearised at the sample
@@ -55,7 +57,7 @@ class Walk:
         from the label, and towards the end, where the temperature is low, towards one class.
       momentum: weight of earlier normals in the normal that the direction turns to.
       haste: where the direction has reached the normal, a step counts as 1 + `haste` steps. If it is above 0, steps
-        also count before there is an adversarial point.
+        also count before there is an adversarial point, and are longer where the boundary is flat.
 
     >>> tight("fast") == Walk(num_steps=18, num_rounds=1, num_candidates=8)
     True
@@ -84,7 +86,7 @@ class Walk:
         search, distance, directions = _search.begin(at_sample)
         memory = _Memory(
             progress=jnp.zeros((), jnp.float32),
-            average=jnp.zeros_like(search.z),
+            average=jnp.zeros_like(search.z) if self.momentum else jnp.zeros(()),
             starts=directions[1 : self.num_starts],
             edge=distance,
             first_order=search.z,
@@ -104,9 +106,11 @@ class Walk:
         near = _search.boundary(search, seen, jnp.where(is_walked, 0, temperature))
         memory = search.memory._replace(
             progress=progress + self._advance(seen, near, is_found, step_of_round),
-            average=_search.unit(self.momentum * search.memory.average + (1 - self.momentum) * near.normal),
             edge=jnp.where(search.best_norm < before, self._cut(seen, near, seen.along), search.memory.edge),
         )
+        if self.momentum:
+            average = self.momentum * search.memory.average + (1 - self.momentum) * near.normal
+            memory = memory._replace(average=_search.unit(average))
         search = search._replace(memory=memory)
         z = self._walk(search, seen, near, fraction)
         if self.num_rounds > 1:
@@ -132,8 +136,7 @@ class Walk:
         """The number of steps that this one counts as. A round ends with its last step, never beyond it."""
         if not self.haste:
             return is_found.astype(jnp.float32)
-        alignment = jnp.clip(seen.along @ near.normal, 0, 1).astype(jnp.float32)
-        counted = 1 + jnp.where(is_found, self.haste * alignment**_HASTE_POWER, 0)
+        counted = 1 + jnp.where(is_found, self.haste * _flatness(seen, near).astype(jnp.float32), 0)
         left = self.num_steps - 1 - step_of_round
         return jnp.where(left > 0, jnp.minimum(counted, left), is_found.astype(jnp.float32))
 
@@ -142,18 +145,19 @@ class Walk:
         is_found = _search.is_found(search)
         normal = search.memory.average if self.momentum else near.normal
         ahead = _search.unit(seen.along + _search.cosine(_LAST_TURN, _TURN, fraction) * normal)
-        here, there = self._cut(seen, near, seen.along), self._cut(seen, near, ahead)
+        reach = jnp.where(is_found, 0, _REACH * _flatness(seen, near)) if self.haste else 0.0
+        here, there = (self._cut(seen, near, ray, reach) for ray in (seen.along, ahead))
         # Before there is an adversarial point, only the old ray counts: the new one may miss the boundary.
         radius = here + jnp.where(is_found, _BLEND, 0) * (there - here)
         radius *= 1 + _search.cosine(_LAST_OVERSHOOT, _OVERSHOOT, fraction)
         return ahead * jnp.minimum(radius, _CAP * search.best_norm)
 
-    def _cut(self, seen: Look, near: Boundary, ray):
+    def _cut(self, seen: Look, near: Boundary, ray, reach: float | jax.Array = 0.0):
         """The radius at which a ray meets the linearised boundary, clipped to where the linearisation is trusted."""
         slope = near.normal @ ray
         radius = near.offset / jnp.where(slope > 0, slope, 1)
         radius = jnp.where(slope > 0, radius, jnp.where(near.depth > 0, 0, jnp.inf))
-        return jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST) * seen.norm)
+        return jnp.clip(radius, (1 - _TRUST) * seen.norm, (1 + _TRUST + reach) * seen.norm)
 
     def _restart(self, search: Search, num_ended):
         """The start of the next round: towards the next candidate, later around the best point, always at its norm."""
@@ -180,10 +184,13 @@ class Walk:
         return (1 + outwards) * jnp.where(num_polished == self.num_polish, search.memory.first_order, closest)
 
 
+def _flatness(seen: Look, near: Boundary):
+    """How flat the boundary is: 1 where the direction has reached its normal, and 0 if the two are far apart."""
+    return jnp.clip(seen.along @ near.normal, 0, 1) ** _FLAT_POWER
+
+
 _EFFORTS = {
-    "quick": Walk(
-        num_steps=15, num_rounds=1, num_candidates=3, num_polish=1, temperature=0.1, momentum=0.25, haste=9.0
-    ),
+    "quick": Walk(num_steps=21, num_rounds=1, num_polish=1, temperature=0.1, momentum=0.25, haste=40.0),
     # With eight candidates, a pair takes fewer than 25 backward passes if six subspaces share the linearisation.
     "fast": Walk(num_steps=18, num_rounds=1, num_candidates=8),
     "normal": Walk(num_steps=20, num_rounds=3),
@@ -205,7 +212,7 @@ def tight(effort: str = "normal") -> Walk:
     around the best point, with noise; "thorough" first starts rounds at the next nearest candidates.
 
     "quick" is a hasty walk. Its normal is a running average, with a quarter of the weight on earlier normals. And where
-    u has reached n, a step counts as up to ten, so the walk ends early where the boundary is nearly flat.
+    u has reached n, a step counts as up to 41, so the walk ends early where the boundary is nearly flat.
 
     A polish of two steps, one for "quick", ends at the closest point of the last linearised boundary. If the closest
     point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier the
@@ -217,7 +224,7 @@ def tight(effort: str = "normal") -> Walk:
 
     A step takes one forward and one backward pass. All subspaces share the linearisation at the sample. The steps are
 
-      "quick"     one round of 4 to 10 steps, more where the boundary is curved
+      "quick"     one round of 3 to 21 steps, more where the boundary is curved
       "fast"      one round of 18 steps
       "normal"    three rounds of 20
       "thorough"  twenty rounds of 29
