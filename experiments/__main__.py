@@ -110,7 +110,9 @@ class Again(Command):
 
     folder: Annotated[Positional[pathlib.Path], _PATH, option("RUN", "Folder of a finished run.")]
     num_images: Annotated[
-        int | None, _COUNT, option("N", f"Measure the first N images. (default: {_NUM_IMAGES}, or all if fewer)")
+        int | None,
+        _COUNT,
+        option("N", f"Measure N test images. (default: {_NUM_IMAGES}, or all of the run if fewer)"),
     ] = None
     data_dir: Annotated[str | None, DATA_DIR] = None
     cache_dir: Annotated[str | None, CACHE_DIR] = None
@@ -133,9 +135,9 @@ class Again(Command):
 @_APP.command(name="audit")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit(Again):
-    """Measure some pairs of a run again with the solver `tight`, and compare."""
+    """Measure the first images of a run again with the solver `tight`, and compare."""
 
-    effort: Annotated[Literal["fast", "normal", "thorough"], arg(help="Effort of that solver.")] = "thorough"
+    effort: Annotated[Literal["fast", "normal", "thorough"], arg(help="Effort of that solver.")] = "normal"
     certify: Annotated[int, _COUNT, arg(metavar="N", help="Prove lower bounds for the first N images.")] = 0
 
     def run(self) -> None:
@@ -152,12 +154,15 @@ class Audit(Again):
 @_APP.command(name="compare-solvers")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareSolvers(Again):
-    """Compare all solvers on the network of a run."""
+    """Compare all solvers on the network of a run, on the last images for testing."""
+
+    variants: Annotated[bool, option("", "Compare variants of the quick walk, in place of all solvers.")] = False
 
     def run(self) -> None:
-        number = self.number()
         hmt_jax.cache_programs(self.cache_dir)
-        print(compare_solvers.compare_solvers(self.folder, num_images=number, data_dir=self.data_dir or None))
+        number = self.number()
+        options: Any = {"is_of_variants": self.variants, "data_dir": self.data_dir or None}
+        print(compare_solvers.compare_solvers(self.folder, num_images=number, **options))
 
 
 @_APP.command(name="scorecard")

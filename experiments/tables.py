@@ -235,22 +235,25 @@ def _outcome(found) -> str:
 
 
 def audits(file: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of an audit: for each window medians, and ratios of the run's margins to the tight ones."""
+    """The lines of an audit: medians of windows, and the run's margins and quick ones over the tight ones."""
     number = file["num_certified"]
     certified = f" | tight, first {number} | certified, first {number}" if number else ""
-    fields = ("deepfool", "tight", *(("tight_of_certified", "certified") if number else ()))
-    yield f"window | DeepFool | tight{certified} | DeepFool / tight | 95% interval | 90th percentile"
+    fields = ("tight", "deepfool", *(("tight_of_certified", "certified") if number else ()))
+    ratios = {"DeepFool": "ratio", "quick": "quick_ratio"}
+    headings = " | ".join(f"{name} / tight | 95% interval | 90th percentile" for name in ratios)
+    yield f"window | tight | DeepFool{certified} | {headings}"
     for window in file["windows"]:
-        medians = " | ".join(_number(window[field], ",.4g") for field in fields)
-        ratio, most = (_number(window[field], ",.4g") for field in ("value", "90%"))
-        yield f"{window['window']} | {medians} | {ratio} | {_interval(window, ',.4g')} | {most}"
+        cells = [_number(window[field], ",.4g") for field in fields]
+        for ratio in (window[field] for field in ratios.values()):
+            cells += [_number(ratio["value"], ",.4g"), _interval(ratio, ",.4g"), _number(ratio["90%"], ",.4g")]
+        yield f"{window['window']} | {' | '.join(cells)}"
 
 
 def solvers(file: Mapping[str, Any]) -> Iterator[str]:
     """The lines of a comparison of solvers: medians and 90th percentiles of ratios to the least margins, and costs."""
     yield f"solver | {' | '.join(file['rows'][0]['ratios'])} | no margin | forward | backward | ms a pair"
     for row in file["rows"]:
-        ratios = " | ".join(f"{median:.3f} / {rest:.2f}" for median, rest in row["ratios"].values())
+        ratios = " | ".join(f"{float(median):.3f} / {float(rest):.2f}" for median, rest in row["ratios"].values())
         costs = f"{row['forward']:.1f} | {row['backward']:.1f} | {row['milliseconds']:.2f}"
         yield f"{row['solver']} | {ratios} | {row['num_without_margin']} | {costs}"
 

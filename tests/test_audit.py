@@ -11,7 +11,7 @@ import hmt_jax
 from experiments import __main__ as command_line
 from experiments import registry, store
 from experiments.analyses import audit, compare_solvers
-from hmt_jax import cli, statistics
+from hmt_jax import cli, data, statistics, subspaces
 
 NUM_IMAGES = 8
 FIELDS = [
@@ -75,18 +75,21 @@ def test_the_page_has_the_tight_margins_and_the_certified_bounds(finished, repor
 def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
     written = json.loads((finished / "audit.json").read_text())
     with np.load(finished / "audit.npz") as arrays:
-        measured, tight, certified = arrays["measured"], arrays["tight"], arrays["certified"]
+        measured, quick, tight, certified = (arrays[name] for name in ("measured", "quick", "tight", "certified"))
     np.testing.assert_array_equal(measured, margins_of(finished))
     assert (tight <= measured).all()
     assert (certified[:, :3] <= tight[:, :3]).all()
     assert (certified[:, :3] > 0).all()
     assert np.isnan(certified[:, 3:]).all()
-    ratios = measured / tight
-    np.testing.assert_allclose([window["value"] for window in written["windows"]], np.median(ratios, axis=1))
-    percentiles = np.percentile(ratios, 90, axis=1)  # between two float32, which versions of NumPy round differently
-    np.testing.assert_allclose([window["90%"] for window in written["windows"]], percentiles, rtol=1e-6)
-    assert all(window["low"] <= window["value"] <= window["high"] for window in written["windows"])
-    assert f"{np.median(ratios[0]):.4g}" in report.splitlines()[2]
+    rows = [line.split() for line in report.splitlines()[2:]]
+    for name, margins, column in (("ratio", measured, 5), ("quick_ratio", quick, 10)):
+        ratios, found = margins / tight, [window[name] for window in written["windows"]]
+        np.testing.assert_allclose([each["value"] for each in found], np.median(ratios, axis=1))
+        percentiles = np.percentile(ratios, 90, axis=1)  # of two float32, which NumPy's versions round differently
+        np.testing.assert_allclose([each["90%"] for each in found], percentiles, rtol=1e-6)
+        assert all(each["low"] <= each["value"] <= each["high"] for each in found)
+        assert rows[0][column] == f"{np.median(ratios[0]):.4g}"
+    assert np.median(quick / measured) < 1
     assert (finished / "audit.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -168,23 +171,33 @@ def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
         assert audit.order(half, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
 
 
-@pytest.mark.usefixtures("report")
-def test_table_of_all_solvers(finished, monkeypatch):
-    """Ratios and passes against those of margins measured here."""
-    few = {name: compare_solvers.CONTENDERS[name] for name in ("deepfool", "tight, fast")}
-    monkeypatch.setattr(compare_solvers, "CONTENDERS", few)
-    header, _, *rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in compare_solvers.compare_solvers(finished, num_images=NUM_IMAGES).splitlines()
-    ]
+@pytest.mark.parametrize("is_of_variants", [False, True])
+def test_table_of_solvers(finished, monkeypatch, is_of_variants):
+    """Ratios and passes against those of margins measured here, on the last images for testing."""
+    table = "VARIANTS" if is_of_variants else "CONTENDERS"
+    tight = "fast" if is_of_variants else "tight, fast"
+    few = {name: getattr(compare_solvers, table)[name] for name in ("deepfool", tight)}
+    monkeypatch.setattr(compare_solvers, table, few)
+    (finished / "solvers.json").unlink(missing_ok=True)
+    told = compare_solvers.compare_solvers(finished, num_images=NUM_IMAGES, is_of_variants=is_of_variants)
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()]
     assert header[:3] == ["solver", "whole space", "window 0,0"]
-    deepfool, tight = (dict(zip(header, row, strict=True)) for row in rows)
-    with np.load(finished / "audit.npz") as arrays:
-        expected = np.median(arrays["measured"] / arrays["tight"], axis=1)[0]
-    assert float(deepfool["window 0,0"].split("/")[0]) == pytest.approx(expected, abs=2e-3)
-    assert tight["window 0,0"].startswith("1.000")
-    assert tight["no margin"] == "0"
-    assert 20 < float(tight["backward"]) < 35
+    found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    images = data.load("digits").test_images[-NUM_IMAGES:]
+    classifier, window = store.read_classifier(finished), subspaces.dct_window((8, 8, 1), 0, 0, 3)
+    margins = {
+        name: hmt_jax.measure_margins(classifier, images, window, solver).margin for name, (solver, _) in few.items()
+    }
+    expected = np.median(margins["deepfool"] / np.minimum(*margins.values()))
+    assert float(found["deepfool"]["window 0,0"].split("/")[0]) == pytest.approx(expected, abs=2e-3)
+    assert found[tight]["window 0,0"].startswith("1.000")
+    assert found[tight]["no margin"] == "0"
+    assert 20 < float(found[tight]["backward"]) < 35
+    assert (finished / "solvers.json").exists() != is_of_variants
+    if not is_of_variants:
+        written = json.loads((finished / "solvers.json").read_text())
+        assert [row["solver"] for row in written["rows"]] == [*few]
+        assert written["rows"][0]["ratios"]["window 0,0"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_folders_of_other_kinds(tmp_path, capsys):

@@ -27,16 +27,17 @@ def audit(
     path: pathlib.Path,
     *,
     num_images: int = 50,
-    effort: str = "thorough",
+    effort: str = "normal",
     num_certified: int = 0,
     data_dir: str | None = None,
 ) -> str:
     """The report of an audit: the first images of a finished run are measured in all its windows again, and compared.
 
     For every window it shows the median margins, with certified lower bounds of the first images if they are asked for,
-    and the ratios of the run's margins to those of `hmt_jax.solvers.tight`; and whether the order of the windows, and
-    the run's ratios to the one that it is compared with, stand. `audit.json`, `audit.npz`, `audit_baseline.npz` and
-    `audit.png` are written into the run's folder, and its page shows the audit, too.
+    and the ratios of the run's margins, and of those of `tight("quick")`, to those of `tight` with an effort; and
+    whether the order of the windows, and the run's ratios to the one that it is compared with, stand. `audit.json`,
+    `audit.npz`, `audit_baseline.npz` and `audit.png` are written into the run's folder, and its page shows the audit,
+    too.
 
     Raises:
       ValueError: if the folder does not hold a run of the kind `Images` along the diagonal, another run or audit is at
@@ -48,10 +49,11 @@ def audit(
         opened, origin = reopen(path, num_images, data_dir), store.baseline(path)
         compared = None if origin is None else reopen(origin, num_images, data_dir)
         certified = _certify(opened, num_certified)
-        again = _tight(opened, effort)
+        quick, again = _tight(opened, "quick"), _tight(opened, effort)
         measured, tight = opened.margins, _least(opened, again)
+        quick_margins = statistics.censored_margins(quick)
         windows = [f"{row},{column}" for row, column in opened.corners.tolist()]
-        shown, drawn = {"deepfool": measured, "tight": tight}, {"DeepFool": measured, "tight": tight}
+        shown, drawn = {"tight": tight, "deepfool": measured}, {"tight": tight, "DeepFool": measured}
         if num_certified:
             shown |= {"tight_of_certified": tight[:, :num_certified], "certified": certified[:, :num_certified]}
             drawn[f"certified, first {num_certified}"] = shown["certified"]
@@ -63,7 +65,8 @@ def audit(
                 {
                     "window": window,
                     **{name: claims.for_json(report.percentiles(each)[r, 1]) for name, each in shown.items()},
-                    **_ratio(measured[r], tight[r]),
+                    "ratio": _ratio(measured[r], tight[r]),
+                    "quick_ratio": _ratio(quick_margins[r], tight[r]),
                 }
                 for r, window in enumerate(windows)
             ],
@@ -79,7 +82,13 @@ def audit(
             lines.append(_over_baseline(opened.config.baseline, windows, **growth))
         # The last file of an audit. Without it, the others count for nothing: they may be those of two audits.
         (path / "audit.json").unlink(missing_ok=True)
-        arrays = {"corner": opened.corners, "measured": measured, "tight": tight, "certified": certified}
+        arrays = {
+            "corner": opened.corners,
+            "measured": measured,
+            "quick": quick_margins,
+            "tight": tight,
+            "certified": certified,
+        }
         store.write_margins(path / "audit.npz", again, **arrays)
         title = f"{opened.name}: audit of {len(opened.images)} images"
         named = report.axis(opened.corners, opened.config.window_size)

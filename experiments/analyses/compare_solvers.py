@@ -1,5 +1,6 @@
 """A table of all solvers on the network of a run: how near to the least known margins they come, and at what cost."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from experiments import tables
+from experiments import claims, manipulations, store, tables
 from experiments.analyses import audit
-from hmt_jax import solvers, statistics, subspaces
+from hmt_jax import data, solvers, statistics, subspaces
 
 _BISECTIONS = 10
 _CHECK = 2  # forward passes of a bisection at its ends, before the first halving
 _NUM_WINDOWS = 5
+_LONG = 60.0  # seconds of a call in which compiling hardly counts, so that there is no second one
 
 # A solver and the number of bisections after it, by name.
 CONTENDERS: dict[str, tuple[solvers.Solver, int]] = {
@@ -24,14 +26,42 @@ CONTENDERS: dict[str, tuple[solvers.Solver, int]] = {
     "fmn, 50 steps": (solvers.FMN(), _BISECTIONS),
     "ddn, 20 steps": (solvers.DDN(num_steps=20), _BISECTIONS),
     "ddn, 50 steps": (solvers.DDN(), _BISECTIONS),
+    "tight, quick": (solvers.tight("quick"), 0),
     "tight, fast": (solvers.tight("fast"), 0),
     "tight, normal": (solvers.tight("normal"), 0),
     "tight, thorough": (solvers.tight("thorough"), 0),
 }
 
+_QUICK = solvers.tight("quick")
 
-def compare_solvers(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
+_CHANGES: dict[str, dict[str, Any]] = {
+    "3 candidates": {"num_candidates": 3},
+    "no momentum": {"momentum": 0.0},
+    "momentum 0.4": {"momentum": 0.4},
+    "first temperature 0.2": {"temperature": 0.2},
+    "two steps of polish": {"num_polish": 2},
+    "no haste, 6 steps": {"haste": 0.0, "num_steps": 6},
+    "no haste, 8 steps": {"haste": 0.0, "num_steps": 8},
+    "haste 10": {"haste": 10.0},
+    "haste 80": {"haste": 80.0},
+    "16 steps": {"num_steps": 16},
+    "26 steps": {"num_steps": 26},
+}
+# The quick walk without one of its parts at a time, or with more or less of it.
+VARIANTS: dict[str, tuple[solvers.Solver, int]] = {
+    "deepfool": (solvers.DeepFool(), 0),
+    **{effort: (solvers.tight(effort), 0) for effort in ("quick", "fast", "normal", "thorough")},
+    **{name: (dataclasses.replace(_QUICK, **changes), 0) for name, changes in _CHANGES.items()},
+}
+
+
+def compare_solvers(
+    path: pathlib.Path, *, num_images: int = 50, is_of_variants: bool = False, data_dir: str | None = None
+) -> str:
     """The ratios of all solvers' margins to the least that any of them found, in the whole space and five windows.
+
+    The images are the last ones for testing, on which no setting of a solver was chosen. `solvers.json`, in the run's
+    folder, has all numbers. With `is_of_variants`, the table is one of variants of the quick walk, and none is written.
 
     Returns:
       A table in Markdown: median and 90th percentile of the ratios by subspace, pairs without a margin, forward and
@@ -41,33 +71,43 @@ def compare_solvers(path: pathlib.Path, *, num_images: int = 50, data_dir: str |
       ValueError: if the folder is not that of a finished run of the kind `Images` along the diagonal, or the data set
         is not prepared.
     """
-    run = audit.reopen(path, num_images, data_dir)
+    run = audit.reopen(path, 1, data_dir)
+    images = run.config.load(data_dir).test_images[-num_images:]
+    images = data.as_floats(manipulations.apply(run.config.manipulation, images))
     shown = np.unique(np.linspace(0, len(run.corners) - 1, _NUM_WINDOWS).round().astype(int))
-    windows = run.config.measured(run.images.shape[1:])
-    spaces = {"whole space": subspaces.full(run.images.shape[1:])}
+    windows = run.config.measured(images.shape[1:])
+    spaces = {"whole space": subspaces.full(images.shape[1:])}
     spaces |= {f"window {run.corners[r][0]},{run.corners[r][1]}": windows[r] for r in shown}
     rows, margins = [], []
-    for name, (solver, num_bisections) in CONTENDERS.items():
+    for name, (solver, num_bisections) in (VARIANTS if is_of_variants else CONTENDERS).items():
         with run.config.pixels_explained():
-            result, seconds = _measure(solver, num_bisections, run.classifier, run.images, list(spaces.values()))
+            result, seconds = _measure(solver, num_bisections, run.classifier, images, list(spaces.values()))
         margins.append(statistics.censored_margins(result))
         rows.append({"solver": name, **_costs(solver, num_bisections, result, seconds)})
     best = np.fmin.reduce(margins)
     for row, found in zip(rows, margins, strict=True):
         with np.errstate(invalid="ignore"):
             medians, high = (statistics.percentile(found / best, rank) for rank in (50, 90))
-        row["ratios"] = dict(zip(spaces, zip(medians, high, strict=True), strict=True))
+        ratios = ([*map(claims.for_json, pair)] for pair in zip(medians, high, strict=True))
+        row["ratios"] = dict(zip(spaces, ratios, strict=True))
+    if not is_of_variants:
+        about = {"experiment": run.name, "environment": store.environment(), "num_images": len(images)}
+        store.write_json(path / "solvers.json", {**about, "rows": rows})
     return tables.markdown(tables.solvers({"rows": rows}))
 
 
 def _measure(solver, num_bisections, classifier, images, spaces) -> tuple[hmt_jax.MarginResult, float]:
-    """The result, and the seconds of a second run, which compiles nothing."""
+    """The result, and the seconds of a second call, which compiles nothing; those of the first if it was a long one."""
+    seconds = 0.0
     for _ in range(2):
+        if seconds > _LONG:
+            break
         started = time.perf_counter()
         result = hmt_jax.measure_margins(classifier, images, spaces, solver, keep_coordinates=num_bisections > 0)
         if num_bisections:
             result = hmt_jax.bisect(classifier, images, spaces, result, num_steps=num_bisections)
-    return result, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+    return result, seconds
 
 
 def _costs(solver, num_bisections, result, seconds) -> dict[str, Any]:
