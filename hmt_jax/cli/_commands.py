@@ -83,7 +83,7 @@ class Measure(Command):
     For example,
       hmt measure --model lenet --weights lenet.pth --mean 0.1307 --std 0.3081 --images mnist:test[:1000] --out m.zarr
       hmt measure --model net.py:make --images photos/ --resize 256 --crop 224 --out m.zarr
-      hmt measure --model net.pt2 --images images.npy --subspaces dct-diagonal:8:2 full --solver tight:fast --out m.zarr
+      hmt measure --model net.pt2 --images images.npy --subspaces dct-diagonal:8:2 full --solver deepfool --out m.zarr
     """
 
     model: Annotated[
@@ -128,7 +128,7 @@ class Measure(Command):
         option(
             "SOLVER", f"One of {_specs.SOLVERS}; settings follow as in deepfool:max_steps=50 or tight:fast.", hint=None
         ),
-    ] = "deepfool"
+    ] = "tight:quick"
     num: Annotated[
         int | None,
         _COUNT,
@@ -384,7 +384,7 @@ class Audit(Command):
     """Measure some images of a store again with a tighter solver, and show how much smaller the margins become."""
 
     store: Annotated[Positional[str], option("STORE", "A store that hmt measure wrote.")]
-    solver: Annotated[str, option("SOLVER", "The solver to measure with.", hint=None)] = "tight:thorough"
+    solver: Annotated[str, option("SOLVER", "The solver to measure with.", hint=None)] = "tight:normal"
     num: Annotated[
         int, _COUNT, option("N", "Measure N images, chosen at random, the same ones every time.", hint=None)
     ] = 20

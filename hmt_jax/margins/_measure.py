@@ -16,7 +16,7 @@ from hmt_jax.margins import _driver, _pair, _states
 from hmt_jax.margins._plan import Plan
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.margins._signs import Signs, report, signs_of
-from hmt_jax.solvers import DeepFool, Solution, Solver
+from hmt_jax.solvers import Solution, Solver, tight
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import check_fits
 
@@ -25,7 +25,7 @@ def measure_margins(
     classifier: Classifier,
     images: ArrayLike | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
-    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+    solver: Solver = tight("quick"),  # noqa: B008 - immutable
     *,
     keep_coordinates: bool = False,
     precision: str = "highest",
@@ -52,7 +52,7 @@ def measure_margins(
         data loader, whose labels are ignored. Pixels are uint8, or floating point in [0, 1] before any flip
         of frequencies. An image with NaN or infinite pixels gets status NON_FINITE and does not affect other images.
       subspaces: one subspace, or a list of subspaces of any kinds and dimensions.
-      solver: a solver of `hmt_jax.solvers`; DeepFool as in the paper if not given.
+      solver: a solver of `hmt_jax.solvers`; `tight("quick")` if not given. The paper's is `DeepFool()`.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
       precision: precision of float32 matrix products and convolutions, as in `jax.default_matmul_precision`. By
         default, accelerators round inputs to fewer bits, and margins depend on differences of logits near zero.
@@ -91,7 +91,7 @@ def measure_in_chunks(
     classifier: Classifier,
     images: ArrayLike | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
-    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+    solver: Solver = tight("quick"),  # noqa: B008 - immutable
     *,
     keep_coordinates: bool = False,
     precision: str = "highest",
@@ -131,7 +131,7 @@ def measure_margin(
     classifier: Classifier,
     image: ArrayLike,
     subspace: Subspace,
-    solver: Solver = DeepFool(),  # noqa: B008 - immutable
+    solver: Solver = tight("quick"),  # noqa: B008 - immutable
 ) -> Solution:
     """The margin of one image in one subspace, as a pure function that can be compiled and mapped.
 
@@ -142,7 +142,7 @@ def measure_margin(
       image: (height, width, channels), uint8, or floating point in [0, 1].
       subspace: a subspace of `hmt_jax.subspaces`, or any pytree with `coordinates` and `embed`. Its coordinates must be
         orthonormal. That is not checked here, because the subspace may be an argument of compiled code.
-      solver: a solver of `hmt_jax.solvers`.
+      solver: as for `measure_margins`.
 
     Returns:
       A `hmt_jax.Solution`, whose `coordinates` are the perturbation in the subspace.
@@ -155,8 +155,8 @@ def measure_margin(
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
     >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(2, 2, 1)
     >>> solution = measure_margin(classifier, image, subspaces.full((2, 2, 1)))
-    >>> f"{solution.margin:.4f}"  # (1 + 0.02) * (0.9 - 0.5) / sqrt(2)
-    '0.2885'
+    >>> f"{solution.margin:.4f}"  # (0.9 - 0.5) / sqrt(2)
+    '0.2828'
     """
     _states.check_solver(solver)
     image = jnp.asarray(as_array("image", image))
