@@ -4,6 +4,7 @@
 import dataclasses
 import inspect
 import math
+import os
 import pathlib
 import shlex
 import signal
@@ -21,7 +22,7 @@ from tyro.conf import Positional, arg
 import hmt_jax
 from experiments import catalogue, registry, run, store, tables
 from experiments.analyses import audit, compare_solvers
-from experiments.benchmarks import margins, training
+from experiments.benchmarks import margins, suite, training
 from experiments.experiment import Config
 from hmt_jax import _checks, _paths
 from hmt_jax.cli import _commands, _process
@@ -30,6 +31,7 @@ from hmt_jax.cli._commands import CACHE_DIR, DATA_DIR, Command, option
 _PROGRAM = "python -m experiments"
 _RESULTS = pathlib.Path("results")
 _NUM_IMAGES = 50
+_BUDGET = 480
 _APP = tyro.extras.SubcommandApp()
 
 
@@ -186,8 +188,10 @@ class Benchmark(Command):
     """Measure how fast this device computes margins."""
 
     names: Annotated[
-        Positional[tuple[str, ...]], option("WORKLOAD", "Workloads to time. (default: all that suit this device)")
+        Positional[tuple[str, ...]],
+        option("WORKLOAD", "Workloads to time, or suite for all that counts. (default: all that suit this device)"),
     ] = ()
+    budget: Annotated[int | None, _COUNT, option("SECONDS", f"Time for the suite. (default: {_BUDGET})")] = None
     scaling: Annotated[bool, option("", "Measure time and memory for several numbers of pairs and devices.")] = False
     tradeoffs: Annotated[bool, option("", "Measure margins with fewer candidates, and with less precision.")] = False
     training: Annotated[bool, option("", "Measure images a second in training and in reading a folder.")] = False
@@ -201,7 +205,12 @@ class Benchmark(Command):
 
     def run(self) -> None:
         modes = [mode for mode in ("scaling", "tradeoffs", "training") if getattr(self, mode)]
-        mode = modes[0] if modes else "benchmark"
+        mode = "suite" if "suite" in self.names else modes[0] if modes else "benchmark"
+        others = [*(name for name in self.names if name != "suite"), *(f"--{each}" for each in modes)]
+        if mode == "suite" and others:
+            raise ValueError(f"the suite has measurements of its own: leave out {', '.join(others)}")
+        if mode != "suite" and self.budget is not None:
+            raise ValueError("--budget is for the suite: leave it out, or run `benchmark suite --budget SECONDS`")
         if len(modes) > 1:
             raise ValueError(f"--{modes[0]} and --{modes[1]} are two benchmarks: run one after the other")
         if self.reference is not None and modes:
@@ -209,7 +218,12 @@ class Benchmark(Command):
         if self.names and mode in {"scaling", "tradeoffs"}:
             raise ValueError(f"--{mode} has a workload of its own: leave out {', '.join(self.names)}")
         output, data_dir = self.output or _RESULTS / f"{mode}.json", self.data_dir or None
-        if mode == "scaling":
+        if mode == "suite":
+            budget = _checks.integer("--budget", _BUDGET if self.budget is None else self.budget, at_least=1)
+            if not suite.suite(output, budget, data_dir=data_dir, reference=self.reference):
+                sys.stdout.flush()
+                os._exit(0)  # a row is still at work, and Python would wait for it
+        elif mode == "scaling":
             margins.scaling(output, data_dir=data_dir)
         elif mode == "tradeoffs":
             margins.tradeoffs(output, data_dir=data_dir)

@@ -308,6 +308,17 @@ def _training(file) -> Iterator[str]:
         yield f"{_WORKLOADS[row['workload']]} | {_where(file)} | {' | '.join(speeds)} | {share}"
 
 
+def _suite(file) -> Iterator[str]:
+    """A line for each row that was planned, measured or not."""
+    yield "hardware | JAX | measurement | found | images | note"
+    found = {row["measurement"]: row for row in file.get("suite", [])}
+    for name in file.get("planned", []):
+        row = found.get(name, {})
+        value = f"{_number(row['value'], ',.4g')} {row['unit']}" if "value" in row else "not measured"
+        note = row.get("note") or row.get("not_measured", "")
+        yield f"{_where(file)} | {name} | {value} | {_number(row.get('num_images'), ',.0f')} | {note}"
+
+
 def _where(file) -> str:
     """Hardware, and the version of JAX. "hardware" in a file is written by hand, and says more than the devices."""
     environment = file["environment"]
@@ -340,4 +351,5 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Iterable[str]], int]] = {
     "scaling": ("speed", _scaling, 2),
     "tradeoffs": ("speed", _tradeoffs, 2),
     "training": ("speed", _training, 1),
+    "suite": ("speed", _suite, 2),
 }

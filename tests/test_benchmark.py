@@ -46,7 +46,7 @@ def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_operations_of_training_are_counted(tiny_plan, dtype):
     images, labels = np.zeros((16, 4, 4, 1), np.uint8), np.zeros(16, np.int32)
-    row = training._rates("logistic", images, labels, num_epochs=2, batch_size=8, compute_dtype=dtype)
+    row = training.rates_of("logistic", images, labels, num_epochs=2, batch_size=8, compute_dtype=dtype)
     # Three passes, each of 16 x 10 products and sums, the bias, and the normalisation of 16 pixels.
     assert 3 * 2 * 16 * 10 <= row["flops_per_s"] / row["images_per_s"] <= 3 * (2 * 16 * 10 + 10 + 4 * 16)
     assert row["share_of_matrix_rate"] == pytest.approx(row["flops_per_s"] / row["matrix_flops_per_s"])

@@ -133,9 +133,9 @@ def _tradeoffs(workload) -> Iterator[dict[str, Any]]:
     settings: list[dict[str, Any]] = [{"num_candidates": number} for number in (2, 3, 5, 10)]
     if jax.default_backend() != "cpu":  # on a CPU all products are of float32
         settings += [{"precision": precision} for precision in ("default", "high", "highest")]
-    standard, _ = _censored(workload)
+    standard, _ = censored(workload)
     for setting in settings:
-        margins, seconds = _censored(workload, **setting)
+        margins, seconds = censored(workload, **setting)
         are_finite = np.isfinite(margins) & np.isfinite(standard)
         changes = np.abs(margins[are_finite] / standard[are_finite] - 1)
         yield {
@@ -147,7 +147,7 @@ def _tradeoffs(workload) -> Iterator[dict[str, Any]]:
         }
 
 
-def _censored(workload, num_candidates=10, precision="highest") -> tuple[np.ndarray, float]:
+def censored(workload, num_candidates=10, precision="highest") -> tuple[np.ndarray, float]:
     """Margins (R, N), infinite where there is none, and the seconds that they took."""
     workload = workload._replace(solver=solvers.DeepFool(num_candidates=num_candidates))
     result, _, seconds = workload.measure(num_repeats=1, precision=precision)

@@ -7,7 +7,9 @@ import importlib.util
 import pathlib
 import runpy
 import sys
+import tempfile
 import types
+from typing import Any
 from unittest import mock
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 
 from experiments.benchmarks.timing import timed
 from experiments.benchmarks.workloads import Workload
-from hmt_jax import models
+from hmt_jax import data, models, training
 
 _NETWORKS = {"lenet": ("mnist/lenet.py", "LeNet"), "resnet18_cifar": ("cifar10/resnet.py", "ResNet18")}
 _STANDINS = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torch_dct")}
@@ -66,6 +68,57 @@ def seconds_per_pair(path: pathlib.Path, workload: Workload, num_images: int) ->
     return timed(loop)[2] / (len(projectors) * len(images))
 
 
+def trained(
+    path: pathlib.Path, name: str, dataset: data.Dataset, mean: np.ndarray, std: np.ndarray, recipe: training.Recipe
+) -> dict[str, Any]:
+    """The state dict of a network after the authors' training, from PyTorch's own initial weights.
+
+    Args:
+      path: a checkout of the authors' repository.
+      name: of a network that they have published, as `hmt_jax.models` names it.
+      dataset: the images, which are on the device throughout.
+      mean: subtracted from images in [0, 1], for each channel.
+      std: divides them after that.
+      recipe: the settings that the authors' scripts choose; the others are in their code.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = _published(path, name).to(device)
+    shift, scale = (torch.tensor(each, dtype=torch.float32, device=device).reshape(1, -1, 1, 1) for each in (mean, std))
+
+    def batches(images, labels, order):
+        pixels = torch.tensor(np.moveaxis(data.as_floats(images), -1, 1).copy(), device=device)
+        found = torch.utils.data.TensorDataset(pixels, torch.tensor(labels, device=device).long())
+        sampler = torch.utils.data.BatchSampler(order(found), recipe.batch_size, drop_last=False)
+        return torch.utils.data.DataLoader(found, sampler=sampler, batch_size=None)
+
+    train_loader = batches(dataset.train_images, dataset.train_labels, torch.utils.data.RandomSampler)
+    test_loader = batches(dataset.test_images, dataset.test_labels, torch.utils.data.SequentialSampler)
+    rate, num_epochs = recipe.max_learning_rate, recipe.num_epochs
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+    def schedule(epoch):
+        return np.interp(epoch, [0, num_epochs * 2 // 5, num_epochs], [0, rate, 0])
+
+    with tempfile.TemporaryDirectory() as folder:  # where their function saves the weights
+        _run(path / "utils.py")["train"](
+            network,
+            lambda images: (images - shift) / scale,
+            train_loader,
+            test_loader,
+            num_epochs,
+            optimizer,
+            torch.nn.CrossEntropyLoss(),
+            schedule,
+            f"{folder}/",
+        )
+    return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
+
+
 def _columns(subspace):
     """The basis of a subspace as columns, channel by channel."""
     basis = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
@@ -77,8 +130,7 @@ def _network(path, name, classifier: models.Normalized):
 
     weights = {key: torch.tensor(value) for key, value in models.to_torch(classifier).items()}
     if name != "mlp":
-        file, factory = _NETWORKS[name]
-        network = _run(path / "model_classes" / file)[factory]()
+        network = _published(path, name)
         network.load_state_dict(weights, strict=False)  # which lack the numbers of batches that batch norm has seen
         return network
     layers: list[torch.nn.Module] = [torch.nn.Flatten()]
@@ -87,6 +139,12 @@ def _network(path, name, classifier: models.Normalized):
         layers += [torch.nn.Linear(*weight.T.shape), torch.nn.ReLU()]
         layers[-2].load_state_dict({"weight": weight, "bias": bias})
     return torch.nn.Sequential(*layers[:-1])
+
+
+def _published(path, name):
+    """A network of the authors with new weights."""
+    file, factory = _NETWORKS[name]
+    return _run(path / "model_classes" / file)[factory]()
 
 
 def _run(path):

@@ -17,7 +17,8 @@ from experiments.benchmarks.timing import NUM_REPEATS, forward_flops, matrix_rat
 from experiments.experiment import check_known
 from hmt_jax import data, models, training
 
-_RECIPE = training.Recipe(num_epochs=NUM_REPEATS + 1)
+NUM_EPOCHS = NUM_REPEATS + 1
+_RECIPE = training.Recipe(num_epochs=NUM_EPOCHS)
 _NUM_FILES = 256
 
 
@@ -44,7 +45,7 @@ def throughput(names: Sequence[str], path: pathlib.Path, *, data_dir: str | None
 
 def _lenet(data_dir) -> Iterator[dict[str, Any]]:
     mnist = data.load("mnist", data_dir)
-    row: dict[str, Any] = {"workload": "lenet_mnist", **_rates("lenet", mnist.train_images, mnist.train_labels)}
+    row: dict[str, Any] = {"workload": "lenet_mnist", **rates_of("lenet", mnist.train_images, mnist.train_labels)}
     if importlib.util.find_spec("torch") is not None:
         row["pytorch_images_per_s"] = _torch_lenet(mnist)
     yield row
@@ -55,7 +56,7 @@ def _resnet18(data_dir) -> Iterator[dict[str, Any]]:
     is_cpu = jax.default_backend() == "cpu"
     images, labels = (array[: 640 if is_cpu else None] for array in (cifar.train_images, cifar.train_labels))
     for dtype in ("float32",) if is_cpu else ("float32", "bfloat16"):
-        rates = _rates("resnet18_cifar", images, labels, compute_dtype=dtype)
+        rates = rates_of("resnet18_cifar", images, labels, compute_dtype=dtype)
         yield {"workload": f"resnet18_cifar10_{dtype}", **rates}
 
 
@@ -75,7 +76,7 @@ def _image_folder(data_dir) -> Iterator[dict[str, Any]]:
         loader = data.loader(data.image_folder(path), batch_size=batch_size, num_workers=jax.local_device_count() + 3)
         _, _, seconds = timed(lambda: [jax.block_until_ready(batch) for batch in data.prefetch(loader.epoch(0))])
     images = jnp.zeros((2 * batch_size, 224, 224, 3), jnp.uint8)
-    step = _rates("resnet50", images, np.zeros(len(images), np.int32), batch_size=batch_size)
+    step = rates_of("resnet50", images, np.zeros(len(images), np.int32), batch_size=batch_size)
     rates = {"images_per_s": _NUM_FILES / seconds, "step_images_per_s": step["images_per_s"]}
     yield {"workload": "image_folder", **rates}
 
@@ -83,8 +84,11 @@ def _image_folder(data_dir) -> Iterator[dict[str, Any]]:
 _MEASUREMENTS = {"lenet_mnist": _lenet, "resnet18_cifar10": _resnet18, "image_folder": _image_folder}
 
 
-def _rates(network, images, labels, **settings) -> dict[str, float]:
-    """Medians over the epochs but the first, which compiles, of a recipe with these settings."""
+def rates_of(network, images, labels, **settings) -> dict[str, float]:
+    """Images a second and what follows, in training by a recipe with these settings.
+
+    They are medians over the epochs but the first, which compiles.
+    """
     classifier = models.create(network, jax.random.key(0), image_shape=images.shape[1:], num_classes=10)
     recipe, times = dataclasses.replace(_RECIPE, **settings), [time.perf_counter()]
     training.train(

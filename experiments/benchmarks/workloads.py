@@ -6,7 +6,7 @@ the most, about as many as trained ones need.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,15 +25,16 @@ class Workload(NamedTuple):
     classifier: models.Normalized
     images: np.ndarray
     subspaces: Sequence[subspaces.Subspace]
-    solver: solvers.DeepFool = solvers.DeepFool()
+    solver: solvers.Solver = solvers.DeepFool()
 
     def measure(
-        self, num_repeats: int = NUM_REPEATS, *, precision: str = "highest"
+        self, num_repeats: int = NUM_REPEATS, *, precision: str = "highest", batch_size: int | None = None
     ) -> tuple[hmt_jax.MarginResult, float, float]:
         """The margins, with the seconds that they took, as `timed` returns them."""
         # Synthetic samples are no images.
         with warnings.catch_warnings(action="ignore", category=hmt_jax.PixelRangeWarning):
-            return timed(lambda: hmt_jax.measure_margins(*self[1:], precision=precision), num_repeats)
+            options: Any = {"precision": precision, "batch_size": batch_size}
+            return timed(lambda: hmt_jax.measure_margins(*self[1:], **options), num_repeats)
 
 
 class Plan(NamedTuple):
