@@ -177,7 +177,7 @@ def summarize(
     >>> summarize(measure_margins(network, images, subspaces.full((2, 2, 1))), names=["whole space"])
     Margins of 5 images (L2, pixels in [0, 1])
     subspace     median     95% interval      5%    95%  converged
-    whole space  0.0783  0.0223 to 0.415  0.0290  0.391          5
+    whole space  0.0767  0.0219 to 0.407  0.0284  0.383          5
     """
     ranks = tuple(ranks)
     if not all(0 <= rank <= 100 for rank in ranks):

@@ -105,7 +105,9 @@ random_images = partial(helpers.random_images, 5, *SHAPE, seed=7, dtype="float32
 
 def measure(classifier):
     window = subspaces.dct_window(SHAPE, row=0, column=1, size=2)
-    return hmt_jax.measure_margins(classifier, random_images(), window, devices=jax.devices()[:1], batch_size=3)
+    return hmt_jax.measure_margins(
+        classifier, random_images(), window, hmt_jax.solvers.DeepFool(), devices=jax.devices()[:1], batch_size=3
+    )
 
 
 def numpy_logits(weights, images):
@@ -142,9 +144,9 @@ def test_every_kind_of_classifier_gives_the_same_margins_and_shares_one_compilat
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_data_of_single_margins_too(kind):
     image, subspace = random_images()[0], subspaces.full(SHAPE)
-    first = hmt_jax.measure_margin(KINDS[kind](random_weights(0)), image, subspace)
+    first = hmt_jax.measure_margin(KINDS[kind](random_weights(0)), image, subspace, hmt_jax.solvers.DeepFool())
     num_traces = len(TRACES)
-    second = hmt_jax.measure_margin(KINDS[kind](random_weights(1)), image, subspace)
+    second = hmt_jax.measure_margin(KINDS[kind](random_weights(1)), image, subspace, hmt_jax.solvers.DeepFool())
     assert len(TRACES) == num_traces
     assert first.margin != second.margin
 
@@ -216,9 +218,9 @@ def dropout():
 def test_modules_in_training_mode_are_refused(module, name):
     message = rf"the classifier's {name} is in training mode: call classifier\.eval\(\) first"
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 class TrainsWhenCalled(nnx.Module):
@@ -242,8 +244,12 @@ def test_calls_in_training_mode_are_refused(layer):
     module.eval()
     for measure in (
         lambda classifier: training.evaluate(classifier, images, np.zeros(len(images), int)),
-        lambda classifier: hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE)),
-        lambda classifier: hmt_jax.measure_margin(classifier, images[0], subspaces.full(SHAPE)),
+        lambda classifier: hmt_jax.measure_margins(
+            classifier, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()
+        ),
+        lambda classifier: hmt_jax.measure_margin(
+            classifier, images[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()
+        ),
     ):
         with pytest.raises(ValueError, match="a call updates its batch statistics, or draws random numbers; pass"):
             measure(module)
@@ -308,9 +314,9 @@ def equinox_batch_norm():
 def test_equinox_modules_in_training_mode_are_refused(module, name):
     message = rf"the classifier's {name} is in training mode: pass equinox\.nn\.inference_mode\(classifier\) instead"
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(module(), random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 def test_equinox_modules_in_inference_mode_are_measured():
@@ -356,9 +362,9 @@ def test_linen_modules_in_training_mode_are_refused(kind, reason):
         "BatchNorm and deterministic=True for Dropout"
     )
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margin(classifier, random_images()[0], subspaces.full(SHAPE))
+        hmt_jax.measure_margin(classifier, random_images()[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 @pytest.mark.parametrize(
@@ -396,7 +402,7 @@ def test_linen_modules_must_be_bound():
         match=r"a Flax Linen module has no parameters of its own: pass module\.bind\(variables\), or "
         r"jax\.tree_util\.Partial\(module\.apply, variables\)",
     ):
-        hmt_jax.measure_margins(module, random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(module, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 def test_applying_a_linen_module_by_hand_is_the_same(expected):
@@ -445,15 +451,15 @@ def test_functions_are_measured_as_they_are_now():
     def predict(images):
         return module(images.reshape(len(images), -1))
 
-    before = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE)).margin]
+    before = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()).margin]
     before.append(training.evaluate(scaling, images, labels).loss)
     module.kernel[...] = module.kernel[...] * jnp.array([[2, -2, 6]])
     scaling.scale = 5.0
-    after = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE)).margin]
+    after = [hmt_jax.measure_margins(predict, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()).margin]
     after.append(training.evaluate(scaling, images, labels).loss)
     weights = module.kernel[...]
     linear = jax.tree_util.Partial(lambda weights, images: images.reshape(len(images), -1) @ weights, weights)
-    expected = [hmt_jax.measure_margins(linear, images, subspaces.full(SHAPE)).margin]
+    expected = [hmt_jax.measure_margins(linear, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()).margin]
     expected.append(training.evaluate(lambda images: 5 * two_logits(images), images, labels).loss)
     for found, past, wanted in zip(after, before, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -469,17 +475,19 @@ def test_functions_of_jit_are_compiled_once():
         return two_logits(images)
 
     for _ in range(2):
-        hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     num_traces = len(traces)
-    hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE))
+    hmt_jax.measure_margins(predict, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     assert len(traces) == num_traces > 0
 
 
 CALLS = {
     "measure_margins": lambda function, images: hmt_jax.measure_margins(
-        function, images, subspaces.full(SHAPE), devices=jax.devices()[:1]
+        function, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool(), devices=jax.devices()[:1]
     ),
-    "measure_margin": lambda function, images: hmt_jax.measure_margin(function, images[0], subspaces.full(SHAPE)),
+    "measure_margin": lambda function, images: hmt_jax.measure_margin(
+        function, images[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool()
+    ),
     "training.evaluate": lambda function, images: training.evaluate(function, images, np.zeros(len(images), int)),
     "attacks.evaluate": lambda function, images: attacks.evaluate(
         two_logits,
@@ -562,7 +570,7 @@ def test_the_remedy_fits_the_error(classifier, remedy):
     with pytest.raises(
         ValueError, match=rf"classifier can't be applied to images of shape \(N, 4, 3, 2\): .*; {remedy}"
     ):
-        hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE))
+        hmt_jax.measure_margins(classifier, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 def flat(images):
@@ -703,7 +711,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
     make, reason = NEED_MORE[kind]
     classifier = make()
     with pytest.raises((ValueError, TypeError), match=reason) as raised:
-        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     remedy = str(raised.value).rpartition("pass ")[2].partition(", with None")[0]
     names = {"classifier": classifier, "module": classifier, "function": classifier, "jax": jax, "parameters": LINEAR}
     names |= {"state": jnp.zeros(NUM_CLASSES), "variables": LINEN_VARIABLES}
@@ -737,7 +745,7 @@ def test_the_remedy_for_a_classifier_that_takes_something_else_works(kind):
 )
 def test_the_remedy_fits_what_the_classifier_returns(classifier, remedy):
     with pytest.raises(ValueError, match=remedy):
-        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE))
+        hmt_jax.measure_margins(classifier, random_images(), subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
 @pytest.mark.parametrize(
@@ -787,7 +795,7 @@ def test_functions_that_would_train_a_module_are_refused_and_leave_it_whole(func
         match=r"the classifier is a function that changes a Flax NNX module when it is called \(Cannot mutate .*\): "
         r"call module\.eval\(\) first .* or pass the module itself as the classifier",
     ):
-        hmt_jax.measure_margins(function_of(module), images, subspaces.full(SHAPE))
+        hmt_jax.measure_margins(function_of(module), images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     for before, after in zip(values, values_of(module), strict=True):
         np.testing.assert_array_equal(before, after)
     module.eval()
@@ -797,9 +805,9 @@ def test_functions_that_would_train_a_module_are_refused_and_leave_it_whole(func
 def test_images_with_channels_first_are_told_how_to_turn():
     images = np.zeros((1, 2, 4, 3), np.float32)
     with pytest.raises(ValueError, match=r"but images have shape \(2, 4, 3\) .*; pass images\.transpose\(0, 2, 3, 1\)"):
-        hmt_jax.measure_margins(two_logits, images, subspaces.full(SHAPE))
+        hmt_jax.measure_margins(two_logits, images, subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
     with pytest.raises(ValueError, match="make the subspaces for that shape"):
-        hmt_jax.measure_margins(two_logits, images, subspaces.full((4, 3, 3)))
+        hmt_jax.measure_margins(two_logits, images, subspaces.full((4, 3, 3)), hmt_jax.solvers.DeepFool())
 
 
 def test_logits_on_a_plane_are_those_of_its_points():

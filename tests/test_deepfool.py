@@ -234,7 +234,7 @@ def test_eager_compiled_and_mapped_agree(curved):
         assert_same_solutions(compiled(classifier, image, subspace), expected)
         # The solver that is taken if none is passed.
         if n == 0:
-            assert_same_solutions(hmt_jax.measure_margin(classifier, image, subspace), expected)
+            assert_same_solutions(hmt_jax.measure_margin(classifier, image, subspace, DeepFool()), expected)
 
 
 def test_the_four_methods_of_a_solver_are_all_it_takes(curved):
@@ -484,7 +484,7 @@ def test_the_rank_of_the_image_is_checked(shape):
         match=r"image must have shape \(height, width, channels\), got \(.*\); add the channel axis of a grey image "
         r"with image\[\.\.\., None\], and .* batches to measure_margins",
     ):
-        hmt_jax.measure_margin(UNDERSHOT, np.zeros(shape, np.float32), subspaces.full((4, 4, 1)))
+        hmt_jax.measure_margin(UNDERSHOT, np.zeros(shape, np.float32), subspaces.full((4, 4, 1)), DeepFool())
 
 
 def test_images_of_whole_numbers_are_8_bit_ones_or_refused(curved):
@@ -495,4 +495,4 @@ def test_images_of_whole_numbers_are_8_bit_ones_or_refused(curved):
     assert found.margin.dtype == np.float32
     np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-5)
     with pytest.raises(ValueError, match=r"image must be uint8, or floating point in \[0, 1\], got int32"):
-        hmt_jax.measure_margin(UNDERSHOT, np.zeros((4, 4, 1), np.int32), subspaces.full((4, 4, 1)))
+        hmt_jax.measure_margin(UNDERSHOT, np.zeros((4, 4, 1), np.int32), subspaces.full((4, 4, 1)), DeepFool())

@@ -117,7 +117,7 @@ def test_stored_margins_are_those_of_the_stored_classifier(finished):
     np.testing.assert_array_equal(margins["true_label"], digits.test_labels[:12])
     window = subspaces.dct_window((8, 8, 1), *margins["corner"][4].tolist(), size=3)
     for n in range(3):
-        solution = hmt_jax.measure_margin(classifier, digits.test_images[n], window)
+        solution = hmt_jax.measure_margin(classifier, digits.test_images[n], window, hmt_jax.solvers.DeepFool())
         np.testing.assert_allclose(solution.margin, margins["margin"][4, n], rtol=1e-4)  # float32
     logits = classifier(digits.test_images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test_labels)
@@ -467,7 +467,9 @@ def test_margins_and_robustness_while_training(robust):
     # The last measurement is that of the classifier in the file.
     classifier, _ = models.load(robust / "checkpoint.safetensors")
     digits = data.load("digits")
-    result = hmt_jax.measure_margins(classifier, digits.test_images[:10], subspaces.dct_diagonal((8, 8, 1), 3, 1))
+    result = hmt_jax.measure_margins(
+        classifier, digits.test_images[:10], subspaces.dct_diagonal((8, 8, 1), 3, 1), hmt_jax.solvers.DeepFool()
+    )
     for picture in ("history.png", "spectrum.png"):
         assert (robust / picture).read_bytes().startswith(b"\x89PNG")
     with np.load(robust / "monitored" / "004.npz") as arrays:

@@ -309,7 +309,12 @@ def measured():
     """A small network, images, three windows, and what DeepFool finds there."""
     classifier = random_network("mlp", (4, 4, 1), mean=(0.5,), std=(0.25,), num_classes=3)
     images, windows = random_images(9, 4, 4, 1, dtype="float32"), subspaces.dct_diagonal((4, 4, 1), size=2, step=1)
-    return classifier, images, windows, hmt_jax.measure_margins(classifier, images, windows, keep_coordinates=True)
+    return (
+        classifier,
+        images,
+        windows,
+        hmt_jax.measure_margins(classifier, images, windows, DeepFool(), keep_coordinates=True),
+    )
 
 
 # Two steps are one look, since `start` looks at nothing.
@@ -396,7 +401,7 @@ def test_bisection_does_not_take_nan_for_another_label():
         return jnp.stack([jnp.full_like(x, 0.8), jnp.where((x > 0.3) & (x < 0.5), jnp.nan, x)], axis=1)
 
     pixel, image = subspaces.full((1, 1, 1)), jnp.zeros((1, 1, 1, 1))
-    found = hmt_jax.measure_margins(classifier, image, pixel, keep_coordinates=True)
+    found = hmt_jax.measure_margins(classifier, image, pixel, DeepFool(), keep_coordinates=True)
     halved = hmt_jax.bisect(classifier, image, pixel, found, num_steps=3)
     assert halved.is_converged.all()
     assert 0.8 <= halved.margin[0, 0] <= 0.816
@@ -500,6 +505,20 @@ def test_no_step_goes_beyond_the_best_point(name):
     ratios = np.asarray(jax.jit(greatest)(parameters))
     assert (ratios <= 1 + 1e-5).all()
     assert (ratios > 0.9).all()
+
+
+def test_the_default_is_the_quick_walk_and_is_named_so():
+    classifier, images, windows = (
+        random_network("mlp", (4, 4, 1)),
+        random_images(3, 4, 4, 1),
+        [subspaces.full((4, 4, 1))],
+    )
+    default, quick = (hmt_jax.measure_margins(classifier, images, windows, *given) for given in ([], [tight("quick")]))
+    np.testing.assert_array_equal(default.margin, quick.margin)
+    assert default.solver.startswith('tight("quick") = Walk(num_steps=21, ')
+    # The settings are told as well, so that margins with other ones are not taken for the same.
+    for name, value in vars(tight("quick")).items():
+        assert f"{name}={value}" in default.solver
 
 
 def test_later_rounds_of_a_walk_start_anew():

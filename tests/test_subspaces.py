@@ -265,7 +265,9 @@ def measure_in(one_or_several, **settings):
     """Margins of two linear logits for two images."""
     images = random_images(2, *SHAPE, dtype="float32")
     classifier = with_parameters(linear_logits, (WEIGHTS.T, np.zeros(2, np.float32)))
-    return hmt_jax.measure_margins(classifier, images, one_or_several, devices=jax.devices()[:1], **settings)
+    return hmt_jax.measure_margins(
+        classifier, images, one_or_several, hmt_jax.solvers.DeepFool(), devices=jax.devices()[:1], **settings
+    )
 
 
 def test_lists_of_all_kinds_are_measured_in_their_order():

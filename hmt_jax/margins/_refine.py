@@ -65,7 +65,8 @@ def bisect(
     >>> classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(4, 2))
     >>> image = jnp.array([0.9, 0.5, 0.5, 0.5]).reshape(1, 2, 2, 1)
     >>> whole = hmt_jax.subspaces.full((2, 2, 1))
-    >>> result = hmt_jax.measure_margins(classifier, image, whole, keep_coordinates=True)
+    >>> solver = hmt_jax.solvers.DeepFool()
+    >>> result = hmt_jax.measure_margins(classifier, image, whole, solver, keep_coordinates=True)
     >>> closer = bisect(classifier, image, whole, result)
     >>> f"{result.margin[0, 0]:.4f} {closer.margin[0, 0]:.4f}"  # (0.9 - 0.5) / sqrt(2) = 0.2828
     '0.2885 0.2829'

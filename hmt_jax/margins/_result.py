@@ -65,8 +65,8 @@ class MarginResult:
     >>> result[:, result.label[0] == 0].margin.shape
     (1, 4)
     >>> result[:, 1:3]  # doctest: +ELLIPSIS
-    MarginResult(1 subspace x 2 images, all converged, median margin 0.35...;
-      DeepFool(num_candidates=10, overshoot=0.02, max_steps=100), highest precision)
+    MarginResult(1 subspace x 2 images, all converged, median margin 0.34...;
+      tight("quick") = Walk(num_steps=21, ..., highest precision)
     """
 
     margin: np.ndarray

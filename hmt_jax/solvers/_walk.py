@@ -26,6 +26,7 @@ _FIRST = 0.45  # where the walk begins, in units of the first-order distance; ma
 _NOISE = 2.0  # noise of later starts around the best direction
 _CAP = 0.999  # a point as far out as the best one is no better
 _OUTWARDS = 1e-6  # the polish aims this share behind the boundary, plus what rounding may hide
+_FAR_OUTWARDS = 3e-4  # and a polish of one step this share, which covers the curvature that the step does not see
 _CLOSE = 1e-4  # share of the norm: this near to the boundary, its linearisation is trusted
 # How flat the boundary counts is this power of the cosine of the angle between the direction and the normal: a half at
 # 15 degrees, and a hundredth at 37.
@@ -71,6 +72,12 @@ class Walk:
     temperature: float = 0.2
     momentum: float = 0.0
     haste: float = 0.0
+
+    def __repr__(self) -> str:
+        # Results and stores have this text: the effort that a user chose, and the settings that it stands for.
+        settings = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
+        efforts = [f'tight("{effort}") = ' for effort, walk in _EFFORTS.items() if walk == self]
+        return f"{''.join(efforts)}Walk({settings})"
 
     @property
     def _num_walked(self):
@@ -178,6 +185,8 @@ class Walk:
         """
         hidden = jnp.finfo(search.z.dtype).eps * jnp.abs(seen.logits[search.label]) / near.steepness
         outwards = (_OUTWARDS + hidden / jnp.maximum(seen.norm, hidden)) * jnp.where(num_polished > 0, 3.0, 1.0)
+        if self.num_polish == 1:
+            outwards += jnp.where(num_polished == 0, _FAR_OUTWARDS, 0)
         is_close = (num_polished == 0) | (jnp.abs(near.depth) < _CLOSE * seen.norm)
         edge = search.memory.edge * _search.unit(search.best_z)
         closest = jnp.where(is_close, near.offset * near.normal, edge)

@@ -41,7 +41,7 @@ def assert_same(one, other):
 @pytest.fixture(scope="module")
 def whole():
     """The margins of all images along the diagonal."""
-    return hmt_jax.measure_margins(cli_models.make(), IMAGES, DIAGONAL, solvers.DeepFool())
+    return hmt_jax.measure_margins(cli_models.make(), IMAGES, DIAGONAL, solvers.tight("quick"))
 
 
 def test_a_store_has_the_margins_of_the_library(measure, whole):
@@ -153,7 +153,7 @@ def test_weights_and_checkpoints_are_models(folder, measure):
     classifier = hmt_jax.models.from_torch("logistic", weights, **arguments)
     architecture = {"name": "logistic", "image_shape": (8, 8, 1), "num_classes": 3}
     hmt_jax.models.save("checkpoint.safetensors", classifier, architecture=architecture)
-    expected = hmt_jax.measure_margins(classifier, IMAGES, DIAGONAL, solvers.DeepFool())
+    expected = hmt_jax.measure_margins(classifier, IMAGES, DIAGONAL, solvers.tight("quick"))
     named = measure("--weights", "random.npz", "--mean", "0.5", "--std", "0.25", model="logistic")
     assert_same(named.read(), expected)
     assert_same(measure(model="checkpoint.safetensors").read(), expected)
@@ -172,7 +172,7 @@ def test_weights_are_chosen_by_their_key_and_bring_their_normalisation(measure, 
             "logistic", {"linear.weight": kernel, **held}, image_shape=(8, 8, 1), mean=(0.5,), std=(0.25,)
         )
         found = measure("--weights", str(tmp_path / "both.npz"), "--weights-key", key, model="logistic")
-        assert_same(found.read(), hmt_jax.measure_margins(classifier, IMAGES, DIAGONAL, solvers.DeepFool()))
+        assert_same(found.read(), hmt_jax.measure_margins(classifier, IMAGES, DIAGONAL, solvers.tight("quick")))
         assert found.attributes["source"]["model"]["weights_key"] == key
 
 

@@ -42,7 +42,7 @@ def measure(hmt, tmp_path):
 
 def test_two_stores_are_drawn_and_compared(measure, hmt, tmp_path):
     stores = [
-        measure("loose", "--subspaces", "dct-diagonal:4:2"),
+        measure("loose", "--subspaces", "dct-diagonal:4:2", "--solver", "deepfool"),
         measure("close", "--subspaces", "dct-diagonal:4:2", "--solver", "tight:fast"),
     ]
     out = tmp_path / "page.html"

@@ -76,7 +76,7 @@ def fill(folder):
 def measured(path):
     """A store of the library, without the command line, in chunks of two images."""
     return hmt_jax.measure_to_store(
-        cli_models.make(), IMAGES, DIAGONAL, solvers.DeepFool(), path, chunk_size=2, attributes={"note": "by hand"}
+        cli_models.make(), IMAGES, DIAGONAL, solvers.tight("quick"), path, chunk_size=2, attributes={"note": "by hand"}
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from helpers import linear_logits, random_images
 
 import hmt_jax
-from hmt_jax import subspaces
+from hmt_jax import solvers, subspaces
 
 SHAPE = (4, 5, 2)
 NUM_PIXELS = 40
@@ -43,10 +43,10 @@ def distances_of_two_classes(images, bias=0.0):
     return np.abs(pixels[:, 0] / 2 - pixels[:, 1] - bias) / np.sqrt(1.25)
 
 
-def measure_two(images, *arguments, **settings):
+def measure_two(images, solver=solvers.DeepFool(), **settings):  # noqa: B008 - immutable
     """Margins of `two_classes` in the whole space, on one device."""
     settings = {"devices": jax.devices()[:1]} | settings
-    return hmt_jax.measure_margins(two_classes(), images, subspaces.full(images.shape[1:]), *arguments, **settings)
+    return hmt_jax.measure_margins(two_classes(), images, subspaces.full(images.shape[1:]), solver, **settings)
 
 
 def assert_same(result, expected, rows=slice(None), columns=slice(None), rtol=1e-10):

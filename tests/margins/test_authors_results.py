@@ -38,7 +38,7 @@ def check_parity(result, reference, group):
 def test_the_diagonal_agrees_with_the_authors_code(lenet, reference, x64):
     images = reference["images"][..., None] / 255
     windows = diagonal()
-    result = hmt_jax.measure_margins(lenet, images, windows, keep_coordinates=True, devices=ONE)
+    result = hmt_jax.measure_margins(lenet, images, windows, DeepFool(), keep_coordinates=True, devices=ONE)
     check_parity(result, reference, "diagonal_8x8_step1")
     embed = jax.jit(lambda window, rows: jax.vmap(window.embed)(rows))
     perturbations = np.stack(
@@ -53,7 +53,7 @@ def test_the_diagonal_agrees_with_the_authors_code(lenet, reference, x64):
 @pytest.mark.usefixtures("optimised")
 def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, reference):
     images = (reference["images"][..., None] / 255).astype(np.float32)
-    result = hmt_jax.measure_margins(reference_lenet, images, diagonal(), devices=ONE)
+    result = hmt_jax.measure_margins(reference_lenet, images, diagonal(), DeepFool(), devices=ONE)
     assert result.margin.dtype == np.float32
     expected = reference["diagonal_8x8_step1/margin"]
     # Where rounding makes an iterate take another turn, single margins may move by more.
@@ -64,7 +64,7 @@ def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, r
 @pytest.mark.usefixtures("optimised")
 def test_the_whole_space_agrees_with_the_authors_code(lenet, reference, x64):
     images = reference["images"][..., None] / 255
-    result = hmt_jax.measure_margins(lenet, images, subspaces.full((28, 28, 1)), devices=ONE)
+    result = hmt_jax.measure_margins(lenet, images, subspaces.full((28, 28, 1)), DeepFool(), devices=ONE)
     check_parity(result, reference, "full_space")
 
 

@@ -117,7 +117,7 @@ def test_margins_go_to_their_pairs_in_every_chunk(monkeypatch):
     classifier = random_network("mlp", SHAPE, mean=[0.5, 0.4], std=[0.5, 0.6])
     window, _, last = diagonal()
     mixed = [window, Line(jnp.asarray(random_basis(NUM_PIXELS, 1).reshape(SHAPE), jnp.float32)), last]
-    found = hmt_jax.measure_margins(classifier, images, mixed, keep_coordinates=True, **settings)
+    found = hmt_jax.measure_margins(classifier, images, mixed, DeepFool(), keep_coordinates=True, **settings)
     assert found.is_converged.sum() > 15
     closer = hmt_jax.bisect(classifier, images, mixed, found, **settings)
     assert (closer.margin[found.is_converged] < 0.99 * found.margin[found.is_converged]).any()
@@ -245,7 +245,7 @@ def test_a_class_that_is_ruled_out_changes_no_margin():
     images = images_of_two_classes()
     two, three = two_classes(), jax.tree_util.Partial(with_a_third, two_classes().args[0])
     expected, found = (
-        hmt_jax.measure_margins(classifier, images, WHOLE, keep_coordinates=True, devices=ONE)
+        hmt_jax.measure_margins(classifier, images, WHOLE, DeepFool(), keep_coordinates=True, devices=ONE)
         for classifier in (two, three)
     )
     closer = hmt_jax.bisect(three, images, WHOLE, found, num_steps=3, devices=ONE)

@@ -28,7 +28,8 @@ def chunks_of_three(monkeypatch):
 
 def measure(images, classifier=None, measure=hmt_jax.measure_in_chunks, **settings):
     settings = {"batch_size": 9, "devices": jax.devices()[:1], "keep_coordinates": True} | settings
-    return measure(tanh_classifier() if classifier is None else classifier, images, diagonal(), **settings)
+    classifier = tanh_classifier() if classifier is None else classifier
+    return measure(classifier, images, diagonal(), hmt_jax.solvers.DeepFool(), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_8_bit_images_are_divided_by_255(images, expected):
     assert lengths(parts) == [3, 3, 1]
     assert parts[0].margin.dtype == np.float32
     assert_expected(MarginResult.concatenate(parts), expected)
-    alone = hmt_jax.measure_margin(tanh_classifier(), PIXELS[3], diagonal()[1])
+    alone = hmt_jax.measure_margin(tanh_classifier(), PIXELS[3], diagonal()[1], hmt_jax.solvers.DeepFool())
     np.testing.assert_allclose(alone.margin, expected[1].margin[3], rtol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """Margins of many images in many subspaces: what each pair has, whatever is measured beside it, and how."""
 
+import functools
 import math
 
 import jax
@@ -40,11 +41,11 @@ IMAGES = random_images(NUM_IMAGES, *SHAPE)
 def measured():
     """Seven images in three windows, in float64 on all devices, with the perturbations."""
     with jax.enable_x64(True):
-        return hmt_jax.measure_margins(tanh_classifier(), IMAGES, diagonal(), keep_coordinates=True)
+        return hmt_jax.measure_margins(tanh_classifier(), IMAGES, diagonal(), solvers.DeepFool(), keep_coordinates=True)
 
 
-def measure_tanh(images=IMAGES, **settings):
-    return hmt_jax.measure_margins(tanh_classifier(), images, diagonal(), **settings)
+def measure_tanh(images=IMAGES, solver=solvers.DeepFool(), **settings):  # noqa: B008 - immutable
+    return hmt_jax.measure_margins(tanh_classifier(), images, diagonal(), solver, **settings)
 
 
 # The arrays of a result
@@ -65,12 +66,13 @@ def test_results_are_laid_out_by_subspace_and_image(measured):
 def test_one_margin_at_a_time_is_the_same_compiled_and_mapped(measured, x64):
     """Over images and subspaces at once; the margins of a single pair, neither compiled nor mapped, too."""
     windows = jax.tree.map(lambda *leaves: np.stack(leaves), *diagonal())
-    over_images = jax.vmap(hmt_jax.measure_margin, in_axes=(None, 0, None))
+    measure = functools.partial(hmt_jax.measure_margin, solver=solvers.DeepFool())
+    over_images = jax.vmap(measure, in_axes=(None, 0, None))
     solutions = jax.jit(jax.vmap(over_images, in_axes=(None, None, 0)))(tanh_classifier(), IMAGES, windows)
     assert_same(solutions, measured)
     for name in ("gap", "alignment", "coordinates"):
         np.testing.assert_allclose(getattr(solutions, name), getattr(measured, name), rtol=1e-9, atol=1e-12)
-    alone = hmt_jax.measure_margin(tanh_classifier(), IMAGES[2], diagonal()[1])
+    alone = hmt_jax.measure_margin(tanh_classifier(), IMAGES[2], diagonal()[1], solvers.DeepFool())
     assert isinstance(alone, hmt_jax.Solution)
     np.testing.assert_allclose(alone.margin, measured.margin[1, 2], rtol=1e-10)
     assert alone.coordinates.shape == (8,)
@@ -110,7 +112,7 @@ def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
 
 def test_without_a_point_there_is_no_gap():
     pixel = subspaces.from_basis(np.eye(40, 1, -2), SHAPE)  # which the logits don't see
-    found = hmt_jax.measure_margins(two_classes(), images_of_two_classes(), pixel)
+    found = hmt_jax.measure_margins(two_classes(), images_of_two_classes(), pixel, solvers.DeepFool())
     assert (found.status == Status.ZERO_GRADIENT).all()
     assert np.isinf(found.margin).all()
     assert np.isnan(found.gap).all()
@@ -131,7 +133,9 @@ def test_subspaces_of_all_kinds_and_dimensions_are_measured_in_the_order_given(x
         Line(jnp.asarray(direction.reshape(SHAPE))),
     ]
     images = IMAGES[:4]
-    result = hmt_jax.measure_margins(tanh_classifier(), images, mixed, keep_coordinates=True, **settings)
+    result = hmt_jax.measure_margins(
+        tanh_classifier(), images, mixed, solvers.DeepFool(), keep_coordinates=True, **settings
+    )
     assert result.margin.shape == (4, 4)
     assert [rows.shape for rows in result.coordinates] == [(4, 8), (4, 3), (4, 8), (4, 1)]
     assert len(set(result.margin.ravel().tolist())) == 16
@@ -141,13 +145,13 @@ def test_subspaces_of_all_kinds_and_dimensions_are_measured_in_the_order_given(x
         assert_same(jax.tree.map(lambda leaf: leaf[None], alone), result, slice(r, r + 1))
         np.testing.assert_allclose(alone.coordinates, result.coordinates[r], rtol=1e-9, atol=1e-12)
 
-    without = hmt_jax.measure_margins(tanh_classifier(), images, tuple(mixed[::-1]), **settings)
+    without = hmt_jax.measure_margins(tanh_classifier(), images, tuple(mixed[::-1]), solvers.DeepFool(), **settings)
     assert without.coordinates is None
     assert_same(without, result, slice(None, None, -1))
 
 
 def test_a_single_subspace_is_a_list_of_one(measured, x64):
-    result = hmt_jax.measure_margins(tanh_classifier(), IMAGES, diagonal()[1])
+    result = hmt_jax.measure_margins(tanh_classifier(), IMAGES, diagonal()[1], solvers.DeepFool())
     assert result.margin.shape == (1, NUM_IMAGES)
     assert_same(result, measured, slice(1, 2))
 
@@ -239,6 +243,7 @@ def test_float32_stays_float32(is_x64_enabled, measured):
             tanh_classifier(dtype="float32"),
             IMAGES.astype("float32"),
             diagonal(),
+            solvers.DeepFool(),
             keep_coordinates=True,
             devices=jax.devices()[:1],
         )
@@ -271,9 +276,11 @@ def test_all_products_are_in_the_highest_precision(monkeypatch):
     shape = (12, 12, 1)
     classifier = random_network("lenet", shape, mean=[0.5], std=[0.5])
     window, images = subspaces.dct_window(shape, 0, 0, 2), random_images(1, *shape, dtype="float32")
-    result = hmt_jax.measure_margins(classifier, images, window, keep_coordinates=True)
+    result = hmt_jax.measure_margins(classifier, images, window, solvers.DeepFool(), keep_coordinates=True)
     hmt_jax.bisect(classifier, images, window, result)
-    programs.append(jax.make_jaxpr(lambda image: hmt_jax.measure_margin(classifier, image, window))(images[0]))
+    programs.append(
+        jax.make_jaxpr(lambda image: hmt_jax.measure_margin(classifier, image, window, solvers.DeepFool()))(images[0])
+    )
     # The passes forward have three products, and those forward and backward eleven.
     forward, both = 3, 11
     num_products = [both, forward, both, both, forward, forward, both, 3 * both + forward]
@@ -316,7 +323,12 @@ def test_the_classifier_runs_in_the_precision_that_is_recorded(settings, expecte
         return two_classes()(images)
 
     result = hmt_jax.measure_margins(
-        classifier, images_of_two_classes(), subspaces.full(SHAPE), devices=jax.devices()[:1], **settings
+        classifier,
+        images_of_two_classes(),
+        subspaces.full(SHAPE),
+        solvers.DeepFool(),
+        devices=jax.devices()[:1],
+        **settings,
     )
     assert result.precision == expected
     assert precisions
@@ -344,7 +356,7 @@ def test_all_windows_and_networks_of_a_kind_share_one_compilation():
         parameters = rng.normal(size=(10, math.prod(shape))), rng.normal(size=10)
         classifier = with_parameters(counted_logits, parameters, "float32")
         images = rng.uniform(size=(2, *shape)).astype(np.float32)
-        return hmt_jax.measure_margins(classifier, images, window, devices=jax.devices()[:1]).margin
+        return hmt_jax.measure_margins(classifier, images, window, solvers.DeepFool(), devices=jax.devices()[:1]).margin
 
     windows = subspaces.dct_diagonal(shape, size=4, step=1)
     first = measure(0, windows[0])
@@ -376,7 +388,9 @@ def test_networks_of_one_architecture_share_one_compilation(monkeypatch):
     margins, counts = [], []
     for seed in range(2):
         network = random_network("lenet", shape, seed=seed, mean=[0.5], std=[0.5])
-        margins.append(hmt_jax.measure_margins(network, images, line, devices=jax.devices()[:1]).margin)
+        margins.append(
+            hmt_jax.measure_margins(network, images, line, solvers.DeepFool(), devices=jax.devices()[:1]).margin
+        )
         counts.append(num_traces)
     assert counts[0] > 0
     assert counts[0] == counts[1]
@@ -391,7 +405,10 @@ def test_compilations_are_not_shared_between_functions():
         return lambda images: images.reshape(len(images), -1) + offset[None]
 
     whole, one = subspaces.full((1, 2, 1)), jax.devices()[:1]
-    near, far = (hmt_jax.measure_margins(make(scale), images, whole, devices=one).margin[0] for scale in (2.0, 4.0))
+    near, far = (
+        hmt_jax.measure_margins(make(scale), images, whole, solvers.DeepFool(), devices=one).margin[0]
+        for scale in (2.0, 4.0)
+    )
     for margins, scale in ((near, 2), (far, 4)):
         expected = 1.02 * (images[:, 0, 0, 0] + scale - images[:, 0, 1, 0]) / np.sqrt(2)
         np.testing.assert_allclose(margins, expected, rtol=1e-5)

@@ -165,7 +165,9 @@ def test_memory_that_ran_out_is_not_asked_for_again(is_at_the_end, num_lanes, mo
     monkeypatch.setattr(lanes, "_evaluate", failing_evaluate)
     images = random_images(7, *SHAPE, seed=7, dtype="float32")
     with pytest.warns(UserWarning, match=r"^out of memory: going on with 4 lanes on each device$") as warned:
-        result = hmt_jax.measure_margins(tanh_classifier(), images, diagonal(), batch_size=9, devices=jax.devices()[:1])
+        result = hmt_jax.measure_margins(
+            tanh_classifier(), images, diagonal(), solvers.DeepFool(), batch_size=9, devices=jax.devices()[:1]
+        )
     assert len(warned) == num_failures == 1  # in the first of three chunks
     assert warned[0].filename == __file__
     assert result.work.num_lanes == num_lanes

@@ -49,6 +49,7 @@ def expected(keep_coordinates=True, dtype="float32"):
         tanh_classifier(),
         IMAGES.astype(dtype),
         diagonal(),
+        solvers.DeepFool(),
         batch_size=9,
         devices=jax.devices()[:1],
         keep_coordinates=keep_coordinates,
@@ -185,7 +186,7 @@ def test_other_pixels_give_the_margins_of_measure_margins(dtype, tmp_path, x64):
     images = (255 * IMAGES).astype(dtype) if dtype == "uint8" else IMAGES.astype(dtype)
     classifier = tanh_classifier(dtype="float32")
     settings = {"batch_size": 9, "devices": jax.devices()[:1]}
-    wanted = hmt_jax.measure_margins(classifier, images, diagonal(), **settings)
+    wanted = hmt_jax.measure_margins(classifier, images, diagonal(), solvers.DeepFool(), **settings)
     result = measure(tmp_path / "m", images, classifier).read()
     assert result.margin.dtype == wanted.margin.dtype
     np.testing.assert_array_equal(result.margin, wanted.margin)
@@ -535,7 +536,7 @@ def damaged_in(path):
 def test_every_damaged_byte_is_found(tmp_path):
     """In a smaller store, and in its metadata one byte in 97, so that it takes seconds."""
     path = tmp_path / "m"
-    result = hmt_jax.measure_margins(tanh_classifier(), IMAGES[:2], diagonal()[:1])
+    result = hmt_jax.measure_margins(tanh_classifier(), IMAGES[:2], diagonal()[:1], solvers.DeepFool())
     settings = {"solver": result.solver, "precision": result.precision}
     store = MarginStore.create(path, num_subspaces=1, num_images=2, chunk_size=2, **settings)
     store.write(0, result)

@@ -22,7 +22,7 @@ def two_logits(images):
 
 
 def measure(classifier, images, **settings):
-    return hmt_jax.measure_margins(classifier, images, WHOLE, devices=ONE, **settings)
+    return hmt_jax.measure_margins(classifier, images, WHOLE, hmt_jax.solvers.DeepFool(), devices=ONE, **settings)
 
 
 # The range of pixels
@@ -44,7 +44,9 @@ def test_pixels_out_of_range_give_a_warning(transform, lowest, highest):
         match=rf"^pixels of 4 of 4 images leave \[0, 1\], from {lowest} to {highest}: pass images before "
         r"normalisation, 8-bit or divided by 255, or silence hmt_jax\.PixelRangeWarning if this is intended$",
     ) as warned:
-        result = hmt_jax.measure_margins(two_classes(), transform(images_of_two_classes()), WHOLE, devices=ONE)
+        result = hmt_jax.measure_margins(
+            two_classes(), transform(images_of_two_classes()), WHOLE, hmt_jax.solvers.DeepFool(), devices=ONE
+        )
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert result.is_converged.all()
@@ -63,7 +65,9 @@ def test_every_image_counts_for_the_range():
     images = np.full((1030, 64, 64, 1), 0.5, np.float32)  # 17 MB, and 16 are looked at at a time
     images[-1] = 3
     with pytest.warns(hmt_jax.PixelRangeWarning, match="pixels of 1 of 1030 images"):
-        results = hmt_jax.measure_in_chunks(lambda images: images[:, 0, :2, 0], images, subspaces.full((64, 64, 1)))
+        results = hmt_jax.measure_in_chunks(
+            lambda images: images[:, 0, :2, 0], images, subspaces.full((64, 64, 1)), hmt_jax.solvers.DeepFool()
+        )
     results.close()
 
 
@@ -92,7 +96,11 @@ def test_probabilities_for_logits_give_a_warning():
         UserWarning, match=r"^the classifier seems to return probabilities: .*; return logits, before the softmax"
     ) as warned:
         hmt_jax.measure_margins(
-            lambda images: jax.nn.softmax(two_logits(images)), images_of_two_classes(), WHOLE, devices=ONE
+            lambda images: jax.nn.softmax(two_logits(images)),
+            images_of_two_classes(),
+            WHOLE,
+            hmt_jax.solvers.DeepFool(),
+            devices=ONE,
         )
     assert len(warned) == 1
     assert warned[0].filename == __file__
@@ -108,7 +116,9 @@ def test_margins_of_vanishing_gradients_give_a_warning():
         match=r"^4 of 4 margins are longer than the diameter of the pixel box, although the label changes within a "
         "tenth of the perturbation: gradients vanish where .*; return logits, before the softmax or sigmoid$",
     ) as warned:
-        found = hmt_jax.measure_margins(functools.partial(three_sigmoids, 40), both_labels(), WHOLE, devices=ONE)
+        found = hmt_jax.measure_margins(
+            functools.partial(three_sigmoids, 40), both_labels(), WHOLE, hmt_jax.solvers.DeepFool(), devices=ONE
+        )
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert (found.margin > 40**0.5).all()

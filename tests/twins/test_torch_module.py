@@ -72,7 +72,7 @@ def value_and_gradient(classifier, images):
 
 def deepfool(classifier, images, **settings):
     windows = subspaces.dct_diagonal(images.shape[1:], size=3, step=3)
-    return hmt_jax.measure_margins(classifier, images, windows, **settings)
+    return hmt_jax.measure_margins(classifier, images, windows, hmt_jax.solvers.DeepFool(), **settings)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -244,7 +244,7 @@ def test_the_authors_lenet_has_the_authors_margins(backend, reference, x64):
     classifier = hmt_jax.from_torch_module(module.double().eval(), mean=[0.1307], std=[0.3081], backend=backend)
     windows = subspaces.dct_diagonal((28, 28, 1), size=8, step=1)[::5]
     images = reference["images"][:6, ..., None] / 255
-    result = hmt_jax.measure_margins(classifier, images, windows, devices=jax.devices()[:1])
+    result = hmt_jax.measure_margins(classifier, images, windows, hmt_jax.solvers.DeepFool(), devices=jax.devices()[:1])
     group = "diagonal_8x8_step1"
     np.testing.assert_array_equal(result.num_steps, reference[f"{group}/steps"][::5, :6])
     np.testing.assert_allclose(result.margin, reference[f"{group}/margin"][::5, :6], rtol=1e-9)
