@@ -50,7 +50,7 @@ def certify(classifier: Any, images: ArrayLike, subspaces: Subspace | Sequence[S
     """Lower bounds of the margins of every image in every subspace, for MLPs and LeNet.
 
     They are loose, by a factor that grows with the depth of the network, with the radius and with the dimension: about
-    2 for the MLP below, and 7 to 15 against tight margins of a LeNet on MNIST in windows of 8 x 8 (as measured by
+    2 for the MLP below, and 7 to 17 against tight margins of a LeNet on MNIST in windows of 8 x 8 (as measured by
     `python -m experiments audit RUN --certify 6`). Compare certified radii with each other; for the margin itself use
     `hmt_jax.exact` where it applies.
 

@@ -508,11 +508,8 @@ def test_no_step_goes_beyond_the_best_point(name):
 
 
 def test_the_default_is_the_quick_walk_and_is_named_so():
-    classifier, images, windows = (
-        random_network("mlp", (4, 4, 1)),
-        random_images(3, 4, 4, 1),
-        [subspaces.full((4, 4, 1))],
-    )
+    classifier = random_network("mlp", (4, 4, 1), mean=[0.5], std=[0.5])
+    images, windows = random_images(3, 4, 4, 1), [subspaces.full((4, 4, 1))]
     default, quick = (hmt_jax.measure_margins(classifier, images, windows, *given) for given in ([], [tight("quick")]))
     np.testing.assert_array_equal(default.margin, quick.margin)
     assert default.solver.startswith('tight("quick") = Walk(num_steps=21, ')

@@ -16,7 +16,7 @@ A solver decides where to go, and `hmt_jax.measure_margins` does the rest. It li
 sample and shares the linearisation among all subspaces. It counts the steps, and stops searches that meet NaN or have
 no gradient. At the end it evaluates the point found once more, and computes the margin, the labels and the `Status`.
 
-`DeepFool` is the solver of the paper; its margins are upper bounds, 1.5 to 2.5 times too large on a LeNet. `tight`
+`DeepFool` is the solver of the paper; its margins are upper bounds, 1.5 to 2.3 times too large on a LeNet. `tight`
 comes within a few percent of the smallest known margins. `Scan` and `Linear` are exact where they apply. This example
 is a solver that walks along the first-order direction and doubles the distance until the label changes:
 
