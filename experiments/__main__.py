@@ -161,10 +161,10 @@ class CompareSolvers(Again):
     variants: Annotated[bool, option("", "Compare variants of the quick walk, in place of all solvers.")] = False
 
     def run(self) -> None:
-        hmt_jax.cache_programs(self.cache_dir)
         number = self.number()
-        options: Any = {"is_of_variants": self.variants, "data_dir": self.data_dir or None}
-        print(compare_solvers.compare_solvers(self.folder, num_images=number, **options))
+        hmt_jax.cache_programs(self.cache_dir)
+        compare = compare_solvers.compare_variants if self.variants else compare_solvers.compare_solvers
+        print(compare(self.folder, num_images=number, data_dir=self.data_dir or None))
 
 
 @_APP.command(name="scorecard")

@@ -555,9 +555,7 @@ def test_deepfool_leaves_images_for_which_the_solver_gives_up():
     hidden = subspaces.dct_window((8, 8, 1), 4, 4, 4)
     for classifier, subspace in ((filtered, hidden), (infinite, None)):
         whole = subspaces.full((8, 8, 1)) if subspace is None else subspace
-        assert not hmt_jax.measure_margins(
-            classifier, images, whole, hmt_jax.solvers.DeepFool(), devices=jax.devices()[:1]
-        ).is_converged.any()
+        assert not hmt_jax.measure_margins(classifier, images, whole, devices=jax.devices()[:1]).is_converged.any()
         labels = np.argmax(classifier(images), axis=1)
         attack = QUICK_DEEPFOOL(epsilon=0.5, subspace=subspace, domain="unbounded")
         np.testing.assert_array_equal(attack(classifier, images, labels, KEY), images)

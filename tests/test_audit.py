@@ -171,16 +171,20 @@ def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
         assert audit.order(half, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
 
 
-@pytest.mark.parametrize("is_of_variants", [False, True])
-def test_table_of_solvers(finished, monkeypatch, is_of_variants):
+@pytest.mark.parametrize(
+    ("compare", "table", "tight"),
+    [
+        (compare_solvers.compare_solvers, "CONTENDERS", "tight, fast"),
+        (compare_solvers.compare_variants, "VARIANTS", "fast"),
+    ],
+)
+def test_table_of_solvers(finished, monkeypatch, compare, table, tight):
     """Ratios and passes against those of margins measured here, on the last images for testing."""
-    table = "VARIANTS" if is_of_variants else "CONTENDERS"
-    tight = "fast" if is_of_variants else "tight, fast"
     few = {name: getattr(compare_solvers, table)[name] for name in ("deepfool", tight)}
     monkeypatch.setattr(compare_solvers, table, few)
     (finished / "solvers.json").unlink(missing_ok=True)
-    told = compare_solvers.compare_solvers(finished, num_images=NUM_IMAGES, is_of_variants=is_of_variants)
-    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()]
+    lines = compare(finished, num_images=NUM_IMAGES).splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert header[:3] == ["solver", "whole space", "window 0,0"]
     found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     images = data.load("digits").test_images[-NUM_IMAGES:]
@@ -193,8 +197,8 @@ def test_table_of_solvers(finished, monkeypatch, is_of_variants):
     assert found[tight]["window 0,0"].startswith("1.000")
     assert found[tight]["no margin"] == "0"
     assert 20 < float(found[tight]["backward"]) < 35
-    assert (finished / "solvers.json").exists() != is_of_variants
-    if not is_of_variants:
+    assert (finished / "solvers.json").exists() == (table == "CONTENDERS")
+    if table == "CONTENDERS":
         written = json.loads((finished / "solvers.json").read_text())
         assert [row["solver"] for row in written["rows"]] == [*few]
         assert written["rows"][0]["ratios"]["window 0,0"][0] == pytest.approx(expected, rel=1e-4)

@@ -513,7 +513,7 @@ def test_the_default_is_the_quick_walk_and_is_named_so():
     default, quick = (hmt_jax.measure_margins(classifier, images, windows, *given) for given in ([], [tight("quick")]))
     np.testing.assert_array_equal(default.margin, quick.margin)
     assert default.solver.startswith('tight("quick") = Walk(num_steps=21, ')
-    # The settings are told as well, so that margins with other ones are not taken for the same.
+    # With the settings as well, so that margins with other ones are not taken for the same.
     for name, value in vars(tight("quick")).items():
         assert f"{name}={value}" in default.solver
 

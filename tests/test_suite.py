@@ -221,7 +221,7 @@ def test_rows_that_were_not_measured_have_a_place_in_the_table(tmp_path):
         (["suite", "--reference", "nowhere"], "nowhere is no checkout of LTS4/hold-me-tight: it has no utils.py"),
     ],
 )
-def test_options_that_do_not_go_together_are_told(arguments, message, tmp_path, capsys, monkeypatch):
+def test_options_that_do_not_go_together_are_refused(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command_line.main(["benchmark", *arguments]) == 2
     assert message in capsys.readouterr().err

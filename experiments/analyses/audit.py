@@ -13,14 +13,26 @@ from hmt_jax import _progress, _tables, bounds, data, estimates, models, plots, 
 
 
 class Opened(NamedTuple):
-    """A finished run, ready to be measured again on N of its images in its R windows."""
+    """A finished run, ready to be measured again on the first N of its images in its R windows."""
 
     name: str
     config: Images
     classifier: models.Normalized
-    images: np.ndarray
+    test_images: np.ndarray  # all of them, as they were loaded
     corners: np.ndarray  # (R, 2)
     margins: np.ndarray  # (R, N), censored
+
+    @property
+    def images(self) -> np.ndarray:
+        """The first N images, as the network sees them."""
+        return self._seen(self.test_images[: self.margins.shape[1]])
+
+    def last_images(self, number: int) -> np.ndarray:
+        """The last images for testing, as the network sees them."""
+        return self._seen(self.test_images[-number:])
+
+    def _seen(self, images):
+        return data.as_floats(manipulations.apply(self.config.manipulation, images))
 
 
 def audit(
@@ -112,10 +124,9 @@ def reopen(path: pathlib.Path, num_images: int, data_dir: str | None) -> Opened:
         raise ValueError(
             f"{path} is the folder of {name}, which does not measure a data set of hmt_jax.data along the diagonal"
         )
-    images = found.load(data_dir).test_images[: min(num_images, found.num_images)]
-    images = data.as_floats(manipulations.apply(found.manipulation, images))
+    images = found.load(data_dir).test_images
     result, corners = report.read_margins(path)
-    margins = statistics.censored_margins(result)[:, : len(images)]
+    margins = statistics.censored_margins(result)[:, :num_images]
     return Opened(name, found, store.read_classifier(path), images, corners, margins)
 
 

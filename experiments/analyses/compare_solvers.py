@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import hmt_jax
-from experiments import claims, manipulations, store, tables
+from experiments import claims, store, tables
 from experiments.analyses import audit
-from hmt_jax import data, solvers, statistics, subspaces
+from hmt_jax import solvers, statistics, subspaces
 
 _BISECTIONS = 10
 _CHECK = 2  # forward passes of a bisection at its ends, before the first halving
@@ -55,13 +55,11 @@ VARIANTS: dict[str, tuple[solvers.Solver, int]] = {
 }
 
 
-def compare_solvers(
-    path: pathlib.Path, *, num_images: int = 50, is_of_variants: bool = False, data_dir: str | None = None
-) -> str:
+def compare_solvers(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
     """The ratios of all solvers' margins to the least that any of them found, in the whole space and five windows.
 
     The images are the last ones for testing, on which no setting of a solver was chosen. `solvers.json`, in the run's
-    folder, has all numbers. With `is_of_variants`, the table is one of variants of the quick walk, and none is written.
+    folder, has all numbers.
 
     Returns:
       A table in Markdown: median and 90th percentile of the ratios by subspace, pairs without a margin, forward and
@@ -71,15 +69,30 @@ def compare_solvers(
       ValueError: if the folder is not that of a finished run of the kind `Images` along the diagonal, or the data set
         is not prepared.
     """
+    compared = _compared(CONTENDERS, path, num_images, data_dir)
+    store.write_json(path / "solvers.json", compared)
+    return tables.markdown(tables.solvers(compared))
+
+
+def compare_variants(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
+    """The same ratios and costs for variants of the quick walk, as `compare_solvers` returns them.
+
+    Raises:
+      ValueError: as `compare_solvers`.
+    """
+    return tables.markdown(tables.solvers(_compared(VARIANTS, path, num_images, data_dir)))
+
+
+def _compared(contenders, path, num_images, data_dir) -> dict[str, Any]:
+    """The row of each solver, with the experiment and the environment, as JSON can hold them."""
     run = audit.reopen(path, 1, data_dir)
-    images = run.config.load(data_dir).test_images[-num_images:]
-    images = data.as_floats(manipulations.apply(run.config.manipulation, images))
+    images = run.last_images(num_images)
     shown = np.unique(np.linspace(0, len(run.corners) - 1, _NUM_WINDOWS).round().astype(int))
     windows = run.config.measured(images.shape[1:])
     spaces = {"whole space": subspaces.full(images.shape[1:])}
     spaces |= {f"window {run.corners[r][0]},{run.corners[r][1]}": windows[r] for r in shown}
     rows, margins = [], []
-    for name, (solver, num_bisections) in (VARIANTS if is_of_variants else CONTENDERS).items():
+    for name, (solver, num_bisections) in contenders.items():
         with run.config.pixels_explained():
             result, seconds = _measure(solver, num_bisections, run.classifier, images, list(spaces.values()))
         margins.append(statistics.censored_margins(result))
@@ -90,10 +103,7 @@ def compare_solvers(
             medians, high = (statistics.percentile(found / best, rank) for rank in (50, 90))
         ratios = ([*map(claims.for_json, pair)] for pair in zip(medians, high, strict=True))
         row["ratios"] = dict(zip(spaces, ratios, strict=True))
-    if not is_of_variants:
-        about = {"experiment": run.name, "environment": store.environment(), "num_images": len(images)}
-        store.write_json(path / "solvers.json", {**about, "rows": rows})
-    return tables.markdown(tables.solvers({"rows": rows}))
+    return {"experiment": run.name, "environment": store.environment(), "num_images": len(images), "rows": rows}
 
 
 def _measure(solver, num_bisections, classifier, images, spaces) -> tuple[hmt_jax.MarginResult, float]:

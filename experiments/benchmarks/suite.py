@@ -95,7 +95,7 @@ def suite(
 
 
 def _of_margins(most, data_dir, reference) -> dict[str, Measure]:
-    """What measures the rows before the experiment, in the order of their value. `most` is the seconds of one."""
+    """The functions that measure the rows before the experiment, the most valuable first, each for `most` seconds."""
 
     @functools.cache
     def load(name):

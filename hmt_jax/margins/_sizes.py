@@ -17,13 +17,14 @@ from hmt_jax.classifiers import Classifier, differentiated, traced_logits_of
 from hmt_jax.margins import _states
 from hmt_jax.solvers import Linearization, Solver
 
+# On a ResNet-18, a step of one gradient is a sixth faster with 16 lanes than with 8, and one of nine is not.
 _LEAST_LANES, _LEAST_GRADIENTS, _MOST_LANES = 8, 16, 1024
 # Copies of a pair's result: in a table on the device, in the next table, which a step makes from it, in the arguments
 # of the next phase, and on the host. Copies of a lane's state: before a step, after it, at the start, and in the
 # linearisation.
 _NUM_COPIES = 4
-# The number of lanes is a multiple of this if it is at least that.
-_MULTIPLE = 16
+# Numbers of lanes are these parts of powers of two. On a LeNet, 160 lanes are faster than 128 by a fifth.
+_PARTS = (1, 1.25, 1.5)
 # Images in the batch whose arrays are counted, and sines in the stand-in for a network whose gradients are counted.
 # A prime, so that this axis is recognised in their shapes.
 _NUM_TRIED = 131
@@ -117,8 +118,9 @@ def choose(
     needs = _needs_of(solver, classifier, kinds, image_shape, dtype)
     num_subspaces = sum(number for number, _ in subspaces)
     if num_lanes is None:
-        num_lanes = int(limits.bytes_of_lanes // max(needs.at_work, 1))
-        num_lanes -= num_lanes % _MULTIPLE if num_lanes > _MULTIPLE else 0
+        lanes_within = max(int(limits.bytes_of_lanes // max(needs.at_work, 1)), 1)
+        power = 1 << lanes_within.bit_length() - 1
+        num_lanes = max(int(part * power) for part in _PARTS if part * power <= lanes_within)
         least = max(_LEAST_LANES, _LEAST_GRADIENTS // needs.num_gradients)
         num_lanes = min(max(num_lanes, least), _MOST_LANES)
         if num_images is not None:

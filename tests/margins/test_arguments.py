@@ -26,7 +26,7 @@ def test_the_rank_of_the_images_is_checked(shape):
         match=r"^images must have shape \(N, height, width, channels\), got \(.*\); add the channel axis of grey "
         r"images with images\[\.\.\., None\], and the batch axis of one image with image\[None\]$",
     ):
-        hmt_jax.measure_margins(two_classes(), np.zeros(shape, np.float32), WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(two_classes(), np.zeros(shape, np.float32), WHOLE)
 
 
 def test_a_single_image_has_three_axes():
@@ -36,7 +36,7 @@ def test_a_single_image_has_three_axes():
             match=r"^image must have shape \(height, width, channels\), got \(.*\); add the channel axis of a grey "
             r"image with image\[\.\.\., None\], and pass batches to measure_margins$",
         ):
-            hmt_jax.measure_margin(two_classes(), np.zeros(shape, np.float32), WHOLE, hmt_jax.solvers.DeepFool())
+            hmt_jax.measure_margin(two_classes(), np.zeros(shape, np.float32), WHOLE)
 
 
 def test_an_empty_batch_is_refused():
@@ -51,7 +51,7 @@ def test_images_are_8_bit_or_floating_point(dtype):
     with pytest.raises(ValueError, match=rf"^images {message}images\.astype\(np\.uint8\)$"):
         measure_two(images)
     with pytest.raises(ValueError, match=rf"^image {message}image\.astype\(np\.uint8\)$"):
-        hmt_jax.measure_margin(two_classes(), images[0], WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margin(two_classes(), images[0], WHOLE)
 
 
 # Subspaces
@@ -73,7 +73,7 @@ def test_subspaces_must_be_for_the_shape_of_the_images(image_shape, make):
         match=rf"^the subspaces are for images of shape \({', '.join(map(str, image_shape))}\), but images have shape "
         r"\(4, 5, 2\) after the batch axis; make the subspaces for that shape$",
     ):
-        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make(image_shape), hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make(image_shape))
 
 
 def test_channels_belong_behind():
@@ -82,7 +82,7 @@ def test_channels_belong_behind():
         ValueError,
         match=r"but images have shape \(2, 4, 5\) after the batch axis; pass images\.transpose\(0, 2, 3, 1\)$",
     ):
-        hmt_jax.measure_margins(two_classes(), images, WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(two_classes(), images, WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_channels_belong_behind():
 )
 def test_what_is_no_subspace_is_refused(make, message):
     with pytest.raises(TypeError, match=f"^{message}$"):
-        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make(), hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), make())
 
 
 def test_there_must_be_a_subspace():
     with pytest.raises(ValueError, match=r"^subspaces is empty: pass at least one subspace$"):
-        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), [], hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(two_classes(), images_of_two_classes(), [])
 
 
 def test_subspaces_that_are_no_pytrees_are_refused():
@@ -132,7 +132,7 @@ def test_subspaces_that_are_no_pytrees_are_refused():
         with pytest.raises(
             TypeError, match=r"^a subspace must be a pytree, but Whole is not registered as one: decorate"
         ):
-            hmt_jax.measure_margins(two_classes(), images_of_two_classes(), given, hmt_jax.solvers.DeepFool())
+            hmt_jax.measure_margins(two_classes(), images_of_two_classes(), given)
 
 
 # Classifiers
@@ -153,9 +153,7 @@ def test_subspaces_that_are_no_pytrees_are_refused():
 )
 def test_what_a_classifier_returns_is_checked(classifier, message, batch_size):
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margins(
-            classifier, images_of_two_classes(), WHOLE, hmt_jax.solvers.DeepFool(), batch_size=batch_size
-        )
+        hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE, batch_size=batch_size)
 
 
 @pytest.mark.parametrize(
@@ -180,18 +178,18 @@ def test_what_a_classifier_returns_is_checked(classifier, message, batch_size):
 )
 def test_logits_are_checked(classifier, message):
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE)
     with pytest.raises(ValueError, match=message):
-        hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE)
 
 
 @pytest.mark.parametrize("classifier", [None, "lenet", np.eye(3)], ids=["None", "text", "array"])
 def test_a_classifier_must_be_callable(classifier):
     message = r"^classifier must be callable on images \(N, height, width, channels\), got <class '.*'>"
     with pytest.raises(TypeError, match=message):
-        hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margins(classifier, images_of_two_classes(), WHOLE)
     with pytest.raises(TypeError, match=message):
-        hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE, hmt_jax.solvers.DeepFool())
+        hmt_jax.measure_margin(classifier, images_of_two_classes()[0], WHOLE)
 
 
 # Settings

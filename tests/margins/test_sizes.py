@@ -110,9 +110,8 @@ def test_the_budget_takes_nothing_from_small_networks():
     needs = _sizes._needs_of(solvers.DeepFool(), lenet, windows[:1], image_shape, np.dtype("float32"))
     limits = _sizes._limits(jax.devices()[:1])
     sizes = choose(lenet, windows, 10_000, image_shape)
-    # Lanes in multiples of 16; six mebibytes of linearizations and states, or 20 pairs a lane.
-    assert sizes.num_lanes % 16 == 0
-    assert sizes.num_lanes * needs.at_work <= limits.bytes_of_lanes < (sizes.num_lanes + 16) * needs.at_work
+    # Lanes rounded down by a quarter at the most; six mebibytes of linearizations and states, or 20 pairs a lane.
+    assert sizes.num_lanes * needs.at_work <= limits.bytes_of_lanes < sizes.num_lanes * needs.at_work / 0.75
     enough = max(6 * 2**20 // (needs.linearization + 21 * needs.state), -(-20 * sizes.num_lanes // 21))
     assert sizes.chunk == -(-10_000 // -(-10_000 // enough))
     assert sizes.num_lanes_at_end == 2 * sizes.num_lanes
@@ -145,7 +144,7 @@ def test_a_solver_of_one_gradient_has_more_lanes_than_one_of_nine():
     of_nine, of_one = (
         choose(lenet, windows, 10_000, image_shape, solver=solver) for solver in (solvers.DeepFool(), solvers.DDN())
     )
-    assert of_one.num_lanes == pytest.approx(3 * of_nine.num_lanes, rel=1 / 3)  # both are multiples of 16
+    assert of_one.num_lanes == pytest.approx(3 * of_nine.num_lanes, rel=1 / 3)  # both are rounded
 
 
 @pytest.mark.parametrize(("is_at_the_end", "num_lanes"), [(False, 4), (True, 9)])

@@ -826,9 +826,7 @@ def test_modules_of_pytorch_are_told_of_their_way():
         TypeError,
         match=r"^classifier is a PyTorch module, .*: pass hmt_jax\.from_torch_module\(module\), or hmt_jax\.m",
     ):
-        hmt_jax.measure_margins(
-            module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)), solvers.DeepFool()
-        )
+        hmt_jax.measure_margins(module, np.zeros((1, 2, 2, 1), np.float32), hmt_jax.subspaces.full((2, 2, 1)))
     with pytest.raises(
         TypeError, match=r"^state_dict must be .*, got Sequential: pass a module's weights with module\.st"
     ):
