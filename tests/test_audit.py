@@ -196,7 +196,8 @@ def test_table_of_solvers(finished, monkeypatch, compare, table, tight):
     assert float(found["deepfool"]["window 0,0"].split("/")[0]) == pytest.approx(expected, abs=2e-3)
     assert found[tight]["window 0,0"].startswith("1.000")
     assert found[tight]["no margin"] == "0"
-    assert 20 < float(found[tight]["backward"]) < 35
+    # A walk of 7 to 30 steps, the polish, some steps until the label changes, and the shared linearisation.
+    assert 9 < float(found[tight]["backward"]) < 45
     assert (finished / "solvers.json").exists() == (table == "CONTENDERS")
     if table == "CONTENDERS":
         written = json.loads((finished / "solvers.json").read_text())

@@ -481,10 +481,14 @@ def test_a_small_gap_in_half_precision_is_searched():
     np.testing.assert_allclose(solution.margin[0], 0.01 / np.sqrt(2), rtol=0.1)  # float16 has three digits
 
 
-@pytest.mark.parametrize("name", ["ddn", "fmn", "fast"])
-def test_no_step_goes_beyond_the_best_point(name):
+@pytest.mark.parametrize(
+    "solver",
+    [FAMILY["ddn"], FAMILY["fmn"], solvers.Walk(num_steps=18, num_rounds=1)],
+    ids=["ddn", "fmn", "walk"],
+)
+def test_no_step_goes_beyond_the_best_point(solver):
     """Of the walk: before its polish, which may look behind the boundary by rounding."""
-    solver, rng = FAMILY[name], np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     parameters = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((16, 40, 10), (16, 5, 40)))
 
     @jax.vmap

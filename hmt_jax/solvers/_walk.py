@@ -60,7 +60,7 @@ class Walk:
       haste: where the direction has reached the normal, a step counts as 1 + `haste` steps. If it is above 0, steps
         also count before there is an adversarial point, and are longer where the boundary is flat.
 
-    >>> tight("fast") == Walk(num_steps=18, num_rounds=1, num_candidates=8)
+    >>> tight("fast") == Walk(num_steps=30, num_rounds=1, haste=4)
     True
     """
 
@@ -199,10 +199,9 @@ def _flatness(seen: Look, near: Boundary):
 
 
 _EFFORTS = {
-    "quick": Walk(num_steps=21, num_rounds=1, num_polish=1, temperature=0.1, momentum=0.25, haste=40.0),
-    # With eight candidates, a pair takes fewer than 25 backward passes if six subspaces share the linearisation.
-    "fast": Walk(num_steps=18, num_rounds=1, num_candidates=8),
-    "normal": Walk(num_steps=20, num_rounds=3),
+    "quick": Walk(num_steps=21, num_rounds=1, num_polish=1, temperature=0.1, momentum=0.4, haste=30.0),
+    "fast": Walk(num_steps=30, num_rounds=1, haste=4.0),
+    "normal": Walk(num_steps=30, num_rounds=3, num_starts=2, haste=3.0),
     "thorough": Walk(num_steps=29, num_rounds=20, num_starts=3),
 }
 
@@ -218,24 +217,24 @@ def tight(effort: str = "normal") -> Walk:
     From the first adversarial point on, turn and overshoot fall by half a cosine over the steps of a round. The normal
     n is the direction in which a cross-entropy grows, whose temperature is in units of the sample's gap and falls as
     well. At first, therefore, no facet between two classes decides alone; and no scale is absolute. Later rounds start
-    around the best point, with noise; "thorough" first starts rounds at the next nearest candidates.
+    around the best point, with noise. But the second of "normal", and the second and third of "thorough", start towards
+    the next nearest candidates.
 
-    "quick" is a hasty walk. Its normal is a running average, with a quarter of the weight on earlier normals. And where
-    u has reached n, a step counts as up to 41, so the walk ends early where the boundary is nearly flat.
+    All but "thorough" are hasty: where u has reached n, a step counts as several, so a walk ends early where the
+    boundary is nearly flat. In "quick", n is also a running average, with two fifths of the weight on earlier normals.
 
-    A polish of two steps, one for "quick", ends at the closest point of the last linearised boundary. If the closest
-    point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier the
-    margin is therefore exact, provided that the nearest class is a candidate. There are 3 candidates for "quick", 8 for
-    "fast" and 10 for the others.
+    A polish of two steps, one for "quick", ends at the closest point of the last linearised boundary. If the
+    closest point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier
+    the margin is therefore exact, provided that the nearest class is one of the ten candidates.
 
     In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes some hundred
     forward passes for each pair in one dimension, and some thousand in two.
 
     A step takes one forward and one backward pass. All subspaces share the linearisation at the sample. The steps are
 
-      "quick"     one round of 3 to 21 steps, more where the boundary is curved
-      "fast"      one round of 18 steps
-      "normal"    three rounds of 20
+      "quick"     one round of 3 to 21 steps, fewest where the boundary is flat; there, a step counts as up to 31
+      "fast"      one round of 7 to 30, where a step counts as up to 5
+      "normal"    three rounds of 9 to 30, where a step counts as up to 4
       "thorough"  twenty rounds of 29
 
     as well as the polish, and usually two or three steps until the label first changes. It takes more of them if the
