@@ -37,13 +37,13 @@ _QUICK = solvers.tight("quick")
 _CHANGES: dict[str, dict[str, Any]] = {
     "3 candidates": {"num_candidates": 3},
     "no momentum": {"momentum": 0.0},
-    "momentum 0.4": {"momentum": 0.4},
+    "momentum 0.25": {"momentum": 0.25},
     "first temperature 0.2": {"temperature": 0.2},
     "two steps of polish": {"num_polish": 2},
     "no haste, 6 steps": {"haste": 0.0, "num_steps": 6},
     "no haste, 8 steps": {"haste": 0.0, "num_steps": 8},
     "haste 10": {"haste": 10.0},
-    "haste 80": {"haste": 80.0},
+    "haste 60": {"haste": 60.0},
     "16 steps": {"num_steps": 16},
     "26 steps": {"num_steps": 26},
 }
