@@ -207,7 +207,7 @@ _EFFORTS = {
 
 
 def tight(effort: str = "normal") -> Walk:
-    """The recommended solver for small margins: annealed walks along the boundary, at a fixed cost.
+    """The recommended solver for small margins: annealed walks along the boundary, at a bounded cost.
 
     With u = z / ||z||, n the unit normal of the boundary at z and r the radius at which the linearised boundary cuts a
     ray, a step is
@@ -223,9 +223,9 @@ def tight(effort: str = "normal") -> Walk:
     All but "thorough" are hasty: where u has reached n, a step counts as several, so a walk ends early where the
     boundary is nearly flat. In "quick", n is also a running average, with two fifths of the weight on earlier normals.
 
-    A polish of two steps, one for "quick", ends at the closest point of the last linearised boundary. If the
-    closest point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier
-    the margin is therefore exact, provided that the nearest class is one of the ten candidates.
+    A polish of two steps, one for "quick", ends at the closest point of the last linearised boundary. If the closest
+    point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier the
+    margin is therefore exact, provided that the nearest class is one of the ten candidates.
 
     In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes some hundred
     forward passes for each pair in one dimension, and some thousand in two.
