@@ -121,7 +121,7 @@ def hmt_searches(problem: Problem) -> Iterator[Search]:
         return torch.from_numpy(images + result.coordinates[0].reshape(images.shape)).movedim(-1, 1)
 
     yield Search("DeepFool", solvers.DeepFool().max_steps, None, partial(run, solvers.DeepFool()))
-    for effort in ("fast", "normal"):
+    for effort in ("quick", "fast", "normal"):
         tight = solvers.tight(effort)
         yield Search(f"tight, {effort}", tight.num_steps * tight.num_rounds, None, partial(run, tight))
 
