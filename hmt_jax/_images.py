@@ -1,8 +1,9 @@
-"""Images as users pass them (arrays, memory maps, streams of batches), cut into equal chunks, and checks of pixels."""
+"""Images as users pass them (arrays, memory maps, sources, streams), cut into equal chunks, and checks of pixels."""
 
+import concurrent.futures
 import itertools
 import mmap
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,6 +17,7 @@ from hmt_jax.frequency import flip
 # Above the float32 rounding of flipping an image and flipping it back; one 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
+_NUM_THREADS = 4  # that read a source, whose images may have to be decoded
 
 _Array = TypeVar("_Array")
 
@@ -54,6 +56,7 @@ class Images:
         if isinstance(images, jax.core.Tracer):
             raise TypeError("many images can't be measured in compiled code: use hmt_jax.measure_margin there")
         self._array: np.ndarray | None = None
+        self._source: _Source | None = None
         self.num_images: int | None = None
         if hasattr(images, "__array__") or (isinstance(images, list | tuple) and not _are_batches(images)):
             self._array = array = np.asarray(as_array("images", images))
@@ -61,12 +64,16 @@ class Images:
             self.num_images = len(array)
             self.image_shape: ImageShape = array.shape[1:]
             self.dtype = array.dtype
-            _warn_of_range(array)
+            return
+        if (first := _first_of_source(images)) is not None:
+            self._source = _Source(images, first)
+            self.num_images = len(self._source)
+            self.image_shape, self.dtype = first.shape, first.dtype
             return
         if not isinstance(images, Iterable):
             raise TypeError(
-                "images must be an array (N, height, width, channels), or an iterable of such batches, got "
-                f"{type(images).__name__}"
+                "images must be an array (N, height, width, channels), a source of images by number, or an iterable of "
+                f"batches, got {type(images).__name__}"
             )
         self._batches: Iterator[np.ndarray] = _batches(images)
         first = next(self._batches, None)
@@ -80,17 +87,19 @@ class Images:
 
         With `numbers`, only the chunks of these numbers; those of a stream are read all the same.
         """
-        if self._array is None:
+        if self._array is not None:
+            for chunk in cut(self._array, size, numbers):
+                yield chunk
+                _release(self._array)
+        elif self._source is not None:
+            yield from self._source.chunks(size, numbers)
+        else:
             chunks = enumerate(self._chunks_of_stream(size))
             yield from (chunk for number, chunk in chunks if numbers is None or number in numbers)
-            return
-        for chunk in cut(self._array, size, numbers):
-            yield chunk
-            _release(self._array)
 
     def _chunks_of_stream(self, size) -> Iterator[Chunk]:
         waiting: list[np.ndarray] = []
-        num_waiting, has_warned, is_first = 0, False, True
+        num_waiting, is_first = 0, True
         error: Exception | None = None
         while True:
             try:
@@ -99,7 +108,6 @@ class Images:
                 batch, error = None, raised
             if batch is None:
                 break
-            has_warned = has_warned or _warn_of_range(batch)
             # Copied, because the stream may write its next batch to the same memory; and cut where a chunk ends.
             for first in range(-num_waiting, len(batch), size):
                 waiting.append(batch[max(first, 0) : first + size].copy())
@@ -111,6 +119,51 @@ class Images:
             yield Chunk(_filled(np.concatenate(waiting), num_waiting if is_first else size), num_waiting)
         if error is not None:
             raise error
+
+
+class _Source:
+    """Images by number, which threads read: those of the next chunk while a chunk is in use."""
+
+    def __init__(self, images: Any, first: np.ndarray):
+        self._images, self._first = images, first
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def chunks(self, size: int, numbers: Collection[int] | None) -> Iterator[Chunk]:
+        order = range(-(-len(self) // size)) if numbers is None else sorted(numbers)
+        firsts = [number * size for number in order]
+        threads = concurrent.futures.ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="hmt_jax-read")
+        try:
+            ahead = [self._read(threads, first, size) for first in firsts[:1]]
+            for following in itertools.chain(firsts[1:], [None]):
+                images = np.stack([row.result() for row in ahead.pop()])
+                if following is not None:
+                    ahead.append(self._read(threads, following, size))
+                yield Chunk(_filled(images, min(size, len(self))), len(images))
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _read(self, threads, first: int, size: int) -> list[concurrent.futures.Future]:
+        return [threads.submit(self._image, number) for number in range(first, min(first + size, len(self)))]
+
+    def _image(self, number: int) -> np.ndarray:
+        image = _image_of(self._images[number])
+        if image is None or (image.shape, image.dtype) != (self._first.shape, self._first.dtype):
+            found = "is no array (height, width, channels)" if image is None else f"has {image.shape} {image.dtype}"
+            raise ValueError(
+                f"all images must have one shape and type, but image {number} {found}, and the first one has "
+                f"{self._first.shape} {self._first.dtype}: resize or crop them"
+            )
+        return image
+
+
+def checked_for_range(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, with a warning at the first one whose pixels are outside [0, 1]."""
+    has_warned = False
+    for chunk in chunks:
+        has_warned = has_warned or _warn_of_range(chunk.own)
+        yield chunk
 
 
 def cut(images: np.ndarray, size: int, numbers: Collection[int] | None = None) -> Iterator[Chunk]:
@@ -142,10 +195,29 @@ def check_range(images: Any, attack: Any) -> None:
 
 
 def _are_batches(images) -> bool:
-    """Whether a list holds batches rather than images."""
+    """Whether a list holds batches, or pairs of images and labels, rather than images."""
     first = images[0] if len(images) else None
     is_pair = isinstance(first, tuple | list) and len(first) > 0 and hasattr(first[0], "ndim")
     return is_pair or isinstance(first, dict) or getattr(first, "ndim", 0) == 4
+
+
+def _first_of_source(images: Any) -> np.ndarray | None:
+    """The first image of a source; None for anything else."""
+    if isinstance(images, Mapping | str) or not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+        return None
+    if not len(images):
+        raise ValueError("images is empty: pass at least one image")
+    first = _image_of(images[0])
+    if first is not None:
+        check_images(first[None])
+    return first
+
+
+def _image_of(sample: Any) -> np.ndarray | None:
+    """The image of a sample of a source, which is an image or (image, label); None for anything else."""
+    image = sample[0] if isinstance(sample, tuple | list) and len(sample) == 2 else sample
+    is_image = hasattr(image, "__array__") and np.ndim(image) == 3
+    return np.asarray(as_array("images", image)) if is_image else None
 
 
 def _batches(images) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ import hmt_jax
 from hmt_jax import _disk, _progress
 from hmt_jax._extras import require
 from hmt_jax._paths import expand, shown
-from hmt_jax.cli import _specs
+from hmt_jax.cli import _processes, _specs
 from hmt_jax.cli._models import Model
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def _count(texts: list[str]) -> int:
     return int(texts[0])
 
 
+def _number(texts: list[str]) -> int:
+    if not texts[0].isdecimal():
+        raise ValueError(f"expected a whole number, at least 0, got {texts[0]!r}")
+    return int(texts[0])
+
+
 def _channels(texts: list[str]) -> tuple[float, ...]:
     with contextlib.suppress(ValueError):
         if numbers := tuple(map(float, texts)):
@@ -55,7 +61,7 @@ def _specifications(texts: list[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-_COUNT, _CHANNELS = parsed_by(_count, 1), parsed_by(_channels, "*")
+_COUNT, _NUMBER, _CHANNELS = parsed_by(_count, 1), parsed_by(_number, 1), parsed_by(_channels, "*")
 DATA_DIR = option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)")
 CACHE_DIR = option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
 _JSON = option("", "Print JSON instead of a table.")
@@ -155,6 +161,24 @@ class Measure(Command):
         _COUNT,
         option("N", "Images in a chunk of a new store; a stop loses only the unfinished chunk. (default: chosen)"),
     ] = None
+    coordinator: Annotated[
+        str | None,
+        option(
+            "HOST:PORT",
+            "Where the processes that measure one store meet: a free port on the machine of process 0. (default: found "
+            "by JAX on Cloud TPU, and under SLURM, Open MPI and Kubernetes)",
+        ),
+    ] = None
+    num_processes: Annotated[
+        int | None,
+        _COUNT,
+        option("N", "Number of processes that measure one store. Without --coordinator, they need no network."),
+    ] = None
+    process_id: Annotated[
+        int | None,
+        _NUMBER,
+        option("I", "Number of this process, from 0: it measures chunks I, I + N, I + 2N, ..."),
+    ] = None
     data_dir: Annotated[str | None, DATA_DIR] = None
     cache_dir: Annotated[str | None, CACHE_DIR] = None
     report: Annotated[
@@ -168,6 +192,7 @@ class Measure(Command):
         if self.report is not None:
             _check_page(self.report)
         solver = _specs.solver_of(self.solver)
+        share = _processes.join(self.coordinator, self.num_processes, self.process_id)
         hmt_jax.cache_programs(self.cache_dir)
         source = self.source
         images = source.images()
@@ -201,9 +226,13 @@ class Measure(Command):
                     "subspace_names": names,
                     "solver_spec": self.solver,
                 },
+                share=share,
             )
         if self.report is not None:
             _write_page(self.report, [store.path])
+        if share[1] > 1 and store.missing() and not self.json:
+            print(f"process {share[0]} of {share[1]} has measured its share of {store}")
+            return
         Show(store=store.path, json=self.json).run()
 
     @property

@@ -15,8 +15,6 @@ from hmt_jax._paths import expand, reason, shown
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
 from hmt_jax.data._image_folder import SUFFIXES, entries_of, is_image, readable
 
-_BATCH_SIZE = 64
-_NUM_THREADS = 2
 _DATA_SET = re.compile(r"(?P<name>[\w/.-]+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
 _GREY = ("1", "L", "LA")
 
@@ -29,7 +27,7 @@ class Images:
       description: where they are, for the attributes of a store.
       image_shape: (height, width, channels).
       num_images: their number.
-      content: an array, or a source of images for `data.loader`; only its first `num_images` are measured.
+      content: an array, or a source of images and labels; only its first `num_images` are measured.
       names: the file of each image of a folder, relative to it; empty for other images.
     """
 
@@ -57,12 +55,11 @@ class Images:
             return self.content[numbers]
         return np.stack([np.asarray(self.content[number][0]) for number in numbers])
 
-    def read(self) -> np.ndarray | Iterator[Any]:
-        """The images as `hmt_jax.measure_to_store` takes them: an array, or batches that are decoded on the way."""
+    def read(self) -> Any:
+        """The images as `hmt_jax.measure_to_store` takes them: an array, or a source that decodes them on the way."""
         if isinstance(self.content, np.ndarray):
             return self.content[: self.num_images]
-        source = _First(self.content, self.num_images)
-        return data.loader(source, batch_size=_BATCH_SIZE, num_workers=_NUM_THREADS, shuffle=False).epoch(0)
+        return _First(self.content, self.num_images)
 
 
 def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None) -> Images:
@@ -148,7 +145,7 @@ def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images
 
 
 def _folder(path: str, resize, crop) -> Images:
-    require("a folder of images", "data", "PIL", "grain")
+    require("a folder of images", "data", "PIL")
     files = sorted(_files_below(path, "", ()))
     if not files:
         raise ValueError(f"{shown(path)} holds no images ({', '.join(SUFFIXES)}): name another folder")
@@ -192,7 +189,7 @@ def _head(file: str) -> tuple[tuple[int, int], str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    """The images of a folder as a source for `data.loader`, all with the label 0."""
+    """The images of a folder as a source, all with the label 0."""
 
     path: str
     files: tuple[str, ...]

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _programs
 from hmt_jax._checks import as_array, check_callback, check_image
-from hmt_jax._images import Chunk, as_floats
+from hmt_jax._images import Chunk, as_floats, checked_for_range
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.margins import _driver, _pair, _states
 from hmt_jax.margins._plan import Plan
@@ -48,9 +48,11 @@ def measure_margins(
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,
         an Equinox module, a `jax.tree_util.Partial` or a plain function. It includes the normalisation of its inputs.
         A plain function is compiled anew in every call; `jax.tree_util.Partial(function, parameters)` is compiled once.
-      images: (N, height, width, channels): an array, a memory map, or an iterable of batches, such as an epoch of a
-        data loader, whose labels are ignored. Pixels are uint8, or floating point in [0, 1] before any flip
-        of frequencies. An image with NaN or infinite pixels gets status NON_FINITE and does not affect other images.
+      images: (N, height, width, channels): an array or a memory map; a source, which returns each image by its number,
+        as an `image_folder` or a dataset of PyTorch does, and which several threads read; or an iterable of batches,
+        such as an epoch of a data loader. Labels beside images are ignored. Pixels are uint8, or floating point in
+        [0, 1] before any flip of frequencies. An image with NaN or infinite pixels gets status NON_FINITE and does not
+        affect other images.
       subspaces: one subspace, or a list of subspaces of any kinds and dimensions.
       solver: a solver of `hmt_jax.solvers`; `tight("quick")` if not given. The paper's is `DeepFool()`.
       keep_coordinates: whether the result holds the perturbations, as coordinates in their subspaces.
@@ -71,7 +73,8 @@ def measure_margins(
       TypeError: for a classifier that can't be called, or a solver or subspace of the wrong kind.
 
     Warns:
-      PixelRangeWarning: if pixels are outside [0, 1], and flipped frequencies do not explain it.
+      PixelRangeWarning: for the first chunk of images with pixels outside [0, 1] that flipped frequencies do not
+        explain.
       UserWarning: if gradients vanish where the classifier is confident, as gradients of probabilities do; if every
         search met NaN or infinite numbers; or if memory runs out and fewer pairs advance together.
 
@@ -176,7 +179,7 @@ def _solve_one(solver, classifier, image, subspace):
 def _results(plan: Plan, keep_coordinates, progress) -> Iterator[MarginResult]:
     signs, num_seen = Signs(), 0
     try:
-        for chunk in plan.chunks():
+        for chunk in checked_for_range(plan.chunks()):
             with plan.in_use():
                 result, signs_of_chunk = measure_chunk(
                     plan, chunk, keep_coordinates, _of_all(progress, plan, num_seen, chunk)

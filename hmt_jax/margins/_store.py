@@ -307,18 +307,21 @@ class MarginStore:
         Raises:
           OSError: if the store can't be read.
         """
-        return list(self._damaged())
+        return list(self._damaged(range(self.num_chunks)))
 
-    def set_damaged_aside(self) -> list[str]:
+    def set_damaged_aside(self, chunks: Sequence[int] | None = None) -> list[str]:
         """The names of all damaged files, after moving them out of the store, so that their chunks count as missing.
 
         They are then in a folder next to the store, whose name ends in `-damaged`. Damaged metadata are written anew.
         So are metadata that are absent because a process was killed while it made the store; these are not named.
 
+        Args:
+          chunks: the numbers of the chunks whose files are read; all chunks if not given.
+
         Raises:
           OSError: if they can't be moved.
         """
-        damaged = self._damaged()
+        damaged = self._damaged(range(self.num_chunks) if chunks is None else chunks)
         absent = set()
         aside = Files(self.path.rstrip("/") + "-damaged")
         for name in damaged:
@@ -418,15 +421,15 @@ class MarginStore:
             coordinates=[content[f"coordinates_{r}"] for r in range(self._layout.num_subspaces)] if is_kept else None,
         )
 
-    def _damaged(self) -> dict[str, int | None]:
-        """The chunk of each damaged file by the name of that file; None for metadata."""
+    def _damaged(self, chunks: Sequence[int]) -> dict[str, int | None]:
+        """The chunk of each damaged file of some chunks by the name of that file; None for metadata."""
         [group, *arrays] = self._files.read(METADATA, *self._layout.files)
         damaged: dict[str, int | None] = {} if is_group(group) else {METADATA: None}
         for (name, expected), content in zip(self._layout.files.items(), arrays, strict=True):
             if content != expected:
                 damaged[name] = None
         missing = set(self.missing())
-        for chunk in range(self.num_chunks):
+        for chunk in chunks:
             if chunk not in missing:
                 damaged |= dict.fromkeys(self._read_chunk(chunk)[1], chunk)
         return damaged

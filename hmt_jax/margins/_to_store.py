@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 import hmt_jax
 from hmt_jax._checks import check_callback, integer
-from hmt_jax._images import Chunk, cut
+from hmt_jax._images import Chunk, checked_for_range, cut
 from hmt_jax._misc import warn
 from hmt_jax.classifiers import Classifier
 from hmt_jax.margins import _identity
@@ -47,6 +47,7 @@ def measure_to_store(
     num_images: int | None = None,
     chunk_size: int | None = None,
     attributes: Mapping[str, Any] | None = None,
+    share: tuple[int, int] | None = None,
 ) -> MarginStore:
     """The store at a path, with the margins of every image in every subspace; chunks that are there are kept.
 
@@ -60,25 +61,32 @@ def measure_to_store(
     `backend="auto"` may take another one in a later process, so pass the one that the first call took. Subspaces and
     solvers of your own are compared by their names and their values, but not by their code.
 
-    If several calls start at one path at the same time, one of them makes the store, and the others go on from there.
+    Several processes, also on several machines, can measure one store at the same time. Each takes a share of its
+    chunks, reads no images but those of its share, except the first one and streams, and waits for no other process. If
+    one is killed, a later start with any number of processes measures what is missing.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
         `hmt_jax.measure_margins`.
       path: a folder, or an address that TensorStore knows, such as `gs://bucket/margins.zarr`.
-      progress: called every few steps with the number of finished pairs, including those found in the store, and the
-        number of all pairs.
+      progress: called every few steps with the number of finished pairs of the share, including those found in the
+        store, and the number of all pairs of the share.
       num_images: the number of images, for an iterable of batches.
       chunk_size: images in a chunk of a new store; chosen for the devices if not given.
       attributes: anything else about the measurement that JSON can hold, for a new store, such as the files of the
         model and of the images.
+      share: (i, n), to measure only chunks i, i + n, i + 2n and so on, as process i of n. If not given,
+        `jax.process_index()` and `jax.process_count()`, which are 0 and 1 unless JAX runs in several processes.
+
+    Returns:
+      The store. Its `missing()` are the chunks that other processes have not measured yet.
 
     Raises:
       FileExistsError: if there is something else at the path.
       OSError: if the store can't be read or written. What was measured before is kept.
       ValueError: if the store is of another measurement, with a sentence that names the difference; if `num_images` is
-        not the number of images; if `repr(solver)` holds an address, so that it can't be compared; and as
-        `measure_margins`.
+        not the number of images; if `repr(solver)` holds an address, so that it can't be compared; for a share that
+        is not i of n, from 0 on; and as `measure_margins`.
       TypeError: as `measure_margins`.
 
     Warns:
@@ -97,14 +105,32 @@ def measure_to_store(
     (3, 5)
     """
     check_callback("progress", progress, "the numbers of finished pairs and of all pairs")
+    share = _checked_share(share)
     plan = Plan(classifier, images, subspaces, solver, precision=precision, batch_size=batch_size, devices=devices)
     try:
         own = _identity_of(plan, _identity.kind_of(classifier), _number_of_images(plan, num_images), keep_coordinates)
-        store = _store_for(plan, path, own, chunk_size, attributes or {})
-        _measure_missing(plan, store, keep_coordinates, progress)
+        store = _store_for(plan, path, own, chunk_size, attributes or {}, share)
+        _measure_missing(plan, store, keep_coordinates, progress, share)
     finally:
         plan.programs.drop()
     return store
+
+
+def _checked_share(share: tuple[int, int] | None) -> tuple[int, int]:
+    if share is None:
+        return jax.process_index(), jax.process_count()
+    is_pair = isinstance(share, tuple | list) and len(share) == 2
+    number, count = (integer("share", each) for each in share) if is_pair else (0, 0)
+    if not 0 <= number < count:
+        raise ValueError(
+            f"share must be (i, n), the number of a process, from 0 to n - 1, and of all processes, got {share!r}"
+        )
+    return number, count
+
+
+def _of_share(store: MarginStore, share: tuple[int, int]) -> range:
+    """The chunks of a share."""
+    return range(share[0], store.num_chunks, share[1])
 
 
 def _number_of_images(plan: Plan, num_images: int | None) -> int:
@@ -145,11 +171,15 @@ def _identity_of(plan: Plan, kind: str, num_images: int, keep_coordinates: bool)
     }
 
 
-def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes: Mapping[str, Any]) -> MarginStore:
+def _store_for(
+    plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes: Mapping[str, Any], share
+) -> MarginStore:
     """A new store, or the one at the path if it holds this measurement."""
     if taken := sorted({*own, "runs"} & set(attributes)):
         raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
     stored = {name: value for name, value in own.items() if name not in ("solver", "precision")}
+    # One process of a start writes down the run of all of them, so that no two change the attributes at a time.
+    runs = [_run(plan, share)] if share[0] == 0 else []
     try:
         return MarginStore.create(
             path,
@@ -160,7 +190,7 @@ def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes:
             precision=own["precision"],
             dtype=_dtype_of(own),
             dimensions=[each["dimension"] for each in own["subspaces"]] if own["keep_coordinates"] else None,
-            attributes={**attributes, **stored, "runs": [_run(plan)]},
+            attributes={**attributes, **stored, "runs": runs},
         )
     except FileExistsError as error:
         try:
@@ -168,13 +198,13 @@ def _store_for(plan: Plan, path, own: Mapping[str, Any], chunk_size, attributes:
         except FileNotFoundError:
             raise error from None
     _check_is_same(store, own)
-    if damaged := store.set_damaged_aside():
+    if damaged := store.set_damaged_aside(_of_share(store, share)):
         warn(
             f"{store.path} had {damaged_in(damaged)}: they are now in {store.path}-damaged, and their chunks are "
             "measured again"
         )
-    if store.missing():
-        store.set_attributes({"runs": [*store.attributes["runs"], _run(plan)]})
+    if runs and store.missing():
+        store.set_attributes({"runs": [*store.attributes["runs"], *runs]})
     return store
 
 
@@ -184,14 +214,15 @@ def _dtype_of(own: Mapping[str, Any]) -> Any:
     return np.float64 if is_wide else np.float32
 
 
-def _run(plan: Plan) -> dict[str, Any]:
-    """The time, the versions and the devices of a call, as JSON can hold them."""
+def _run(plan: Plan, share: tuple[int, int]) -> dict[str, Any]:
+    """The time, the versions, the devices and the number of processes of a call, as JSON can hold them."""
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hmt_jax": hmt_jax.__version__,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "devices": [f"{device.device_kind}" for device in plan.where.devices],
+        "num_processes": share[1],
     }
 
 
@@ -239,14 +270,15 @@ def _numbered_parts(subspaces: Sequence[Any]) -> dict[str, Any]:
     return {"number": len(subspaces), **{f"subspace {r}": each for r, each in enumerate(subspaces)}}
 
 
-def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress) -> None:
-    missing = frozenset(store.missing())
-    measured = frozenset(range(store.num_chunks)) - missing
+def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, progress, share: tuple[int, int]) -> None:
+    own = frozenset(_of_share(store, share))
+    missing = own.intersection(store.missing())
+    measured = own - missing
     is_stream = plan.images.num_images is None
     if not is_stream:  # a stream can be read only once, so its images are compared on the way
         for number, chunk in _numbered(plan, store, measured):
             _check_images(store, number, chunk)
-    num_pairs = len(plan.subspaces) * store.num_images
+    num_pairs = len(plan.subspaces) * sum(_length(store, number) for number in own)
     num_done = len(plan.subspaces) * sum(_length(store, number) for number in measured)
     report_progress = _of_all(progress, num_pairs)
     report_progress(num_done)
@@ -254,7 +286,7 @@ def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, pro
     # A chunk is written while the next one is measured.
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hmt_jax-write") as writer:
         written: concurrent.futures.Future | None = None
-        chunks = _numbered(plan, store, None if is_stream else missing)
+        chunks = _numbered(plan, store, None if is_stream else missing, are_checked=True)
         for number, chunk in chunks:
             num_read += chunk.num_images
             if number >= store.num_chunks or chunk.num_images != _length(store, number):
@@ -262,6 +294,7 @@ def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, pro
                 break
             if number in measured:
                 _check_images(store, number, chunk)
+            if number not in missing:
                 continue
             result, signs_of_chunk = _measure(plan, chunk, keep_coordinates, _after(report_progress, num_done))
             signs, num_done = signs.plus(signs_of_chunk), num_done + result.margin.size
@@ -277,10 +310,13 @@ def _measure_missing(plan: Plan, store: MarginStore, keep_coordinates: bool, pro
         report(signs)
 
 
-def _numbered(plan: Plan, store: MarginStore, numbers: frozenset[int] | None) -> Iterator[tuple[int, Chunk]]:
+def _numbered(
+    plan: Plan, store: MarginStore, numbers: frozenset[int] | None, *, are_checked: bool = False
+) -> Iterator[tuple[int, Chunk]]:
     """The images in the chunks of the store, with their numbers: chunks of the given numbers, or all if None."""
     order = itertools.count() if numbers is None else sorted(numbers)
-    return zip(order, plan.images.chunks(store.chunk_size, numbers), strict=False)
+    chunks = plan.images.chunks(store.chunk_size, numbers)
+    return zip(order, checked_for_range(chunks) if are_checked else chunks, strict=False)
 
 
 def _length(store: MarginStore, number: int) -> int:

@@ -263,7 +263,8 @@ def test_all_batches_must_be_alike(change, message, expected):
     [
         (
             3,
-            r"^images must be an array \(N, height, width, channels\), or an iterable of such batches, got int$",
+            r"^images must be an array \(N, height, width, channels\), a source of images by number, or an iterable of "
+            r"batches, got int$",
         ),
         (
             iter([{"image": IMAGES}]),
@@ -294,6 +295,87 @@ def test_errors_of_a_loader_pass_through(expected):
         measure(failing(), measure=hmt_jax.measure_margins)
 
 
+# Sources
+
+
+class Source:
+    """Images by number, as a dataset of PyTorch has them; it remembers which ones were read."""
+
+    def __init__(self, samples):
+        self.samples, self.numbers = samples, []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, number):
+        self.numbers.append(number)
+        return self.samples[number]
+
+
+@pytest.mark.parametrize("samples", [IMAGES, PIXELS, [(image, 5) for image in IMAGES], [*map(jnp.asarray, IMAGES)]])
+def test_images_of_a_source(samples, expected):
+    source = Source(samples)
+    parts = list(measure(source))
+    assert lengths(parts) == [3, 3, 1]
+    assert_expected(MarginResult.concatenate(parts), expected)
+    assert sorted(source.numbers) == [0, *range(7)]  # the first one also for its shape
+
+
+def test_a_list_of_images_with_labels_is_a_source(expected):
+    assert_expected(measure([(image, 1) for image in IMAGES], measure=hmt_jax.measure_margins), expected)
+
+
+def test_a_source_is_read_one_chunk_ahead():
+    source = Source(IMAGES)
+    results = measure(source)
+    next(results)
+    results.close()  # and waits for what is being read
+    assert set(source.numbers) <= {*range(6)}
+
+
+def test_a_source_warns_of_its_range():
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"^pixels of 3 of 3 images leave \[0, 1\], ") as warned:
+        measure(Source(2 + IMAGES), measure=hmt_jax.measure_margins)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ([], ValueError, r"^images is empty: pass at least one image$"),
+        ([IMAGES[0].astype(int)], ValueError, r"^images must be "),
+        (
+            [*IMAGES[:3], IMAGES[3, :-1]],
+            ValueError,
+            r"^all images must have one shape and type, but image 3 has \(3, 5, 2\) float32, and the first one has "
+            r"\(4, 5, 2\) float32: resize or crop them$",
+        ),
+        ([*IMAGES[:3], "3.png"], ValueError, r"but image 3 is no array \(height, width, channels\), and the first"),
+        ([*IMAGES[:3], PIXELS[3]], ValueError, r"but image 3 has \(4, 5, 2\) uint8, and the first one"),
+    ],
+)
+def test_images_of_a_source_that_do_not_fit(samples, error, message):
+    with pytest.raises(error, match=message):
+        measure(Source(samples), measure=hmt_jax.measure_margins)
+
+
+def test_errors_of_a_source_come_after_the_chunks_before_them(expected):
+    class Failing(Source):
+        def __getitem__(self, number):
+            if number == 4:
+                raise OSError("the disk is gone")
+            return super().__getitem__(number)
+
+    results = measure(Failing(IMAGES))
+    assert_expected(next(results), expected, slice(0, 3))
+    with pytest.raises(OSError, match=r"^the disk is gone$"):
+        next(results)
+
+
+# Arguments
+
+
 def test_arguments_are_checked_before_the_first_chunk():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         measure(IMAGES, batch_size=0)
@@ -305,7 +387,7 @@ def test_arguments_are_checked_before_the_first_chunk():
 
 
 def test_a_stream_warns_of_its_range_once_and_8_bit_images_of_nothing():
-    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"^pixels of 1 of 1 images leave \[0, 1\], ") as warned:
+    with pytest.warns(hmt_jax.PixelRangeWarning, match=r"^pixels of 3 of 3 images leave \[0, 1\], ") as warned:
         for _ in measure([2 + each for each in batches(1, 4, 2)]):
             pass
     assert len(warned) == 1

@@ -290,6 +290,90 @@ def test_images_of_a_stream_that_breaks_are_kept(tmp_path):
     assert_equal(measure(tmp_path / "m", keep_coordinates=True).read(), expected())
 
 
+# Shares
+
+
+class Noted:
+    """Images by number, which remembers those that were read."""
+
+    def __init__(self, images=IMAGES):
+        self.images, self.numbers = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, number):
+        self.numbers.append(number)
+        return self.images[number]
+
+
+def test_shares_fill_a_store_as_one_call_does(filled, tmp_path):
+    """Chunks are images 0 to 2, 3 to 5, and 6. The other process may be the first one to come."""
+    one, other = Noted(), Noted()
+    path, shown = tmp_path / "m.zarr", []
+    store = measure(path, other, share=(1, 2), keep_coordinates=True, progress=lambda *each: shown.append(each))
+    assert (store.missing(), set(other.numbers), store.attributes["runs"]) == ([0, 2], {0, 3, 4, 5}, [])
+    assert (shown[0], shown[-1]) == ((0, 9), (9, 9))
+    store = measure(path, one, share=(0, 2), keep_coordinates=True)
+    assert (store.missing(), set(one.numbers)) == ([], {0, 1, 2, 6})
+    assert [run["num_processes"] for run in store.attributes["runs"]] == [2]
+    found, wanted = files_of(path), files_of(filled)
+    assert {name for name in found if found[name] != wanted.get(name)} == {"zarr.json"}  # the times and the processes
+    assert found.keys() == wanted.keys()
+
+
+def test_a_share_goes_on_and_compares_its_own_images_alone(copied):
+    """A damaged file of another's chunk is left to the other one."""
+    for number in (0, 1):
+        (copied / "status" / "c" / "0" / str(number)).unlink()
+    flip(copied / "margin" / "c" / "0" / "2", 0)
+    before = files_of(copied)
+    images = Noted()
+    measure(copied, images, share=(1, 3), keep_coordinates=True)
+    assert sorted(images.numbers) == [0, 3, 4, 5]
+    after = files_of(copied)
+    assert {name for name in after if after[name] != before.get(name)} == {"status/c/0/1"}
+    images = Noted(IMAGES.copy())
+    images.images[4] += 0.01
+    with pytest.raises(ValueError, match="holds margins of other images: images 3 to 5 differ"):
+        measure(copied, images, share=(1, 3), keep_coordinates=True)
+    with pytest.warns(UserWarning, match=r"had 1 damaged file \(margin/c/0/2\)"):
+        measure(copied, images, share=(2, 3), keep_coordinates=True)
+
+
+def test_a_share_of_a_stream(filled, tmp_path):
+    """It has to read all of it, and measures its own."""
+    path = tmp_path / "m.zarr"
+    for number in range(3):
+        measure(path, iter([IMAGES[:4], IMAGES[4:]]), share=(number, 3), num_images=7, keep_coordinates=True)
+    assert_equal(MarginStore.open(path).read(), expected())
+
+
+def test_more_shares_than_chunks(tmp_path):
+    shown = []
+    store = measure(tmp_path / "m.zarr", share=(5, 8), progress=lambda *each: shown.append(each))
+    assert store.missing() == [0, 1, 2]
+    assert set(shown) == {(0, 0)}
+
+
+def test_pixels_of_other_shares_give_no_warning(tmp_path):
+    images = IMAGES.copy()
+    images[0] += 2
+    measure(tmp_path / "m.zarr", images, share=(1, 2))  # a warning would be an error here
+    with pytest.warns(hmt_jax.PixelRangeWarning, match="^pixels of 1 of 3 images leave"):
+        measure(tmp_path / "m.zarr", images, share=(0, 2))
+
+
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0), (0,), 3, "01"])
+def test_shares_that_are_none(share, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^share must be \(i, n\), the number of a process, from 0 to n - 1, and of all"
+    ):
+        measure(tmp_path / "m.zarr", share=share)
+    with pytest.raises(ValueError, match=r"^share must be a whole number, got 0\.5"):
+        measure(tmp_path / "m.zarr", share=(0.5, 2))
+
+
 def test_read_of_a_part(copied):
     (copied / "status/c/0/1").unlink()
     store = MarginStore.open(copied)
