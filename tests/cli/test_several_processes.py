@@ -20,14 +20,14 @@ def launch(folder, tmp_path):
     """Starts `hmt measure` as some of the processes that meet on this machine; none outlives the test."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "many.npy", rng.uniform(size=(4000, 8, 8, 1)).astype("f4"))
-    settings = ["--model", "cli_models:make", "--solver", "tight:fast", "--cache-dir", str(tmp_path / "cache")]
+    settings = ["--model", "cli_models:make", "--cache-dir", str(tmp_path / "cache")]
     started = []
 
-    def start_all(out, count, images=tmp_path / "many.npy", chunk_size=100):
+    def start_all(out, count, *, images=tmp_path / "many.npy", chunk_size=100, solver="tight:fast"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--num-processes", str(count)]
-        command = ["measure", *settings, "--images", str(images), "--chunk-size", str(chunk_size)]
+        command = ["measure", *settings, "--images", str(images), "--chunk-size", str(chunk_size), "--solver", solver]
         command += ["--out", str(tmp_path / out), *(meeting if count > 1 else [])]
         together = [start(*command, *(["--process-id", str(i)] if count > 1 else [])) for i in range(count)]
         started.extend(together)
@@ -56,7 +56,7 @@ def times(path):
 
 
 def test_processes_that_meet_fill_one_store(launch, tmp_path):
-    ends = [finished(process) for process in launch("m.zarr", 2, "images.npy", 1)]
+    ends = [finished(process) for process in launch("m.zarr", 2, images="images.npy", chunk_size=1, solver="deepfool")]
     assert [code for code, *_ in ends] == [0, 0]
     assert all("error" not in err for *_, err in ends)
     store = hmt_jax.MarginStore.open(tmp_path / "m.zarr")
