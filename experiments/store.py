@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import hmt_jax
-from hmt_jax import _disk, _misc, models
+from hmt_jax import _disk, _locks, _misc, models
 from hmt_jax.margins._result import from_arrays, to_arrays
 
 FORMAT = 4  # of run folders; before there was a number, they were of format 1
@@ -119,7 +119,7 @@ def held(path: pathlib.Path) -> Iterator[None]:
     if path.is_file():
         raise ValueError(f"{path} is a file: give a folder with --folder")
     make(path)
-    with _disk.locked(path):
+    with _locks.locked(path):
         for part in (*path.glob(f"{_disk.PREFIX}*"), *path.glob(f"{MONITORED}/{_disk.PREFIX}*")):
             part.unlink(missing_ok=True)
         try:

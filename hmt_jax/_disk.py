@@ -5,12 +5,6 @@ import hashlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".hmt_jax-part-"  # of temporary files; a killed process leaves one behind
 
@@ -48,30 +42,6 @@ def _sync(folder) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Keeps other processes that lock a folder out of it.
-
-    Where folders can't be locked, as on Windows and on some network drives, other processes are not kept out.
-
-    Raises:
-      ValueError: if another process has locked it.
-    """
-    with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is at work in {os.fspath(folder)}: wait for it, or choose another folder"
-                ) from None
-            except OSError:  # a drive without locks
-                pass
-        yield
 
 
 def checksum_line(name: str, content: bytes) -> str:

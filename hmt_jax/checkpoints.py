@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _disk, training
+from hmt_jax import _batches, _disk, _locks, training
 from hmt_jax._misc import differences, warn
 from hmt_jax._paths import expand, reason
 from hmt_jax.attacks import Attack
@@ -255,7 +255,7 @@ def train(
     state = training.start(classifier, recipe, len(pixels))
     directory = pathlib.Path(expand("path", path))
     directory.mkdir(parents=True, exist_ok=True)
-    with _disk.locked(directory), Checkpoints(directory) as kept:
+    with _locks.locked(directory), Checkpoints(directory) as kept:
         for epoch, damaged in kept.damaged.items():
             last = kept.last_epoch
             further = "starts over" if last is None else f"goes on from the checkpoint of epoch {last}"

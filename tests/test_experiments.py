@@ -234,7 +234,7 @@ def test_one_run_is_at_work_in_a_folder(tmp_path, capsys):
     path = tmp_path / "digits"
     with store.held(path):
         told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
-    assert f"another process is at work in {path}: wait for it, or choose another folder" in told
+    assert f" is at work in {path}: wait for it, or choose another folder" in told
     assert not path.exists()
     assert command_line.main(["run", "digits", *QUICK, "--folder", str(path)]) == 0
 
