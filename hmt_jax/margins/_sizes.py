@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from hmt_jax import _programs
+from hmt_jax import _memory, _programs
 from hmt_jax._checks import ImageShape
 from hmt_jax._misc import promoted
 from hmt_jax.classifiers import Classifier, differentiated, traced_logits_of
@@ -60,6 +60,8 @@ class _Limits(NamedTuple):
 
 # With more bytes, lanes would not fit the caches. At the end, a pair needs one gradient, not one for each candidate.
 _ON_CPU = _Limits(2**31, 1.6 * 2**20, 6 * 2**20, pairs_per_lane=20, more_at_end=2)
+# The rest is for Python, JAX, compiled programs, the classifier, and other processes.
+_PART_OF_MEMORY = 0.25
 
 
 class _Needs(NamedTuple):
@@ -212,7 +214,8 @@ def _num_bytes_of_one(tree) -> int:
 
 def _limits(devices) -> _Limits:
     if devices[0].platform == "cpu":  # all CPU devices share one memory
-        return _ON_CPU._replace(budget=_ON_CPU.budget / len(devices))
+        budget = min(_ON_CPU.budget, _PART_OF_MEMORY * _memory.limit())
+        return _ON_CPU._replace(budget=budget / len(devices))
     memory = (devices[0].memory_stats() or {"bytes_limit": 8 * 2**30})["bytes_limit"]
     # Nine gradients and what they start from, each with about as much in flight, take half of the memory. More pairs
     # for each lane, because there may be hundreds of lanes, and half of the pairs may end with their first step. No

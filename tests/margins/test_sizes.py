@@ -119,6 +119,21 @@ def test_the_budget_takes_nothing_from_small_networks():
     assert choose(lenet, windows, None, image_shape) == sizes._replace(chunk=enough)
 
 
+def test_a_small_limit_of_memory_is_kept(monkeypatch):
+    """As of a container: a quarter of it is for the pairs and the images, and half of that for either."""
+    image_shape = (224, 224, 3)
+    windows = subspaces.dct_diagonal(image_shape, size=16, step=16)
+    needs = _sizes._needs_of(
+        solvers.DeepFool(), linear_head(image_shape, 10), windows[:1], image_shape, np.dtype("float32")
+    )
+    before = choose(linear_head(image_shape, 10), windows, 10_000, image_shape)
+    monkeypatch.setattr("hmt_jax._memory.limit", lambda: 2.0**29)
+    after = choose(linear_head(image_shape, 10), windows, 10_000, image_shape)
+    assert after.num_lanes * needs.of_lane <= 2**26 < before.num_lanes * needs.of_lane
+    assert after.chunk * (needs.image + 4 * (needs.linearization + len(windows) * needs.state)) <= 2**26
+    assert after.num_lanes >= 1
+
+
 @pytest.mark.parametrize(
     ("solver", "num_gradients"),
     [
