@@ -17,7 +17,8 @@ from hmt_jax.frequency import flip
 # Above the float32 rounding of flipping an image and flipping it back; one 8-bit level is 4e-3.
 _RANGE_TOLERANCE = 1e-3
 _BYTES_AT_A_TIME = 2**24
-_NUM_THREADS = 4  # that read a source, whose images may have to be decoded
+# Threads that read a source, whose images may have to be decoded, and the images that one reads at a time.
+_NUM_THREADS, _NUM_AT_A_TIME = 4, 16
 
 _Array = TypeVar("_Array")
 
@@ -137,7 +138,7 @@ class _Source:
         try:
             ahead = [self._read(threads, first, size) for first in firsts[:1]]
             for following in itertools.chain(firsts[1:], [None]):
-                images = np.stack([row.result() for row in ahead.pop()])
+                images = np.concatenate([part.result() for part in ahead.pop()])
                 if following is not None:
                     ahead.append(self._read(threads, following, size))
                 yield Chunk(_filled(images, min(size, len(self))), len(images))
@@ -145,7 +146,12 @@ class _Source:
             threads.shutdown(cancel_futures=True)
 
     def _read(self, threads, first: int, size: int) -> list[concurrent.futures.Future]:
-        return [threads.submit(self._image, number) for number in range(first, min(first + size, len(self)))]
+        last = min(first + size, len(self))
+        parts = [range(part, min(part + _NUM_AT_A_TIME, last)) for part in range(first, last, _NUM_AT_A_TIME)]
+        return [threads.submit(self._part, part) for part in parts]
+
+    def _part(self, numbers: range) -> np.ndarray:
+        return np.stack([self._image(number) for number in numbers])
 
     def _image(self, number: int) -> np.ndarray:
         image = _image_of(self._images[number])
