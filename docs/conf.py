@@ -46,7 +46,10 @@ default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:class", r"(?!hmt_jax\.).*"),
-    ("py:class", r"hmt_jax\.(training\._train\.Module|models\._torch_skeleton\.Skeleton|margins\._store_files\.Files)"),
+    (
+        "py:class",
+        r"hmt_jax\.(training\._train\.Module|models\._torch_skeleton\.Skeleton|margins\._store_files\.Files|_images\.ImageSource)",
+    ),
 ]
 
 autodoc_preserve_defaults = True

@@ -4,7 +4,7 @@ import concurrent.futures
 import itertools
 import mmap
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -44,6 +44,14 @@ class Chunk(NamedTuple):
         return self.images[-self.num_images :]
 
 
+class ImageSource(Protocol):
+    """Images by number, each (height, width, channels) alone or with its label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class Images:
     """Images to be read once, chunk by chunk.
 
@@ -53,7 +61,7 @@ class Images:
       num_images: the number of images; None for a stream.
     """
 
-    def __init__(self, images: ArrayLike | Iterable[Any]):
+    def __init__(self, images: ArrayLike | ImageSource | Iterable[Any]):
         if isinstance(images, jax.core.Tracer):
             raise TypeError("many images can't be measured in compiled code: use hmt_jax.measure_margin there")
         self._array: np.ndarray | None = None

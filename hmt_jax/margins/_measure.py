@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _programs
 from hmt_jax._checks import as_array, check_callback, check_image
-from hmt_jax._images import Chunk, as_floats, checked_for_range
+from hmt_jax._images import Chunk, ImageSource, as_floats, checked_for_range
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.margins import _driver, _pair, _states
 from hmt_jax.margins._plan import Plan
@@ -23,7 +23,7 @@ from hmt_jax.subspaces._base import check_fits
 
 def measure_margins(
     classifier: Classifier,
-    images: ArrayLike | Iterable[Any],
+    images: ArrayLike | ImageSource | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
     solver: Solver = tight("quick"),  # noqa: B008 - immutable
     *,
@@ -92,7 +92,7 @@ def measure_margins(
 
 def measure_in_chunks(
     classifier: Classifier,
-    images: ArrayLike | Iterable[Any],
+    images: ArrayLike | ImageSource | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
     solver: Solver = tight("quick"),  # noqa: B008 - immutable
     *,

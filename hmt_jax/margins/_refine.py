@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import lanes
 from hmt_jax._checks import integer
-from hmt_jax._images import Chunk
+from hmt_jax._images import Chunk, ImageSource
 from hmt_jax._misc import promoted, take
 from hmt_jax.classifiers import Classifier, restrict
 from hmt_jax.margins import _driver
@@ -30,7 +30,7 @@ _GAP_TOLERANCE = 2e-2
 
 def bisect(
     classifier: Classifier,
-    images: ArrayLike | Iterable[Any],
+    images: ArrayLike | ImageSource | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
     result: MarginResult,
     *,

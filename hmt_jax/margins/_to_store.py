@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 import hmt_jax
 from hmt_jax._checks import check_callback, integer
-from hmt_jax._images import Chunk, checked_for_range, cut
+from hmt_jax._images import Chunk, ImageSource, checked_for_range, cut
 from hmt_jax._misc import warn
 from hmt_jax.classifiers import Classifier
 from hmt_jax.margins import _identity
@@ -34,7 +34,7 @@ _MOST_IMAGES = 4096
 
 def measure_to_store(
     classifier: Classifier,
-    images: ArrayLike | Iterable[Any],
+    images: ArrayLike | ImageSource | Iterable[Any],
     subspaces: Subspace | Sequence[Subspace],
     solver: Solver,
     path: str | os.PathLike[str],
