@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _devices, _programs, lanes
 from hmt_jax._checks import integer
-from hmt_jax._images import Chunk, ImageSource, Images
+from hmt_jax._images import Chunk, Images, ImageSource
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.margins import _sizes, _states
 from hmt_jax.margins._driver import Ahead, Lanes
