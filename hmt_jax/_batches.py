@@ -1,6 +1,6 @@
 """Batches of labelled images, all of one size, and sums over the samples in them that count."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -45,23 +45,38 @@ def check_batch_size(batch_size: int) -> None:
     integer("batch_size", batch_size, at_least=1)
 
 
-def slices(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
-    """The samples in their order, in batches of one size."""
-    firsts = range(0, len(images), batch_size)
-    return fill(
-        ((images[first : first + batch_size], labels[first : first + batch_size]) for first in firsts), batch_size
-    )
+def slices(images: Any, labels: Any, batch_size: int, rows: range | None = None) -> Iterator[Batch]:
+    """The samples in their order, in batches of one size; of each, all rows unless told otherwise."""
+    rows = range(batch_size) if rows is None else rows
+    shares = (slice(first + rows.start, first + rows.stop) for first in range(0, len(images), batch_size))
+    parts = ((images[share], labels[share]) for share in shares)
+    return fill(parts, len(images), batch_size, rows, lambda _: (images[:batch_size], labels[:batch_size]))
 
 
-def fill(batches: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[Batch]:
-    """Batches of one size: short ones are filled up with samples of the first one, which do not count."""
+def fill(
+    shares: Iterable[tuple[Any, Any]],
+    num_samples: int,
+    batch_size: int,
+    rows: range,
+    whole: Callable[[tuple[Any, Any]], tuple[Any, Any]],
+) -> Iterator[Batch]:
+    """Shares of one size of an epoch's batches: the last batch is filled up with the first one, which does not count.
+
+    Args:
+      shares: the samples of each batch at the `rows`, of which the last batch may have fewer, or none.
+      num_samples: number of samples in the epoch.
+      batch_size: number of rows of a batch.
+      rows: which rows.
+      whole: makes the whole first batch of its share, if the last batch has to be filled up.
+    """
     first: tuple[Any, Any] | None = None
-    for images, labels in batches:
-        first, num_samples = first or (images, labels), len(images)
-        if num_samples < batch_size:
-            rows = np.resize(np.arange(len(first[0])), batch_size - num_samples)
-            images, labels = _join(images, first[0][rows]), _join(labels, first[1][rows])
-        yield Batch(images, labels, np.arange(batch_size) < num_samples)
+    for start, (images, labels) in zip(range(0, num_samples, batch_size), shares, strict=True):
+        first = first or (images, labels)
+        if start + batch_size > num_samples:
+            head = whole(first)
+            added = (np.array(rows[len(images) :], int) + start - num_samples) % len(head[0])
+            images, labels = _join(images, head[0][added]), _join(labels, head[1][added])
+        yield Batch(images, labels, np.array(rows) + start < num_samples)
 
 
 def _join(first, second):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 # XLA reports lack of memory under several codes: RESOURCE_EXHAUSTED on accelerators; on CPU also INTERNAL, if the
 # computation was started before its arguments were computed. Libraries of vendors and of C++ have their own words.
@@ -36,13 +37,15 @@ def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
 
 
 def mesh(devices: Sequence[jax.Device] | None, axis: str) -> jax.sharding.Mesh:
-    """A one-dimensional mesh of the devices, along an axis of the given name."""
-    devices = as_list(devices)
-    return jax.make_mesh((len(devices),), (axis,), (jax.sharding.AxisType.Auto,), devices=devices)
+    """A one-dimensional mesh of the devices, along an axis of the given name; those of a process follow each other."""
+    devices = sorted(as_list(devices), key=lambda device: device.process_index)
+    return jax.sharding.Mesh(np.array(devices), (axis,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def sharing(batch_size: int) -> list[jax.Device]:
-    """The largest number of local devices that can share batches of this size evenly."""
+    """All devices of all processes; of a single process, as many as can share batches of this size evenly."""
+    if jax.process_count() > 1:  # every process has to have its part
+        return jax.devices()
     devices = jax.local_devices()
     return devices[: max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)]
 

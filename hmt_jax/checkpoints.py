@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _disk, _locks, training
+from hmt_jax import _batches, _disk, _locks, _processes, training
 from hmt_jax._misc import differences, warn
 from hmt_jax._paths import expand, reason
 from hmt_jax.attacks import Attack
@@ -62,7 +62,8 @@ class Checkpoints:
 
         self._ocp = ocp
         self.directory = directory = pathlib.Path(expand("path", path)).absolute()
-        self.damaged: dict[int, pathlib.Path] = _set_damaged_aside(directory)
+        damaged = _processes.once(lambda: _set_damaged_aside(directory))
+        self.damaged: dict[int, pathlib.Path] = {int(epoch): directory / name for epoch, name in damaged.items()}
         best = preservation_policy.BestN(n=1, get_metric_fn=_score)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(n=2), best]),
@@ -133,7 +134,9 @@ class Checkpoints:
                 "that there is space and that the folder can be written, and go on from the previous checkpoint"
             ) from error
         step = self.directory / str(epoch)
-        _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode())
+        _processes.once(
+            lambda: _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode()),
+        )
 
     def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
         """The state of a checkpoint, in the structure of the given one, and the history saved with it.
@@ -255,7 +258,9 @@ def train(
     state = training.start(classifier, recipe, len(pixels))
     directory = pathlib.Path(expand("path", path))
     directory.mkdir(parents=True, exist_ok=True)
-    with _locks.locked(directory), Checkpoints(directory) as kept:
+    with contextlib.ExitStack() as stack:
+        _processes.once(lambda: stack.enter_context(_locks.locked(directory)))
+        kept = stack.enter_context(Checkpoints(directory))
         for epoch, damaged in kept.damaged.items():
             last = kept.last_epoch
             further = "starts over" if last is None else f"goes on from the checkpoint of epoch {last}"
@@ -279,7 +284,8 @@ def train(
                 }
             )
             if on_epoch is not None:
-                on_epoch(classifier, history)
+                with _processes.alike():
+                    on_epoch(classifier, history)
             kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
 
         options: Any = {"attack": attack, "devices": devices, "state": state, "on_epoch": keep}
@@ -313,8 +319,8 @@ def _of_run(kept: Checkpoints, run, like, epoch) -> tuple[TrainState, list[dict[
     return state, found["epochs"]
 
 
-def _set_damaged_aside(directory) -> dict[int, pathlib.Path]:
-    """The new folders of damaged checkpoints, keyed by epoch, after renaming those that do not match their checksums.
+def _set_damaged_aside(directory) -> dict[str, str]:
+    """The new names of damaged checkpoints by their old ones, after renaming those that do not match their checksums.
 
     A checkpoint without checksums stays: its process was killed before it wrote them.
     """
@@ -323,7 +329,8 @@ def _set_damaged_aside(directory) -> dict[int, pathlib.Path]:
         if step.name.isdigit() and (step / _CHECKSUMS).exists() and not _is_whole(step):
             names = (f"damaged-{step.name}" + f"-{n}" * (n > 1) for n in itertools.count(1))
             free = next(name for name in names if not (directory / name).exists())
-            damaged[int(step.name)] = step.rename(directory / free)
+            step.rename(directory / free)
+            damaged[step.name] = free
     return damaged
 
 

@@ -54,7 +54,7 @@ class Loader:
     @property
     def num_samples(self) -> int:
         """Samples in an epoch, over all processes."""
-        return len(self.source) - len(self.source) % self.process_count
+        return len(self.source)
 
     def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of an epoch: images (B, height, width, channels) as the source has them, labels (B,) int32.
@@ -77,8 +77,12 @@ class Loader:
             # Grain itself adds the epoch's number to the seed, so that two seeds would share orders.
             (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
             samples = samples.shuffle(seed=int(seed))
-        share = samples[self.process_index : self.num_samples : self.process_count]
-        batches = share.batch(self.batch_size // self.process_count, batch_fn=_stack)
+        size = self.batch_size // self.process_count
+        if self.process_count > 1:
+            is_here = np.arange(self.num_samples) % self.batch_size // size == self.process_index
+            places, whole = np.flatnonzero(is_here), samples
+            samples = grain.MapDataset.range(len(places)).map(lambda i: whole[int(places[i])])
+        batches = samples.batch(size, batch_fn=_stack)
         # Threads read whole batches, because handing over a single small sample costs Grain more than reading it. With
         # two batches each, a thread need not wait until its finished batch is fetched.
         options = grain.ReadOptions(num_threads=self.num_workers, prefetch_buffer_size=2 * self.num_workers)
@@ -88,9 +92,9 @@ class Loader:
 def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int = 0, shuffle: bool = True) -> Loader:
     """Batches of a source that need not fit into memory, such as an `image_folder`.
 
-    If JAX runs in several processes, each reads its own share of every batch, and all shares have the same size. If the
-    number of samples is not divisible by the number of processes, the remainder at the end of an epoch's order is left
-    out of that epoch. All other samples are in it once; the last batch may be smaller.
+    Each sample is in an epoch once; the last batch may be smaller. If JAX runs in several processes, each reads its own
+    rows of every batch, and all shares of a batch have the same size. Those of a smaller last batch may differ, and a
+    process that has none of it gets one batch fewer: in loops of your own, leave it out.
 
     Args:
       source: samples (image, label) by number, for example a list of them. Images (height, width, channels) have one
@@ -105,8 +109,8 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
       A `Loader`, whose `epoch(number)` iterates over the batches of an epoch.
 
     Raises:
-      ValueError: if the source has fewer samples than there are processes, or other samples than (image, label); if
-        batch_size is not divisible by the number of processes; or if a number is out of range.
+      ValueError: if the source has no samples, fewer than several processes need to fill a batch, or other samples than
+        (image, label); if batch_size is not divisible by the number of processes; or if a number is out of range.
       ModuleNotFoundError: if Grain is missing.
 
     >>> source = [(np.zeros((8, 8, 3), np.uint8), label) for label in range(5)]
@@ -131,9 +135,10 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
             f"batch_size must be divisible by the number of processes, got {batch_size} and {process_count}: take "
             f"{-(-batch_size // process_count) * process_count}"
         )
-    if len(source) < process_count:
+    if len(source) < (batch_size if process_count > 1 else 1):
         raise ValueError(
-            f"source must have a sample for every process, got {len(source)} for {process_count}: pass more samples"
+            "source must have a sample, and fill a batch if several processes share it, got "
+            f"{len(source)} samples for batch_size {batch_size} and {process_count} processes: pass more samples"
         )
     _check_sample(source[0])
     return Loader(source, batch_size, seed, num_workers, shuffle, jax.process_index(), process_count)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _checks, _devices, _programs
+from hmt_jax import _batches, _checks, _devices, _processes, _programs
 from hmt_jax._images import as_floats
 from hmt_jax.classifiers import Classifier, as_pytree, logits_of
 from hmt_jax.data import prefetch
@@ -29,7 +29,8 @@ def evaluate(
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       batch_size: number of samples evaluated together, over all devices.
-      devices: where to compute; all local devices if not given.
+      devices: where to compute; all devices if not given. If these are of several processes, each calls this function,
+        with the same arguments.
 
     Returns:
       A `Metrics` with the mean loss and the accuracy.
@@ -44,14 +45,16 @@ def evaluate(
     True
     """
     pixels, targets = _batches.check_samples(images, labels)
-    mesh = _devices.mesh(devices, AXIS)
-    pytree = jax.device_put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
+    mesh = _devices.mesh(jax.devices() if devices is None else devices, AXIS)
+    _processes.check(mesh)
+    pytree = _processes.put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     _batches.check_batch_size(batch_size)
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
+    batches = _batches.slices(pixels, targets, batch_size, _processes.rows(mesh, batch_size))
     sums: list[Any] = []
     with _programs.of_call(pytree):
-        for batch in prefetch(_batches.slices(pixels, targets, batch_size), sharding):
+        for batch in prefetch(batches, sharding):
             *found, num_classes = _evaluate_batch(pytree, batch)
             if not sums:
                 _checks.check_are_classes(targets, int(num_classes))

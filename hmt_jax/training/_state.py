@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from hmt_jax import _processes
 from hmt_jax.training._recipe import Recipe, make_optimizer, steps_per_epoch
 
 # Random streams get new keys in every step, and the values that a module sows are only for observers.
@@ -63,7 +64,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
 
 
 def classifier_of(state: TrainState) -> Any:
-    """The classifier at a state of training, in evaluation mode.
+    """The classifier at a state of training, in evaluation mode; in several processes, on a device of this one.
 
     Args:
       state: the state; it is not changed.
@@ -74,7 +75,7 @@ def classifier_of(state: TrainState) -> Any:
     (1, 2)
     """
     # A copy, because modules update their variables in place.
-    return nnx.merge(state.structure, state.parameters, state.variables, copy=True)
+    return nnx.merge(state.structure, *_processes.local((state.parameters, state.variables)), copy=True)
 
 
 def check_is_module(classifier):

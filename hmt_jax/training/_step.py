@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hmt_jax import _batches, _programs
+from hmt_jax import _batches, _processes, _programs
 from hmt_jax._images import as_floats
 from hmt_jax.attacks import perturb
 from hmt_jax.attacks._evaluate import as_argument
@@ -180,4 +180,4 @@ def let_finish(arrays, mesh) -> None:
 def zero_sums(mesh) -> Sums:
     """Zeros on all devices of the mesh, like the sums of a step: elsewhere, steps would be compiled twice."""
     zeros = Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(NEVER, jnp.int32))
-    return jax.device_put(zeros, NamedSharding(mesh, PartitionSpec()))
+    return _processes.put(zeros, NamedSharding(mesh, PartitionSpec()))

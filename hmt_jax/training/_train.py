@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from hmt_jax import _batches, _checks, _devices, _programs
+from hmt_jax import _batches, _checks, _devices, _processes, _programs
 from hmt_jax._checks import check_key
 from hmt_jax._images import check_range
 from hmt_jax.attacks import Attack
@@ -32,33 +32,10 @@ from hmt_jax.training._step import (
     train_step_at,
     zero_sums,
 )
+from hmt_jax.training._stream import Stream, batches_of, check_can_share
 
 #: The class of the module that is trained: training returns a module of the class that it is passed.
 Module = TypeVar("Module", bound=nnx.Module)
-
-
-class Stream(Protocol):
-    """A source of batches on the host, such as `hmt_jax.data.loader` returns.
-
-    An epoch yields every sample once, in batches (images (B, height, width, channels), labels (B,)) of NumPy arrays, in
-    an order that depends only on the number of the epoch. B is `batch_size`, except that the last batch may be smaller.
-
-    Attributes:
-      num_samples: number of samples in an epoch.
-      batch_size: number of samples in a batch.
-
-    >>> from hmt_jax import data
-    >>> stream: Stream = data.loader([(np.zeros((2, 2, 1), np.uint8), 0)] * 5, batch_size=2)
-    >>> stream.num_samples, [len(images) for images, labels in stream.epoch(0)]
-    (5, [2, 2, 1])
-    """
-
-    num_samples: int
-    batch_size: int
-
-    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of an epoch. Epochs are counted from 0."""
-        ...
 
 
 def train(
@@ -89,13 +66,14 @@ def train(
         perturbed images.
       state: a state to continue from, after any epoch of training with the same arguments. The result is the same as
         without the interruption. The steps may take over the buffers of the state: pass a copy if you need it later.
-      devices: where to train; if not given, as many local devices as can share a batch evenly.
+      devices: where to train; if not given, as many devices as can share a batch evenly, or all of them if they are of
+        several processes. These all call this function with the same arguments.
       on_epoch: called after every epoch with its number, counted from 0, the state, and the metrics of the epoch's
         training batches, each evaluated before its step. The buffers of the state live until the next step: copy
         anything that you want to keep.
 
     Returns:
-      The trained classifier, in evaluation mode.
+      The trained classifier, in evaluation mode, on the first of the devices; each process has it on one of its own.
 
     Raises:
       ValueError: if there are no images or not as many labels; for labels that are not below L; an attack that does not
@@ -124,8 +102,8 @@ def train(
     pixels, targets = _batches.check_samples(images, labels)
     _checks.check_are_classes(targets, count_classes(classifier, pixels))
     check_range(pixels, attack)
-    mesh = _devices.mesh(_devices.sharing(recipe.batch_size) if devices is None else devices, AXIS)
-    samples = jax.device_put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
+    mesh = _mesh(recipe, devices)
+    samples = _processes.put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     with _programs.of_call(*functions):
         return _train(
@@ -157,16 +135,17 @@ def train_on_stream(
     Args:
       classifier, recipe, attack, state, devices, on_epoch: as in `train`. The recipe and the stream must have the same
         batch size.
-      stream: the batches, for example `hmt_jax.data.loader(...)`.
+      stream: the batches, for example `hmt_jax.data.loader(...)`. If the devices are of several processes, each passes
+        a stream of its own share, as `Stream` says, and what one stream raises is raised in all processes.
       key: random key of attacks, dropout and augmentation. The stream decides the order of the samples.
 
     Returns:
       The trained classifier, in evaluation mode. The classifier that is passed is not changed.
 
     Raises:
-      ValueError: for a batch size that differs from the stream's, or that the devices can't share; a stream of several
-        processes; images, labels and states as in `train`; or an epoch that does not yield `num_samples` samples in
-        batches of that size.
+      ValueError: for a batch size that differs from the stream's, or that the devices can't share; images, labels and
+        states as in `train`; or an epoch that does not yield `num_samples` samples in batches of that size, or in a
+        process not its share of them.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or `on_epoch` is of the
         wrong kind.
@@ -192,25 +171,33 @@ def train_on_stream(
         raise ValueError(
             f"the stream's batch_size is {stream.batch_size} and the recipe's {recipe.batch_size}: make them equal"
         )
-    if (process_count := getattr(stream, "process_count", 1)) > 1:
-        raise ValueError(
-            f"the stream shares its batches between {process_count} processes, and training is on the devices "
-            "of one: make it with process_count=1"
-        )
-    mesh = _devices.mesh(_devices.sharing(recipe.batch_size) if devices is None else devices, AXIS)
+    mesh = _mesh(recipe, devices)
+    check_can_share(stream, mesh)
     num_classes = functools.partial(count_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, Sums]:
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
         sums = zero_sums(mesh)
-        for batch in prefetch(_batches.fill(_checked(stream, epoch, attack, num_classes), recipe.batch_size), sharding):
+        for batch in prefetch(batches_of(stream, epoch, mesh, attack, num_classes), sharding):
             state, sums = train_step(recipe, stream.num_samples, functions, state, sums, batch, step_key)
             let_finish(sums, mesh)
         return state, sums
 
     with _programs.of_call(*functions):
         return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
+
+
+def _mesh(recipe, devices):
+    """The devices that share each batch, in their order."""
+    mesh = _devices.mesh(_devices.sharing(recipe.batch_size) if devices is None else devices, AXIS)
+    _processes.check(mesh)
+    if recipe.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
+            "pass fewer devices"
+        )
+    return mesh
 
 
 def _check_kinds(classifier, recipe, key, on_epoch):
@@ -224,11 +211,6 @@ def _check_kinds(classifier, recipe, key, on_epoch):
 
 def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     """The classifier after the remaining epochs. `run_epoch` maps a state and an epoch to the next state and sums."""
-    if recipe.batch_size % mesh.size:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is not divisible by the number of devices, {mesh.size}: change it, or "
-            "pass fewer devices"
-        )
     if recipe.num_epochs * steps_per_epoch(recipe, num_samples) == 1:
         warnings.warn(
             f"{num_samples} samples in batches of {recipe.batch_size} make one step in all, whose learning rate is 0: "
@@ -239,7 +221,7 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
         state = start(classifier, recipe, num_samples)
     else:
         check_state(state, classifier, recipe, num_samples)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    state = _processes.put(state, NamedSharding(mesh, PartitionSpec()))
     for epoch in range(int(state.num_steps) // steps_per_epoch(recipe, num_samples), recipe.num_epochs):
         state, sums = run_epoch(state, epoch)
         if (bad_step := int(sums.first_bad_step)) != NEVER:
@@ -249,31 +231,10 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
                 "numbers that are no class"
             )
         if on_epoch is not None:
-            on_epoch(epoch, state, Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples))
-    return classifier_of(jax.device_put(state, mesh.devices.flat[0]))
-
-
-def _checked(stream, epoch, attack, num_classes_for):
-    """The batches of an epoch, each checked as `train` checks its samples."""
-    num_samples = 0
-    for images, labels in stream.epoch(epoch):
-        images, labels = _batches.check_samples(images, labels)
-        if num_samples % stream.batch_size or len(images) > stream.batch_size:
-            raise ValueError(
-                f"the stream's batch_size is {stream.batch_size}, but a batch of epoch {epoch} has another number "
-                "of samples: fill every batch, except the last one, which may have fewer"
-            )
-        if not num_samples:
-            num_classes = num_classes_for(images)
-            check_range(images, attack)
-        _checks.check_are_classes(labels, num_classes)
-        num_samples += len(images)
-        yield images, labels
-    if num_samples != stream.num_samples:
-        raise ValueError(
-            f"the stream yielded {num_samples} samples in epoch {epoch}, but its num_samples is {stream.num_samples}: "
-            "let every epoch yield each sample once"
-        )
+            metrics = Metrics(float(sums.loss) / num_samples, int(sums.num_correct) / num_samples)
+            with _processes.alike(mesh):
+                on_epoch(epoch, state, metrics)
+    return classifier_of(jax.tree.map(lambda leaf: leaf.addressable_data(0), state))
 
 
 def _host_epoch(recipe, mesh, functions, state, samples, key):
@@ -282,7 +243,7 @@ def _host_epoch(recipe, mesh, functions, state, samples, key):
     order_key, step_key = jax.random.split(key)
     num_samples, sums = len(samples[0]), zero_sums(mesh)
     for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
-        indices, is_counted = jax.device_put(rows, sharding)
+        indices, is_counted = _processes.put(rows, sharding)
         state, sums = train_step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key)
         let_finish(sums, mesh)
     return state, sums
