@@ -3,10 +3,10 @@
 Nothing here communicates if there is one process.
 """
 
-import builtins
 import contextlib
 import functools
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Item = TypeVar("Item")
+
+# The classes of errors that a process raises for another one; for all others, it raises a RuntimeError.
+_ERRORS = {kind.__name__: kind for kind in (FloatingPointError, OSError, RuntimeError, TypeError, ValueError)}
 
 
 def count(mesh: Mesh) -> int:
@@ -48,6 +51,13 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: leaf[index]), local(tree)
     )
+
+
+def everywhere(tree: Any) -> Any:
+    """The arrays of a tree on all devices, as several processes keep them together; unchanged if there is only one."""
+    if jax.process_count() == 1:
+        return tree
+    return put(tree, NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec()))
 
 
 def local(tree: Any) -> Any:
@@ -92,12 +102,19 @@ def alike(mesh: Mesh | None = None) -> Iterator[None]:
     except Exception as caught:
         error = caught
     if gather(np.int32(error is not None)).any():
-        found = _texts("" if error is None else json.dumps([type(error).__name__, str(error)]))
+        found = _texts("" if error is None else json.dumps(_described(error)))
         if error is not None:
             raise error
         name, message = json.loads(next(filter(None, found)))
-        kind = getattr(builtins, name, RuntimeError)
-        raise (kind if issubclass(kind, Exception) else RuntimeError)(message)
+        raise _ERRORS[name](message)
+
+
+def _described(error):
+    """The name in `_ERRORS` and the message with which other processes raise an error."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _ERRORS:
+            return kind.__name__, str(error)
+    return "RuntimeError", f"{type(error).__name__}: {error}"
 
 
 def each_alike(items: Iterable[Item], mesh: Mesh) -> Iterator[Item]:
@@ -120,6 +137,28 @@ def once(function: Callable[[], Any]) -> Any:
         if jax.process_index() == 0:
             found = function()
     return json.loads(_texts(json.dumps(found))[0])
+
+
+def check_same(mesh: Mesh, **arguments: Any) -> None:
+    """Raises ValueError in all processes of a mesh unless they have passed the same trees of arrays."""
+    if count(mesh) == 1:
+        return
+    sums = gather(np.array([_checksum(argument) for argument in arguments.values()], np.uint32))
+    differing = [name for name, found in zip(arguments, sums.T, strict=True) if len(set(found)) > 1]
+    if differing:
+        raise ValueError(
+            f"{', '.join(differing)} differ between the {count(mesh)} processes: pass the same in each, for example "
+            "made from the same seed"
+        )
+
+
+def _checksum(tree):
+    checksum = 0
+    for leaf in jax.tree.leaves(local(tree)):
+        is_key = jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
+    return checksum
 
 
 def _texts(text):

@@ -62,6 +62,7 @@ class Checkpoints:
 
         self._ocp = ocp
         self.directory = directory = pathlib.Path(expand("path", path)).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
         damaged = _processes.once(lambda: _set_damaged_aside(directory))
         self.damaged: dict[int, pathlib.Path] = {int(epoch): directory / name for epoch, name in damaged.items()}
         best = preservation_policy.BestN(n=1, get_metric_fn=_score)
@@ -70,6 +71,11 @@ class Checkpoints:
             best_fn=_score,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
+            # Named, they wait for each other on their hosts and with a limit, not on their devices and for ever.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes=set(range(jax.process_count()))
+            ),
+            create=False,
         )
         try:
             self._manager = ocp.CheckpointManager(
@@ -123,20 +129,21 @@ class Checkpoints:
         if math.isnan(score):
             raise ValueError(f"score must be a number, the highest of which is the best, got {score}")
         items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(_arrays(state)), history=self._ocp.args.JsonSave({"history": history})
+            state=self._ocp.args.StandardSave(_arrays(_processes.everywhere(state))),
+            history=self._ocp.args.JsonSave({"history": history}),
         )
-        try:
-            self._manager.save(epoch, args=items, metrics={"score": score})
-            self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
-            raise OSError(
-                f"the checkpoint of epoch {epoch} can't be written into {self.directory} ({reason(error)}): make sure "
-                "that there is space and that the folder can be written, and go on from the previous checkpoint"
-            ) from error
+        with _processes.alike():
+            try:
+                self._manager.save(epoch, args=items, metrics={"score": score})
+                self._manager.wait_until_finished()
+            except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
+                raise OSError(
+                    f"the checkpoint of epoch {epoch} can't be written into {self.directory} ({reason(error)}): make "
+                    "sure that there is space and that the folder can be written, and go on from the previous "
+                    "checkpoint"
+                ) from error
         step = self.directory / str(epoch)
-        _processes.once(
-            lambda: _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode()),
-        )
+        _processes.once(lambda: _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode()))
 
     def restore(self, like: TrainState, epoch: int | None = None) -> tuple[TrainState, Any]:
         """The state of a checkpoint, in the structure of the given one, and the history saved with it.

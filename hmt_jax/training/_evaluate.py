@@ -44,12 +44,14 @@ def evaluate(
     >>> evaluate(classifier, jnp.eye(3, 4).reshape(3, 2, 2, 1), [0, 1, 1]).accuracy == 2 / 3
     True
     """
-    pixels, targets = _batches.check_samples(images, labels)
     mesh = _devices.mesh(jax.devices() if devices is None else devices, AXIS)
     _processes.check(mesh)
-    pytree = _processes.put(as_pytree(classifier), NamedSharding(mesh, PartitionSpec()))
+    with _processes.alike(mesh):
+        pixels, targets = _batches.check_samples(images, labels)
+        pytree = as_pytree(classifier)
+        _batches.check_batch_size(batch_size)
+    pytree = _processes.put(pytree, NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    _batches.check_batch_size(batch_size)
     batch_size = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
     batches = _batches.slices(pixels, targets, batch_size, _processes.rows(mesh, batch_size))
     sums: list[Any] = []
@@ -57,7 +59,8 @@ def evaluate(
         for batch in prefetch(batches, sharding):
             *found, num_classes = _evaluate_batch(pytree, batch)
             if not sums:
-                _checks.check_are_classes(targets, int(num_classes))
+                with _processes.alike(mesh):
+                    _checks.check_are_classes(targets, int(num_classes))
             sums.append(found)
             let_finish(found, mesh)
     loss = sum(float(loss) for loss, _ in sums)

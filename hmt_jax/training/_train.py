@@ -99,10 +99,12 @@ def train(
     """
     _check_kinds(classifier, recipe, key, on_epoch)
     recipe, functions = functions_of(recipe, attack)
-    pixels, targets = _batches.check_samples(images, labels)
-    _checks.check_are_classes(targets, count_classes(classifier, pixels))
-    check_range(pixels, attack)
     mesh = _mesh(recipe, devices)
+    with _processes.alike(mesh):
+        pixels, targets = _batches.check_samples(images, labels)
+        _checks.check_are_classes(targets, count_classes(classifier, pixels))
+        check_range(pixels, attack)
+    _processes.check_same(mesh, images=pixels, labels=targets, key=key)
     samples = _processes.put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
     run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
     with _programs.of_call(*functions):
@@ -173,6 +175,7 @@ def train_on_stream(
         )
     mesh = _mesh(recipe, devices)
     check_can_share(stream, mesh)
+    _processes.check_same(mesh, key=key)
     num_classes = functools.partial(count_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -217,10 +220,12 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
             "lower batch_size, or train for more epochs",
             stacklevel=3,
         )
-    if state is None:
-        state = start(classifier, recipe, num_samples)
-    else:
-        check_state(state, classifier, recipe, num_samples)
+    with _processes.alike(mesh):
+        if state is None:
+            state = start(classifier, recipe, num_samples)
+        else:
+            check_state(state, classifier, recipe, num_samples)
+    _processes.check_same(mesh, state=state)
     state = _processes.put(state, NamedSharding(mesh, PartitionSpec()))
     for epoch in range(int(state.num_steps) // steps_per_epoch(recipe, num_samples), recipe.num_epochs):
         state, sums = run_epoch(state, epoch)
