@@ -94,7 +94,8 @@ def loader(source: Source, *, batch_size: int, seed: int = 0, num_workers: int =
 
     Each sample is in an epoch once; the last batch may be smaller. If JAX runs in several processes, each reads its own
     rows of every batch, and all shares of a batch have the same size. Those of a smaller last batch may differ, and a
-    process that has none of it gets one batch fewer: in loops of your own, leave it out.
+    process that has none of it gets one batch fewer. In loops of your own, take only the
+    `num_samples // batch_size` whole batches then.
 
     Args:
       source: samples (image, label) by number, for example a list of them. Images (height, width, channels) have one
