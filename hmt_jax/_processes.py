@@ -88,7 +88,9 @@ def _among_processes():
 
 @contextlib.contextmanager
 def alike(mesh: Mesh | None = None) -> Iterator[None]:
-    """A block whose error in one process is raised in all, so that none waits for another. Nothing in it communicates.
+    """A block whose error in one process is raised in all, so that none waits for another in vain.
+
+    What communicates within the block has to fail in all processes by itself.
 
     Args:
       mesh: the devices whose processes run the block; those of all processes if not given.

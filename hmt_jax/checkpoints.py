@@ -37,6 +37,9 @@ class Checkpoints:
     checksums of its files, in `files.sha256`. When the folder is opened, a checkpoint whose files do not match their
     checksums is renamed as damaged, and training can resume from the one before it.
 
+    If JAX runs in several processes, each of them makes the same calls, with a folder on a drive that they share. What
+    one can't read or write is then raised in all, in those that wait for it after some minutes.
+
     Attributes:
       directory: the folder, as an absolute path.
       damaged: the new folders of checkpoints that were found damaged when the folder was opened, keyed by epoch.
@@ -113,7 +116,7 @@ class Checkpoints:
 
         Args:
           epoch: number of the epoch; must be greater than `last_epoch`.
-          state: the state to save.
+          state: the state to save, which every process has all of.
           score: the score of the state.
           history: any value that JSON can hold.
 
@@ -178,15 +181,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, epoch):
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:  # such as a device out of memory: the checkpoint is sound
-            raise
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise ValueError(
-                f"the checkpoint {self.directory / str(epoch)} can't be read ({reason(error)}): move it "
-                "away, to go on from the one before it"
-            ) from error
+        with _processes.alike():
+            try:
+                yield
+            except jax.errors.JaxRuntimeError:  # such as a device out of memory: the checkpoint is sound
+                raise
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                raise ValueError(
+                    f"the checkpoint {self.directory / str(epoch)} can't be read ({reason(error)}): move it "
+                    "away, to go on from the one before it"
+                ) from error
 
 
 class Trained(NamedTuple, Generic[Module]):
@@ -226,7 +230,9 @@ def train(
 ) -> Trained[Module]:
     """A training that keeps a checkpoint of every epoch in a folder, and resumes there when it is called again.
 
-    The result is the same as without the interruption.
+    The result is the same as without the interruption. If JAX runs in several processes, each calls this function with
+    the same arguments, and the folder is on a drive that they share. It may be called again in another number of
+    processes: with as many devices in all, the result is the same.
 
     Args:
       path: the folder; made if it does not exist.
@@ -235,8 +241,8 @@ def train(
       test_labels: (M,) their labels.
       run: what tells this training from others, such as the seed and the name of the data, fit for JSON. A checkpoint
         of another training is refused.
-      on_epoch: called after every epoch with the classifier and the history so far, before they are kept. The
-        classifier's buffers live until the next step: copy anything that you want to keep.
+      on_epoch: called after every epoch, in every process, with the classifier and the history so far, before they are
+        kept. The classifier's buffers live until the next step: copy anything that you want to keep.
 
     Raises:
       ValueError: if the folder holds a checkpoint of another training, network or recipe, or one that can't be read, or

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -169,7 +170,24 @@ def die_at(moment, folder):
     return {}
 
 
+def save_on_a_full_disk(index, folder):
+    """What is raised if the first process can't write."""
+    from orbax.checkpoint._src.multihost import multihost
+
+    multihost._DEFAULT_BARRIER_TIMEOUT = 5  # seconds, for which the second process waits in vain
+    state, limits = training.start(Small(), RECIPE, 37), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoints.Checkpoints(folder / "checkpoints") as kept:
+        kept.save(0, state, score=0.5)
+        if index == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        error = error_of(lambda: kept.save(1, state, score=0.9))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return error
+
+
 def do(task, index, folder):
+    if task == "full disk":
+        return [], {"error": save_on_a_full_disk(index, folder)}
     if task == "stream":
         trained = train_on_stream(Small())
         evaluated = training.evaluate(trained, IMAGES, LABELS, batch_size=10)

@@ -5,7 +5,7 @@ import job
 import numpy as np
 import pytest
 
-from hmt_jax import training
+from hmt_jax import checkpoints, training
 
 TWO = jax.devices()[:2]
 # A sum of two parts in float32 has no order in which it could round differently; this is for compilers that reorder
@@ -81,3 +81,13 @@ def test_a_training_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_pa
         assert found["best"] == alone["best"]
         for ours, theirs in zip(found["history"], alone["history"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_is_told_by_both(tmp_path):
+    for _, found in job.finish("full disk", 2, tmp_path):
+        assert found["error"].startswith(f"OSError: the checkpoint of epoch 1 can't be written into {tmp_path}")
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as kept:
+        assert kept.last_epoch == 0
+        state = training.start(job.Small(), job.RECIPE, 37)
+        assert_close(job.arrays_of(training.classifier_of(kept.restore(state)[0])), job.arrays_of(job.Small()))
