@@ -10,10 +10,8 @@ import argparse
 import math
 
 import jax
-import numpy as np
 
 from experiments import tables
-from experiments.benchmarks.timing import timed
 from experiments.benchmarks.workloads import PLANS, Workload
 from hmt_jax import solvers
 
