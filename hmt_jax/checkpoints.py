@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _disk, _locks, _processes, training
@@ -239,8 +241,8 @@ def train(
       classifier, images, labels, recipe, key, attack, devices: as in `hmt_jax.training.train`.
       test_images: (M, height, width, channels), on which the network is evaluated after every epoch.
       test_labels: (M,) their labels.
-      run: what tells this training from others, such as the seed and the name of the data, fit for JSON. A checkpoint
-        of another training is refused.
+      run: what else tells this training from others, such as the seed, fit for JSON. A checkpoint of another training
+        or of other samples is refused.
       on_epoch: called after every epoch, in every process, with the classifier and the history so far, before they are
         kept. The classifier's buffers live until the next step: copy anything that you want to keep.
 
@@ -266,6 +268,7 @@ def train(
     [0, 1, 2]
     """
     described = json.loads(json.dumps(dict(run or {})))  # tuples as lists, as they will be read
+    described["samples"] = _hash_of(images, labels, test_images, test_labels)
     history: list[dict[str, Any]] = []
     pixels, targets = _batches.check_samples(images, labels)
     state = training.start(classifier, recipe, len(pixels))
@@ -330,6 +333,15 @@ def _of_run(kept: Checkpoints, run, like, epoch) -> tuple[TrainState, list[dict[
             "an empty folder"
         )
     return state, found["epochs"]
+
+
+def _hash_of(*arrays: ArrayLike) -> str:
+    """A text that differs for other arrays."""
+    found = hashlib.sha256()
+    for array in map(np.ascontiguousarray, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
 
 
 def _set_damaged_aside(directory) -> dict[str, str]:

@@ -302,11 +302,11 @@ IMAGES, LABELS = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.
 SHORT = training.Recipe(num_epochs=3, batch_size=4)
 
 
-def train_in(path, *, on_epoch=None, **run):
+def train_in(path, *, images=IMAGES, on_epoch=None, **run):
     classifier = models.create("logistic", jax.random.key(0), image_shape=(8, 8, 1), num_classes=3)
     tested = {"test_images": IMAGES[:5], "test_labels": LABELS[:5]}
     options = {**tested, "run": run, "on_epoch": on_epoch}
-    return checkpoints.train(path, classifier, IMAGES, LABELS, SHORT, jax.random.key(1), **options)
+    return checkpoints.train(path, classifier, images, LABELS, SHORT, jax.random.key(1), **options)
 
 
 def stop_after(number):
@@ -368,6 +368,16 @@ def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(tmp_path):
         ValueError, match=rf"^{tmp_path}/5 is the checkpoint of epoch 2 under another name: rename it to 2"
     ):
         train_in(tmp_path)
+
+
+def test_samples_that_have_changed_are_refused(tmp_path):
+    train_in(tmp_path)
+    changed = np.asarray(IMAGES).copy()
+    changed[-1, 0, 0, 0] += 1e-3
+    digits = "'[0-9a-f]{16}'"
+    with pytest.raises(ValueError, match=rf" belongs to another run \(samples is {digits} there, {digits} here\): put"):
+        train_in(tmp_path, images=changed)
+    train_in(tmp_path, images=np.asfortranarray(IMAGES))  # in another order in memory, they are the same
 
 
 def test_training_goes_on_before_a_damaged_checkpoint(tmp_path):

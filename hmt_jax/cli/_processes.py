@@ -53,6 +53,7 @@ def _meet(given: dict[str, Any]) -> None:
     """Starts JAX's coordinator in process 0, and waits until all processes are there."""
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM from ending the process
     met: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def work() -> None:

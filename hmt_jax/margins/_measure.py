@@ -41,8 +41,9 @@ def measure_margins(
     unless its option `jax_enable_x64` is set.
 
     The number of pairs and the number of images at a time are chosen to fit a memory budget. On CPU, it is 2 GiB beside
-    the classifier and the result, or more if a single pair needs more. On accelerators, it is all memory that JAX may
-    use. If memory runs out nevertheless, the number of pairs is halved, with a warning.
+    the classifier and the result, at most a quarter of the memory that the process may use, or more if a single pair
+    needs more. On accelerators, it is all memory that JAX may use. If memory runs out nevertheless, the number of pairs
+    is halved, with a warning.
 
     Args:
       classifier: callable pytree from images (N, height, width, channels) in [0, 1] to logits (N, L): a Flax module,

@@ -100,6 +100,19 @@ def test_a_process_that_dies_costs_its_chunk_in_flight(killed, launch, tmp_path)
     assert contents(path) == contents(tmp_path / "alone.zarr")
 
 
+@pytest.mark.slow
+def test_sigterm_ends_processes_that_have_met_as_it_ends_one(launch, tmp_path):
+    both = launch("m.zarr", 2)
+    for number, process in enumerate(both):
+        while not (tmp_path / "m.zarr" / "status" / "c" / "0" / str(number)).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        code, _, err = finished(process)
+        assert code == 75
+        assert err.startswith("\nstopped by SIGTERM: ")
+
+
 # In this process
 
 
