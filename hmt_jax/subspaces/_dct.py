@@ -17,17 +17,12 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class _Frequencies(Checked):
-    """Base class of windows and complements: two small matrix products per channel, with rolled DCT matrices."""
+    """Base class of windows and complements: two small matrix products per channel, with rows of DCT matrices."""
 
     num_axes: ClassVar[dict[str, int]] = {"corner": 1}
 
     size: int
     corner: jax.Array | np.ndarray
-
-    def _rolled_dct(self, axis: int, dtype) -> jax.Array:
-        """The DCT matrix of an image axis with the window's first frequency moved to row 0."""
-        matrix = jnp.asarray(dct_matrix(self.image_shape[axis]), dtype)
-        return jnp.roll(matrix, -self.corner[axis], axis=0)
 
 
 @pytree
@@ -45,7 +40,9 @@ class DCTWindow(_Frequencies):
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
 
     def _rows(self, axis, dtype):
-        return self._rolled_dct(axis, dtype)[: self.size]
+        # A slice, and not all of the rolled matrix, which each lane of a measurement would copy in every step.
+        matrix = jnp.asarray(dct_matrix(self.image_shape[axis]), dtype)
+        return jax.lax.dynamic_slice_in_dim(matrix, self.corner[axis], self.size)
 
     def _project(self, image: jax.Array) -> jax.Array:
         rows, columns = self._rows(0, image.dtype), self._rows(1, image.dtype)
@@ -71,6 +68,11 @@ class DCTWindowComplement(_Frequencies):
     corner: jax.Array | np.ndarray  # as in DCTWindow
     size: int = dataclasses.field(metadata=STATIC)
     image_shape: ImageShape = dataclasses.field(metadata=STATIC)
+
+    def _rolled_dct(self, axis: int, dtype) -> jax.Array:
+        """The DCT matrix of an image axis with the window's first frequency moved to row 0."""
+        matrix = jnp.asarray(dct_matrix(self.image_shape[axis]), dtype)
+        return jnp.roll(matrix, -self.corner[axis], axis=0)
 
     def _kept(self) -> np.ndarray:
         """Flat positions outside the window, in coefficients that are rolled so that the window is the first block."""
