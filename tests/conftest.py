@@ -27,6 +27,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="compare every network with PyTorch at two sizes in both precisions, which takes half an hour on 2 cores",
     )
+    parser.addoption(
+        "--examples",
+        type=int,
+        default=200,
+        help="random inputs of tests/test_hostile.py, and a tenth as many hostile ones; 10000 take ten minutes",
+    )
 
 
 def pytest_configure(config):

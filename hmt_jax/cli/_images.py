@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from hmt_jax import data
 from hmt_jax._extras import require
+from hmt_jax._npy import map_npy, read_npz
 from hmt_jax._paths import expand, reason, shown
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
 from hmt_jax.data._image_folder import SUFFIXES, entries_of, is_image, readable
@@ -88,16 +88,13 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
 def _array(path: str) -> np.ndarray:
     """The array of images in a file, without reading all of it if the format allows that."""
     with open(path, "rb") as file:
-        if file.read(4) not in (b"\x93NUM", b"PK\3\4", b"PK\5\6"):  # the last is that of an empty .npz
-            raise ValueError(
-                f"{shown(path)} is neither a .npy nor a .npz file: name such a file, or a folder of images"
-            )
+        first = file.read(4)
+    is_npy = first == b"\x93NUM"
+    if not is_npy and first not in (b"PK\3\4", b"PK\5\6"):  # the last is that of an empty .npz
+        raise ValueError(f"{shown(path)} is neither a .npy nor a .npz file: name such a file, or a folder of images")
     try:
-        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            with found as archive:
-                found = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        found: Any = map_npy(path) if is_npy else read_npz(path)
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{shown(path)} can't be read as an array of numbers ({reason(error).rstrip('.')}): write it with "
             "numpy.save, as uint8 or float32"

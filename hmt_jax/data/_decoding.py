@@ -16,10 +16,17 @@ _MOST_RESIZED_PIXELS = 2**25  # 134 MB in memory; a photograph resized for a net
 def decode(file: str | IO[bytes], mode: str) -> Any:
     """A Pillow image in the given mode, decoded from a file; transparency is dropped if the mode has no channel for it.
 
+    Args:
+      file: the path of a file, or an open one. The checksums of PNG are compared only for a path: records of prepared
+        data sets have checksums of their own.
+      mode: as Pillow names it.
+
     Raises:
       Exception: of many classes, because Pillow passes on the errors of its decoders: OSError, SyntaxError, ValueError,
         struct.error and more. The message does not name the file: callers add that.
     """
+    if isinstance(file, str):
+        _verify(file)
     with _opened(file) as image:
         if image.mode == "P" and "transparency" in image.info:
             return image.convert("RGBA").convert(mode)  # in one step, Pillow warns
@@ -34,6 +41,13 @@ def size_and_mode(file: str) -> tuple[tuple[int, int], str]:
     """
     with _opened(file) as image:
         return image.size, image.mode
+
+
+def _verify(file: str) -> None:
+    """Compares the checksums of a PNG file, which Pillow does not do for pixels when it decodes them."""
+    with _opened(file) as image:
+        if image.format == "PNG":
+            image.verify()
 
 
 @contextlib.contextmanager

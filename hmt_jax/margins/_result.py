@@ -3,26 +3,19 @@
 import dataclasses
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hmt_jax import _disk, _paths, _tables, lanes
+from hmt_jax import _disk, _npy, _paths, _tables, lanes
 from hmt_jax._extras import require
 from hmt_jax.solvers import Status
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The errors of NumPy and of zipfile for files of other kinds, and for damaged ones.
-NOT_STORED = (
-    *(ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 _MOST_CHARACTERS = 110  # of the solver's settings in a line of text
 _ARRAYS = ("margin", "label", "adversarial_label", "num_steps", "status", "gap", "alignment")
 
@@ -288,16 +281,10 @@ class MarginResult:
           ValueError: if `save` did not write the file.
         """
         file = _paths.expand("path", path)
-        is_none = f"{_paths.shown(file)} is not a file of MarginResult.save"
         try:
-            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                stored = dict(arrays)
-        except NOT_STORED as error:
-            raise ValueError(f"{is_none}: {_paths.reason(error)}") from error
-        try:
-            return cls(**from_arrays(stored))
+            return cls(**from_arrays(_npy.read_npz(file)))
         except ValueError as error:
-            raise ValueError(f"{is_none}: {error}") from None
+            raise ValueError(f"{_paths.shown(file)} is not a file of MarginResult.save: {error}") from error
 
 
 def to_arrays(result: MarginResult) -> dict[str, np.ndarray]:

@@ -133,7 +133,8 @@ def load(file: str | os.PathLike) -> tuple[Normalized, dict[str, Any]]:
     for name in variables:
         if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
             raise ValueError(f"{name} of {file} holds {arrays[name].dtype}, and weights must be floating point")
-    _create.check_statistics(header["architecture"]["image_shape"], arrays["mean"], arrays["std"])
+    with readable(file):
+        _create.check_statistics(header["architecture"]["image_shape"], arrays["mean"], arrays["std"])
     state = nnx.from_flat_state([(p, v.replace(jnp.asarray(arrays[name]))) for name, (p, v) in variables.items()])
     classifier = _create.in_evaluation_mode(nnx.merge(graphdef, state), arrays["mean"], arrays["std"])
     return classifier, header

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hmt_jax._paths import expand
+from hmt_jax._npy import read_npz
+from hmt_jax._paths import expand, reason
 
 # The entry of the metadata of files that `save` writes.
 HEADER = "hmt_jax"
@@ -92,8 +93,8 @@ def read_state_dict(file: str | os.PathLike, name: str, num_bytes: int) -> Mappi
     if kind == _ZIP:
         kind = _kind_of_archive(file, path, name, num_bytes)
     if kind == _NPZ:
-        with readable(file), path.open("rb") as opened, np.load(opened) as arrays:
-            return dict(arrays)
+        with readable(file):
+            return read_npz(path)
     if kind == _PYTORCH:
         return _read_torch_file(file, path)
     raise ValueError(
@@ -191,7 +192,7 @@ def readable(file: str | os.PathLike) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {error}") from error
+        raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {reason(error)}") from error
 
 
 def _read_torch_file(file, path):

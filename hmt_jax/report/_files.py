@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hmt_jax import _disk, _paths
+from hmt_jax import _disk, _npy, _paths
 from hmt_jax.margins import MarginResult, MarginStore
-from hmt_jax.margins._result import NOT_STORED, from_arrays, to_arrays
+from hmt_jax.margins._result import from_arrays, to_arrays
 from hmt_jax.margins._store import UNKNOWN
 from hmt_jax.report._content import Claim, Measurement, Picture, Progress, plain
 
@@ -199,11 +199,10 @@ def load(path: str | os.PathLike[str]) -> list[Measurement]:
     """
     file = _paths.expand("path", path)
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            stored = dict(arrays)
+        stored = _npy.read_npz(file)
         described = json.loads(str(stored["measurements"]))
         return [_measurement(each, stored, f"{m}/") for m, each in enumerate(described)]
-    except NOT_STORED as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # of arrays that are not those of `save`
         reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else _paths.reason(error)
         raise ValueError(f"{_paths.shown(file)} is not a file of hmt_jax.report.save: {reason}") from error
 

@@ -1,0 +1,53 @@
+"""Arrays in NumPy's files, read so that damage is found: checksums are compared, and nothing is unpickled."""
+
+import errno
+import os
+import zipfile
+
+import numpy as np
+
+from hmt_jax._paths import reason
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an npz file, by name.
+
+    `np.load` would not compare the checksum of an array whose head says that it is shorter than it is.
+
+    Raises:
+      OSError: if the file can't be read; it names the file.
+      ValueError: if it is damaged or of another kind; it says what is wrong, but does not name the file.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return {name.removesuffix(".npy"): _read(archive, name) for name in archive.namelist()}
+        except OSError as error:
+            if error.errno not in (None, errno.EINVAL):  # those are of decompressors, and of offsets below 0
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+            raise ValueError(reason(error)) from error
+        except Exception as error:  # zipfile, decompressors and NumPy have no class in common
+            raise ValueError(reason(error)) from error
+
+
+def map_npy(path: str | os.PathLike) -> np.ndarray:
+    """The array of an npy file as a read-only memory map.
+
+    Raises:
+      OSError: if the file can't be read; it names the file.
+      ValueError: if it is damaged or of another kind; it says what is wrong, but does not name the file.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    except Exception as error:  # whatever NumPy raises for a head that it can't parse
+        raise ValueError(reason(error)) from error
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # at the end of a member, its checksum is compared
+            raise ValueError(f"{name} is longer than its head says")
+    return array
