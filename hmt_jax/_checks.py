@@ -12,6 +12,17 @@ import numpy as np
 ImageShape = tuple[int, int, int]
 
 _NUMBERS = (int, float, float | None)
+_MOST_CHARACTERS = 200  # of a value in a message
+
+
+def text_of(value: Any) -> str:
+    """A value as text for a message: in one line, and cut if it is long, as arrays are.
+
+    >>> text_of(np.zeros((2, 1)))
+    'array([[0.], [0.]])'
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."
 
 
 def as_numbers(settings: Any) -> None:
@@ -38,7 +49,7 @@ def number(argument: str, value: Any) -> int | float:
         item = np.asarray(value).item()
         if isinstance(item, int | float):
             return item
-    raise ValueError(f"{argument} must be a single number, known when compiling, got {value!r}")
+    raise ValueError(f"{argument} must be a single number, known when compiling, got {text_of(value)}")
 
 
 def integer(argument: str, value: Any, at_least: int | None = None) -> int:
@@ -50,7 +61,7 @@ def integer(argument: str, value: Any, at_least: int | None = None) -> int:
     try:
         whole = operator.index(value)
     except TypeError:
-        raise ValueError(f"{argument} must be a whole number, got {value!r}") from None
+        raise ValueError(f"{argument} must be a whole number, got {text_of(value)}") from None
     if at_least is not None and whole < at_least:
         raise ValueError(f"{argument} must be at least {at_least}, got {whole}")
     return whole
@@ -91,7 +102,7 @@ def check_key(key: Any) -> None:
     is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_typed and not (is_array and key.dtype == np.uint32 and key.ndim):
         seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
-        raise TypeError(f"key must be a random key, got {key!r}: make one with jax.random.key({seed})")
+        raise TypeError(f"key must be a random key, got {text_of(key)}: make one with jax.random.key({seed})")
     if key.ndim != (0 if is_typed else 1):
         raise ValueError(f"key must be one random key, got an array of them, {key.shape}: choose one, such as key[0]")
 
@@ -99,7 +110,7 @@ def check_key(key: Any) -> None:
 def check_callback(argument: str, function: Any, arguments: str) -> None:
     """Raises TypeError unless the function is None or callable."""
     if function is not None and not callable(function):
-        raise TypeError(f"{argument} must be a function of {arguments}, or None, got {function!r}")
+        raise TypeError(f"{argument} must be a function of {arguments}, or None, got {text_of(function)}")
 
 
 def check_floating(argument: str, images: Any) -> None:

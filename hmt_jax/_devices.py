@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hmt_jax._checks import text_of
+
 # XLA reports lack of memory under several codes: RESOURCE_EXHAUSTED on accelerators; on CPU also INTERNAL, if the
 # computation was started before its arguments were computed. Libraries of vendors and of C++ have their own words.
 _OUT_OF_MEMORY = re.compile(
@@ -27,7 +29,9 @@ def as_list(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
     """
     chosen: Any = jax.local_devices() if devices is None else devices
     if not isinstance(chosen, Iterable) or not all(isinstance(device, jax.Device) for device in chosen):
-        raise TypeError(f"devices must be a list of devices, such as jax.local_devices(), or None, got {devices!r}")
+        raise TypeError(
+            f"devices must be a list of devices, such as jax.local_devices(), or None, got {text_of(devices)}"
+        )
     devices = list(chosen)
     if len(set(devices)) < len(devices):
         raise ValueError(f"devices must be different, got {devices}: pass each one once")

@@ -22,11 +22,9 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         try:
             with zipfile.ZipFile(file) as archive:
                 return {name.removesuffix(".npy"): _read(archive, name) for name in archive.namelist()}
-        except OSError as error:
-            if error.errno not in (None, errno.EINVAL):  # those are of decompressors, and of offsets below 0
-                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-            raise ValueError(reason(error)) from error
         except Exception as error:  # zipfile, decompressors and NumPy have no class in common
+            if isinstance(error, OSError) and not is_damage(error):
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
             raise ValueError(reason(error)) from error
 
 
@@ -43,6 +41,11 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except Exception as error:  # whatever NumPy raises for a head that it can't parse
         raise ValueError(reason(error)) from error
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error is about what a file holds: a decompressor's, or that of an offset below 0 in an archive."""
+    return error.errno in (None, errno.EINVAL)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import os
 
+_MOST_CHARACTERS = 300  # of the message of another library
+
 PathLike = str | os.PathLike[str]
 
 
@@ -32,6 +34,11 @@ def shown(path: PathLike) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, printable; the name of the error's class if there is no message."""
+    """The first line of an error's message, printable, and cut if it is long; if it is empty, the error's class."""
     lines = str(error).strip().splitlines()
-    return shown(lines[0]) if lines else type(error).__name__
+    return short(shown(lines[0])) if lines else type(error).__name__
+
+
+def short(text: str) -> str:
+    """A text for a message, cut if it is long."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."

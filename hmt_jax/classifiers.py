@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from hmt_jax import _programs
 from hmt_jax._checks import as_array, check_image_shape
+from hmt_jax._paths import short
 from hmt_jax._programs import NewFunction
 from hmt_jax.solvers import Restriction
 from hmt_jax.subspaces import Subspace
@@ -283,7 +284,7 @@ def _reason_of(error) -> str:
     """The first line of an error's message, which Equinox splits into several strings in some errors."""
     is_in_parts = len(error.args) > 1 and all(isinstance(part, str) for part in error.args)
     text = "".join(error.args) if is_in_parts else str(error)
-    return text.strip().partition("\n")[0].rstrip(".")
+    return short(text.strip().partition("\n")[0].rstrip("."))
 
 
 def _remedy(classifier, images, error) -> str:

@@ -1,5 +1,6 @@
 """Options, a strict world for every test, and fixtures that several files use; functions are in helpers.py."""
 
+import faulthandler
 import gc
 import os
 import pathlib
@@ -13,6 +14,9 @@ from helpers import shared_folder
 
 import hmt_jax
 from hmt_jax import data, models
+
+# With everything that it compiles on a busy machine.
+_SECONDS_FOR_ONE_INPUT = 240
 
 
 def pytest_addoption(parser):
@@ -82,6 +86,22 @@ def x64():
     """Everything in a test that asks for it may be float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def num_examples(request) -> int:
+    """The number of random inputs."""
+    return request.config.getoption("--examples")
+
+
+@pytest.fixture
+def watch(request):
+    """A function that is called before each input. The process ends with the stacks of its threads if one hangs."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        stderr = os.dup(2)
+    yield lambda: faulthandler.dump_traceback_later(_SECONDS_FOR_ONE_INPUT, exit=True, file=stderr)
+    faulthandler.cancel_dump_traceback_later()
+    os.close(stderr)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,6 @@
 """The files that the library reads, each with a reader: for tests of what damaged and hostile files do."""
 
 import functools
-import gzip
-import io
-import os
-import struct
-import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +15,6 @@ from hmt_jax import data, models, report, subspaces, training
 from hmt_jax._images import Images
 from hmt_jax.checkpoints import Checkpoints
 from hmt_jax.cli import _images
-from hmt_jax.data import _archives
 
 SHAPE = (4, 4, 1)
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
@@ -34,14 +28,14 @@ class Reader(NamedTuple):
       read: what the library reads from that folder, as a tree of arrays.
       is_checked: whether checksums cover every number in the files.
       cost: how many times as long as the others one reading takes.
-      kinds: the classes of errors for a damaged file.
+      moves: whether the reader sets damaged files aside.
     """
 
     write: Callable[[Any], None]
     read: Callable[[Any], Any]
     is_checked: bool = False
     cost: int = 1
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError)
+    moves: bool = False
 
 
 def _measured(name, **options):
@@ -157,30 +151,6 @@ def _of_checkpoints(folder):
         return jax.tree.leaves(kept.restore(_state()))
 
 
-def _idx(array):
-    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
-    return gzip.compress(head + array.tobytes(), mtime=0)
-
-
-_MNIST = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-
-
-def _mnist(folder):
-    for name in _MNIST:
-        (folder / name).write_bytes(_idx(PIXELS[..., 0] if "images" in name else np.arange(3, dtype=np.uint8)))
-
-
-def _cifar10(folder):
-    records = np.random.default_rng(0).integers(0, 10, 3073, np.uint8).tobytes()
-    contents = {f"data_batch_{i}.bin": records for i in range(1, 6)}
-    contents |= {"test_batch.bin": records, "batches.meta.txt": b"plane\ncar\n"}
-    with tarfile.open(folder / "it.tar.gz", "w:gz") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 READERS = {
     "npy": Reader(lambda folder: np.save(folder / "it.npy", PIXELS), _measured("it.npy")),
     "npz": Reader(lambda folder: np.savez(folder / "it.npz", images=PIXELS), _measured("it.npz"), True),
@@ -206,5 +176,5 @@ READERS = {
     ),
     "measurements": Reader(_measurements, _of_measurements, True),
     "store": Reader(_store, lambda folder: _fields(hmt_jax.MarginStore.open(folder / "it.zarr").read()), True),
-    "checkpoints": Reader(_checkpoints, _of_checkpoints, True, cost=50),
+    "checkpoints": Reader(_checkpoints, _of_checkpoints, True, cost=50, moves=True),
 }

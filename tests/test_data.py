@@ -487,6 +487,22 @@ def test_a_damaged_description_is_named_with_the_remedy(prepared):
             assert "\n" not in str(caught.value)
 
 
+def test_every_damaged_byte_of_pixels_in_png_is_found(tmp_path):
+    """Pillow alone decodes most of them to other pixels."""
+    (tmp_path / "a").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a" / "it.png")
+    content = (tmp_path / "a" / "it.png").read_bytes()
+    source = data.image_folder(tmp_path, resize=8, crop=8)
+    np.testing.assert_array_equal(source[0][0], pixels)
+    first, last = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    for place in range(first, last):
+        damaged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        (tmp_path / "a" / "it.png").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a/it\.png can't be read \(.*\): replace it, or delete it$"):
+            source[0]
+
+
 def test_tfds_images_of_a_damaged_file(prepared):
     (file,) = prepared.glob("mnist/*/mnist-test*")
     whole = file.read_bytes()

@@ -941,6 +941,16 @@ def test_files_without_weights_are_named_by_their_kind(name, tmp_path):
         models.load(tmp_path / name)
 
 
+def test_an_archive_whose_directory_is_blank_is_refused(tmp_path):
+    """It would be read as one without arrays."""
+    np.savez(tmp_path / "it.npz", **{"linear.weight": np.ones((3, 4))})
+    content = bytearray((tmp_path / "it.npz").read_bytes())
+    content[-14:-6] = bytes(8)  # the number of members, and the length of their directory
+    (tmp_path / "it.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"it\.npz is an archive that holds nothing, or whose end is damaged: copy or"):
+        models.from_torch("logistic", tmp_path / "it.npz", image_shape=(2, 2, 1))
+
+
 def test_archives_of_other_files_are_told_to_be_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("README", b"")
@@ -1075,7 +1085,7 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
             {},
             r"network\.linear\.kernel of .* holds int8, and weights",
         ),
-        ({"std": np.array([np.inf], np.float32)}, {}, "std must be positive and finite, got inf"),
+        ({"std": np.array([np.inf], np.float32)}, {}, "saved can't be read, .*: std must be positive .*, got inf"),
         ({"mean": None}, {}, r"the arrays of .*saved do not fit its architecture \{'name': 'logistic'"),
         ({}, {"hmt_jax": '{"architecture"'}, "saved can't be read, it may be cut off or of another kind: Expecting"),
         ({}, {"hmt_jax": "[]"}, "saved has no architecture in its metadata: write it again with hmt_jax.models.save"),

@@ -609,6 +609,11 @@ def test_shapes_of_what_the_methods_return_are_checked(use):
         use(scaled(1.0, 1.0, flat))
     with pytest.raises(ValueError, match=r"coordinates of Derived must return one vector .* shape \(5, 7, 2\)"):
         use(scaled(1.0, 1.0, rows))
+    nothing = {name: derived(**{name: lambda self, array: None}) for name in ("embed", "coordinates")}
+    with pytest.raises(ValueError, match=r"embed of Derived must return an image of shape .*, got NoneType$"):
+        use(scaled(1.0, 1.0, nothing["embed"]))
+    with pytest.raises(ValueError, match=r"coordinates of Derived must return one vector \(dimension,\), got NoneType"):
+        use(scaled(1.0, 1.0, nothing["coordinates"]))
 
 
 @pytest.mark.parametrize("use", [subspaces.check_orthonormal, measure_in], ids=["check", "measure"])

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from hmt_jax import _devices, _programs, lanes
-from hmt_jax._checks import integer
+from hmt_jax._checks import integer, text_of
 from hmt_jax._images import Chunk, Images, ImageSource
 from hmt_jax.classifiers import Classifier, as_pytree
 from hmt_jax.margins import _sizes, _states
@@ -86,7 +86,8 @@ class Plan:
         except (TypeError, ValueError):  # JAX lists more than twenty names
             raise ValueError(
                 "precision must be 'highest', 'high', 'default' or another name that jax.default_matmul_precision "
-                f"takes, got {self.precision!r}; for float64, pass 'highest' and measure within jax.enable_x64(True)"
+                f"takes, got {text_of(self.precision)}; for float64, pass 'highest' and measure within "
+                "jax.enable_x64(True)"
             ) from None
 
     @contextlib.contextmanager

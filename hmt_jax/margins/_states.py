@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmt_jax._checks import text_of
 from hmt_jax.solvers import Point, Solver
 
 
@@ -88,7 +89,8 @@ def check_solver(solver: Any) -> None:
     missing = [name for name in names if not hasattr(solver, name)]
     if isinstance(solver, type) or len(missing) == len(names):
         raise TypeError(
-            f"solver must be a solver such as hmt_jax.solvers.tight('fast'), with its parentheses, got {solver!r}"
+            "solver must be a solver such as hmt_jax.solvers.tight('fast'), with its parentheses, got "
+            f"{text_of(solver)}"
         )
     if missing:
         raise TypeError(
@@ -106,5 +108,6 @@ def check_solver(solver: Any) -> None:
         value = getattr(solver, name)
         if not isinstance(value, int | np.integer) or not 1 <= value <= np.iinfo(np.int32).max:
             raise TypeError(
-                f"{name} of solver {type(solver).__name__} must be a whole number from 1 on, in int32, got {value!r}"
+                f"{name} of solver {type(solver).__name__} must be a whole number from 1 on, in int32, got "
+                f"{text_of(value)}"
             )

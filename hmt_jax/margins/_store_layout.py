@@ -113,8 +113,11 @@ def attributes_in(path: str, content: bytes) -> dict[str, Any]:
         group, _ = json.JSONDecoder().raw_decode(content.decode())
         attributes = group["attributes"]
         version, checksum = attributes.pop("hmt_jax_format"), attributes.pop("sha256")
-        is_whole = version != _FORMAT or checksum == hashlib.sha256(_as_json(attributes)).hexdigest()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        is_whole = version != _FORMAT or (
+            checksum == hashlib.sha256(_as_json(attributes)).hexdigest()
+            and Layout(**attributes["layout"]).num_chunks > 0
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError):
         is_whole = False
     if not is_whole:
         raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hmt_jax._npy import read_npz
+from hmt_jax._npy import is_damage, read_npz
 from hmt_jax._paths import expand, reason
 
 # The entry of the metadata of files that `save` writes.
@@ -144,7 +144,8 @@ def _kind_of_archive(file, path, name, num_bytes):
     """The kind of a zip archive, by the names of its members.
 
     Raises:
-      ValueError: if it would be much larger unpacked than it is packed and than the weights are, or has a name twice.
+      ValueError: if it would be much larger unpacked than it is packed and than the weights are, has a name twice, or
+        holds nothing.
     """
     with readable(file), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -155,6 +156,8 @@ def _kind_of_archive(file, path, name, num_bytes):
             f"{num_bytes / 1e9:.3g} GB: if you trust it, save only its state dict"
         )
     names = [member.filename for member in members]
+    if not names:
+        raise ValueError(f"{file} is an archive that holds nothing, or whose end is damaged: copy or download it again")
     if twice := collections.Counter(names) - collections.Counter(set(names)):
         raise ValueError(f"{file} holds {next(iter(twice))} twice: write each array once")
     if all(member.endswith(".npy") for member in names):
@@ -189,10 +192,20 @@ def readable(file: str | os.PathLike) -> Iterator[None]:
         yield
     except RefusedError as refused:
         raise ValueError(*refused.args) from refused.__cause__
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise ValueError(f"{file} can't be read, it may be cut off or of another kind: {reason(error)}") from error
+
+
+def _compare_checksums(path) -> None:
+    """Reads an archive of PyTorch's to its end, because PyTorch compares no checksums. One of 0 was not computed."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.CRC:
+                with archive.open(member) as opened:
+                    while opened.read(2**20):
+                        pass
 
 
 def _read_torch_file(file, path):
@@ -204,6 +217,8 @@ def _read_torch_file(file, path):
         ) from error
     # Many checkpoints hold the parsed arguments of the command line; unpickling these runs no code.
     with readable(file), torch.serialization.safe_globals([argparse.Namespace]):
+        if zipfile.is_zipfile(path):
+            _compare_checksums(path)
         try:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

@@ -204,15 +204,15 @@ def check_orthonormal(subspace: Any, image_shape: ImageShape | None = None) -> N
     if shape is None:
         raise ValueError(f"{name} has no image_shape: pass image_shape=(height, width, channels)")
     coordinates = jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
-    if len(coordinates.shape) != 1:
+    if not hasattr(coordinates, "shape") or len(coordinates.shape) != 1:
+        found = f"shape {coordinates.shape}" if hasattr(coordinates, "shape") else type(coordinates).__name__
         raise ValueError(
-            f"coordinates of {name} must return one vector (dimension,), got shape {coordinates.shape}: flatten it "
-            "with reshape(-1)"
+            f"coordinates of {name} must return one vector (dimension,), got {found}: flatten it with reshape(-1)"
         )
     z = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), coordinates.shape)
     image = jax.eval_shape(subspace.embed, z)
-    if image.shape != tuple(shape):
-        raise ValueError(f"embed of {name} must return an image of shape {tuple(shape)}, got {image.shape}")
+    if (found := getattr(image, "shape", type(image).__name__)) != tuple(shape):
+        raise ValueError(f"embed of {name} must return an image of shape {tuple(shape)}, got {found}")
     at_zero, deviations = _deviations(subspace, z)
     if not at_zero <= _COORDINATE_TOLERANCE:
         raise ValueError(f"embed of {name} must be linear, but embed(0) has an entry of {at_zero:.2g}: it must be 0")

@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "corrupt image": (
         with_("--images", "bad"),
-        "{}/bad/4.png can't be read (image file is truncated): replace it, or delete it",
+        "{}/bad/4.png can't be read (Truncated File Read): replace it, or delete it",
     ),
     "image of 16 bits": (
         with_("--images", "deep"),

@@ -208,6 +208,21 @@ def test_the_batch_size_is_checked(batch_size, message):
         measure_two(images_of_two_classes(), batch_size=batch_size)
 
 
+def test_arrays_in_place_of_settings_are_named_in_one_line():
+    for name in ("batch_size", "devices", "precision", "progress", "solver"):
+        with pytest.raises((ValueError, TypeError), match=rf"^{name} must .* got (\[?)array\(\[\[\[\[.*\.\.\..*$"):
+            measure_two(images_of_two_classes(), **{name: images_of_two_classes()})
+
+
+def test_a_long_message_of_a_classifier_is_cut():
+    def fail(images):
+        raise ValueError(1000 * "long ")
+
+    with pytest.raises(ValueError, match=r"^classifier can't be applied .*: (long )+l?o?n?g?\.\.\.; ") as caught:
+        hmt_jax.measure_margins(fail, images_of_two_classes(), WHOLE)
+    assert len(str(caught.value)) < 600
+
+
 def test_there_must_be_a_device():
     with pytest.raises(ValueError, match=r"^devices is empty: pass at least one, or None for all local devices$"):
         measure_two(images_of_two_classes(), devices=[])

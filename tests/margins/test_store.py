@@ -958,6 +958,19 @@ def test_a_store_of_another_version_is_refused(copied):
         MarginStore.open(copied.with_name("other"))
 
 
+@pytest.mark.parametrize("change", [{"chunk_size": 0}, {"num_images": "7"}, {"colour": 3}])
+def test_a_layout_that_makes_no_sense_is_refused(change, copied):
+    """Even if the checksum of the attributes is right."""
+    attributes = json.loads((copied / "zarr.json").read_bytes())["attributes"]
+    attributes = {name: value for name, value in attributes.items() if name not in ("sha256", "hmt_jax_format")}
+    attributes["layout"] |= change
+    checksum = hashlib.sha256(json.dumps(attributes, indent=2, sort_keys=True).encode()).hexdigest()
+    content = {"attributes": {**attributes, "hmt_jax_format": 2, "sha256": checksum}}
+    (copied / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"^zarr.json of .* is damaged, or not that of a store of margins: put back"):
+        MarginStore.open(copied)
+
+
 def test_readers_see_whole_chunks_while_others_are_written(tmp_path):
     """Partial results are columns of the whole one, however far the writer has come."""
     store = new_store(tmp_path / "m")
