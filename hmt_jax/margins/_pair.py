@@ -14,6 +14,7 @@ from hmt_jax._misc import promoted
 from hmt_jax.classifiers import Classifier, differentiated, restrict, shape_of_logits
 from hmt_jax.margins import _states
 from hmt_jax.solvers import Linearization, Solution, Solver, Status, has_label, linearize, normals_of, norms_of
+from hmt_jax.solvers._base import distances_of, divided, lengths_of
 from hmt_jax.subspaces import Subspace, full
 
 # The noise in normals, in rounding units: 0.6 to 1.4 was seen, in networks that do not see high frequencies.
@@ -21,6 +22,9 @@ _ROUNDING = 4
 # A point counts as adversarial if its label leads by at most this share of its lead at the sample. Exact margins end at
 # the boundary, where rounding decides, and rounding in half precision is as large as that.
 _GAP_LEFT = 2e-2
+
+# Gradients that are longer than this share of the greatest number are too steep: their reciprocals count as 0.
+_STEEPEST = 0.25
 
 
 class Run(NamedTuple):
@@ -63,15 +67,10 @@ def in_subspace(image: jax.Array, subspace: Subspace, at_image: Linearization) -
     pull_back = jax.vjp(lambda z: image.astype(dtype) + subspace.embed(z), origin)[1]
     normals = jax.vmap(lambda normal: pull_back(normal)[0])(at_image.normals)
     # If the logits do not depend on this subspace, its normals are rounding noise, spread evenly over all pixels.
-    hidden = _ROUNDING * jnp.finfo(dtype).eps * math.sqrt(origin.size / image.size) * _lengths(at_image.normals)
-    is_hidden = jnp.isfinite(hidden) & (_lengths(normals) < hidden)
+    lengths = lengths_of(at_image.normals.reshape(len(normals), -1))
+    hidden = _ROUNDING * jnp.finfo(dtype).eps * math.sqrt(origin.size / image.size) * lengths
+    is_hidden = jnp.isfinite(hidden) & (lengths_of(normals) < hidden)
     return at_image._replace(normals=jnp.where(is_hidden[:, None], 0, normals))
-
-
-def _lengths(vectors):
-    """L2 norms of the rows, in at least float32: in float16, norms of images may be infinite."""
-    rows = vectors.reshape(len(vectors), -1)
-    return norms_of(rows.astype(promoted(rows.dtype, jnp.float32)))
 
 
 def begin(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Subspace, at_image: Linearization) -> Run:
@@ -83,11 +82,10 @@ def begin(solver: Solver, classifier: Classifier, image: jax.Array, subspace: Su
     label = jnp.where(is_labelled, at_sample.candidates[0], -1)
     status = jnp.asarray(Status.OUT_OF_STEPS, jnp.int32)
     if len(normals):
-        norms = norms_of(normals)
-        gaps = (logits[label] - logits[at_sample.candidates[1:]]).astype(norms.dtype)
-        has_direction = ((norms > 0) & jnp.isfinite(gaps / jnp.where(norms > 0, norms, 1))).any()
-        status = jnp.where(has_direction, status, Status.ZERO_GRADIENT)
-        status = jnp.where(jnp.isfinite(norms).all(), status, Status.NON_FINITE)
+        lengths = lengths_of(normals)
+        distances = distances_of((logits[label], logits[at_sample.candidates[1:]]), lengths).astype(normals.dtype)
+        status = jnp.where(jnp.isfinite(distances).any(), status, Status.ZERO_GRADIENT)
+        status = jnp.where((lengths < _STEEPEST * jnp.finfo(lengths.dtype).max).all(), status, Status.NON_FINITE)
     status = jnp.where(is_labelled, status, Status.NON_FINITE).astype(jnp.int32)
     greatest = jax.lax.top_k(logits.astype(promoted(logits.dtype, jnp.float32)), 2)[0]
     gap = jnp.where(is_labelled, greatest[0] - greatest[1], jnp.nan)
@@ -143,7 +141,8 @@ def diagnose(classifier: Classifier, image: jax.Array, subspace: Subspace, end: 
     gap = logits[towards[1]] - logits[towards[0]]
     # Normalised first: the product of a long perturbation and a steep gradient may overflow.
     vectors = jnp.stack([normal, end.z.astype(normal.dtype)])
-    alignment = jnp.vdot(*(vectors / norms_of(vectors)[:, None]))
+    lengths = lengths_of(vectors)
+    alignment = jnp.where((lengths > 0).all(), jnp.vdot(*divided(vectors, lengths)), jnp.nan)
 
     margin, is_labelled = norms_of(end.z), has_label(logits)
     is_lost = (end.status == Status.CONVERGED) & (gap < -_GAP_LEFT * end.gap)

@@ -112,5 +112,5 @@ def report(signs: Signs) -> None:
 def _gaps(logits) -> np.ndarray:
     """The greatest minus the second greatest of logits (N, L), in at least float32."""
     second, first = np.partition(logits.astype(promoted(logits.dtype, np.float32)), -2, axis=1)[:, -2:].T
-    with np.errstate(invalid="ignore"):  # logits that name no label
+    with np.errstate(invalid="ignore", over="ignore"):  # logits that name no label, or whose difference is out of range
         return first - second

@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0  #: the label changed; the margin is the distance to the point found
     OUT_OF_STEPS = 1  #: the label had not changed after the last step; the margin is the distance reached
-    NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite; the margin is NaN
+    NON_FINITE = 2  #: logits were NaN or +infinite, or gradients not finite or too steep; the margin is NaN
     ZERO_GRADIENT = 3  #: no direction in the subspace moves the candidates' logits apart; the margin is infinite
     UNCONFIRMED = 4  #: evaluated again, the point found has the label of the sample; the margin is its distance
 
@@ -194,6 +194,30 @@ def norms_of(vectors: jax.Array) -> jax.Array:
     # Division by a power of two is exact. XLA multiplies by its reciprocal, which must be a normal number, too.
     scale = jnp.ldexp(jnp.ones((), wide.dtype), jnp.minimum(exponent - 1, jnp.finfo(wide.dtype).maxexp - 2))
     return (scale * jnp.linalg.norm(wide / scale[..., None], axis=-1)).astype(vectors.dtype)
+
+
+def lengths_of(vectors: jax.Array) -> jax.Array:
+    """L2 norms (...) of vectors (..., d) in at least float32, in which those of float16 are in range."""
+    return norms_of(vectors.astype(promoted(vectors.dtype, jnp.float32)))
+
+
+def divided(vectors: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Vectors (..., d) over lengths (...) of `lengths_of`, in the dtype of the vectors; 0 where the length is 0."""
+    # In the dtype of the lengths, because XLA multiplies by the reciprocal, which may be infinite in float16.
+    return (vectors.astype(lengths.dtype) / jnp.where(lengths > 0, lengths, 1)[..., None]).astype(vectors.dtype)
+
+
+def distances_of(lead: tuple[jax.Array, jax.Array], lengths: jax.Array) -> jax.Array:
+    """Distances to linearised boundaries: (g_y - g_k) / length, in the dtype of the lengths; infinite if that is 0.
+
+    Args:
+      lead: the logits g_y and g_k, whose difference may be out of range.
+      lengths: of the gradients of g_k - g_y, from `lengths_of`.
+    """
+    # Halves, which are exact, have a difference that is in range.
+    ahead, behind = (0.5 * logits.astype(lengths.dtype) for logits in lead)
+    slopes = 0.5 * jnp.where(lengths == 0, 1, lengths)
+    return jnp.where(lengths == 0, jnp.inf, (ahead - behind) / slopes)
 
 
 class Solver(Protocol):

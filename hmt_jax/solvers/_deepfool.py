@@ -6,7 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, label_of, normals_of, norms_of
+from hmt_jax.solvers._base import (
+    Linearization,
+    Point,
+    Restriction,
+    check_settings,
+    distances_of,
+    divided,
+    label_of,
+    lengths_of,
+    normals_of,
+    norms_of,
+)
 
 # Shortest step, in pixels, as in the authors' code: it carries the iterate over a boundary that it already touches.
 _SHORTEST_STEP = 1e-4
@@ -79,12 +90,12 @@ class DeepFool:
     def _move(self, restriction, state, logits, normals) -> DeepFoolState:
         """The state at the nearest of the linearised boundaries, with the label there."""
         label, others = state.candidates[0], state.candidates[1:]
-        norms = norms_of(normals)
-        gaps = jnp.abs(logits[others] - logits[label]).astype(norms.dtype)
-        distances = jnp.where(norms == 0, jnp.inf, gaps / jnp.where(norms == 0, 1, norms))
+        lengths = lengths_of(normals)
+        distances = jnp.abs(distances_of((logits[label], logits[others]), lengths)).astype(normals.dtype)
         nearest = jnp.argmin(distances)  # of a NaN if there is one, and then z is NaN
         has_direction = ~jnp.isinf(distances[nearest])
-        length = jnp.maximum(distances[nearest], _SHORTEST_STEP)
-        unit_normal = normals[nearest] / jnp.where(has_direction, norms[nearest], 1)
-        z = jnp.where(has_direction, state.z + length * unit_normal, state.z)
+        # Rounding would lose a step that is shorter than the last place of z; in half precision, that is soon.
+        last_place = jnp.finfo(state.z.dtype).eps * norms_of(state.z)
+        step = jnp.maximum(distances[nearest], jnp.maximum(last_place, _SHORTEST_STEP))
+        z = jnp.where(has_direction, state.z + step * divided(normals[nearest], lengths[nearest]), state.z)
         return state._replace(z=z, label=label_of(restriction((1 + self.overshoot) * z)))

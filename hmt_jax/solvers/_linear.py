@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax.solvers._base import Linearization, Point, Restriction, norms_of
+from hmt_jax.solvers._base import Linearization, Point, Restriction, distances_of, divided, lengths_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,11 @@ class Linear:
 
     def start(self, restriction: Restriction, at_sample: Linearization) -> Point:
         logits, candidates, normals = at_sample
-        label, others, norms = candidates[0], candidates[1:], norms_of(normals)
-        gaps = (logits[label] - logits[others]).astype(norms.dtype)
-        distances = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), jnp.inf)
+        label, others, lengths = candidates[0], candidates[1:], lengths_of(normals)
+        distances = distances_of((logits[label], logits[others]), lengths).astype(normals.dtype)
         nearest = jnp.argmin(distances)
         is_crossed = jnp.isfinite(distances[nearest])
-        unit_normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
-        z = jnp.where(is_crossed, distances[nearest], 0) * unit_normal
+        z = jnp.where(is_crossed, distances[nearest], 0) * divided(normals[nearest], lengths[nearest])
         return Point(z, jnp.where(is_crossed, others[nearest], label))
 
     def step(self, restriction: Restriction, state: Point) -> Point:

@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hmt_jax.solvers._base import Linearization, Point, Restriction, check_settings, label_of, norms_of
+from hmt_jax.solvers._base import (
+    Linearization,
+    Point,
+    Restriction,
+    check_settings,
+    distances_of,
+    divided,
+    label_of,
+    lengths_of,
+    norms_of,
+)
 
 _COLDEST = 1e-6  # a temperature at which only the runner-up counts
 _SAME_GAP = 0.99  # a class has not moved if its gap to the label is still at least this share of the first gap
@@ -79,31 +89,32 @@ def begin(at_sample: Linearization, *, nearest_first: bool = True) -> tuple[Sear
       can't gain on the label, the first direction is repeated.
     """
     label, others = at_sample.candidates[0], at_sample.candidates[1:]
-    norms = norms_of(at_sample.normals)
-    gaps = (at_sample.logits[label] - at_sample.logits[others]).astype(norms.dtype)
+    dtype, lengths = at_sample.normals.dtype, lengths_of(at_sample.normals)
+    gaps = at_sample.logits[label].astype(lengths.dtype) - at_sample.logits[others].astype(lengths.dtype)
     # The distance of a sample on the boundary is 0, and sets no scale. It is therefore at least the rounding error of
     # the two logits or, if both are 0, of the logits one pixel away. Other logits do not count, because one of -1e9 may
     # rule a class out.
     sizes = jnp.abs(at_sample.logits)
-    greatest = jnp.maximum(jnp.maximum(sizes[label], sizes[others]).astype(norms.dtype), norms)
-    hidden = 8 * jnp.finfo(norms.dtype).eps * greatest
-    distances = jnp.where(norms > 0, jnp.maximum(gaps, hidden) / jnp.where(norms > 0, norms, 1), jnp.inf)
+    greatest = jnp.maximum(jnp.maximum(sizes[label], sizes[others]).astype(lengths.dtype), lengths)
+    hidden = 8 * float(jnp.finfo(dtype).eps) * greatest
+    distances = distances_of((at_sample.logits[label], at_sample.logits[others]), lengths)
+    distances = jnp.maximum(distances, hidden / jnp.where(lengths > 0, lengths, 1)).astype(dtype)
     can_gain = jnp.isfinite(distances)
     likeliest = jnp.argmax(can_gain)
     order = jnp.argsort(distances if nearest_first else ~can_gain)
-    distances, directions = distances[order], (at_sample.normals / jnp.where(norms > 0, norms, 1)[:, None])[order]
+    distances, directions = distances[order], divided(at_sample.normals, lengths)[order]
     is_way = jnp.isfinite(distances)
     distance = jnp.where(is_way[0], distances[0], 0)
 
     zero, origin = jnp.zeros((), jnp.int32), jnp.zeros_like(at_sample.normals[0])
-    nowhere = jnp.full(at_sample.logits.shape, jnp.inf, gaps.dtype)
+    nowhere = jnp.full(at_sample.logits.shape, jnp.inf, dtype)
     search = Search(
         z=distance * directions[0],
         label=label,
-        gap=jnp.maximum(gaps, hidden)[likeliest],
-        unmoved=nowhere.at[others].set(jnp.where(can_gain, jnp.inf, gaps)),
+        gap=jnp.minimum(jnp.maximum(gaps, hidden)[likeliest], float(jnp.finfo(dtype).max)).astype(dtype),
+        unmoved=nowhere.at[others].set(jnp.where(can_gain, jnp.inf, gaps).astype(dtype)),
         best_z=origin,
-        best_norm=jnp.full((), jnp.inf, norms.dtype),
+        best_norm=jnp.full((), jnp.inf, dtype),
         best_label=label,
         num_found=zero,
         num_looks=zero,
@@ -149,10 +160,11 @@ def boundary(search: Search, seen: Look, temperature: float | jax.Array) -> Boun
     smoothed = jax.nn.softmax((others - runner_up) / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
     cotangent = smoothed - jax.nn.one_hot(search.label, others.size, dtype=smoothed.dtype)
     gradient = seen.pull_back(cotangent.astype(seen.logits.dtype))[0]
-    length = norms_of(gradient)
-    normal = gradient / jnp.where(length > 0, length, 1)
-    depth = ((runner_up - seen.logits[search.label]) / jnp.where(length > 0, length, 1)).astype(normal.dtype)
-    return Boundary(normal, depth, normal @ search.z - depth, length)
+    length = lengths_of(gradient)
+    normal = divided(gradient, length)
+    distance = distances_of((seen.logits[search.label], runner_up), jnp.where(length > 0, length, 1))
+    depth = -distance.astype(normal.dtype)
+    return Boundary(normal, depth, normal @ search.z - depth, length.astype(normal.dtype))
 
 
 def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Array:
@@ -161,8 +173,7 @@ def cosine(low: float, high: float | jax.Array, fraction: jax.Array) -> jax.Arra
 
 
 def unit(vector: jax.Array) -> jax.Array:
-    norm = norms_of(vector)
-    return vector / jnp.where(norm > 0, norm, 1)
+    return divided(vector, lengths_of(vector))
 
 
 def is_found(search: Search) -> jax.Array:

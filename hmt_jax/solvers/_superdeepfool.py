@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hmt_jax.solvers import _search
-from hmt_jax.solvers._base import Linearization, Restriction, normals_of, norms_of
+from hmt_jax.solvers._base import Linearization, Restriction, distances_of, divided, lengths_of, normals_of
 from hmt_jax.solvers._search import Search
 
 _LEAST_GAIN = 1e-3
@@ -66,13 +66,12 @@ class SuperDeepFool(_search.Searcher):
         candidates, is_projected, _ = search.memory
         # Behind the boundary, the normal belongs to the class found; before it, to the nearest candidate.
         normals = normals_of(seen.pull_back, seen.logits, candidates)
-        norms = norms_of(normals)
-        gaps = (seen.logits[candidates[1:]] - seen.logits[search.label]).astype(norms.dtype)
-        depths = jnp.where(norms > 0, gaps / jnp.where(norms > 0, norms, 1), -jnp.inf)
-        nearest = jnp.argmax(depths)
-        length = jnp.where(norms[nearest] > 0, -jnp.minimum(depths[nearest], 0), 0)
-        length = jnp.minimum(length, _LONGEST * seen.norm)
-        normal = normals[nearest] / jnp.where(norms[nearest] > 0, norms[nearest], 1)
+        lengths = lengths_of(normals)
+        lead = seen.logits[search.label], seen.logits[candidates[1:]]
+        distances = distances_of(lead, lengths).astype(normals.dtype)
+        nearest = jnp.argmin(distances)
+        length = jnp.clip(distances[nearest], 0, _LONGEST * seen.norm)
+        normal = divided(normals[nearest], lengths[nearest])
         onwards = search.z + (1 + self.overshoot) * length * normal
         projected = (search.z @ normal) * normal
         # The search also ends if gains become small, as they do at a boundary that curves away from the sample.
