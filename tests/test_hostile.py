@@ -50,7 +50,7 @@ def test_damaged_files(kind, tmp_path, num_examples, watch):
 def test_linear_classifiers(name, num_examples, watch):
     num_forms = min(max(2, num_examples // 400), len(FORMS))
 
-    @settings(num_examples // 4)
+    @settings(num_examples // 5)
     @hypothesis.given(cases(num_forms))
     def check(case):
         watch()

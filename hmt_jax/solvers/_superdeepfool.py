@@ -70,7 +70,9 @@ class SuperDeepFool(_search.Searcher):
         lead = seen.logits[search.label], seen.logits[candidates[1:]]
         distances = distances_of(lead, lengths).astype(normals.dtype)
         nearest = jnp.argmin(distances)
-        length = jnp.clip(distances[nearest], 0, _LONGEST * seen.norm)
+        # Rounding would lose a shorter step, and the search would stand still.
+        last_place = jnp.finfo(seen.norm.dtype).eps * seen.norm
+        length = jnp.clip(distances[nearest], last_place, _LONGEST * seen.norm)
         normal = divided(normals[nearest], lengths[nearest])
         onwards = search.z + (1 + self.overshoot) * length * normal
         projected = (search.z @ normal) * normal

@@ -66,8 +66,6 @@ def at_the_limits(dtype):
     return {
         "steep": (most / 30 * WEIGHTS, np.zeros(NUM_CLASSES)),
         "large logits": (most / 100 * WEIGHTS, most * np.array([0.9, 0.8, -0.8, -0.9]) + most / 100 * shifts),
-        # Steps are shorter than the last place of the coordinates in bfloat16.
-        "close logits": (most / 100 * WEIGHTS, most * np.array([0.9, 0.85, 0.8, 0.7])),
         # Their differences are out of range.
         "opposite signs": (
             most / 1000 * np.outer([1, -1, -1, -1], np.ones(NUM_PIXELS)),
@@ -98,6 +96,15 @@ def test_gradients_beyond_a_format_have_a_status(name, dtype):
         margin, status, label, _ = measure(name, weights, most * np.array([0, 0.1, 0, 0]), 0 * IMAGE, dtype)
     assert np.isnan(margin)
     assert (status, label) == (Status.NON_FINITE, 1)
+
+
+@pytest.mark.parametrize("name", OF_SOLVERS)
+def test_steps_that_rounding_would_lose(name):
+    """In bfloat16, the logits are equal from the boundary to 4% beyond it, at coordinates that are large for steps."""
+    weights = 0.01 * np.outer([0, 1, -1, -1], np.full(NUM_PIXELS, NUM_PIXELS**-0.5))
+    biases = np.array([1, 0.9, 0.5, 0.5])
+    margin, status, _, expected = measure(name, weights, biases, 0 * IMAGE, "bfloat16")
+    assert_right(margin, status, expected, "bfloat16")
 
 
 @pytest.mark.parametrize("name", OF_SOLVERS)
