@@ -29,19 +29,22 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             raise ValueError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:4321, got {coordinator!r}")
         if num_processes is not None and process_id is not None:
             _checked(process_id, num_processes)
+    elif "1" in (os.environ.get("SLURM_NTASKS"), os.environ.get("OMPI_COMM_WORLD_SIZE")):
+        return 0, 1  # a job of one process, to which JAX would give one of its devices only
     import jax
 
-    if not jax.distributed.is_initialized():
-        given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
-        try:
-            _meet(given)
-        except TimeoutError:
-            raise ValueError(
-                f"the other processes did not come within {_PATIENCE} seconds: start all of them together, or pass "
-                "--num-processes 1 --process-id 0 to measure in this one alone"
-            ) from None
-        except Exception as error:  # whatever the recognition of clusters makes of this one
-            return _alone(given, error)
+    if jax.distributed.is_initialized():
+        return jax.process_index(), jax.process_count()
+    given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    try:
+        _meet(given)
+    except TimeoutError:
+        raise ValueError(
+            f"the other processes did not come within {_PATIENCE} seconds: start all of them together, or pass "
+            "--num-processes 1 --process-id 0 to measure in this one alone"
+        ) from None
+    except Exception as error:  # whatever the recognition of clusters makes of this one
+        return _alone(given, error)
     try:
         # The devices are made here, while all processes are there.
         return jax.process_index(), jax.process_count()

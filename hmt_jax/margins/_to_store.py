@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import hmt_jax
-from hmt_jax._checks import check_callback, integer
+from hmt_jax._checks import check_callback, integer, text_of
 from hmt_jax._images import Chunk, ImageSource, checked_for_range, cut
 from hmt_jax._misc import warn
 from hmt_jax.classifiers import Classifier
@@ -123,7 +123,8 @@ def _checked_share(share: tuple[int, int] | None) -> tuple[int, int]:
     number, count = (integer("share", each) for each in share) if is_pair else (0, 0)
     if not 0 <= number < count:
         raise ValueError(
-            f"share must be (i, n), the number of a process, from 0 to n - 1, and of all processes, got {share!r}"
+            "share must be (i, n), the number of a process, from 0 to n - 1, and of all processes, got "
+            f"{text_of(share)}"
         )
     return number, count
 

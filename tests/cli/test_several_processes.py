@@ -131,9 +131,21 @@ def test_numbers_without_a_coordinator_are_shares(hmt, folder, tmp_path):
 
 def test_without_numbers_a_process_measures_all(monkeypatch):
     assert _processes.join(None, None, None) == (0, 1)  # JAX runs here already
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     monkeypatch.setattr(jax, "process_count", lambda: 5)
     assert _processes.join(None, None, None) == (3, 5)
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_the_only_process_of_a_job_meets_nobody(name, meeting, monkeypatch):
+    """JAX would give it a single one of the devices of its machine."""
+    meeting(fails(AssertionError("met")))
+    monkeypatch.setenv(name, "1")
+    assert _processes.join(None, None, None) == (0, 1)
+    monkeypatch.setenv(name, "2")
+    with pytest.warns(UserWarning, match=r"can't use it \(met\)"):
+        _processes.join(None, None, None)
 
 
 @pytest.fixture
