@@ -80,7 +80,7 @@ def test_few_blocks_are_not_run():
     """A new block that is not run is a decision, and its reason stands before it."""
     not_run = {page.relative_to(DOCS).as_posix(): [mark for _, _, mark, _ in blocks_of(page)] for page in PAGES}
     assert {name: marks.count("not run") for name, marks in not_run.items() if "not run" in marks} == {
-        "how-to/accelerators.md": 1,  # a job of two processes, which tests/test_processes.py starts
+        "how-to/accelerators.md": 1,  # a job of two processes, which tests/test_training_processes.py starts
         "how-to/large-runs.md": 1,  # the same of a job that measures, as tests/cli/test_several_processes.py does
         "how-to/experiment.md": 1,  # a part of a file of the catalogue
         "tutorial/your-network.md": 1,  # Haiku, which nothing else needs

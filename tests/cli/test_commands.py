@@ -96,8 +96,8 @@ def test_colour_images_have_three_channels_and_grey_ones_one(mode, tmp_path):
     with Image.open(tmp_path / name) as image:
         expected = np.asarray(image.convert("L" if mode in ("L", "1") else "RGB")).reshape(8, 8, -1)
     found = _images.load(str(tmp_path), resize=None, crop=None, data_dir=None)
-    (batch,) = found.read()
-    np.testing.assert_array_equal(batch[0][0], expected)
+    (sample,) = found.read()
+    np.testing.assert_array_equal(sample[0], expected)
     assert found.image_shape == expected.shape
 
 
@@ -107,9 +107,10 @@ def test_resized_images_are_those_of_an_image_folder(folder, tmp_path):
     for number, each in enumerate(pixels):
         Image.fromarray(each).save(tmp_path / "class" / f"{number}.png")
     for resize, crop in ((12, 8), (8, None), (None, 9)):
-        (batch,) = _images.load(str(tmp_path), resize=resize, crop=crop, data_dir=None).read()
+        found = _images.load(str(tmp_path), resize=resize, crop=crop, data_dir=None).read()
         source = data.image_folder(tmp_path, resize=resize or crop, crop=crop or resize)
-        np.testing.assert_array_equal(batch[0], [source[i][0] for i in range(2)])
+        for (image, _), (wanted, _) in zip(found, source, strict=True):
+            np.testing.assert_array_equal(image, wanted)
 
 
 def test_hidden_names_are_no_images_and_links_are_followed(folder, tmp_path):
