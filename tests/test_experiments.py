@@ -820,7 +820,7 @@ def test_the_best_checkpoint_of_another_run_is_refused(finished, tmp_path, capsy
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trains before it looks"))
     told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
     best = path / "checkpoints" / "0"
-    assert f"error: {best} belongs to another run (seed is 7 there, 0 here): put that of this run back, or" in told
+    assert f"error: {best} belongs to another run (seed is 7 there, 0 here; samples is missing there, " in told
     assert not (path / "best.safetensors").exists()
 
 
