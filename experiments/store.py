@@ -135,23 +135,18 @@ def timed(path: pathlib.Path, interval: float = 60) -> Iterator[None]:
 
     It is written every `interval` seconds, so that a call that is killed loses at most the last interval.
     """
-    before, started, ended = read_environment(path), time.perf_counter(), threading.Event()
+    before, started = read_environment(path), time.perf_counter()
 
     def record():
-        is_last = False
-        while not is_last:
-            is_last = ended.wait(interval)
-            seconds = round(before["seconds"] + time.perf_counter() - started, 2)
-            with contextlib.suppress(OSError):  # a full disk, or a deleted folder: other writers report it
-                write_json(path / _ENVIRONMENT, {**before, "seconds": seconds})
+        seconds = round(before["seconds"] + time.perf_counter() - started, 2)
+        with contextlib.suppress(OSError):  # a full disk, or a deleted folder: other writers report it
+            write_json(path / _ENVIRONMENT, {**before, "seconds": seconds})
 
-    thread = threading.Thread(target=record, daemon=True)
-    thread.start()
     try:
-        yield
+        with _misc.repeated(record, interval):
+            yield
     finally:
-        ended.set()
-        thread.join()
+        record()
 
 
 def finish(path: pathlib.Path, verdicts: dict[str, Any]) -> None:

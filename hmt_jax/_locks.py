@@ -6,12 +6,11 @@ import os
 import pathlib
 import platform
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from hmt_jax._misc import warn
+from hmt_jax._misc import repeated, warn
 
 try:
     import fcntl
@@ -120,20 +119,15 @@ def _held(file, folder) -> Iterator[None]:
     except OSError:  # no file can be made beside the folder, so the lock of the system has to do
         yield
         return
-    ended = threading.Event()
 
-    def touch():
-        while not ended.wait(_INTERVAL):
-            with contextlib.suppress(OSError):
-                os.utime(file)
+    def touch() -> None:
+        with contextlib.suppress(OSError):
+            os.utime(file)
 
-    thread = threading.Thread(target=touch, name="hmt_jax-lock", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(touch, _INTERVAL):
+            yield
     finally:
-        ended.set()
-        thread.join()
         if _read(file) == own:  # and not that of a process that took this one for dead
             with contextlib.suppress(OSError):
                 file.unlink()

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path("/sys/fs/cgroup")
 
 
 def limit() -> float:
-    """The number of bytes that this process may use at most; infinite if the system does not tell."""
+    """The number of bytes that this process may use at most; infinite if the system does not say."""
     return min(_of_machine(), _of_address_space(), *_of_groups())
 
 

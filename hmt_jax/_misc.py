@@ -1,8 +1,10 @@
 """Small helpers that belong to no other module."""
 
+import contextlib
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +35,24 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any], there: st
         for name in {**one, **other}
         if one.get(name) != other.get(name)
     )
+
+
+@contextlib.contextmanager
+def repeated(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls a function every so many seconds, in a thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat():
+        while not ended.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=repeat, name="hmt_jax-repeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

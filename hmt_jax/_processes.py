@@ -131,7 +131,7 @@ def each_alike(items: Iterable[Item], mesh: Mesh) -> Iterator[Item]:
 
 
 def once(function: Callable[[], Any]) -> Any:
-    """What a function returns in the first process, fit for JSON, in all processes. The others do not call it."""
+    """Calls a function in the first process only, and returns its result, fit for JSON, in all processes."""
     if jax.process_count() == 1:
         return function()
     found = None

@@ -802,11 +802,12 @@ def test_the_last_checkpoint_of_another_run_is_refused(finished, tmp_path, capsy
     assert f"error: {last} belongs to another run (seed is 0 there, 7 here): put that of this run back, or" in told
 
 
-def rewrite_checkpoint(checkpoint, *, score, **changes):
-    """A checkpoint with another score and history, and with checksums that fit them, as another run leaves it."""
+def rewrite_checkpoint(checkpoint, *, score, **run):
+    """A checkpoint with another score and other settings of its run, and with checksums that fit them."""
     (history,) = (checkpoint / "history").glob("metadata")
-    content = json.loads(history.read_text())
-    history.write_text(json.dumps({"history": {**content["history"], **changes}}))
+    content = json.loads(history.read_text())["history"]
+    content["run"] |= run
+    history.write_text(json.dumps({"history": content}))
     (checkpoint / "metrics" / "metrics").write_text(json.dumps({"score": score}))
     files = (line.split("  ")[1] for line in (checkpoint / "files.sha256").read_text().splitlines())
     lines = (f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
@@ -815,12 +816,11 @@ def rewrite_checkpoint(checkpoint, *, score, **changes):
 
 def test_the_best_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys, monkeypatch):
     path = unfinished(finished, tmp_path / "run")
-    identity = store.identity(store.read_config(path))
-    rewrite_checkpoint(path / "checkpoints" / "0", score=2.0, run={**identity, "seed": 7})
+    rewrite_checkpoint(path / "checkpoints" / "0", score=2.0, seed=7)
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it trains before it looks"))
     told = fails(capsys, "run", "digits", *QUICK, "--folder", path)
     best = path / "checkpoints" / "0"
-    assert f"error: {best} belongs to another run (seed is 7 there, 0 here; samples is missing there, " in told
+    assert f"error: {best} belongs to another run (seed is 7 there, 0 here): put that of this run back, or" in told
     assert not (path / "best.safetensors").exists()
 
 

@@ -36,16 +36,13 @@ def parsed_by(parse: Callable[[list[str]], Any], nargs: Any) -> PrimitiveConstru
     return PrimitiveConstructorSpec(nargs, "", parse, lambda _: True, lambda value: [str(value)])
 
 
-def _count(texts: list[str]) -> int:
-    if not texts[0].isdecimal() or not int(texts[0]):
-        raise ValueError(f"expected a whole number, at least 1, got {texts[0]!r}")
-    return int(texts[0])
+def _whole_number(least: int) -> PrimitiveConstructorSpec:
+    def parse(texts: list[str]) -> int:
+        if not texts[0].isdecimal() or int(texts[0]) < least:
+            raise ValueError(f"expected a whole number, at least {least}, got {texts[0]!r}")
+        return int(texts[0])
 
-
-def _number(texts: list[str]) -> int:
-    if not texts[0].isdecimal():
-        raise ValueError(f"expected a whole number, at least 0, got {texts[0]!r}")
-    return int(texts[0])
+    return parsed_by(parse, 1)
 
 
 def _channels(texts: list[str]) -> tuple[float, ...]:
@@ -61,7 +58,7 @@ def _specifications(texts: list[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-_COUNT, _NUMBER, _CHANNELS = parsed_by(_count, 1), parsed_by(_number, 1), parsed_by(_channels, "*")
+_COUNT, _NUMBER, _CHANNELS = _whole_number(1), _whole_number(0), parsed_by(_channels, "*")
 DATA_DIR = option("DIR", "Folder of prepared data sets. (default: TFDS_DATA_DIR, or the folder of TensorFlow Datasets)")
 CACHE_DIR = option("DIR", "Folder to keep compiled programs in. (default: one in the user's cache)")
 _JSON = option("", "Print JSON instead of a table.")
@@ -231,7 +228,8 @@ class Measure(Command):
         if self.report is not None:
             _write_page(self.report, [store.path])
         if share[1] > 1 and store.missing() and not self.json:
-            print(f"process {share[0]} of {share[1]} has measured its share of {store}")
+            chunks = f"{len(store.missing())} of {store.num_chunks} chunks"
+            print(f"process {share[0]} of {share[1]} has measured its share of {store.path}; {chunks} are missing")
             return
         Show(store=store.path, json=self.json).run()
 

@@ -101,5 +101,5 @@ def _shares(stream, epoch, rows, attack, num_classes_for):
 
 
 def _share(rows, stream, number):
-    """What a message says of this process's share."""
+    """The words of a message on this process's share; none if it has all rows."""
     return "" if len(rows) == stream.batch_size else f", {number} of them for this process,"

@@ -121,8 +121,7 @@ def test_numbers_without_a_coordinator_are_shares(hmt, folder, tmp_path):
     code, out, err = hmt(*command, 1)
     assert (code, err) == (0, "")
     path = tmp_path / "m.zarr"
-    store = f"MarginStore({path}: 1 subspace x 6 images, 2 of 3 chunks missing)"
-    assert out == f"process 1 of 2 has measured its share of {store}\n"
+    assert out == f"process 1 of 2 has measured its share of {path}; 2 of 3 chunks are missing\n"
     code, out, err = hmt(*command, 0)
     assert (code, err) == (0, "")
     assert "chunks are not measured" not in out
