@@ -26,6 +26,10 @@ def settings(num_examples):
     )
 
 
+# What readers of files refuse with; the last is for files that look like PyTorch's, where PyTorch isn't there.
+OF_FILES = (ValueError, OSError, ImportError)
+
+
 def check_refusal(error, *names, kinds=(ValueError, TypeError, OSError)):
     """That an error is a sentence in one line, of a class that callers expect, with these names in it."""
     text = str(error)
@@ -100,7 +104,7 @@ def check_damage(kind, reader, folder, num_examples, watch):
         try:
             found = reader.read(folder)
         except Exception as error:
-            check_refusal(error, str(folder), kinds=(ValueError, OSError))
+            check_refusal(error, str(folder), kinds=OF_FILES)
             TALLY[kind, "refused"] += 1
         else:
             is_right = is_same(found, whole)

@@ -123,7 +123,7 @@ def _linear():
 
 def _of_exported(folder):
     loaded = hmt_jax.load_exported(folder / "it.hmt")
-    return loaded.arrays, str(loaded.network.image_shape), tuple(map(np.frombuffer, loaded.network.serialized))
+    return loaded.arrays, str(loaded.network.image_shape), tuple(map(bytes, loaded.network.serialized))
 
 
 def _measurements(folder):
