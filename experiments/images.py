@@ -20,6 +20,7 @@ import hmt_jax
 from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, check_at_least, check_at_most, check_known, check_measure_every
 from hmt_jax import _progress, attacks, checkpoints, data, models, solvers, statistics, subspaces, training
+from hmt_jax.cli import _process
 from hmt_jax.data import Dataset
 from hmt_jax.models import _files
 from hmt_jax.report import Measurement
@@ -294,7 +295,7 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
             store.write_arrays(path / store.MONITORED / f"{len(history):03}.npz", found)
         show(len(history), config.num_epochs, test_accuracy=f"{history[-1]['test_accuracy']:.2%}")
 
-    with _progress.bar("epochs", "training") as show:
+    with _progress.bar("epochs", "training") as show, _process.putting_off() as should_stop:
         trained = checkpoints.train(
             path / store.CHECKPOINTS,
             models.create(**architecture, key=init_key, mean=mean, std=std),
@@ -307,6 +308,7 @@ def train(config: Images, path: pathlib.Path, dataset: Dataset, mean: np.ndarray
             attack=config.training_attack(dataset.image_shape),
             run=store.identity(store.read_config(path)),
             on_epoch=on_epoch,
+            should_stop=should_stop,
         )
     store.write_json(path / "history.json", trained.history)
     header: dict[str, Any] = {"architecture": architecture, "data": config.data, "manipulation": config.manipulation}

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
@@ -23,11 +24,13 @@ from hmt_jax._misc import differences, warn
 from hmt_jax._paths import expand, reason
 from hmt_jax.attacks import Attack
 from hmt_jax.training import Metrics, Recipe, TrainState
+from hmt_jax.training._recipe import steps_per_epoch
 from hmt_jax.training._train import Module
 
-__all__ = ["Checkpoints", "Trained", "train"]
+__all__ = ["Checkpoints", "PreemptedError", "Trained", "train"]
 
 _CHECKSUMS = "files.sha256"
+_UNFINISHED = "unfinished"  # the folder of a checkpoint within an epoch
 
 
 class Checkpoints:
@@ -110,6 +113,16 @@ class Checkpoints:
     def best_epoch(self) -> int | None:
         """The epoch after which the best state was saved; None if there is none."""
         return self._manager.best_step()
+
+    def is_preempted(self, number: int) -> bool:
+        """Whether the processes are to stop at this call, because one of them got SIGTERM.
+
+        JAX's preemption service knows, which `jax.distributed.initialize` starts; without it the answer is False.
+
+        Args:
+          number: the number of the call, which every process counts from 0.
+        """
+        return self._manager.reached_preemption(number)
 
     def save(self, epoch: int, state: TrainState, *, score: float, history: Any = None) -> None:
         """Saves the state after an epoch, with its score (the highest is the best) and its history, fit for JSON.
@@ -195,6 +208,19 @@ class Checkpoints:
                 ) from error
 
 
+class PreemptedError(Exception):
+    """Raised by `train` when it was told to stop, after it has kept its last step: the same call goes on from there.
+
+    A script that ends with exit code 75 then tells schedulers that it can be started again.
+
+    >>> try:
+    ...     raise PreemptedError("training stopped after step 7")
+    ... except PreemptedError as stopped:
+    ...     print(stopped)
+    training stopped after step 7
+    """
+
+
 class Trained(NamedTuple, Generic[Module]):
     """A training that has ended.
 
@@ -229,8 +255,12 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     run: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Module, list[dict[str, Any]]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Trained[Module]:
     """A training that keeps a checkpoint of every epoch in a folder, and resumes there when it is called again.
+
+    When it is told to stop, it also keeps the step that it has reached, in the folder `unfinished`, until the next
+    epoch is kept.
 
     The result is the same as without the interruption. If JAX runs in several processes, each calls this function with
     the same arguments, and the folder is on a drive that they share. It may be called again in another number of
@@ -245,8 +275,11 @@ def train(
         or of other samples is refused.
       on_epoch: called after every epoch, in every process, with the classifier and the history so far, before they are
         kept. The classifier's buffers live until the next step: copy anything that you want to keep.
+      should_stop: asked before every step, on accelerators before every 32 steps, whether to stop there. Several
+        processes don't ask: they stop together, when one of them gets SIGTERM.
 
     Raises:
+      PreemptedError: if it was told to stop. All that was trained is kept.
       ValueError: if the folder holds a checkpoint of another training, network or recipe, or one that can't be read, or
         another process trains in it.
       FloatingPointError: if a loss or a gradient is not finite; it says which state was the last good one.
@@ -281,10 +314,30 @@ def train(
             last = kept.last_epoch
             further = "starts over" if last is None else f"goes on from the checkpoint of epoch {last}"
             warn(f"the checkpoint of epoch {epoch} is damaged and was moved to {damaged}: training {further}")
+        seconds = 0.0
         if kept.last_epoch is not None:
             _of_run(kept, described, state, kept.best_epoch)  # first: a score of another run hides the best of this one
             state, history = _of_run(kept, described, state, kept.last_epoch)
-        started = time.perf_counter() - (history[-1]["seconds"] if history else 0)
+            seconds = history[-1]["seconds"]
+        unfinished = directory / _UNFINISHED
+        if _processes.once(unfinished.exists):
+            state, seconds = _of_unfinished(unfinished, described, state, len(history), seconds)
+        started = time.perf_counter() - seconds
+        calls = itertools.count()
+
+        def stop(state: TrainState) -> None:
+            is_asked = jax.process_count() == 1 and should_stop is not None and should_stop()
+            if not kept.is_preempted(next(calls)) and not is_asked:
+                return
+            num_steps = int(state.num_steps)
+            if num_steps % steps_per_epoch(recipe, len(pixels)):
+                found = {"run": described, "num_epochs": len(history), "seconds": time.perf_counter() - started}
+                with Checkpoints(unfinished) as partial:
+                    if partial.last_epoch != num_steps:  # stopped again before the first step
+                        partial.save(num_steps, state, score=0, history=found)
+            raise PreemptedError(
+                f"training stopped after step {num_steps}, kept in {directory}: the same call goes on there"
+            )
 
         def keep(epoch: int, state: TrainState, metrics: Metrics) -> None:
             classifier = training.classifier_of(state)
@@ -303,8 +356,9 @@ def train(
                 with _processes.alike():
                     on_epoch(classifier, history)
             kept.save(epoch, state, score=test.accuracy, history={"run": described, "epochs": history})
+            _processes.once(lambda: shutil.rmtree(unfinished, ignore_errors=True))
 
-        options: Any = {"attack": attack, "devices": devices, "state": state, "on_epoch": keep}
+        options: Any = {"attack": attack, "devices": devices, "state": state, "on_epoch": keep, "on_step": stop}
         try:
             training.train(classifier, pixels, targets, recipe, key, **options)
         except FloatingPointError as error:
@@ -322,17 +376,34 @@ def _of_run(kept: Checkpoints, run, like, epoch) -> tuple[TrainState, list[dict[
     """The state after an epoch and the history until then; ValueError if they are of another run or another epoch."""
     state, found = kept.restore(like, epoch)
     checkpoint = kept.directory / str(epoch)
-    if differing := differences(found["run"], run):
-        raise ValueError(
-            f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over in an empty "
-            "folder"
-        )
+    _check_run(checkpoint, found["run"], run)
     if (last := found["epochs"][-1]["epoch"]) != epoch:
         raise ValueError(
             f"{checkpoint} is the checkpoint of epoch {last} under another name: rename it to {last}, or start over in "
             "an empty folder"
         )
     return state, found["epochs"]
+
+
+def _of_unfinished(directory, run, state, num_epochs, seconds) -> tuple[TrainState, float]:
+    """The state and the time at a step that was kept within this epoch; the given ones if it is damaged or passed."""
+    with Checkpoints(directory) as partial:
+        for damaged in partial.damaged.values():
+            warn(f"the unfinished epoch in {damaged} is damaged: training goes on from the end of the one before")
+        if partial.last_epoch is None:
+            return state, seconds
+        later, found = partial.restore(state)
+        _check_run(directory, found["run"], run)
+        return (later, found["seconds"]) if found["num_epochs"] == num_epochs else (state, seconds)
+
+
+def _check_run(checkpoint, found, run) -> None:
+    """Raises ValueError if a checkpoint is of another run."""
+    if differing := differences(found, run):
+        raise ValueError(
+            f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over in an empty "
+            "folder"
+        )
 
 
 def _hash_of(*arrays: ArrayLike) -> str:

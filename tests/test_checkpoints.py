@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, and what failures and kills leave."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -302,10 +303,10 @@ IMAGES, LABELS = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.
 SHORT = training.Recipe(num_epochs=3, batch_size=4)
 
 
-def train_in(path, *, images=IMAGES, on_epoch=None, **run):
+def train_in(path, *, images=IMAGES, on_epoch=None, should_stop=None, **run):
     classifier = models.create("logistic", jax.random.key(0), image_shape=(8, 8, 1), num_classes=3)
     tested = {"test_images": IMAGES[:5], "test_labels": LABELS[:5]}
-    options = {**tested, "run": run, "on_epoch": on_epoch}
+    options = {**tested, "run": run, "on_epoch": on_epoch, "should_stop": should_stop}
     return checkpoints.train(path, classifier, images, LABELS, SHORT, jax.random.key(1), **options)
 
 
@@ -337,6 +338,61 @@ def test_a_training_that_was_stopped_ends_as_one_that_keeps_nothing(tmp_path):
     assert (found.history[-1]["test_loss"], found.history[-1]["test_accuracy"]) == tested
     seconds = [entry["seconds"] for entry in found.history]
     assert seconds == sorted(seconds)
+
+
+def at_call(number):
+    """Stops a training at that call, counted from 0."""
+    calls = itertools.count()
+    return lambda: next(calls) == number
+
+
+def test_a_training_that_is_told_to_stop_keeps_its_step_and_ends_the_same(tmp_path):
+    expected = train_in(tmp_path / "whole", seed=0)
+    folder = tmp_path / "stopped"
+    # Steps 0, then 2, 3, 4 and 7 of 9, each counted from the last stop.
+    for call, num_steps, is_within in [
+        (0, 0, False),
+        (2, 2, True),
+        (1, 3, False),
+        (1, 4, True),
+        (0, 4, True),
+        (3, 7, True),
+    ]:
+        with pytest.raises(
+            checkpoints.PreemptedError, match=f"^training stopped after step {num_steps}, kept in {folder}:"
+        ):
+            train_in(folder, should_stop=at_call(call), seed=0)
+        assert (folder / "unfinished").exists() == is_within
+    found = train_in(folder, should_stop=lambda: False, seed=0)
+    assert not (folder / "unfinished").exists()
+    assert_equal(nnx.state(found.last), nnx.state(expected.last))
+    assert_equal(nnx.state(found.best), nnx.state(expected.best))
+    without_time = [[entry | {"seconds": 0} for entry in each.history] for each in (found, expected)]
+    assert without_time[0] == without_time[1]
+    seconds = [entry["seconds"] for entry in found.history]
+    assert seconds == sorted(seconds)
+
+
+def test_an_unfinished_epoch_that_is_damaged_or_of_another_run(tmp_path):
+    expected = train_in(tmp_path / "whole", seed=0)
+    with pytest.raises(checkpoints.PreemptedError):
+        train_in(tmp_path, should_stop=at_call(4), seed=0)
+    (tmp_path / "0").rename(tmp_path / "away")
+    found = train_in(tmp_path, seed=0)  # the unfinished epoch is the second, and the first is missing
+    assert_equal(nnx.state(found.last), nnx.state(expected.last))
+    folder = tmp_path / "other"
+    with pytest.raises(checkpoints.PreemptedError):
+        train_in(folder, should_stop=at_call(2), seed=0)
+    with pytest.raises(
+        ValueError, match=rf"^{folder}/unfinished belongs to another run \(seed is 0 there, 7 here\): put"
+    ):
+        train_in(folder, seed=7)
+    (folder / "unfinished" / "2" / "metrics" / "metrics").write_bytes(b"{}")
+    with pytest.warns(
+        UserWarning, match=f"^the unfinished epoch in {folder}/unfinished/damaged-2 is damaged: training"
+    ):
+        found = train_in(folder, seed=0)
+    assert_equal(nnx.state(found.last), nnx.state(expected.last))
 
 
 def copy_of(classifier):

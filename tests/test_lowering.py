@@ -101,12 +101,13 @@ def epoch(network, image_shape, attack=None, **settings):
     """The program of an epoch of `training.train`."""
     num_samples = 4 * BATCH_SIZE
     recipe, functions = _step.functions_of(training.Recipe(batch_size=BATCH_SIZE, **settings), attack)
-    mesh = _devices.mesh(jax.devices()[:1], _step.AXIS)
     state = jax.eval_shape(lambda: _state.start(create(network, image_shape), recipe, num_samples))
     images = jax.ShapeDtypeStruct((num_samples, *image_shape), jnp.uint8)
     samples = images, jax.ShapeDtypeStruct((num_samples,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return Program(functools.partial(_train._device_epoch._function, recipe, mesh), (functions, state, samples, key))
+    rows = jax.eval_shape(functools.partial(_train._order._function, recipe, num_samples), key)
+    ends = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    return Program(functools.partial(_train._loop._function, recipe), (functions, state, samples, rows, key, *ends))
 
 
 def create(network, image_shape):

@@ -108,15 +108,29 @@ def test_device_loop_is_the_host_loop(samples):
 
     key, mesh = jax.random.key(2), _devices.mesh(ONE, _step.AXIS)
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
-    by_host, by_device = (
-        run_epoch(RECIPE, mesh, _step._Functions(None, None), training.start(Drawing(), RECIPE, 18), placed, key)
-        for run_epoch in (_train._host_epoch, _train._device_epoch)
+    rows, none = _train._order(RECIPE, 18, key), _step._Functions(None, None)
+
+    def state_after(steps_of, block_size):
+        state = training.start(Drawing(), RECIPE, 18)
+        for advance in steps_of(RECIPE, mesh, none, placed, rows, key, 0, block_size):
+            state = advance(state)
+        return state
+
+    by_host, by_device = state_after(_train._host_steps, None), state_after(_train._device_steps, None)
+    jax.tree.map(
+        lambda *found: np.testing.assert_array_equal(*map(_numbers_of, found)),
+        state_after(_train._device_steps, 2),
+        by_device,
     )
-    assert by_host[0].variables["drawn"][...] > 0
+    assert by_host.variables["drawn"][...] > 0
     # The same products in another compiled program.
     for found, expected in zip(jax.tree.leaves(by_device), jax.tree.leaves(by_host), strict=True):
         if not jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def _numbers_of(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 class Convolutional(nnx.Module):
@@ -218,8 +232,41 @@ def test_a_state_of_another_network_or_batch_size_is_refused(samples, logistic):
     with pytest.raises(ValueError, match="the state is of another network than the classifier, or of another kind of"):
         go_on(RECIPE, training.start(mlp, RECIPE, 18))
     state = training.start(logistic, RECIPE, 18)
-    with pytest.raises(ValueError, match="the state is 2 steps into an epoch of 3: go on with the batch_size and the"):
-        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=5))
+    seen = state.sums._replace(num_samples=jnp.int32(4))  # after a batch of 4
+    with pytest.raises(ValueError, match="1 steps into training and has seen 4 samples in its last epoch, which does"):
+        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=1, sums=seen))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["arrays on the host", "arrays on an accelerator", "a stream"])
+@pytest.mark.parametrize("num_steps", [1, 4, 7, 14])
+def test_going_on_from_any_step_ends_the_same(kind, num_steps, samples, convolutional, monkeypatch):
+    if kind == "arrays on an accelerator":
+        monkeypatch.setattr(_train, "_host_steps", _train._device_steps)
+        monkeypatch.setattr(_train, "_BLOCK_SIZE", 1)
+    seen, kept = [], []
+
+    def train(**options):
+        options = {"devices": ONE, "on_epoch": lambda *found: seen.append((found[0], found[2]))} | options
+        if kind == "a stream":
+            return training.train_on_stream(convolutional, Stream(*samples), RECIPE, jax.random.key(4), **options)
+        return training.train(convolutional, *samples, RECIPE, jax.random.key(4), **options)
+
+    def stop(state):
+        if state.num_steps == num_steps:
+            kept.append(jax.tree.map(jnp.copy, state))
+            raise StopError
+
+    whole, expected = train(), seen.copy()
+    seen.clear()
+    with pytest.raises(StopError):
+        train(on_step=stop)
+    resumed = train(state=kept[0])
+    assert seen == expected  # epochs are told once, and their metrics are of all steps
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(whole), nnx.state(resumed))
 
 
 class Stream:

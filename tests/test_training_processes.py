@@ -1,5 +1,7 @@
 """Training in several processes, against one process with as many devices."""
 
+import re
+
 import jax
 import job
 import numpy as np
@@ -79,6 +81,21 @@ def test_a_training_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_pa
     for arrays, found in job.finish("checkpoints", 2, killed):
         assert_close(arrays, expected)
         assert found["best"] == alone["best"]
+        for ours, theirs in zip(found["history"], alone["history"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
+    ((expected, alone),) = job.finish("checkpoints", 1, tmp_path / "alone")
+    folder = tmp_path / "stopped"
+    (_, first), (_, second) = job.finish("sigterm", 2, folder)
+    assert first == second
+    [num_steps] = map(int, re.findall(r"^PreemptedError: training stopped after step (\d+), kept in", first["error"]))
+    assert 12 <= num_steps < 40
+    assert (folder / "checkpoints" / "unfinished").exists() == (num_steps % 5 > 0)
+    for arrays, found in job.finish("checkpoints", 2, folder):
+        assert_close(arrays, expected)
         for ours, theirs in zip(found["history"], alone["history"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
 

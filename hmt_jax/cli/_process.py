@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import contextvars
 import io
 import logging
 import os
@@ -21,9 +22,31 @@ _ONEDNN_FLAGS = (
     "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 )
 _SECONDS_ASLEEP = 0.1
+_SECONDS_TO_FINISH = 10
 _FAILED, _UNEXPECTED = 2, 1
 _INTERRUPTED, _RESUMABLE = 130, 75  # as shells count signals, and EX_TEMPFAIL of sysexits.h
 _STOPPING = {signal.SIGINT: ("Ctrl-C", _INTERRUPTED), signal.SIGTERM: ("SIGTERM", _RESUMABLE)}
+
+
+class _Stop:
+    """Whether SIGTERM has come, for work that ends itself then."""
+
+    def __init__(self) -> None:
+        self.has_come, self.is_put_off = threading.Event(), False
+
+
+_STOP: contextvars.ContextVar[_Stop | None] = contextvars.ContextVar("_STOP", default=None)
+
+
+@contextlib.contextmanager
+def putting_off() -> Iterator[Callable[[], bool]]:
+    """Lets SIGTERM wait for work that can keep where it is, for at most 10 s. Yields what tells that it has come."""
+    stop = _STOP.get() or _Stop()  # a new one if no command is running
+    stop.is_put_off = True
+    try:
+        yield stop.has_come.is_set
+    finally:
+        stop.is_put_off = False
 
 
 def main(
@@ -85,7 +108,7 @@ def run(
 
     The command runs in a thread of its own, because Python handles signals only in the main thread, and there only
     after compiled code has returned, which may take minutes. A signal ends the process at once, so the files of a
-    command must be complete at any moment.
+    command must be complete at any moment; only work within `putting_off` may first keep where it is.
 
     Args:
       command: the command, which returns its exit code.
@@ -94,8 +117,10 @@ def run(
       is_debugged: whether an error shows its traceback.
     """
     escape_unwritable_characters()
+    requested = _Stop()
+    _STOP.set(requested)
     try:
-        with _signals_end(remedy), _short_warnings(reworded):
+        with _signals_end(remedy, requested), _short_warnings(reworded):
             try:
                 return _in_thread(command)
             finally:
@@ -105,12 +130,21 @@ def run(
         discard_unwritable_output()
         return CLOSED_OUTPUT
     except BaseException as error:
+        if requested.has_come.is_set() and _is_preempted(error):
+            _say(_stopped("SIGTERM", remedy))
+            return _RESUMABLE
         if is_debugged:
             _say("".join(traceback.format_exception(error)).rstrip())
         code, text = failed(error)
         discard_unwritable_output()
         _say(reworded(text))
         return code
+
+
+def _is_preempted(error: BaseException) -> bool:
+    from hmt_jax import checkpoints
+
+    return isinstance(error, checkpoints.PreemptedError)
 
 
 def use_fast_convolutions() -> None:
@@ -179,10 +213,11 @@ def discard_unwritable_output() -> None:
 
 def _in_thread(command: Callable[[], int]) -> int:
     result: concurrent.futures.Future[int] = concurrent.futures.Future()
+    context = contextvars.copy_context()
 
     def work():
         try:
-            result.set_result(command())
+            result.set_result(context.run(command))
         except BaseException as error:
             result.set_exception(error)
 
@@ -195,18 +230,31 @@ def _in_thread(command: Callable[[], int]) -> int:
 
 
 @contextlib.contextmanager
-def _signals_end(remedy: Callable[[], str]) -> Iterator[None]:
+def _signals_end(remedy: Callable[[], str], requested: _Stop) -> Iterator[None]:
     """Ends the process on Ctrl-C and SIGTERM, after saying how to go on."""
 
     def stop(number, _):
+        if number == signal.SIGTERM and requested.is_put_off and not requested.has_come.is_set():
+            requested.has_come.set()
+            timer = threading.Timer(_SECONDS_TO_FINISH, end, (number,))
+            timer.daemon = True
+            timer.start()
+        else:
+            end(number)
+
+    def end(number):
         cause, code = _STOPPING[signal.Signals(number)]
-        _say(f"\nstopped by {cause}: {remedy()}")
+        _say(_stopped(cause, remedy))
         with contextlib.suppress(OSError, AttributeError):
             sys.stdout.flush()
         os._exit(code)
 
     with handled(stop):
         yield
+
+
+def _stopped(cause: str, remedy: Callable[[], str]) -> str:
+    return f"\nstopped by {cause}: {remedy()}"
 
 
 @contextlib.contextmanager

@@ -16,8 +16,24 @@ from hmt_jax.training._recipe import Recipe, make_optimizer, steps_per_epoch
 _NOT_CARRIED = (nnx.RngState, nnx.Intermediate)
 
 
+NEVER = np.iinfo(np.int32).max
+
+
+class Sums(NamedTuple):
+    """Sums over the samples of an epoch so far."""
+
+    loss: jax.Array
+    num_correct: jax.Array
+    num_samples: jax.Array
+    first_bad_step: jax.Array  # the first step whose loss or gradient is not finite
+
+
+def zero_sums() -> Sums:
+    return Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(NEVER, jnp.int32))
+
+
 class TrainState(NamedTuple):
-    """The state of a classifier in training; `classifier_of` returns the classifier.
+    """The state of a classifier in training, after any step; `classifier_of` returns the classifier.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)
@@ -31,6 +47,7 @@ class TrainState(NamedTuple):
     variables: nnx.State  # all other variables of the classifier, such as batch-norm statistics
     optimizer: optax.OptState
     num_steps: jax.Array  # steps taken
+    sums: Sums  # over the epoch of the last step
 
 
 def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainState:
@@ -60,6 +77,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
         variables,
         optimizer=make_optimizer(recipe, num_samples).init(parameters),
         num_steps=jnp.zeros((), jnp.int32),
+        sums=zero_sums(),
     )
 
 
@@ -87,7 +105,7 @@ def check_is_module(classifier):
 
 
 def check_state(state, classifier, recipe, num_samples):
-    """Raises ValueError unless the state fits the classifier and the recipe, and is at the end of an epoch."""
+    """Raises ValueError unless the state fits the classifier, the recipe and the number of samples."""
     shapes = jax.eval_shape(lambda: start(classifier, recipe, num_samples)[1:])
     found, expected = (
         {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -98,10 +116,13 @@ def check_state(state, classifier, recipe, num_samples):
             "the state is of another network than the classifier, or of another kind of training: go on with the "
             "architecture and the recipe that it was made with"
         )
-    if (num_over := int(state.num_steps) % (steps := steps_per_epoch(recipe, num_samples))) != 0:
+    num_steps, num_seen = int(state.num_steps), int(state.sums.num_samples)
+    of_epoch = num_steps and (num_steps - 1) % steps_per_epoch(recipe, num_samples) + 1
+    if num_seen != min(of_epoch * recipe.batch_size, num_samples):
         raise ValueError(
-            f"the state is {num_over} steps into an epoch of {steps}: go on with the batch_size and the number of "
-            "samples that it was trained with"
+            f"the state is {num_steps} steps into training and has seen {num_seen} samples in its last epoch, which "
+            f"does not fit {num_samples} samples in batches of {recipe.batch_size}: go on with the batch_size and the "
+            "number of samples that it was trained with"
         )
 
 

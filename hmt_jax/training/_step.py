@@ -6,28 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
-from hmt_jax import _batches, _processes, _programs
+from hmt_jax import _batches, _programs
 from hmt_jax._images import as_floats
 from hmt_jax.attacks import perturb
 from hmt_jax.attacks._evaluate import as_argument
 from hmt_jax.classifiers import as_new_function, as_pytree, logits_of
-from hmt_jax.training._recipe import Recipe, crop_and_mirror, make_optimizer
+from hmt_jax.training._recipe import Recipe, crop_and_mirror, make_optimizer, steps_per_epoch
 from hmt_jax.training._state import (
+    NEVER,
+    Sums,
     are_same,
     carried,
     classifier_to_compute_with,
     may_be_cast,
     renew_random_streams,
     variables_of,
+    zero_sums,
 )
 
 AXIS = "data"
-NEVER = np.iinfo(np.int32).max
 
 
 class Metrics(NamedTuple):
@@ -46,14 +46,6 @@ class Metrics(NamedTuple):
 
     loss: float
     accuracy: float
-
-
-class Sums(NamedTuple):
-    """Sums over the samples of an epoch so far."""
-
-    loss: jax.Array
-    num_correct: jax.Array
-    first_bad_step: jax.Array  # the first step whose loss or gradient is not finite
 
 
 def count_classes(classifier, images) -> int:
@@ -88,17 +80,17 @@ def functions_of(recipe, attack) -> tuple[Recipe, _Functions]:
     return dataclasses.replace(recipe, augment=None), _Functions(as_argument(attack), augment)
 
 
-def step_at(recipe, functions, state, sums, samples, indices, is_counted, key):
+def step_at(recipe, functions, state, samples, indices, is_counted, key):
     images, labels = samples
     batch = _batches.Batch(images[indices], labels[indices], is_counted)
-    return _step(recipe, len(images), functions, state, sums, batch, key)
+    return _step(recipe, len(images), functions, state, batch, key)
 
 
-train_step_at = _programs.jit(step_at, static_argnums=0, donate_argnums=(2, 3))
+train_step_at = _programs.jit(step_at, static_argnums=0, donate_argnums=2)
 
 
-def _step(recipe, num_samples, functions, state, sums, batch, key):
-    """The state and the sums after one step of SGD on a batch."""
+def _step(recipe, num_samples, functions, state, batch, key):
+    """The state after one step of SGD on a batch."""
     attack_key, dropout_key, augment_key, stream_key = jax.random.split(jax.random.fold_in(key, state.num_steps), 4)
     images = as_floats(batch.images)
     if functions.augment is not None:
@@ -116,21 +108,24 @@ def _step(recipe, num_samples, functions, state, sums, batch, key):
     gradients, (loss, num_correct, variables) = jax.grad(loss_fn, has_aux=True)(state.parameters)
     updates, optimizer = make_optimizer(recipe, num_samples).update(gradients, state.optimizer, state.parameters)
     is_good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    is_first = state.num_steps % steps_per_epoch(recipe, num_samples) == 0
+    sums = jax.tree.map(functools.partial(jnp.where, is_first), zero_sums(), state.sums)
     sums = Sums(
         loss=sums.loss + loss,
         num_correct=sums.num_correct + num_correct,
+        num_samples=sums.num_samples + jnp.sum(batch.is_counted, dtype=jnp.int32),
         first_bad_step=jnp.minimum(sums.first_bad_step, jnp.where(is_good, NEVER, state.num_steps)),
     )
-    state = state._replace(
+    return state._replace(
         parameters=optax.apply_updates(state.parameters, updates),
         variables=variables,
         optimizer=optimizer,
         num_steps=state.num_steps + 1,
+        sums=sums,
     )
-    return state, sums
 
 
-train_step = _programs.jit(_step, static_argnums=(0, 1), donate_argnums=(3, 4))
+train_step = _programs.jit(_step, static_argnums=(0, 1), donate_argnums=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +170,3 @@ def let_finish(arrays, mesh) -> None:
     """Waits for arrays on simulated devices, which share few threads: sums of two steps at a time could deadlock."""
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(arrays)
-
-
-def zero_sums(mesh) -> Sums:
-    """Zeros on all devices of the mesh, like the sums of a step: elsewhere, steps would be compiled twice."""
-    zeros = Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(NEVER, jnp.int32))
-    return _processes.put(zeros, NamedSharding(mesh, PartitionSpec()))

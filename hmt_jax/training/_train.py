@@ -1,9 +1,10 @@
 """Training over epochs, on arrays and on streams."""
 
 import functools
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +19,27 @@ from hmt_jax._images import check_range
 from hmt_jax.attacks import Attack
 from hmt_jax.data import prefetch
 from hmt_jax.training._recipe import Recipe, steps_per_epoch
-from hmt_jax.training._state import TrainState, check_is_module, check_state, classifier_of, start
+from hmt_jax.training._state import NEVER, TrainState, check_is_module, check_state, classifier_of, start
 from hmt_jax.training._step import (
     AXIS,
-    NEVER,
     Metrics,
-    Sums,
     count_classes,
     functions_of,
     let_finish,
     step_at,
     train_step,
     train_step_at,
-    zero_sums,
 )
 from hmt_jax.training._stream import Stream, batches_of, check_can_share
 
 #: The class of the module that is trained: training returns a module of the class that it is passed.
 Module = TypeVar("Module", bound=nnx.Module)
+
+OnStep = Callable[[TrainState], None]
+
+_Advance = Callable[[TrainState], TrainState]
+
+_BLOCK_SIZE = 32  # steps in one program on an accelerator, between calls of `on_step`: at most seconds
 
 
 def train(
@@ -49,6 +53,7 @@ def train(
     state: TrainState | None = None,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Module:
     """The classifier, trained from its present parameters. The classifier that is passed is not changed.
 
@@ -64,24 +69,26 @@ def train(
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
         such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode. Training then uses only the
         perturbed images.
-      state: a state to continue from, after any epoch of training with the same arguments. The result is the same as
+      state: a state to continue from, after any step of training with the same arguments. The result is the same as
         without the interruption. The steps may take over the buffers of the state: pass a copy if you need it later.
       devices: where to train; if not given, as many devices as can share a batch evenly, or all of them if they are of
         several processes. These all call this function with the same arguments.
       on_epoch: called after every epoch with its number, counted from 0, the state, and the metrics of the epoch's
         training batches, each evaluated before its step. The buffers of the state live until the next step: copy
         anything that you want to keep.
+      on_step: called with the state before every step, on accelerators before every 32 steps of an epoch. An error that
+        it raises ends training. If the devices are of several processes, all must raise it at the same call.
 
     Returns:
       The trained classifier, in evaluation mode, on the first of the devices; each process has it on one of its own.
 
     Raises:
       ValueError: if there are no images or not as many labels; for labels that are not below L; an attack that does not
-        return images of the same shape; a batch size that the devices can't share; a state of another network, or one
-        that is not at the end of an epoch of such a training; or a classifier whose call makes variables, changes their
+        return images of the same shape; a batch size that the devices can't share; a state of another network,
+        batch size or number of samples; or a classifier whose call makes variables, changes their
         shape or type, or changes its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or `on_epoch` is of the
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or a callback is of the
         wrong kind.
 
     Warns:
@@ -97,7 +104,7 @@ def train(
     >>> evaluate(trained, images, jnp.array([0, 1])).accuracy
     1.0
     """
-    _check_kinds(classifier, recipe, key, on_epoch)
+    _check_kinds(classifier, recipe, key, on_epoch, on_step)
     recipe, functions = functions_of(recipe, attack)
     mesh = _mesh(recipe, devices)
     with _processes.alike(mesh):
@@ -106,17 +113,16 @@ def train(
         check_range(pixels, attack)
     _processes.check_same(mesh, images=pixels, labels=targets, key=key)
     samples = _processes.put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
-    run_epoch = _host_epoch if mesh.devices.flat[0].platform == "cpu" else _device_epoch
+    steps_of = _host_steps if mesh.devices.flat[0].platform == "cpu" else _device_steps
+
+    def advances(epoch: int, first: int) -> Iterator[_Advance]:
+        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
+        rows = _order(recipe, len(pixels), order_key)
+        block_size = None if on_step is None else _BLOCK_SIZE
+        return steps_of(recipe, mesh, functions, samples, rows, step_key, first, block_size)
+
     with _programs.of_call(*functions):
-        return _train(
-            classifier,
-            len(pixels),
-            recipe,
-            lambda state, epoch: run_epoch(recipe, mesh, functions, state, samples, jax.random.fold_in(key, epoch)),
-            mesh,
-            state,
-            on_epoch,
-        )
+        return _train(classifier, len(pixels), recipe, advances, mesh, state, on_epoch, on_step)
 
 
 def train_on_stream(
@@ -129,14 +135,16 @@ def train_on_stream(
     state: TrainState | None = None,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[int, TrainState, Metrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Module:
     """The classifier, trained as by `train` on the batches of a stream, for data that do not fit on the device.
 
     At most two batches at a time are on the device or being copied to it.
 
     Args:
-      classifier, recipe, attack, state, devices, on_epoch: as in `train`. The recipe and the stream must have the same
-        batch size.
+      classifier, recipe, attack, state, devices, on_epoch, on_step: as in `train`. The recipe and the stream must have
+        the same batch size. From a state within an epoch, the stream yields that epoch from its beginning, and the
+        batches of the steps that were taken are not used.
       stream: the batches, for example `hmt_jax.data.loader(...)`. If the devices are of several processes, each passes
         a stream of its own share, as `Stream` says, and what one stream raises is raised in all processes.
       key: random key of attacks, dropout and augmentation. The stream decides the order of the samples.
@@ -149,7 +157,7 @@ def train_on_stream(
         states as in `train`; or an epoch that does not yield `num_samples` samples in batches of that size, or in a
         process not its share of them.
       FloatingPointError: if a loss or a gradient is not finite.
-      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or `on_epoch` is of the
+      TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or a callback is of the
         wrong kind.
 
     Warns:
@@ -167,7 +175,7 @@ def train_on_stream(
     >>> jnp.argmax(trained(jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])), axis=1).tolist()
     [0, 1]
     """
-    _check_kinds(classifier, recipe, key, on_epoch)
+    _check_kinds(classifier, recipe, key, on_epoch, on_step)
     recipe, functions = functions_of(recipe, attack)
     if stream.batch_size != recipe.batch_size:
         raise ValueError(
@@ -179,16 +187,17 @@ def train_on_stream(
     num_classes = functools.partial(count_classes, classifier)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, Sums]:
+    def advances(epoch: int, first: int) -> Iterator[_Advance]:
         step_key = jax.random.split(jax.random.fold_in(key, epoch))[1]
-        sums = zero_sums(mesh)
-        for batch in prefetch(batches_of(stream, epoch, mesh, attack, num_classes), sharding):
-            state, sums = train_step(recipe, stream.num_samples, functions, state, sums, batch, step_key)
-            let_finish(sums, mesh)
-        return state, sums
+        batches = itertools.islice(batches_of(stream, epoch, mesh, attack, num_classes), first, None)
+        for batch in prefetch(batches, sharding):
+            yield functools.partial(advance, batch, step_key)
+
+    def advance(batch: Any, step_key: jax.Array, state: TrainState) -> TrainState:
+        return train_step(recipe, stream.num_samples, functions, state, batch, step_key)
 
     with _programs.of_call(*functions):
-        return _train(classifier, stream.num_samples, recipe, run_epoch, mesh, state, on_epoch)
+        return _train(classifier, stream.num_samples, recipe, advances, mesh, state, on_epoch, on_step)
 
 
 def _mesh(recipe, devices):
@@ -203,18 +212,23 @@ def _mesh(recipe, devices):
     return mesh
 
 
-def _check_kinds(classifier, recipe, key, on_epoch):
+def _check_kinds(classifier, recipe, key, on_epoch, on_step):
     """Raises TypeError for arguments of the wrong kind, before any sample is read."""
     check_is_module(classifier)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a hmt_jax.training.Recipe, got {recipe!r}")
     check_key(key)
     _checks.check_callback("on_epoch", on_epoch, "an epoch's number, the state and its metrics")
+    _checks.check_callback("on_step", on_step, "the state")
 
 
-def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
-    """The classifier after the remaining epochs. `run_epoch` maps a state and an epoch to the next state and sums."""
-    if recipe.num_epochs * steps_per_epoch(recipe, num_samples) == 1:
+def _train(classifier, num_samples, recipe, advances, mesh, state, on_epoch, on_step):
+    """The classifier after the remaining steps.
+
+    `advances` maps an epoch and the number of its steps that were taken to functions from a state to a later one.
+    """
+    num_steps = steps_per_epoch(recipe, num_samples)
+    if recipe.num_epochs * num_steps == 1:
         warnings.warn(
             f"{num_samples} samples in batches of {recipe.batch_size} make one step in all, whose learning rate is 0: "
             "lower batch_size, or train for more epochs",
@@ -227,8 +241,15 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
             check_state(state, classifier, recipe, num_samples)
     _processes.check_same(mesh, state=state)
     state = _processes.put(state, NamedSharding(mesh, PartitionSpec()))
-    for epoch in range(int(state.num_steps) // steps_per_epoch(recipe, num_samples), recipe.num_epochs):
-        state, sums = run_epoch(state, epoch)
+    first_epoch, first = divmod(int(state.num_steps), num_steps)
+    for epoch in range(first_epoch, recipe.num_epochs):
+        for advance in advances(epoch, first if epoch == first_epoch else 0):
+            if on_step is not None:
+                jax.block_until_ready(state.num_steps)  # or many more steps would be on their way when it ends training
+                on_step(state)
+            state = advance(state)
+            let_finish(state.num_steps, mesh)
+        sums = state.sums
         if (bad_step := int(sums.first_bad_step)) != NEVER:
             raise FloatingPointError(
                 f"the loss or its gradient became NaN or infinite in step {bad_step}, in epoch {epoch}: lower "
@@ -242,31 +263,36 @@ def _train(classifier, num_samples, recipe, run_epoch, mesh, state, on_epoch):
     return classifier_of(jax.tree.map(lambda leaf: leaf.addressable_data(0), state))
 
 
-def _host_epoch(recipe, mesh, functions, state, samples, key):
-    """The state and the sums after one pass through the samples, in the order that the key draws."""
+def _host_steps(recipe, mesh, functions, samples, rows, key, first, block_size):
+    """Functions from a state to the next, from a step of the epoch on, for the samples in the given rows."""
+    del block_size  # each step is a program of its own
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    order_key, step_key = jax.random.split(key)
-    num_samples, sums = len(samples[0]), zero_sums(mesh)
-    for rows in zip(*map(np.asarray, _order(recipe, num_samples, order_key)), strict=True):
-        indices, is_counted = _processes.put(rows, sharding)
-        state, sums = train_step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key)
-        let_finish(sums, mesh)
-    return state, sums
+    for row in zip(*(np.asarray(each)[first:] for each in rows), strict=True):
+        indices, is_counted = _processes.put(row, sharding)
+        yield lambda state, indices=indices, is_counted=is_counted: train_step_at(
+            recipe, functions, state, samples, indices, is_counted, key
+        )
 
 
-@functools.partial(_programs.jit, static_argnums=(0, 1), donate_argnums=3)
-def _device_epoch(recipe, mesh, functions, state, samples, key):
-    """The same as `_host_epoch`, in one compiled loop."""
-    order_key, step_key = jax.random.split(key)
-    rows = _order(recipe, len(samples[0]), order_key)
-    rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+def _device_steps(recipe, mesh, functions, samples, rows, key, first, block_size):
+    """The same as `_host_steps`, with so many steps in one compiled loop, or all of them."""
+    rows = _processes.put(rows, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    num_steps = len(rows[0])
+    block_size = block_size or num_steps
+    for begin in range(first, num_steps, block_size):
+        end = min(begin + block_size, num_steps)
+        yield lambda state, begin=begin, end=end: _loop(recipe, functions, state, samples, rows, key, begin, end)
 
-    def step(carry: tuple[TrainState, Sums], row: tuple[jax.Array, jax.Array]) -> tuple[tuple[TrainState, Sums], None]:
-        state, sums = carry
-        indices, is_counted = row
-        return step_at(recipe, functions, state, sums, samples, indices, is_counted, step_key), None
 
-    return jax.lax.scan(step, (state, zero_sums(mesh)), rows)[0]
+@functools.partial(_programs.jit, static_argnums=0, donate_argnums=2)
+def _loop(recipe, functions, state, samples, rows, key, begin, end):
+    """The state after the steps of an epoch from `begin` to `end`."""
+
+    def step(number: jax.Array, state: TrainState) -> TrainState:
+        indices, is_counted = (each[number] for each in rows)
+        return step_at(recipe, functions, state, samples, indices, is_counted, key)
+
+    return jax.lax.fori_loop(begin, end, step, state)
 
 
 @functools.partial(_programs.jit, static_argnums=(0, 1))

@@ -308,3 +308,40 @@ def test_a_signal_that_another_thread_receives_ends_the_command(tmp_path):
         [sys.executable, tmp_path / "stuck.py"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (finished.returncode, finished.stderr) == (75, "\nstopped by SIGTERM: stuck\n")
+
+
+WORK = """
+import signal, sys, threading, time
+from hmt_jax import checkpoints
+from hmt_jax.cli import _process
+_process._SECONDS_TO_FINISH = 1
+class Work:
+    def run(self):
+        with _process.putting_off() as should_stop:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+            while not should_stop():
+                time.sleep(0.01)
+            {then}
+    def remedy(self, typed):
+        return typed
+sys.exit(_process.main(lambda _: Work(), [], program='work'))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        ("raise checkpoints.PreemptedError('kept')", (75, "\nstopped by SIGTERM: work\n")),
+        ("time.sleep(600)", (75, "\nstopped by SIGTERM: work\n")),  # after the time to finish
+        ("signal.pthread_kill(threading.main_thread().ident, signal.SIGINT); time.sleep(600)",
+         (130, "\nstopped by Ctrl-C: work\n")),
+        ("raise OSError('the disk is full')", (2, "error: the disk is full\n")),
+    ],
+)  # fmt: skip
+def test_work_may_keep_where_it_is_before_a_signal_ends_it(then, expected, tmp_path):
+    (tmp_path / "work.py").write_text(WORK.format(then=then))
+    finished = subprocess.run(
+        [sys.executable, tmp_path / "work.py"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (finished.returncode, finished.stderr) == expected
