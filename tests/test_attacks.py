@@ -537,6 +537,7 @@ def test_deepfool_leaves_images_that_are_wrong_or_have_no_direction():
     np.testing.assert_array_equal(attack(flat, images, np.zeros(6, int), KEY), images)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the logits of images are finite, but every search met NaN")
 def test_deepfool_leaves_images_for_which_the_solver_gives_up():
     """In a window that a filter before the network removes, rounding alone is left of the gradient."""

@@ -51,6 +51,7 @@ def margins_of(path):
         return arrays["margin"][:, :NUM_IMAGES]
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tight_margins_and_the_certified_bounds(finished, report, tmp_path):
     measured, tight = hmt_jax.report.load(finished / "measurements.npz")
     with np.load(finished / "audit.npz") as arrays:
@@ -116,6 +117,7 @@ def test_certified_bounds_are_beside_the_tight_margins_of_the_same_images(finish
         assert row.split()[3:5] == [f"{median:.4g}" for median in medians]
 
 
+@pytest.mark.slow
 def test_margins_that_are_not_found_are_no_reason_to_lose_an_audit(tmp_path):
     path = tmp_path / "robust"
     fields = [
@@ -173,6 +175,7 @@ def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
         assert audit.order(half, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compare", "table", "tight"),
     [

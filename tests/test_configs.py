@@ -96,6 +96,7 @@ def runs(name, path, capsys):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*REDUCED, "image_gallery"])
 def test_quick_forms_run(name, stand_ins, root, capsys):
     runs(name, run.folder_of(name, is_quick=True, root=root), capsys)

@@ -201,6 +201,7 @@ def test_digits_need_no_preparation(monkeypatch):
     assert not attempts
 
 
+@pytest.mark.slow
 def test_mnist(mnist, reference):
     assert mnist.train_images.shape == (60_000, 28, 28, 1)
     assert mnist.test_images.shape == (10_000, 28, 28, 1)
@@ -217,6 +218,7 @@ def test_mnist(mnist, reference):
     assert [label_of[image.tobytes()] for image in reference["images"]] == reference["labels"].tolist()
 
 
+@pytest.mark.slow
 def test_cifar10(shared):
     cifar10 = data.load("cifar10", shared / "tfds")
     assert cifar10.train_images.shape == (50_000, 32, 32, 3)

@@ -153,6 +153,7 @@ def test_the_margin_of_a_sphere_is_the_nearest_root_over_all_directions(radius, 
         np.testing.assert_allclose(np.linalg.norm(offset + basis @ solution.coordinates), radius, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Linear(), solvers.DeepFool(), solvers.tight("fast")], ids=str)
 def test_what_rounding_leaves_of_a_filtered_band_is_no_direction(solver):
     """Windows that a filter before the network removes have no boundary; the others have that of the weights."""

@@ -323,6 +323,7 @@ def test_data_that_are_not_prepared_are_told_at_once_and_once(tmp_path, capsys, 
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing(tmp_path):
     arguments = [
         "run",
@@ -443,6 +444,7 @@ def robust(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_adversarial_training_beside_standard_training(robust):
     summary, baseline = (json.loads((path / "summary.json").read_text()) for path in (robust, robust.parent / "digits"))
     ratios = [

@@ -227,6 +227,7 @@ def test_margins_are_those_of_the_original(solver, tanh_file):
     np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_measurements_on_several_devices_are_those_of_the_original(tanh_file):
     images = random_images(7, *SHAPE, dtype="float32")
     windows = subspaces.dct_diagonal(SHAPE, size=3, step=1)
@@ -443,6 +444,7 @@ OTHER_PROCESS = """
 """
 
 
+@pytest.mark.slow
 def test_a_users_module_is_measured_in_a_process_without_its_code(tmp_path, path):
     source = tmp_path / "code" / "users_code.py"
     source.parent.mkdir()

@@ -50,6 +50,7 @@ def attacked():
     return classifier, images, np.argmax(classifier(images), axis=1), subspaces.dct_diagonal((8, 8, 1), 4, 4)
 
 
+@pytest.mark.slow
 def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
     classifier, images, labels, windows = attacked
     config = configured(attack="pgd", epsilon=0.1, evaluation_steps=8, window_size=4, window_step=4)

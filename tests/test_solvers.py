@@ -421,6 +421,7 @@ def test_the_best_of_two_results_is_no_larger_than_either(measured):
         hmt_jax.bisect(classifier, images, windows, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_tight_margins_beside_exact_ones(dimension):
     """Of an MLP, whose linear regions are gone through one by one."""
@@ -438,6 +439,7 @@ def test_tight_margins_beside_exact_ones(dimension):
     assert (ratios < 1.01).mean() >= (1 if dimension < 3 else 0.75)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_tight_margins_of_the_reference_network_in_planes(reference, reference_lenet):
     """Against a scan with rays and rings that are finer by far."""

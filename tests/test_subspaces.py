@@ -270,6 +270,7 @@ def measure_in(one_or_several, **settings):
     )
 
 
+@pytest.mark.slow
 def test_lists_of_all_kinds_are_measured_in_their_order():
     """Against the closed form of two linear logits in each dense basis."""
     members = [

@@ -47,6 +47,7 @@ def rows_of(path):
     return file, {row["measurement"]: row for row in file["suite"]}
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_or_says_why_not(tiny_plans, tmp_path, monkeypatch, capsys):
     fewer = {name: (workload, 6, ("quick",)) for name, (workload, _, _) in suite._NETWORKS.items()}
     monkeypatch.setattr(suite, "_NETWORKS", fewer)  # each effort compiles for seconds

@@ -110,6 +110,7 @@ def hyperplane_logits(parameters, images):
     return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("solver", [solvers.DeepFool(overshoot=0.0), solvers.Scan(reach=30.0, resolution=0.01)])
 @pytest.mark.filterwarnings("ignore::hmt_jax.PixelRangeWarning")

@@ -20,6 +20,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(ours, theirs, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_a_stream_as_one(tmp_path):
     """With batch norm, dropout and augmentation; and what is wrong in one process is told by both."""
     one = job.train_on_stream(job.Small(), TWO)

@@ -63,6 +63,7 @@ def test_the_first_images_are_measured(measure, whole):
         np.testing.assert_allclose(margin, whole.margin[:, :4], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_subspaces_and_settings_of_the_solver(measure):
     specs = ["dct-diagonal:4:4", "dct-grid:4:4", "dct-window:1:2:3", "random:5:7", "full"]
     store = measure("--subspaces", *specs, "--solver", "deepfool:max_steps=7,overshoot=0.5")

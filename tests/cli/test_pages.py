@@ -40,6 +40,7 @@ def measure(hmt, tmp_path):
     return measure
 
 
+@pytest.mark.slow
 def test_two_stores_are_drawn_and_compared(measure, hmt, tmp_path):
     stores = [
         measure("loose", "--subspaces", "dct-diagonal:4:2", "--solver", "deepfool"),

@@ -55,6 +55,7 @@ def times(path):
     return {file.name: file.stat().st_mtime_ns for file in (path / "status" / "c" / "0").iterdir()}
 
 
+@pytest.mark.slow
 def test_processes_that_meet_fill_one_store(launch, tmp_path):
     ends = [finished(process) for process in launch("m.zarr", 2, images="images.npy", chunk_size=1, solver="deepfool")]
     assert [code for code, *_ in ends] == [0, 0]

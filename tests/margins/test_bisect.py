@@ -108,6 +108,7 @@ def test_pairs_without_a_margin_stay_as_they_are(measured):
         np.testing.assert_array_equal(getattr(bisect_two(images, none), name), getattr(none, name))
 
 
+@pytest.mark.slow
 def test_margins_go_to_their_pairs_in_every_chunk(monkeypatch):
     """In subspaces of several kinds, one after the other; images as an array, a stream, and 8 bits."""
     monkeypatch.setattr(_sizes, "_ON_CPU", _sizes._ON_CPU._replace(bytes_of_chunk=1, pairs_per_lane=1))

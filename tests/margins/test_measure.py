@@ -122,6 +122,7 @@ def test_without_a_point_there_is_no_gap():
 # Lists of subspaces
 
 
+@pytest.mark.slow
 def test_subspaces_of_all_kinds_and_dimensions_are_measured_in_the_order_given(x64):
     """Each row is that of its subspace alone, without lanes; a class of one's own may be among them."""
     direction, settings = random_basis(40, 1), {"devices": jax.devices()[:1], "batch_size": 4}

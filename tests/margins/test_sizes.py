@@ -162,6 +162,7 @@ def test_a_solver_of_one_gradient_has_more_lanes_than_one_of_nine():
     assert of_one.num_lanes == pytest.approx(3 * of_nine.num_lanes, rel=1 / 3)  # both are rounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_at_the_end", "num_lanes"), [(False, 4), (True, 9)])
 def test_memory_that_ran_out_is_not_asked_for_again(is_at_the_end, num_lanes, monkeypatch):
     """Neither in later chunks nor, if it ran out before, in the last look, the only pass that makes a `Solution`."""

@@ -114,6 +114,7 @@ def test_images_that_two_measurements_share_are_compared_one_by_one():
     np.testing.assert_allclose(pair.ratios.median_ratio, expected)
 
 
+@pytest.mark.slow
 def test_measurements_are_the_same_after_they_were_in_a_file(tmp_path):
     path = tmp_path / "measurements.npz"
     before = [*pages.measurements(), pages.grid(), *pages.hostile()]
