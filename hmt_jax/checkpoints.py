@@ -259,12 +259,10 @@ def train(
 ) -> Trained[Module]:
     """A training that keeps a checkpoint of every epoch in a folder, and resumes there when it is called again.
 
-    When it is told to stop, it also keeps the step that it has reached, in the folder `unfinished`, until the next
-    epoch is kept.
-
-    The result is the same as without the interruption. If JAX runs in several processes, each calls this function with
-    the same arguments, and the folder is on a drive that they share. It may be called again in another number of
-    processes: with as many devices in all, the result is the same.
+    The result is the same as without the interruption. A training that is told to stop also keeps the step that it has
+    reached, in the folder `unfinished` there, until the next epoch is kept. If JAX runs in several processes, each
+    calls this function with the same arguments, and the folder is on a drive that they share. It may be called again in
+    another number of processes: with as many devices in all, the result is the same.
 
     Args:
       path: the folder; made if it does not exist.
