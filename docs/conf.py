@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(?!hmt_jax\.).*"),
     (
         "py:class",
-        r"hmt_jax\.(training\._train\.Module|models\._torch_skeleton\.Skeleton|margins\._store_files\.Files|_images\.ImageSource)",
+        r"hmt_jax\.(training\._train\.Module|training\._state\.Sums|models\._torch_skeleton\.Skeleton|margins\._store_files\.Files|_images\.ImageSource)",
     ),
 ]
 
