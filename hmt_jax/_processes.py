@@ -5,6 +5,7 @@ Nothing here communicates if there is one process.
 
 import contextlib
 import functools
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Item = TypeVar("Item")
+
+# The processes agree on the number of a call at which they stop, so that no two calls in a process may share one.
+_CALLS = itertools.count()
 
 # The classes of errors that a process raises for another one; for all others, it raises a RuntimeError.
 _ERRORS = {kind.__name__: kind for kind in (FloatingPointError, OSError, RuntimeError, TypeError, ValueError)}
@@ -84,6 +88,16 @@ def _among_processes():
     return NamedSharding(mesh, PartitionSpec("processes")), jax.jit(
         lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec())
     )
+
+
+def is_preempted() -> bool:
+    """Whether all processes are to stop at this call, which they all make, because one of them got SIGTERM.
+
+    JAX's preemption service knows, which `jax.distributed.initialize` starts; without it the answer is False.
+    """
+    from orbax.checkpoint import multihost
+
+    return multihost.reached_preemption(next(_CALLS))
 
 
 @contextlib.contextmanager

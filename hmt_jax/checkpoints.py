@@ -68,6 +68,11 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+        class Manager(ocp.CheckpointManager):
+            def reached_preemption(self, step: int) -> bool:
+                """False: a save would ask JAX by the number of an epoch, but `_processes.is_preempted` counts calls."""
+                return False
+
         self._ocp = ocp
         self.directory = directory = pathlib.Path(expand("path", path)).absolute()
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ class Checkpoints:
             create=False,
         )
         try:
-            self._manager = ocp.CheckpointManager(
+            self._manager = Manager(
                 directory,
                 options=options,
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()},
@@ -113,16 +118,6 @@ class Checkpoints:
     def best_epoch(self) -> int | None:
         """The epoch after which the best state was saved; None if there is none."""
         return self._manager.best_step()
-
-    def is_preempted(self, number: int) -> bool:
-        """Whether the processes are to stop at this call, because one of them got SIGTERM.
-
-        JAX's preemption service knows, which `jax.distributed.initialize` starts; without it the answer is False.
-
-        Args:
-          number: the number of the call, which every process counts from 0.
-        """
-        return self._manager.reached_preemption(number)
 
     def save(self, epoch: int, state: TrainState, *, score: float, history: Any = None) -> None:
         """Saves the state after an epoch, with its score (the highest is the best) and its history, fit for JSON.
@@ -209,7 +204,7 @@ class Checkpoints:
 
 
 class PreemptedError(Exception):
-    """Raised by `train` when it was told to stop, after it has kept its last step: the same call goes on from there.
+    """A training was told to stop, and has kept the step that it had reached: the same call goes on from there.
 
     A script that ends with exit code 75 then tells schedulers that it can be started again.
 
@@ -321,11 +316,10 @@ def train(
         if _processes.once(unfinished.exists):
             state, seconds = _of_unfinished(unfinished, described, state, len(history), seconds)
         started = time.perf_counter() - seconds
-        calls = itertools.count()
 
         def stop(state: TrainState) -> None:
             is_asked = jax.process_count() == 1 and should_stop is not None and should_stop()
-            if not kept.is_preempted(next(calls)) and not is_asked:
+            if not _processes.is_preempted() and not is_asked:
                 return
             num_steps = int(state.num_steps)
             if num_steps % steps_per_epoch(recipe, len(pixels)):
@@ -392,7 +386,10 @@ def _of_unfinished(directory, run, state, num_epochs, seconds) -> tuple[TrainSta
             return state, seconds
         later, found = partial.restore(state)
         _check_run(directory, found["run"], run)
-        return (later, found["seconds"]) if found["num_epochs"] == num_epochs else (state, seconds)
+    if found["num_epochs"] == num_epochs:
+        return later, found["seconds"]
+    _processes.once(lambda: shutil.rmtree(directory))  # or a stop before its step could not be kept
+    return state, seconds
 
 
 def _check_run(checkpoint, found, run) -> None:

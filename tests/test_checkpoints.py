@@ -378,7 +378,9 @@ def test_an_unfinished_epoch_that_is_damaged_or_of_another_run(tmp_path):
     with pytest.raises(checkpoints.PreemptedError):
         train_in(tmp_path, should_stop=at_call(4), seed=0)
     (tmp_path / "0").rename(tmp_path / "away")
-    found = train_in(tmp_path, seed=0)  # the unfinished epoch is the second, and the first is missing
+    with pytest.raises(checkpoints.PreemptedError, match=r"^training stopped after step 2,"):
+        train_in(tmp_path, should_stop=at_call(2), seed=0)  # step 4 is not gone on from: the epoch before is missing
+    found = train_in(tmp_path, seed=0)
     assert_equal(nnx.state(found.last), nnx.state(expected.last))
     folder = tmp_path / "other"
     with pytest.raises(checkpoints.PreemptedError):

@@ -110,16 +110,16 @@ def test_device_loop_is_the_host_loop(samples):
     placed = jax.device_put((samples[0], samples[1].astype(np.int32)), ONE[0])
     rows, none = _train._order(RECIPE, 18, key), _step._Functions(None, None)
 
-    def state_after(steps_of, block_size):
+    def state_after(steps_of, **options):
         state = training.start(Drawing(), RECIPE, 18)
-        for advance in steps_of(RECIPE, mesh, none, placed, rows, key, 0, block_size):
+        for advance in steps_of(RECIPE, mesh, none, placed, rows, key, 0, **options):
             state = advance(state)
         return state
 
-    by_host, by_device = state_after(_train._host_steps, None), state_after(_train._device_steps, None)
+    by_host, by_device = state_after(_train._host_steps), state_after(_train._device_steps)
     jax.tree.map(
         lambda *found: np.testing.assert_array_equal(*map(_numbers_of, found)),
-        state_after(_train._device_steps, 2),
+        state_after(_train._device_steps, block_size=2),
         by_device,
     )
     assert by_host.variables["drawn"][...] > 0
@@ -235,6 +235,11 @@ def test_a_state_of_another_network_or_batch_size_is_refused(samples, logistic):
     seen = state.sums._replace(num_samples=jnp.int32(4))  # after a batch of 4
     with pytest.raises(ValueError, match="1 steps into training and has seen 4 samples in its last epoch, which does"):
         go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=1, sums=seen))
+    seen = state.sums._replace(num_samples=jnp.int32(18))  # after an epoch of 5 batches of 4
+    with pytest.raises(
+        ValueError, match="the state is 5 steps into training and has seen 18 samples in its last epoch"
+    ):
+        go_on(dataclasses.replace(RECIPE, batch_size=8), state._replace(num_steps=5, sums=seen))
 
 
 class StopError(Exception):
@@ -245,8 +250,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("num_steps", [1, 4, 7, 14])
 def test_going_on_from_any_step_ends_the_same(kind, num_steps, samples, convolutional, monkeypatch):
     if kind == "arrays on an accelerator":
-        monkeypatch.setattr(_train, "_host_steps", _train._device_steps)
-        monkeypatch.setattr(_train, "_BLOCK_SIZE", 1)
+        monkeypatch.setattr(_train, "_host_steps", functools.partial(_train._device_steps, block_size=1))
     seen, kept = [], []
 
     def train(**options):
@@ -265,7 +269,7 @@ def test_going_on_from_any_step_ends_the_same(kind, num_steps, samples, convolut
     with pytest.raises(StopError):
         train(on_step=stop)
     resumed = train(state=kept[0])
-    assert seen == expected  # epochs are told once, and their metrics are of all steps
+    assert seen == expected  # each epoch is there once, and their metrics are of all steps
     jax.tree.map(np.testing.assert_array_equal, nnx.state(whole), nnx.state(resumed))
 
 

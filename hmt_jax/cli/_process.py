@@ -118,11 +118,10 @@ def run(
     """
     escape_unwritable_characters()
     requested = _Stop()
-    _STOP.set(requested)
     try:
         with _signals_end(remedy, requested), _short_warnings(reworded):
             try:
-                return _in_thread(command)
+                return _in_thread(command, requested)
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
@@ -211,9 +210,10 @@ def discard_unwritable_output() -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def _in_thread(command: Callable[[], int]) -> int:
+def _in_thread(command: Callable[[], int], requested: _Stop) -> int:
     result: concurrent.futures.Future[int] = concurrent.futures.Future()
     context = contextvars.copy_context()
+    context.run(_STOP.set, requested)
 
     def work():
         try:

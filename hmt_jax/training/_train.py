@@ -113,13 +113,14 @@ def train(
         check_range(pixels, attack)
     _processes.check_same(mesh, images=pixels, labels=targets, key=key)
     samples = _processes.put((pixels, targets), NamedSharding(mesh, PartitionSpec()))
-    steps_of = _host_steps if mesh.devices.flat[0].platform == "cpu" else _device_steps
+    is_on_host = mesh.devices.flat[0].platform == "cpu"
+    block_size = None if on_step is None else _BLOCK_SIZE
+    steps_of = _host_steps if is_on_host else functools.partial(_device_steps, block_size=block_size)
 
     def advances(epoch: int, first: int) -> Iterator[_Advance]:
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
         rows = _order(recipe, len(pixels), order_key)
-        block_size = None if on_step is None else _BLOCK_SIZE
-        return steps_of(recipe, mesh, functions, samples, rows, step_key, first, block_size)
+        return steps_of(recipe, mesh, functions, samples, rows, step_key, first)
 
     with _programs.of_call(*functions):
         return _train(classifier, len(pixels), recipe, advances, mesh, state, on_epoch, on_step)
@@ -263,9 +264,8 @@ def _train(classifier, num_samples, recipe, advances, mesh, state, on_epoch, on_
     return classifier_of(jax.tree.map(lambda leaf: leaf.addressable_data(0), state))
 
 
-def _host_steps(recipe, mesh, functions, samples, rows, key, first, block_size):
+def _host_steps(recipe, mesh, functions, samples, rows, key, first):
     """Functions from a state to the next, from a step of the epoch on, for the samples in the given rows."""
-    del block_size  # each step is a program of its own
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     for row in zip(*(np.asarray(each)[first:] for each in rows), strict=True):
         indices, is_counted = _processes.put(row, sharding)
@@ -274,7 +274,7 @@ def _host_steps(recipe, mesh, functions, samples, rows, key, first, block_size):
         )
 
 
-def _device_steps(recipe, mesh, functions, samples, rows, key, first, block_size):
+def _device_steps(recipe, mesh, functions, samples, rows, key, first, *, block_size=None):
     """The same as `_host_steps`, with so many steps in one compiled loop, or all of them."""
     rows = _processes.put(rows, NamedSharding(mesh, PartitionSpec(None, AXIS)))
     num_steps = len(rows[0])
