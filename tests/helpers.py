@@ -5,11 +5,13 @@ Numbers come from NumPy, so that making them compiles nothing and is the same in
 
 import functools
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.fft
 from flax import nnx
 
@@ -20,6 +22,20 @@ from hmt_jax import classifiers, models, solvers
 def shared_folder(text: str | None) -> pathlib.Path | None:
     """The folder that `--shared` or HMT_JAX_SHARED names; None where it is unset or empty."""
     return pathlib.Path(text).expanduser() if text else None
+
+
+def slow_except(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """The values of a parameter of tests, of which all but the given ones are marked slow.
+
+    A value that is a tuple holds one of each parameter.
+    """
+    values = list(values)
+    if unknown := [each for each in quick if each not in values]:
+        raise ValueError(f"{unknown} are not among {values}")
+    return [
+        pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=[] if each in quick else pytest.mark.slow)
+        for each in values
+    ]
 
 
 # Images and bases

@@ -75,6 +75,7 @@ def test_the_page_has_the_tight_margins_and_the_certified_bounds(finished, repor
     assert ">digits, tight<" in out.read_text()
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
     written = json.loads((finished / "audit.json").read_text())
     with np.load(finished / "audit.npz") as arrays:

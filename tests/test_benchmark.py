@@ -25,6 +25,7 @@ def tiny_plan(monkeypatch):
     monkeypatch.setattr(timing, "_MATRIX_SIZE", {"cpu": 64})
 
 
+@pytest.mark.slow
 def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):
     path = tmp_path / "new" / "benchmark.json"
     assert command_line.main(["benchmark", "--output", str(path)]) == 0
@@ -67,6 +68,7 @@ def test_a_reference_that_is_none(tiny_plan, tmp_path, capsys):
     assert "is no checkout of LTS4/hold-me-tight: it has no utils.py" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tradeoffs_of_a_linear_classifier(tiny_plan, tmp_path, monkeypatch):
     plan = workloads.PLANS["tiny"]._replace(build=lambda _, data_dir: tiny(20, data_dir))
     monkeypatch.setattr(workloads, "PLANS", {"lenet_mnist": plan})

@@ -49,6 +49,7 @@ def test_bounds_are_not_much_below_the_margins_of_small_networks():
     assert np.median(ratios) > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True])
 def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     shape = (12, 12, 1)

@@ -126,7 +126,7 @@ def expected():
     return [measure(plain_function(random_weights(seed))) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", helpers.slow_except(KINDS, "Partial", "nnx"))
 def test_every_kind_of_classifier_gives_the_same_margins_and_shares_one_compilation(kind, expected):
     num_traces = []
     for seed in (0, 1):
@@ -141,7 +141,7 @@ def test_every_kind_of_classifier_gives_the_same_margins_and_shares_one_compilat
     assert num_traces[0] == num_traces[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", helpers.slow_except(KINDS, "Partial", "nnx"))
 def test_weights_are_data_of_single_margins_too(kind):
     image, subspace = random_images()[0], subspaces.full(SHAPE)
     first = hmt_jax.measure_margin(KINDS[kind](random_weights(0)), image, subspace, hmt_jax.solvers.DeepFool())
@@ -151,7 +151,7 @@ def test_weights_are_data_of_single_margins_too(kind):
     assert first.margin != second.margin
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", helpers.slow_except(KINDS, "Partial", "nnx"))
 def test_classifiers_become_pytrees_of_arrays(kind):
     weights = random_weights(0)
     classifier = classifiers.as_pytree(KINDS[kind](weights))
@@ -268,6 +268,7 @@ class WritesBack(nnx.Module):
         return self.dropout(self.norm(images))[:, 0, 0, :2]
 
 
+@pytest.mark.slow
 def test_calls_that_write_back_what_they_read_are_measured():
     module = WritesBack()
     module.eval()
@@ -319,6 +320,7 @@ def test_equinox_modules_in_training_mode_are_refused(module, name):
         hmt_jax.measure_margin(module(), random_images()[0], subspaces.full(SHAPE), hmt_jax.solvers.DeepFool())
 
 
+@pytest.mark.slow
 def test_equinox_modules_in_inference_mode_are_measured():
     layers = [equinox.nn.Dropout(0.5), equinox_batch_norm()]
     result = measure(equinox.nn.inference_mode(EquinoxLayers(layers)))
@@ -443,6 +445,7 @@ class Scaling:
         return self.scale * two_logits(images)
 
 
+@pytest.mark.slow
 def test_functions_are_measured_as_they_are_now():
     """What they close over may have changed since they were measured before."""
     images, module, scaling = random_images(), nnx.Linear(24, 3, use_bias=False, rngs=nnx.Rngs(0)), Scaling()
@@ -510,7 +513,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", helpers.slow_except(CALLS, "measure_margins", "augment"))
 def test_nothing_is_kept_of_a_function_after_the_call(call):
     """No programs, and nothing that the function closes over: a new function in every call would fill the memory."""
     (client,) = {device.client for device in jax.devices()}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import slow_except
 from PIL import Image
 from scipy import fft
 
@@ -125,7 +126,7 @@ def given_small(name, given):
     return dataclasses.replace(quick, network="logistic", **sizes, **paths)
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", slow_except(GIVEN, "imagenet_vgg16"))
 def test_quick_forms_run_on_given_weights(name, given, tmp_path, capsys, monkeypatch):
     small = given_small(name, given)
     monkeypatch.setattr(registry, "_EXPERIMENTS", {**registry._EXPERIMENTS, **with_quick([name], lambda _: small)})

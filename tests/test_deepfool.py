@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import linear_logits, solve_all, tanh_classifier, tanh_logits, tanh_parameters, with_parameters
+from helpers import (
+    linear_logits,
+    slow_except,
+    solve_all,
+    tanh_classifier,
+    tanh_logits,
+    tanh_parameters,
+    with_parameters,
+)
 
 import hmt_jax
 from hmt_jax import Status, solvers, subspaces
@@ -65,10 +73,18 @@ def embed_all(subspace, coordinates):
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "dtype"),
-    [
-        *((name, num_classes, dtype) for name in SUBSPACES for num_classes, dtype in ((3, "float32"), (10, "float64"))),
-        *(("window", 2, "float64"), ("window", 10, "float32")),  # what subspaces have no part in
-    ],
+    slow_except(
+        [
+            *(
+                (name, num_classes, dtype)
+                for name in SUBSPACES
+                for num_classes, dtype in ((3, "float32"), (10, "float64"))
+            ),
+            *(("window", 2, "float64"), ("window", 10, "float32")),  # what subspaces have no part in
+        ],
+        ("window", 10, "float64"),
+        ("window", 10, "float32"),
+    ),
 )
 def test_linear_classifiers_have_margins_in_closed_form(name, num_classes, dtype):
     check_linear(name, num_classes, 10, dtype)
@@ -143,16 +159,20 @@ def numpy_deepfool(parameters, image, basis, num_candidates=10, overshoot=0.02, 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
+    slow_except(
+        [
+            ("window", {}),
+            ("random", {}),
+            ("full", {}),
+            ("window", {"num_candidates": 2}),
+            ("random", {"num_candidates": 3, "overshoot": 0.5}),
+            ("window", {"overshoot": 0.0}),
+            ("random", {"max_steps": 1}),
+            ("full", {"max_steps": 2}),
+        ],
         ("window", {}),
-        ("random", {}),
-        ("full", {}),
-        ("window", {"num_candidates": 2}),
         ("random", {"num_candidates": 3, "overshoot": 0.5}),
-        ("window", {"overshoot": 0.0}),
-        ("random", {"max_steps": 1}),
-        ("full", {"max_steps": 2}),
-    ],
+    ),
     ids=str,
 )
 def test_curved_boundaries_agree_with_a_numpy_loop(name, settings, x64):
@@ -259,6 +279,7 @@ def test_the_four_methods_of_a_solver_are_all_it_takes(curved):
     assert solver == DeepFool(num_candidates=10, overshoot=0.02, max_steps=100)
 
 
+@pytest.mark.slow
 def test_networks_and_subspaces_can_be_mapped_over(x64):
     image = random_images(1)[0]
     diagonal = subspaces.dct_diagonal(SHAPE, size=2, step=1)
@@ -379,6 +400,7 @@ def test_a_gradient_that_is_nan_for_one_candidate_is_a_failure(x64):
     assert_failed(solve_one(classifier, 0.0), Status.NON_FINITE, np.nan, 0, 1)
 
 
+@pytest.mark.slow
 def test_candidates_are_those_at_the_origin_but_all_classes_stop_the_search(x64):
     # The gap of class 2 is the largest at 0 and the smallest after one step, when it is still no candidate.
     classifier = logits_of_sum(jnp.zeros_like, lambda s: np.exp(-3) - jnp.exp(-s), lambda s: 1.85 * s - 2)
@@ -487,6 +509,7 @@ def test_the_rank_of_the_image_is_checked(shape):
         hmt_jax.measure_margin(UNDERSHOT, np.zeros(shape, np.float32), subspaces.full((4, 4, 1)), DeepFool())
 
 
+@pytest.mark.slow
 def test_images_of_whole_numbers_are_8_bit_ones_or_refused(curved):
     parameters, images, subspace, _ = curved
     levels = (255 * images).astype(np.uint8)

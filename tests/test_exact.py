@@ -204,6 +204,7 @@ def test_the_margin_at_the_center_of_a_sphere_is_its_radius():
 # Scans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [1, 2])
 def test_scans_find_spheres_from_both_sides_within_their_reach(dimension):
     rng = np.random.default_rng(5)

@@ -464,6 +464,7 @@ def test_adversarial_training_beside_standard_training(robust):
     assert strong["robust_accuracy"] <= strong["clean_accuracy"]
 
 
+@pytest.mark.slow
 def test_margins_and_robustness_while_training(robust):
     assert sorted(file.name for file in (robust / "monitored").iterdir()) == ["002.npz", "004.npz"]
     # The last measurement is that of the classifier in the file.
@@ -481,6 +482,7 @@ def test_margins_and_robustness_while_training(robust):
         assert (arrays["total_energy"] <= 0.5**2 * 1.00001).all()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, monkeypatch):
     path = tmp_path / "run"
     settings = ["--network", "mlp", "--num-epochs", "3", "--num-images", "2", "--folder", str(path)]
@@ -501,6 +503,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, m
     assert [entry["epoch"] for entry in json.loads((path / "history.json").read_text())] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_that_of_the_greatest_test_accuracy(tmp_path, monkeypatch):
     scores = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(training, "evaluate", lambda *arguments, **options: training.Metrics(1.0, next(scores)))
@@ -546,6 +549,7 @@ def test_a_folder_that_cannot_be_made_is_told(command, finished, tmp_path, capsy
     )
 
 
+@pytest.mark.slow
 def test_mnist_runs_on_a_small_network(shared, mnist, tmp_path, monkeypatch):
     devices = jax.devices()[:1]  # hundreds of steps, each of which simulated devices would wait for
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
@@ -960,6 +964,7 @@ def test_claims_are_tested_anew_without_their_file(finished, tmp_path, capsys):
     assert "margin in the highest window over that in the lowest" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quick_runs_prove_nothing(tmp_path, capsys):
     arguments = [
         "run",

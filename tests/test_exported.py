@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors
 from flax import linen, nnx
-from helpers import random_images, random_network, solve_all, tanh_classifier, tanh_logits, tanh_parameters
+from helpers import random_images, random_network, slow_except, solve_all, tanh_classifier, tanh_logits, tanh_parameters
 from safetensors.numpy import load_file, save_file
 
 import hmt_jax
@@ -136,7 +136,7 @@ def test_every_kind_of_classifier_computes_the_same_without_its_code(kind, path)
         np.testing.assert_allclose(np.moveaxis(gradients, 0, 1).reshape(by_images.shape), by_images, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("num_channels", slow_except([1, 3], 1))
 def test_lenet_is_exported_for_any_number_of_images(num_channels, path):
     statistics = {"mean": [0.1] * num_channels, "std": [0.5] * num_channels}
     network = random_network("lenet", (14, 13, num_channels), **statistics)
@@ -172,9 +172,11 @@ def test_deep_networks_compute_the_same(name, path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("logistic", "mlp", "resnet18", "resnet18_cifar", "vgg11_bn", "vgg11_cifar", "densenet121_cifar"),
-    ],
+    slow_except(
+        ["logistic", "mlp", "resnet18", "resnet18_cifar", "vgg11_bn", "vgg11_cifar", "densenet121_cifar"],
+        "mlp",
+        "resnet18_cifar",
+    ),
 )
 def test_networks_are_exported_for_all_platforms(name, monkeypatch):
     monkeypatch.setitem(densenet.NUM_LAYERS, 121, (2, 2, 2, 2))  # parts of all kinds, in a tenth of the time
@@ -211,7 +213,7 @@ def tanh_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", slow_except(SOLVERS, solvers.DeepFool()), ids=repr)
 def test_margins_are_those_of_the_original(solver, tanh_file):
     images = random_images(6, *SHAPE, dtype="float32")
     # Scan takes two dimensions at most, and here there are two channels.
@@ -259,6 +261,7 @@ def test_tight_margins_and_attacks_are_those_of_the_original(tanh_file):
     assert results[1].loss > results[1].clean_loss
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_float64_is_kept(path):
     original = tanh_classifier()

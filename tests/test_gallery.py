@@ -38,6 +38,7 @@ def coefficients(images):
     return fft.dctn(images, axes=(-3, -2), norm="ortho")
 
 
+@pytest.mark.slow
 def test_the_network_is_that_of_the_run_beside(made):
     assert store.baseline(made) == made.parent / "digits_quick"
     paths = (made, made.parent / "digits_quick")

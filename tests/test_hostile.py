@@ -19,6 +19,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from helpers import slow_except
 from hostile import OF_FILES, TALLY, check_damage, check_refusal, contents_of, is_same, rewrite, settings
 from hostile_arguments import IMAGES, RIGHT_IMAGES, WRONG, WRONG_OF_STORES
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ def test_damaged_files(kind, tmp_path, num_examples, watch):
     assert [each.name for each in tmp_path.iterdir()] == ["files"]
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", slow_except(SOLVERS, "quick"))
 def test_linear_classifiers(name, num_examples, watch):
     num_forms = min(max(2, num_examples // 400), len(FORMS))
 

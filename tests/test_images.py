@@ -68,6 +68,7 @@ def test_robustness_is_under_a_weak_and_the_full_attack(attacked):
         np.testing.assert_allclose(entry["perturbation_energy"], energy, rtol=1e-3)  # float32
 
 
+@pytest.mark.slow
 def test_right_and_right_under_attack_are_told_apart(attacked):
     classifier, images, labels, _ = attacked
     config = configured(attack="pgd", epsilon=3.0, attack_steps=8, num_monitored=12)

@@ -525,6 +525,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_same_batches():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import labels_of, random_images, random_network, solve_all
+from helpers import labels_of, random_images, random_network, slow_except, solve_all
 
 import hmt_jax
 from hmt_jax import exact, solvers, subspaces
@@ -27,6 +27,10 @@ FAMILY = {
 
 # And DeepFool's, in spaces that they can search.
 ALL = {**FAMILY, "deepfool": DeepFool(), "deepfool, two candidates": DeepFool(num_candidates=2)}
+
+# The programs of each solver take seconds to compile, and these few differ most.
+EACH_OF_FAMILY = slow_except(FAMILY, "ddn", "quick")
+EACH_OF_ALL = slow_except(ALL, "ddn", "quick", "deepfool")
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -76,7 +80,9 @@ def solve_affine(solver, weights, biases, num_classes=10):
 
 @pytest.mark.parametrize("effort", ["quick", "fast", "normal", "thorough"])
 # In few dimensions boundaries lie at very unequal distances, and a walk may end at another than the nearest.
-@pytest.mark.parametrize(("num_classes", "dimension"), [(2, 64), (10, 64), (1000, 64), (3, 5), (8, 5)])
+@pytest.mark.parametrize(
+    ("num_classes", "dimension"), slow_except([(2, 64), (10, 64), (1000, 64), (3, 5), (8, 5)], (10, 64))
+)
 def test_tight_is_exact_on_linear_classifiers(effort, num_classes, dimension):
     parameters, margins = linear_classifiers(num_classes, dimension)
     solution = solve_affine(tight(effort), *parameters, num_classes=max(num_classes, 10))
@@ -86,7 +92,7 @@ def test_tight_is_exact_on_linear_classifiers(effort, num_classes, dimension):
     assert (np.abs(solution.margin - margins) <= 1e-5 * margins + 2 * hidden).all()
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 def test_solutions_are_adversarial_and_no_shorter_than_they_may(name):
     (weights, biases), margins = linear_classifiers(10)
     solution = solve_affine(FAMILY[name], weights, biases)
@@ -108,7 +114,7 @@ def ball(row, z):
     return jnp.stack([jnp.zeros(()), jnp.sum((z - center) ** 2) - radius**2])
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 @pytest.mark.parametrize("is_inside", [True, False])
 def test_margins_of_a_ball(name, is_inside):
     rng = np.random.default_rng(0)
@@ -126,7 +132,7 @@ def test_margins_of_a_ball(name, is_inside):
     np.testing.assert_allclose(solution.margin, np.abs(radii - distances), rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH_OF_ALL)
 @pytest.mark.parametrize("logit", [-1e9, -1e30, -np.inf])
 def test_a_class_that_is_ruled_out_does_not_count(name, logit):
     """As one may restrict a network of many classes to some: the margin is that between the others."""
@@ -138,7 +144,7 @@ def test_a_class_that_is_ruled_out_does_not_count(name, logit):
     np.testing.assert_allclose(solution.margin, margins, rtol=0.021)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH_OF_ALL)
 def test_without_another_class_there_is_no_boundary(name):
     (weights, biases), _ = linear_classifiers(3)
     is_label = jnp.arange(3)[None] == jnp.argmax(biases, axis=1)[:, None]
@@ -149,7 +155,7 @@ def test_without_another_class_there_is_no_boundary(name):
 
 
 # With two candidates DeepFool looks at the label's twin alone.
-@pytest.mark.parametrize("name", [*FAMILY, "deepfool"])
+@pytest.mark.parametrize("name", slow_except([*FAMILY, "deepfool"], "ddn", "quick", "deepfool"))
 def test_classes_that_never_leave_the_label_do_not_count(name):
     """Twins of every class, and one that stays just below the label's: the margin is that of the others."""
     (weights, biases), margins = linear_classifiers(2)
@@ -192,7 +198,7 @@ def two_layers(row, z):
     return second @ jnp.tanh(first @ z + 0.3)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 # Squares of gradients of 1e-25 and of 1e25 have no place in float32.
 @pytest.mark.parametrize(
     ("of_z", "of_logits"), [(1e3, 1), (1e-3, 1), (1e25, 1), (1, 1e3), (1, 1e-3), (1, 1e-25), (1, 1e25)]
@@ -254,7 +260,7 @@ def odd_solutions(name):
     return {case: jax.tree.map(lambda leaf, n=n: leaf[n], solution) for n, case in enumerate(ODD)}
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 def test_statuses(name):
     found = odd_solutions(name)
     # Far out the gradient of tanh vanishes in float32; the search stays where it is, and is out of steps in the end.
@@ -270,7 +276,7 @@ def test_statuses(name):
     np.testing.assert_allclose(found["crossed"].margin, np.arctanh(0.5) / np.sqrt(3), rtol=0.02)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 def test_logits_that_are_not_finite_are_no_label(name):
     found = odd_solutions(name)["undefined"]
     assert found.status == Status.NON_FINITE
@@ -278,7 +284,7 @@ def test_logits_that_are_not_finite_are_no_label(name):
     assert np.isnan(found.margin)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH_OF_ALL)
 def test_a_tie_of_zeros_is_won_by_the_first_class_whatever_their_signs(name):
     row = jax.tree.map(lambda leaf: leaf[list(ODD).index("tie")], odd_rows())
     assert np.signbit(odd(row, jnp.zeros(3))).tolist() == [True, False]
@@ -286,7 +292,7 @@ def test_a_tie_of_zeros_is_won_by_the_first_class_whatever_their_signs(name):
     assert (found.label, found.adversarial_label) == (0, 1)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH_OF_ALL)
 def test_a_sample_without_a_single_logit_but_0_is_on_the_boundary(name):
     """A black image, for a network without biases: the label changes at once, whatever else is measured."""
     linear = solve_affine(ALL[name], jnp.asarray(np.random.default_rng(0).normal(size=(30, 3, 64))), jnp.zeros((30, 3)))
@@ -296,7 +302,7 @@ def test_a_sample_without_a_single_logit_but_0_is_on_the_boundary(name):
         assert np.all(found.margin <= (2e-4 if name.startswith("deepfool") else 2e-6))
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", EACH_OF_FAMILY)
 def test_a_sample_on_the_boundary_has_a_tiny_margin(name):
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(30, 3, 64)), jnp.float32)
     solution = solve_affine(FAMILY[name], weights, jnp.ones((30, 3)))
@@ -318,7 +324,7 @@ def measured():
 
 
 # Two steps are one look, since `start` looks at nothing.
-@pytest.mark.parametrize("max_steps", [2, 3])
+@pytest.mark.parametrize("max_steps", slow_except([2, 3], 2))
 @pytest.mark.parametrize(
     "solver_of",
     [partial(DDN, num_steps=1), partial(FMN, num_steps=1), partial(ClosestPoint, num_steps=1), SuperDeepFool],
@@ -375,6 +381,7 @@ def test_settings_are_passed_by_name(solver_of):
     assert hash(solver_of()) == hash(solver_of())
 
 
+@pytest.mark.slow
 def test_bisection_of_what_deepfool_finds(measured):
     """Against halving in NumPy, of the perturbations that DeepFool returns."""
     classifier, images, windows, before = measured
@@ -393,6 +400,7 @@ def test_bisection_of_what_deepfool_finds(measured):
     assert (after.gap >= -1e-5).all()
 
 
+@pytest.mark.slow
 def test_bisection_does_not_take_nan_for_another_label():
     """Its logits are NaN on the way from 0.3 to 0.5, and of another label from 0.8."""
 
@@ -456,7 +464,7 @@ def test_tight_margins_of_the_reference_network_in_planes(reference, reference_l
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64], ids=lambda dtype: dtype.__name__
 )
-@pytest.mark.parametrize("name", [*ALL, "scan"])
+@pytest.mark.parametrize("name", [*EACH_OF_ALL, "scan"])
 def test_states_keep_their_types(name, dtype, x64):
     """A loop that is compiled whole, as on accelerators, takes no others; nor does strict promotion of dtypes."""
     solver, dimension = (Scan(), 2) if name == "scan" else (ALL[name], 9)
@@ -524,6 +532,7 @@ def test_the_default_is_the_quick_walk_and_is_named_so():
         assert f"{name}={value}" in default.solver
 
 
+@pytest.mark.slow
 def test_later_rounds_of_a_walk_start_anew():
     solver = tight("thorough")
     (weights, biases), _ = linear_classifiers(5)

@@ -86,6 +86,7 @@ def test_every_row_is_measured_or_says_why_not(tiny_plans, tmp_path, monkeypatch
     assert "measurement LeNet, quick, value " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_medians_in_bfloat16_are_near_those_in_float32(tiny_plans):
     before = {"products, highest precision": {"flops_per_s": 1e9}}
     standard = suite._precision(lambda: tiny(6, None), "highest", 24, before, 400)

@@ -1,9 +1,14 @@
 """A million pairs of a small network through a store: does memory grow, and does the rate fall?
 
-python -m experiments.benchmarks.soak
+MALLOC_ARENA_MAX=1 python -m experiments.benchmarks.soak
+
+Without MALLOC_ARENA_MAX, the C library of Linux keeps a heap for each thread, and memory grows by some percent more
+until all of them have been filled once.
 """
 
 import argparse
+import ctypes
+import gc
 import pathlib
 import tempfile
 import time
@@ -30,45 +35,54 @@ class Random:
         return np.random.default_rng(number).random(_SHAPE, dtype=np.float32)
 
 
-def soak(num_pairs: int, chunk_size: int, path: pathlib.Path) -> dict[str, float]:
-    """Measures so many pairs into a new store.
+def soak(num_chunks: int, chunk_size: int, path: pathlib.Path) -> dict[str, float]:
+    """Measures so many chunks into a new store.
 
     Returns:
-      Megabytes of the process after the first chunk and at most afterwards, and pairs a second in the first tenth after
-      that chunk and in the last tenth.
+      Megabytes in use when the first chunk is in the store and at most at the ends of later tenths, and pairs a second
+      in the first tenth from there on and in the last tenth.
     """
     classifier = models.create("mlp", jax.random.key(0), image_shape=_SHAPE, num_classes=10, num_hidden=(32, 32))
     windows = subspaces.dct_diagonal(_SHAPE, size=2, step=2)
-    seen: list[tuple[float, int, float]] = []  # seconds, pairs, megabytes
+    # A chunk is written while the next one is measured, so the first is in the store when the second has been measured.
+    tenth, begun = num_chunks // 10, 2
+    seconds: dict[int, float] = {}  # by the number of measured chunks
+    megabytes: dict[int, float] = {}
 
     def look(num_done: int, _: int) -> None:
-        seen.append((time.perf_counter(), num_done, _megabytes()))
+        measured, rest = divmod(num_done, chunk_size * _NUM_WINDOWS)
+        if rest or measured in seconds:
+            return
+        seconds[measured] = time.perf_counter()
+        if measured == begun or (measured > begun and measured % tenth == 0):
+            megabytes[measured] = _megabytes()
 
-    images = Random(num_pairs // _NUM_WINDOWS)
+    images = Random(num_chunks * chunk_size)
     store = hmt_jax.measure_to_store(
         classifier, images, windows, solvers.tight("quick"), path, chunk_size=chunk_size, progress=look
     )
     assert not store.missing()
-    seconds, pairs, megabytes = map(np.array, zip(*seen, strict=True))
-    begun = int(np.searchsorted(pairs, chunk_size * _NUM_WINDOWS))
-    tenth = (pairs[-1] - pairs[begun]) / 10
-    early, late = np.searchsorted(pairs, pairs[begun] + tenth), np.searchsorted(pairs, pairs[-1] - tenth)
 
-    def rate(first, last):
-        return float((pairs[last] - pairs[first]) / (seconds[last] - seconds[first]))
+    def rate(first: int, last: int) -> float:
+        return (last - first) * chunk_size * _NUM_WINDOWS / (seconds[last] - seconds[first])
 
     return {
-        "pairs": int(pairs[-1]),
-        "seconds": float(seconds[-1] - seconds[0]),
-        "MB after the first chunk": float(megabytes[begun]),
-        "MB at most afterwards": float(megabytes[begun:].max()),
-        "pairs a second in the first tenth": rate(begun, early),
-        "pairs a second in the last tenth": rate(late, len(pairs) - 1),
+        "pairs": num_chunks * chunk_size * _NUM_WINDOWS,
+        "seconds": seconds[num_chunks] - seconds[0],
+        "MB when the first chunk is in the store": megabytes[begun],
+        "MB at most afterwards": max(megabytes.values()),
+        "pairs a second in the first tenth": rate(begun, begun + tenth),
+        "pairs a second in the last tenth": rate(num_chunks - tenth, num_chunks),
     }
 
 
 def _megabytes() -> float:
-    """The memory of this process that is in use, by Linux."""
+    """The memory of this process that is in use, by Linux, once the C library has given back what it keeps for later.
+
+    Without that, it grows and shrinks by some percent from chunk to chunk.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     status = pathlib.Path("/proc/self/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) / 1000
@@ -77,16 +91,18 @@ def _megabytes() -> float:
 def main() -> None:
     """Prints the figures, how much memory has grown, and how much the rate has fallen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-pairs", type=int, default=1_000_000)
-    parser.add_argument("--chunk-size", type=int, default=2_500)
+    parser.add_argument("--num-chunks", type=int, default=100, help="at least 20")
+    parser.add_argument("--chunk-size", type=int, default=2_500, help="images, each in 4 subspaces")
     arguments = parser.parse_args()
+    if arguments.num_chunks < 20:
+        parser.error("--num-chunks must be at least 20, for the first and the last tenth")
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(arguments.num_pairs, arguments.chunk_size, pathlib.Path(folder) / "margins.zarr")
+        found = soak(arguments.num_chunks, arguments.chunk_size, pathlib.Path(folder) / "margins.zarr")
     for name, value in found.items():
         print(f"{name}: {value:,.0f}")
     _, _, first, most, early, late = found.values()
     print(
-        f"memory grows by {100 * (most / first - 1):.1f}%; the last tenth is {100 * (late / early - 1):+.1f}% as fast"
+        f"memory grows by {100 * (most / first - 1):.1f}%; the last tenth is {100 * (late / early - 1):+.1f}% as fast as the first"
     )
 
 

@@ -83,6 +83,7 @@ def test_subspaces_and_settings_of_the_solver(measure):
     assert store.attributes["subspace_names"] == names
 
 
+@pytest.mark.slow
 def test_windows_of_two_sizes_have_different_names(measure):
     store = measure("--subspaces", "dct-diagonal:4:4", "dct-diagonal:2:6")
     names = ["dct-diagonal:4:4 0", "dct-diagonal:4:4 4", "dct-diagonal:2:6 0", "dct-diagonal:2:6 6"]
@@ -272,6 +273,7 @@ def test_pictures_of_one_store_and_of_several(hmt, tmp_path):
     assert "<svg" in (tmp_path / "one.svg").read_text()
 
 
+@pytest.mark.slow
 def test_an_audit_finds_smaller_margins(hmt, measure):
     store = measure("--solver", "deepfool:overshoot=0.9")
     code, out, err = hmt("audit", store.path, "--num", "3", "--solver", "tight:fast", "--json")

@@ -67,6 +67,7 @@ def test_two_stores_are_drawn_and_compared(measure, hmt, tmp_path):
     assert "parameters_sha256" in text
 
 
+@pytest.mark.slow
 def test_runs_and_files_of_measurements_are_drawn_beside_stores(measure, hmt, tmp_path):
     store = measure("whole", "--subspaces", "dct-diagonal:4:2")
     found = report.of_store(hmt_jax.MarginStore.open(store))
@@ -106,6 +107,7 @@ def test_the_gallery_has_images_of_the_store(arguments, measure, hmt, tmp_path, 
     assert measurement.pictures[0].image == margins[0].argmin()
 
 
+@pytest.mark.slow
 def test_the_page_says_why_there_are_no_images(hmt, tmp_path):
     out = tmp_path / "page.html"
     assert hmt("report", "whole.zarr", "part.zarr", "--out", out)[0] == 0
@@ -126,6 +128,7 @@ def test_the_page_says_why_there_are_no_images(hmt, tmp_path):
     assert "There are no images here, because there are no images at" in text_of(out)
 
 
+@pytest.mark.slow
 def test_windows_of_a_grid_are_a_heat_map(measure, hmt, tmp_path):
     out = tmp_path / "page.html"
     path = measure("grid", "--subspaces", "dct-grid:4:4", "--report", out)

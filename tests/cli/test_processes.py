@@ -81,6 +81,7 @@ def test_a_warning_is_one_line(hmt, monkeypatch, recwarn):
     assert "UserWarning" in warnings.formatwarning("beware", UserWarning, "file.py", 3)
 
 
+@pytest.mark.slow
 def test_a_warning_of_pixels_names_options(hmt, folder, tmp_path):
     np.save(tmp_path / "images.npy", np.linspace(-2, 2, 128, dtype="f4").reshape(2, 8, 8, 1))
     with warnings.catch_warnings():
@@ -168,6 +169,7 @@ def test_help_comes_without_jax_and_ctrl_c_while_it_is_imported_is_one_line(fold
     assert finished(start("models", env=settings)) == (130, "", message)
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_of_ascii_gets_ascii(folder):
     settings = {"PYTHONIOENCODING": "ascii", "COLUMNS": "40", "NO_COLOR": "1", "PYTHONUTF8": "0"}
     help_text = start("measure", "--help", env=settings)
@@ -181,6 +183,7 @@ def test_a_narrow_terminal_of_ascii_gets_ascii(folder):
     assert err.startswith("error: there is no store of margins at \\xe9/\\u7d50.zarr: name ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_closed_streams_do_no_harm(closed, folder):
     command = f'exec "$0" -m hmt_jax models {closed}'

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers import slow_except
 
 import hmt_jax
 from hmt_jax import Status, models, subspaces
@@ -61,6 +62,7 @@ def test_the_diagonal_in_float32_agrees_with_the_authors_code(reference_lenet, r
     assert np.mean(is_close) >= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_the_whole_space_agrees_with_the_authors_code(lenet, reference, x64):
     images = reference["images"][..., None] / 255
@@ -71,11 +73,14 @@ def test_the_whole_space_agrees_with_the_authors_code(lenet, reference, x64):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [
-        ("candidates3", DeepFool(num_candidates=3)),
+    slow_except(
+        [
+            ("candidates3", DeepFool(num_candidates=3)),
+            ("maxsteps1", DeepFool(max_steps=1)),
+            ("overshoot0.5", DeepFool(overshoot=0.5)),
+        ],
         ("maxsteps1", DeepFool(max_steps=1)),
-        ("overshoot0.5", DeepFool(overshoot=0.5)),
-    ],
+    ),
 )
 def test_settings_agree_with_the_authors_code(name, solver, lenet, reference, x64):
     images = reference["images"][:10, ..., None] / 255

@@ -63,6 +63,7 @@ def test_the_margin_of_a_plane_is_the_nearest_point_of_a_grid_behind_it(num_step
     assert result.work.num_busy_lane_steps == measured.work.num_busy_lane_steps + 4 * (1 + num_steps)
 
 
+@pytest.mark.slow
 def test_the_label_is_that_at_the_point_that_is_left():
     """Along the ray from each sample there are three classes, and the solver leaps into the third one."""
 
@@ -237,6 +238,7 @@ def test_points_on_the_boundary_of_two_classes_are_right(solver):
             hmt_jax.bisect(classifier, images[::-1], WHOLE, known, devices=ONE)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_ruled_out_changes_no_margin():
     """In all passes a logit of -inf is as if the class were not there."""
 

@@ -74,6 +74,7 @@ def test_chunks_are_parts_of_the_whole(expected):
     assert calls[-1] == (21, 21)
 
 
+@pytest.mark.slow
 def test_chunks_do_not_matter_in_double_precision(x64):
     """Where nothing is rounded enough to be seen, the chunks are those of all images at once."""
     images = random_images(7, *SHAPE)
@@ -139,6 +140,7 @@ def test_changes_to_a_private_memory_map_are_kept(expected, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), IMAGES)
 
 
+@pytest.mark.slow
 def test_fewer_images_than_a_chunk_holds(expected):
     for images in (IMAGES[1:3], [IMAGES[1:2], IMAGES[2:3]]):
         (part,) = measure(images)
@@ -196,6 +198,7 @@ def test_all_chunks_share_one_compilation():
     assert len(traces) == num_traces
 
 
+@pytest.mark.slow
 def test_nothing_is_left_open_between_two_chunks():
     """Neither the precision nor the programs of a plain function, so that two measurements may take turns."""
 

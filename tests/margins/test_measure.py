@@ -22,6 +22,7 @@ from helpers import (
     random_basis,
     random_images,
     random_network,
+    slow_except,
     solve_all,
     tanh_classifier,
     tanh_logits,
@@ -110,6 +111,7 @@ def test_gap_and_alignment_are_those_of_finite_differences(measured, x64):
     assert (measured.alignment < 1 - 1e-6).any()
 
 
+@pytest.mark.slow
 def test_without_a_point_there_is_no_gap():
     pixel = subspaces.from_basis(np.eye(40, 1, -2), SHAPE)  # which the logits don't see
     found = hmt_jax.measure_margins(two_classes(), images_of_two_classes(), pixel, solvers.DeepFool())
@@ -160,7 +162,7 @@ def test_a_single_subspace_is_a_list_of_one(measured, x64):
 # Batches, devices, and other images
 
 
-@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 1), (2, 64), (8, 2)])
+@pytest.mark.parametrize(("num_devices", "batch_size"), slow_except([(1, 1), (2, 64), (8, 2)], (8, 2)))
 def test_batches_and_devices_do_not_matter(num_devices, batch_size, measured, x64):
     result = measure_tanh(devices=jax.devices()[:num_devices], batch_size=batch_size)
     assert_same(result, measured)
@@ -237,7 +239,7 @@ def test_searches_stop_after_their_steps_and_the_longest_first_steps_go_on_first
 # Precision
 
 
-@pytest.mark.parametrize("is_x64_enabled", [False, True])
+@pytest.mark.parametrize("is_x64_enabled", slow_except([False, True], True))
 def test_float32_stays_float32(is_x64_enabled, measured):
     with jax.enable_x64(is_x64_enabled):
         result = hmt_jax.measure_margins(
@@ -255,6 +257,7 @@ def test_float32_stays_float32(is_x64_enabled, measured):
     assert 1e-9 < error.max() < 1e-3
 
 
+@pytest.mark.slow
 def test_all_products_are_in_the_highest_precision(monkeypatch):
     """Also those of LeNet, whose layers have backward passes of their own, of a single margin, and of a bisection.
 
@@ -349,6 +352,7 @@ def counted_logits(parameters, images):
     return linear_logits(parameters, images)
 
 
+@pytest.mark.slow
 def test_all_windows_and_networks_of_a_kind_share_one_compilation():
     shape = (12, 12, 1)
 
@@ -373,6 +377,7 @@ def test_all_windows_and_networks_of_a_kind_share_one_compilation():
     assert not np.isclose(other, first).any()
 
 
+@pytest.mark.slow
 def test_networks_of_one_architecture_share_one_compilation(monkeypatch):
     """Those of LeNet, whose layers have backward passes of their own."""
     num_traces = 0

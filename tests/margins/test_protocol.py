@@ -57,6 +57,7 @@ def assert_alone(result, classifier, images, solver):
         np.testing.assert_allclose(getattr(result, name)[0], getattr(alone, name), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_solver_of_ones_own_finds_the_boundary_of_a_linear_classifier():
     images = images_of_two_classes(7)
     found = measure_two(images, StraightAhead(), keep_coordinates=True)

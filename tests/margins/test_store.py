@@ -181,6 +181,7 @@ def test_numbers_as_names_of_attributes_are_read_as_text(tmp_path):
     assert MarginStore.open(tmp_path / "m").verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_other_pixels_give_the_margins_of_measure_margins(dtype, tmp_path, x64):
     images = (255 * IMAGES).astype(dtype) if dtype == "uint8" else IMAGES.astype(dtype)
@@ -240,6 +241,7 @@ def test_a_store_goes_on_with_what_is_missing(copied):
     assert files_of(copied) == after  # nothing was missing
 
 
+@pytest.mark.slow
 def test_a_store_goes_on_on_other_devices_and_with_less_memory(copied, monkeypatch):
     (copied / "status/c/0/0").unlink()
     monkeypatch.setattr(_sizes, "_ON_CPU", _sizes._ON_CPU._replace(bytes_of_chunk=1, pairs_per_lane=1))
@@ -617,6 +619,7 @@ def damaged_in(path):
         return re.findall(r"^(zarr\.json) of .* is damaged, or not that of a store of margins: put back", str(error))
 
 
+@pytest.mark.slow
 def test_every_damaged_byte_is_found(tmp_path):
     """In a smaller store, and in its metadata one byte in 97, so that it takes seconds."""
     path = tmp_path / "m"

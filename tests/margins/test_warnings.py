@@ -60,6 +60,7 @@ def test_only_images_out_of_range_are_counted():
         measure_two(images)
 
 
+@pytest.mark.slow
 def test_every_image_counts_for_the_range():
     """However many are looked at together."""
     images = np.full((1030, 64, 64, 1), 0.5, np.float32)  # 17 MB, and 16 are looked at at a time
@@ -91,6 +92,7 @@ def test_the_warning_can_be_silenced_by_its_category():
 # Gradients that vanish
 
 
+@pytest.mark.slow
 def test_probabilities_for_logits_give_a_warning():
     with pytest.warns(
         UserWarning, match=r"^the classifier seems to return probabilities: .*; return logits, before the softmax"

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pages
 import pytest
+from helpers import slow_except
 
 from hmt_jax import report
 
@@ -104,6 +105,7 @@ def medians(seed):
     return np.median(pages.margins(seed), axis=1)
 
 
+@pytest.mark.slow
 def test_every_curve_is_drawn_at_its_medians(opened):
     chart = figure(opened(), "curves")
     for m, values in {0: medians(0), 2: medians(0) / 2}.items():
@@ -126,6 +128,7 @@ def test_every_curve_is_drawn_at_its_medians(opened):
     assert len(set(dashes)) == 4  # never colour alone
 
 
+@pytest.mark.slow
 def test_the_switch_makes_the_axis_linear_and_back(opened):
     chart = figure(opened(), "curves")
     switch = chart.get_by_label("linear axis")
@@ -217,8 +220,8 @@ def test_the_heat_map_is_a_grid_with_low_frequencies_in_the_upper_left_corner(op
     assert figure(page, "curves").locator(".chart svg text", has_text="∞").count() == 1
 
 
-@pytest.mark.parametrize("width", [375, 1440])
-@pytest.mark.parametrize("name", ["page", "hostile"])
+@pytest.mark.parametrize("width", slow_except([375, 1440], 375))
+@pytest.mark.parametrize("name", slow_except(["page", "hostile"], "hostile"))
 def test_pages_are_legible_at_every_width_in_both_schemes(name, width, opened):
     page = opened(name, viewport={"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -301,6 +304,7 @@ def test_a_printed_page_cuts_no_chart(opened):
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_a_page_of_a_measurement_that_goes_on_says_how_far_it_is(opened):
     page = opened("live")
     assert "30 of 120 pairs" in page.get_by_role("status").inner_text()

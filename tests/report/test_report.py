@@ -221,6 +221,7 @@ def test_pictures_show_the_image_and_its_amplified_perturbation():
         np.testing.assert_allclose(found, 255 * image[..., 0], atol=0.51)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_result_are_its_coordinates_in_the_image():
     shape = (8, 8, 1)
     windows = subspaces.dct_diagonal(shape, size=4, step=4)

@@ -21,6 +21,7 @@ import scipy.fft
 import torch
 import torch_twins
 from flax import nnx
+from helpers import slow_except
 from safetensors.numpy import load_file, save_file
 
 import hmt_jax
@@ -63,12 +64,8 @@ def form(name):
 
 
 def all_names():
-    """Every network but those of `test_models.py`; deep ones are slow."""
-    return [
-        pytest.param(name, marks=[] if name in SHALLOW else [pytest.mark.slow])
-        for name in models.names()
-        if form(name) in SHAPES
-    ]
+    """Every network but those of `test_models.py`; those that take long to compile are slow."""
+    return slow_except([name for name in models.names() if form(name) in SHAPES], "resnet18_cifar", "vgg11_bn_cifar")
 
 
 def random_images(*shape, seed=0):
@@ -214,6 +211,7 @@ def test_networks_agree_with_pytorch(name, request, monkeypatch, x64):
         check_logits_and_gradients(name, network, images_off_kinks(network, *shape, channels), dtype)
 
 
+@pytest.mark.slow
 def test_the_vgg_of_the_paper_has_two_hidden_layers(x64):
     network = torch_twins.VGG(19, 3, 7, is_cifar=True, num_hidden=(512, 512))
     network = torch_twins.randomize(network).double().eval().requires_grad_(False)
@@ -288,7 +286,9 @@ def size_of(name):
     return (28, 28) if name == "lenet" else SHAPES[form(name)][0][1:]
 
 
-@pytest.mark.parametrize("name", [*SMALL_NAMES, "densenet121", "densenet121_cifar"])
+@pytest.mark.parametrize(
+    "name", slow_except([*SMALL_NAMES, "densenet121", "densenet121_cifar"], "lenet", "resnet18_cifar")
+)
 def test_weights_come_back_to_pytorch_as_they_were(name):
     network = twin_of(name)
     classifier = imported(name, network, (*size_of(name), 3))
@@ -311,7 +311,7 @@ def check_save_and_load(file, classifier, architecture):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(classifier))
 
 
-@pytest.mark.parametrize("name", [*SMALL_NAMES, "resnet18_mnist"])
+@pytest.mark.parametrize("name", slow_except([*SMALL_NAMES, "resnet18_mnist"], "lenet", "resnet18_cifar"))
 def test_save_and_load(name, tmp_path):
     image_shape = (*size_of(name), 3)
     architecture = {"name": name, "image_shape": image_shape, "num_classes": 7}
@@ -369,8 +369,8 @@ TORCHVISION_TO_KUANGLIU = (
         ("resnet18", [(r"downsample", "shortcut"), (r"^fc\.", "linear.")]),
         ("resnet18_cifar", [(r"shortcut", "downsample"), (r"^linear\.", "fc.")]),
         ("resnet18_mnist", [(r"^fc\.", "linear.")]),
-        ("densenet121", [(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3")]),
-        ("densenet121", TORCHVISION_TO_KUANGLIU),
+        pytest.param("densenet121", [(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3")], marks=pytest.mark.slow),
+        pytest.param("densenet121", TORCHVISION_TO_KUANGLIU, marks=pytest.mark.slow),
         ("resnet18_cifar", [(r"^", "module.model."), (r"(layer\d)\.", r"\1._orig_mod.")]),
         ("vgg11_cifar", [(r"^features\.", "features.module.")]),
     ],
@@ -478,6 +478,7 @@ def test_averaged_weights_in_lists_of_pytorchs_are_not_passed_over_in_silence(tm
     models.from_torch("lenet", tmp_path / "it.pt", **statistics, weights="model")
 
 
+@pytest.mark.slow
 def test_the_layout_of_the_public_robust_checkpoints():
     """MadryLab's: the network twice, its normalisation within, and the state of an optimizer beside it."""
     network = twin_of("resnet18")
@@ -903,6 +904,7 @@ def test_networks_of_one_architecture_share_compiled_code(created):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_vgg_keeps_the_signal_alive():
     @jax.jit
     def spread(key, features):

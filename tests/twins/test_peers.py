@@ -41,6 +41,7 @@ def linear(peers):
     return peers.problem_of(classifier, network, images), np.array(margins)
 
 
+@pytest.mark.slow
 def test_rows_of_a_linear_classifier(peers, linear):
     problem, margins = linear
     searches = peers.installed(problem, {"hmt-jax": peers.hmt_searches})

@@ -93,6 +93,7 @@ def test_float64_modules_compute_in_float64(backend, x64):
     np.testing.assert_allclose(logits, logits_by_torch(module, images)[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_margins_end_where_pytorch_changes_the_label(backend):
     module, images = small(), random_images(4, 6, 6, 2)
