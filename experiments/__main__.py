@@ -158,7 +158,7 @@ class Audit(Again):
 class CompareSolvers(Again):
     """Compare all solvers on the network of a run, on the last images for testing."""
 
-    variants: Annotated[bool, option("", "Compare variants of the quick walk, in place of all solvers.")] = False
+    variants: Annotated[bool, option("", "Compare variants of the walks, in place of all solvers.")] = False
 
     def run(self) -> None:
         number = self.number()

@@ -6,21 +6,25 @@ import zipfile
 
 import numpy as np
 
+from hmt_jax import _memory
 from hmt_jax._paths import reason
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of an npz file, by name.
 
-    `np.load` would not compare the checksum of an array whose head says that it is shorter than it is.
+    `np.load` would not compare the checksum of an array whose head says that it is shorter than it is, and would unpack
+    any number of bytes.
 
     Raises:
       OSError: if the file can't be read; it names the file.
-      ValueError: if it is damaged or of another kind; it says what is wrong, but does not name the file.
+      ValueError: if it is damaged, of another kind, or larger than the memory that this process may use; it says what
+        is wrong, but does not name the file.
     """
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
+                _check_fits(archive)
                 return {name.removesuffix(".npy"): _read(archive, name) for name in archive.namelist()}
         except Exception as error:  # zipfile, decompressors and NumPy have no class in common
             if isinstance(error, OSError) and not is_damage(error):
@@ -46,6 +50,16 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
 def is_damage(error: OSError) -> bool:
     """Whether an error is about what a file holds: a decompressor's, or that of an offset below 0 in an archive."""
     return error.errno in (None, errno.EINVAL)
+
+
+def _check_fits(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError if all members together, of which zipfile unpacks no more than it says here, need too much."""
+    size, most = sum(member.file_size for member in archive.infolist()), _memory.limit()
+    if size > most:
+        raise ValueError(
+            f"its arrays are {size / 1e9:,.1f} GB, and this process may use {most / 1e9:,.1f} GB of memory: save them "
+            "in several files"
+        )
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from hmt_jax import _npy
+from hmt_jax import _memory, _npy
 
 ARRAYS = {"images": np.arange(24, dtype=np.uint8).reshape(6, 4), "labels": np.arange(6.0), "none": np.zeros((0, 3))}
 
@@ -29,6 +29,17 @@ def test_a_head_that_says_that_the_array_is_shorter_is_found(tmp_path):
         assert arrays["images"].shape == (4000, 4)
     with pytest.raises(ValueError, match=r"^images\.npy is longer than its head says$"):
         _npy.read_npz(path)
+
+
+def test_arrays_beyond_the_memory_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "it.npz"
+    np.savez_compressed(path, images=np.zeros(10**6, np.uint8))
+    assert path.stat().st_size < 10**4
+    monkeypatch.setattr(_memory, "limit", lambda: 1e6)  # and the head of an array has its bytes, too
+    with pytest.raises(ValueError, match=r"^its arrays are .* this process may use .*: save them in several files$"):
+        _npy.read_npz(path)
+    monkeypatch.setattr(_memory, "limit", lambda: 1.1e6)
+    assert not _npy.read_npz(path)["images"].any()
 
 
 def changed(content, place, new):

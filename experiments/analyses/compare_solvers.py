@@ -32,7 +32,7 @@ CONTENDERS: dict[str, tuple[solvers.Solver, int]] = {
     "tight, thorough": (solvers.tight("thorough"), 0),
 }
 
-_QUICK = solvers.tight("quick")
+_QUICK, _THOROUGH = solvers.tight("quick"), solvers.tight("thorough")
 
 _CHANGES: dict[str, dict[str, Any]] = {
     "3 candidates": {"num_candidates": 3},
@@ -47,11 +47,17 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "16 steps": {"num_steps": 16},
     "26 steps": {"num_steps": 26},
 }
-# The quick walk without one of its parts at a time, or with more or less of it.
+_LONGER: dict[str, dict[str, Any]] = {
+    "thorough, 80 rounds": {"num_rounds": 80},
+    "thorough, 58 steps": {"num_steps": 58},
+    "thorough, 9 starts": {"num_starts": 9},
+}
+# The quick walk without one of its parts at a time, or with more or less of it; and more of the thorough one.
 VARIANTS: dict[str, tuple[solvers.Solver, int]] = {
     "deepfool": (solvers.DeepFool(), 0),
     **{effort: (solvers.tight(effort), 0) for effort in ("quick", "fast", "normal", "thorough")},
     **{name: (dataclasses.replace(_QUICK, **changes), 0) for name, changes in _CHANGES.items()},
+    **{name: (dataclasses.replace(_THOROUGH, **changes), 0) for name, changes in _LONGER.items()},
 }
 
 
@@ -75,7 +81,7 @@ def compare_solvers(path: pathlib.Path, *, num_images: int = 50, data_dir: str |
 
 
 def compare_variants(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
-    """The same ratios and costs for variants of the quick walk, as `compare_solvers` returns them.
+    """The same ratios and costs for variants of the quick walk and of the thorough one, as `compare_solvers` returns them.
 
     Raises:
       ValueError: as `compare_solvers`.
