@@ -32,9 +32,10 @@ class Plan:
       images: the images, to be read chunk by chunk.
       subspaces: the list of subspaces.
       groups: the same subspaces, grouped by structure.
-      where: the devices, and the numbers of lanes, which fall once memory has run out.
+      where: the devices, and the numbers of lanes, which fall if memory runs out.
       chunk_size: number of images in a chunk.
-      ahead: the programs that are compiled ahead; None before the first chunk.
+      ahead: the programs that are compiled ahead of time; None before the first chunk.
+      programs: the programs of this measurement.
     """
 
     def __init__(

@@ -38,10 +38,9 @@ class MarginStore:
     counts as missing, even if the process is killed. Every chunk has checksums. The path is a local folder, or an
     address that TensorStore knows, such as `gs://bucket/margins.zarr` or `s3://bucket/margins.zarr`.
 
-    The group has an array for each field of `MarginResult`, with axes (subspace, image); `coordinates_0`,
-    `coordinates_1` and so on if they are kept; `image_sha256`, the SHA-256 of each image; and `work`, the cost of each
-    chunk. The status of a pair that has not been measured is 255. xarray and zarr-python read a store
-    without this library:
+    The group has the arrays of a `MarginResult`, with axes (subspace, image); `coordinates_0`, `coordinates_1` and so
+    on if they are kept; `image_sha256`, the SHA-256 of each image; and `work`, the cost of each chunk. The status of a
+    pair that has not been measured is 255. xarray and zarr-python read a store without this library:
 
         margins = xarray.open_zarr("margins.zarr")
         margins.margin.where(margins.status == hmt_jax.Status.CONVERGED).median("image")

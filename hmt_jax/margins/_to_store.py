@@ -61,9 +61,9 @@ def measure_to_store(
     `backend="auto"` may take another one in a later process, so pass the one that the first call took. Subspaces and
     solvers of your own are compared by their names and their values, but not by their code.
 
-    Several processes, also on several machines, can measure one store at the same time. Each takes a share of its
-    chunks, reads no images but those of its share, except the first one and streams, and waits for no other process. If
-    one is killed, a later start with any number of processes measures what is missing.
+    Several processes, also on several machines, can measure one store at the same time. Each takes a share of the
+    chunks, reads only the images of its share and the first image, except that a stream is read whole, and waits for no
+    other process. If one is killed, a later start with any number of processes measures what is missing.
 
     Args:
       classifier, images, subspaces, solver, keep_coordinates, precision, batch_size, devices: as for
@@ -86,7 +86,7 @@ def measure_to_store(
       OSError: if the store can't be read or written. What was measured before is kept.
       ValueError: if the store is of another measurement, with a sentence that names the difference; if `num_images` is
         not the number of images; if `repr(solver)` holds an address, so that it can't be compared; for a share that
-        is not i of n, from 0 on; and as `measure_margins`.
+        is not (i, n) with i from 0 to n - 1; and as `measure_margins`.
       TypeError: as `measure_margins`.
 
     Warns:
@@ -123,7 +123,7 @@ def _checked_share(share: tuple[int, int] | None) -> tuple[int, int]:
     number, count = (integer("share", each) for each in share) if is_pair else (0, 0)
     if not 0 <= number < count:
         raise ValueError(
-            "share must be (i, n), the number of a process, from 0 to n - 1, and of all processes, got "
+            "share must be (i, n), the number of a process, from 0 to n - 1, and the number of processes, got "
             f"{text_of(share)}"
         )
     return number, count
@@ -179,7 +179,7 @@ def _store_for(
     if taken := sorted({*own, "runs"} & set(attributes)):
         raise ValueError(f"attributes must not be named {', '.join(taken)}, which the store sets: rename them")
     stored = {name: value for name, value in own.items() if name not in ("solver", "precision")}
-    # One process of a start writes down the run of all of them, so that no two change the attributes at a time.
+    # One process of a start writes down the run of all of them, so that no two change the attributes at once.
     runs = [_run(plan, share)] if share[0] == 0 else []
     try:
         return MarginStore.create(
@@ -330,8 +330,8 @@ def _check_images(store: MarginStore, number: int, chunk: Chunk) -> None:
     if store.image_sha256(number) != _identity.of_images(chunk.own):
         images = store.images_of(number)
         raise ValueError(
-            f"{store.path} holds margins of other images: images {images.start} to {images.stop - 1} differ; choose "
-            "another path to measure these"
+            f"{store.path} holds margins of other images: some of images {images.start} to {images.stop - 1} differ; "
+            "choose another path to measure these"
         )
 
 

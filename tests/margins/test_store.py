@@ -268,7 +268,7 @@ def test_a_stream_is_measured_and_compared_as_it_is_read(tmp_path):
         (iter([IMAGES, IMAGES]), "images has at least 9 images, but num_images is 7: pass their number"),
         (
             iter([IMAGES[::-1]]),
-            "holds margins of other images: images 0 to 2 differ; choose another path to measure these",
+            "holds margins of other images: some of images 0 to 2 differ; choose another path to measure these",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -337,7 +337,7 @@ def test_a_share_goes_on_and_compares_its_own_images_alone(copied):
     assert {name for name in after if after[name] != before.get(name)} == {"status/c/0/1"}
     images = Noted(IMAGES.copy())
     images.images[4] += 0.01
-    with pytest.raises(ValueError, match="holds margins of other images: images 3 to 5 differ"):
+    with pytest.raises(ValueError, match="holds margins of other images: some of images 3 to 5 differ"):
         measure(copied, images, share=(1, 3), keep_coordinates=True)
     with pytest.warns(UserWarning, match=r"had 1 damaged file \(margin/c/0/2\)"):
         measure(copied, images, share=(2, 3), keep_coordinates=True)
@@ -369,7 +369,7 @@ def test_pixels_of_other_shares_give_no_warning(tmp_path):
 @pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0), (0,), 3, "01"])
 def test_shares_that_are_none(share, tmp_path):
     with pytest.raises(
-        ValueError, match=r"^share must be \(i, n\), the number of a process, from 0 to n - 1, and of all"
+        ValueError, match=r"^share must be \(i, n\), the number of a process, from 0 to n - 1, and the number"
     ):
         measure(tmp_path / "m.zarr", share=share)
     with pytest.raises(ValueError, match=r"^share must be a whole number, got 0\.5"):
@@ -405,7 +405,7 @@ class Nameless(solvers.DeepFool):
 
 
 OTHERS = {
-    "images": ({"images": IMAGES[::-1]}, "other images: images 0 to 2 differ"),
+    "images": ({"images": IMAGES[::-1]}, "other images: some of images 0 to 2 differ"),
     "a number": ({"images": IMAGES[:6]}, "other images: num_images 7 there, 6 here"),
     "a dtype": ({"images": IMAGES.astype("float64")}, "other images: dtype float32 there, float64 here"),
     "a precision": ({"precision": "default"}, "other settings: precision highest there, default here"),
@@ -815,7 +815,7 @@ def test_a_store_anywhere_holds_the_same_and_goes_on(place, monkeypatch):
     store = measure(place, keep_coordinates=True)
     assert_equal(store.read(), expected())
     assert (store.verify(), store.missing()) == ([], [])
-    with pytest.raises(ValueError, match=r"^.* holds margins of other images: images 0 to 2 differ"):
+    with pytest.raises(ValueError, match=r"^.* holds margins of other images: some of images 0 to 2 differ"):
         measure(place, IMAGES[::-1], keep_coordinates=True)
     store._files.write({"gap/c/0/1": b"damaged", "zarr.json": None})
     with pytest.raises(FileExistsError, match=r"^there is something else at .* already: choose another path"):
