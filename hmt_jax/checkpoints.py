@@ -42,8 +42,8 @@ class Checkpoints:
     checksums of its files, in `files.sha256`. When the folder is opened, a checkpoint whose files do not match their
     checksums is renamed as damaged, and training can resume from the one before it.
 
-    If JAX runs in several processes, each of them makes the same calls, with a folder on a drive that they share. What
-    one can't read or write is then raised in all, in those that wait for it after some minutes.
+    If JAX runs in several processes, each of them makes the same calls, with a folder on a drive that they share. If
+    one can't read or write, all of them raise an error; those that wait for it do so after some minutes.
 
     Attributes:
       directory: the folder, as an absolute path.
@@ -126,7 +126,7 @@ class Checkpoints:
 
         Args:
           epoch: number of the epoch; must be greater than `last_epoch`.
-          state: the state to save, which every process has all of.
+          state: the state to save; every process has all of it.
           score: the score of the state.
           history: any value that JSON can hold.
 
@@ -140,7 +140,7 @@ class Checkpoints:
                 "from there with restore, or choose another folder"
             )
         if math.isnan(score):
-            raise ValueError(f"score must be a number, the highest of which is the best, got {score}")
+            raise ValueError(f"score must be a number, and the highest is the best, got {score}")
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(_arrays(_processes.everywhere(state))),
             history=self._ocp.args.JsonSave({"history": history}),
@@ -151,9 +151,8 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             except (OSError, ValueError, RuntimeError) as error:  # whatever Orbax and its libraries raise
                 raise OSError(
-                    f"the checkpoint of epoch {epoch} can't be written into {self.directory} ({reason(error)}): make "
-                    "sure that there is space and that the folder can be written, and go on from the previous "
-                    "checkpoint"
+                    f"the checkpoint {self.directory / str(epoch)} can't be written ({reason(error)}): make sure that "
+                    "there is space and that the folder can be written, and go on from the previous checkpoint"
                 ) from error
         step = self.directory / str(epoch)
         _processes.once(lambda: _disk.write(step / _CHECKSUMS, _disk.checksums(step, without=_CHECKSUMS).encode()))
@@ -206,7 +205,7 @@ class Checkpoints:
 class PreemptedError(Exception):
     """A training was told to stop, and has kept the step that it had reached: the same call goes on from there.
 
-    A script that ends with exit code 75 then tells schedulers that it can be started again.
+    A script that then ends with exit code 75 tells schedulers that it can be started again.
 
     >>> try:
     ...     raise PreemptedError("training stopped after step 7")
@@ -223,7 +222,7 @@ class Trained(NamedTuple, Generic[Module]):
       last: the classifier after the last epoch.
       best: the classifier after the epoch with the highest test accuracy.
       best_epoch: the number of that epoch, counted from 0.
-      history: for each epoch "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", and "seconds", the
+      history: for each epoch, "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", and "seconds", the
         time since training began, without interruptions.
 
     >>> Trained(last=None, best=None, best_epoch=0, history=[{"epoch": 0, "test_accuracy": 0.5}]).history[-1]
@@ -252,7 +251,7 @@ def train(
     on_epoch: Callable[[Module, list[dict[str, Any]]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Trained[Module]:
-    """A training that keeps a checkpoint of every epoch in a folder, and resumes there when it is called again.
+    """A training that saves a checkpoint in a folder after every epoch, and resumes there when it is called again.
 
     The result is the same as without the interruption. A training that is told to stop also keeps the step that it has
     reached, in the folder `unfinished` there, until the next epoch is kept. If JAX runs in several processes, each
@@ -264,8 +263,8 @@ def train(
       classifier, images, labels, recipe, key, attack, devices: as in `hmt_jax.training.train`.
       test_images: (M, height, width, channels), on which the network is evaluated after every epoch.
       test_labels: (M,) their labels.
-      run: what else tells this training from others, such as the seed, fit for JSON. A checkpoint of another training
-        or of other samples is refused.
+      run: what tells this training from others, such as the seed and the settings of the recipe, fit for JSON. A
+        checkpoint of another run or of other samples is refused.
       on_epoch: called after every epoch, in every process, with the classifier and the history so far, before they are
         kept. The classifier's buffers live until the next step: copy anything that you want to keep.
       should_stop: asked before every step, on accelerators before every 32 steps, whether to stop there. Several
@@ -273,13 +272,14 @@ def train(
 
     Raises:
       PreemptedError: if it was told to stop. All that was trained is kept.
-      ValueError: if the folder holds a checkpoint of another training, network or recipe, or one that can't be read, or
-        another process trains in it.
+      ValueError: if the folder holds a checkpoint of another run, of other samples or of another network, or one that
+        can't be read, or another process trains in it.
       FloatingPointError: if a loss or a gradient is not finite; it says which state was the last good one.
       OSError: if a checkpoint can't be written.
 
     Warns:
-      UserWarning: if a checkpoint is damaged, from before which training goes on.
+      UserWarning: if a checkpoint is damaged, so that training goes on from the one before it; if a process that was at
+        work in the folder has died.
 
     >>> import tempfile
     >>> import numpy as np
@@ -328,7 +328,7 @@ def train(
                     if partial.last_epoch != num_steps:  # stopped again before the first step
                         partial.save(num_steps, state, score=0, history=found)
             raise PreemptedError(
-                f"training stopped after step {num_steps}, kept in {directory}: the same call goes on there"
+                f"training stopped after step {num_steps}, kept in {directory}: the same call goes on from there"
             )
 
         def keep(epoch: int, state: TrainState, metrics: Metrics) -> None:
@@ -354,8 +354,9 @@ def train(
         try:
             training.train(classifier, pixels, targets, recipe, key, **options)
         except FloatingPointError as error:
-            good = "the one before training" if kept.last_epoch is None else f"after epoch {kept.last_epoch}"
-            raise FloatingPointError(f"{error}; the last good state is {good}, in {kept.directory}") from None
+            last = kept.last_epoch
+            good = "the one before training" if last is None else f"that after epoch {last}, in {kept.directory}"
+            raise FloatingPointError(f"{error}; the last good state is {good}") from None
         best_epoch = kept.best_epoch
         assert best_epoch is not None  # a recipe has at least one epoch
         last, best = (

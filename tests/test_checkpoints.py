@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
-            with pytest.raises(OSError, match=f"checkpoint of epoch 1 can't be written into {tmp_path} .*is space"):
+            with pytest.raises(OSError, match=f"^the checkpoint {tmp_path}/1 can't be written .*is space"):
                 checkpoints.save(1, small_state(1), score=0.9)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -294,7 +294,7 @@ def test_an_epoch_that_is_not_after_the_last_one_is_refused(tmp_path, epoch):
 def test_a_score_that_is_no_number_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, small_state(1.0), score=0.5)
-        with pytest.raises(ValueError, match="score must be a number, the highest of which is the best, got nan"):
+        with pytest.raises(ValueError, match="score must be a number, and the highest is the best, got nan"):
             checkpoints.save(1, small_state(2.0), score=float("nan"))
         assert checkpoints.best_epoch == 0
 

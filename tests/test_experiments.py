@@ -498,7 +498,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path, capsys, m
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", break_after_one_epoch)
         told = fails(capsys, "run", "digits", *settings)
-    assert "in step 12; the last good state is after epoch 0, in" in told
+    assert "in step 12; the last good state is that after epoch 0, in" in told
     assert command_line.main(["run", "digits", *settings]) == 0
     assert [entry["epoch"] for entry in json.loads((path / "history.json").read_text())] == [0, 1, 2]
 

@@ -104,7 +104,7 @@ def test_two_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_of_one_process_is_told_by_both(tmp_path):
     for _, found in job.finish("full disk", 2, tmp_path):
-        assert found["error"].startswith(f"OSError: the checkpoint of epoch 1 can't be written into {tmp_path}")
+        assert found["error"].startswith(f"OSError: the checkpoint {tmp_path}/checkpoints/1 can't be written")
     with checkpoints.Checkpoints(tmp_path / "checkpoints") as kept:
         assert kept.last_epoch == 0
         state = training.start(job.Small(), job.RECIPE, 37)

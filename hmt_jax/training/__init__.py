@@ -2,10 +2,10 @@
 
 The recipe is the paper's: SGD with momentum, coupled weight decay on all parameters, clipping of the gradient's global
 norm, and a learning rate that rises and falls linearly. Arrays stay on the device, and an epoch is one compiled loop
-over its batches, so that nothing is copied between host and device. On CPU, where XLA makes slow code of
-convolutions inside loops, the host runs the loop. Batches are split over the devices that can share them evenly, or
-over those of all processes if JAX runs in several. Each device holds a copy of the parameters and of the data, and
-batch norm takes its statistics over the whole batch.
+over its batches, or one for every 32 with `on_step`, so that nothing is copied between host and device. On CPU, where
+XLA makes slow code of convolutions inside loops, the host runs the loop. Batches are split over the devices that can
+share them evenly, or over those of all processes if JAX runs in several. Each device holds a copy of the parameters and
+of the data, and batch norm takes its statistics over the whole batch.
 """
 
 from hmt_jax.training._evaluate import evaluate

@@ -59,7 +59,7 @@ def start(classifier: nnx.Module, recipe: Recipe, num_samples: int) -> TrainStat
       num_samples: number of training samples.
 
     Raises:
-      TypeError: if the classifier is no Flax NNX module.
+      TypeError: if the classifier is not a Flax NNX module.
 
     >>> from hmt_jax import models
     >>> classifier = models.create("logistic", jax.random.key(0), image_shape=(2, 2, 1), num_classes=2)

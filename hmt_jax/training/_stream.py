@@ -18,8 +18,8 @@ class Stream(Protocol):
     an order that depends only on the number of the epoch. B is `batch_size`, except that the last batch may be smaller.
 
     If P processes train together, each has a stream of its own, which yields only this process's rows of every batch:
-    of the B / P that follow those of the processes before it, the ones that the batch has. If the last batch has none
-    of them, the stream yields nothing for it.
+    process p has rows p B / P to (p + 1) B / P - 1, as far as the batch has them. If the last batch has none of them,
+    the stream yields nothing for it.
 
     Attributes:
       num_samples: number of samples in an epoch, over all processes.
@@ -102,4 +102,4 @@ def _shares(stream, epoch, rows, attack, num_classes_for):
 
 def _share(rows, stream, number):
     """The words of a message on this process's share; none if it has all rows."""
-    return "" if len(rows) == stream.batch_size else f", {number} of them for this process,"
+    return "" if len(rows) == stream.batch_size else f", {number} of them for this process"

@@ -65,14 +65,14 @@ def train(
       images: (N, height, width, channels), uint8 in [0, 255] or floating point in [0, 1].
       labels: (N,) whole numbers in [0, L).
       recipe: the settings of training.
-      key: random key of the order of the samples, and of everything else that is random.
+      key: random key for the order of the samples, and for everything else that is random.
       attack: for adversarial training: a callable pytree from (classifier, images, labels, key) to perturbed images,
         such as a `hmt_jax.attacks.PGD`. It sees the classifier in evaluation mode. Training then uses only the
         perturbed images.
       state: a state to continue from, after any step of training with the same arguments. The result is the same as
         without the interruption. The steps may take over the buffers of the state: pass a copy if you need it later.
       devices: where to train; if not given, as many devices as can share a batch evenly, or all of them if they are of
-        several processes. These all call this function with the same arguments.
+        several processes, which then all call this function with the same arguments.
       on_epoch: called after every epoch with its number, counted from 0, the state, and the metrics of the epoch's
         training batches, each evaluated before its step. The buffers of the state live until the next step: copy
         anything that you want to keep.
@@ -84,9 +84,9 @@ def train(
 
     Raises:
       ValueError: if there are no images or not as many labels; for labels that are not below L; an attack that does not
-        return images of the same shape; a batch size that the devices can't share; a state of another network,
-        batch size or number of samples; or a classifier whose call makes variables, changes their
-        shape or type, or changes its parameters.
+        return images of the same shape; a batch size that the devices can't share; a state of another network, batch
+        size or number of samples; or a classifier whose call makes variables, changes their shape or type, or changes
+        its parameters.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or a callback is of the
         wrong kind.
@@ -148,15 +148,15 @@ def train_on_stream(
         batches of the steps that were taken are not used.
       stream: the batches, for example `hmt_jax.data.loader(...)`. If the devices are of several processes, each passes
         a stream of its own share, as `Stream` says, and what one stream raises is raised in all processes.
-      key: random key of attacks, dropout and augmentation. The stream decides the order of the samples.
+      key: random key for attacks, dropout and augmentation. The stream decides the order of the samples.
 
     Returns:
       The trained classifier, in evaluation mode. The classifier that is passed is not changed.
 
     Raises:
       ValueError: for a batch size that differs from the stream's, or that the devices can't share; images, labels and
-        states as in `train`; or an epoch that does not yield `num_samples` samples in batches of that size, or in a
-        process not its share of them.
+        states as in `train`; or an epoch that does not yield `num_samples` samples in batches of that size, or
+        this process's share of them.
       FloatingPointError: if a loss or a gradient is not finite.
       TypeError: if the classifier is not a Flax NNX module, or the recipe, the key, the attack or a callback is of the
         wrong kind.
