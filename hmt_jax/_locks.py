@@ -17,7 +17,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-# A process touches the file of its lock this often, in seconds. If it is not touched for so long, the process is dead.
+# A process touches the file of its lock every `_INTERVAL` seconds. If it has not for `_PATIENCE` seconds, it is dead.
 _INTERVAL, _PATIENCE = 5.0, 30.0
 
 
@@ -27,7 +27,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
     The system locks the folder, and a file beside it names the machine and the process. Locks of the system end with
     their process, but some network drives have none, or none that other machines see. There the file decides: a lock
-    holds as long as its process touches the file.
+    holds as long as its process touches the file, which takes up to half a minute to see.
 
     Raises:
       ValueError: if another process has locked it; it names the process.

@@ -275,7 +275,7 @@ def test_a_mistyped_setting_or_experiment_suggests_the_nearest(capsys):
     assert "Perhaps you meant" in told
     assert "--num-epochs" in told
     assert command_line.main(["run", "mnist_lenet", "--seed", "1", "--seed", "2"]) == 2
-    assert capsys.readouterr().err.startswith("error: --seed is there twice: give it once")
+    assert capsys.readouterr().err.startswith("error: --seed is there twice: pass it once")
     assert command_line.main(["run", "mnist_lenet_flip"]) == 2
     assert (
         capsys.readouterr().err == "error: unknown experiment 'mnist_lenet_flip': did you mean 'mnist_lenet_flipped'?\n"

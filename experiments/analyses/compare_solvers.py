@@ -130,7 +130,7 @@ def _costs(solver, num_bisections, result, seconds) -> dict[str, Any]:
     """Costs a pair; passes are counted with those at the samples, without the last look at what was found."""
     num_pairs, num_images = result.margin.size, result.margin.shape[1]
     num_found, num_others = int(result.is_converged.sum()), solver.num_candidates - 1
-    # The first step starts from the linearization at the sample, which all subspaces share.
+    # The first step starts from the linearisation at the sample, which all subspaces share.
     num_later = int(result.num_steps.sum()) - num_pairs
     per_step = num_others if isinstance(solver, solvers.DeepFool | solvers.SuperDeepFool) else 1
     forward, backward = num_images + num_later, num_others * num_images + per_step * num_later

@@ -1,9 +1,9 @@
-"""How long ImageNet's 50,000 images take with ResNet-50 on devices like this one, from a measurement of a few images.
+"""How long ImageNet's 50,000 validation images take with ResNet-50 on devices like this one, from a few images.
 
     python -m experiments.benchmarks.cost
 
-An image costs its linearization once, and a search in each subspace. Both follow from the times of chunks with few and
-with many subspaces. Processes do not wait for each other, so time falls with the number of devices.
+An image costs its linearisation once, and a search in each subspace. Both follow from the times with few and with many
+subspaces. Processes do not wait for each other, so time falls with the number of devices.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _CHUNK = 64  # images, so that a device that ends last has worked for minutes mo
 
 
 def seconds_of(workload: Workload) -> tuple[float, float]:
-    """The seconds of an image, and those of each pair of it with a subspace."""
+    """The seconds that an image takes once, and those that each of its subspaces adds."""
     few, many = (workload._replace(subspaces=workload.subspaces[::each]) for each in (len(workload.subspaces), _EACH))
     times = [each.measure(num_repeats=1)[2] / len(workload.images) for each in (few, many)]
     of_pair = (times[1] - times[0]) / (len(many.subspaces) - 1)

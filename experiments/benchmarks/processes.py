@@ -1,4 +1,4 @@
-"""One process on two cores against two processes of one core each, which measure one store: which is faster?
+"""One process on two cores against two processes of one core each, to fill one store: which is faster?
 
 python -m experiments.benchmarks.processes
 """

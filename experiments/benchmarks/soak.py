@@ -2,7 +2,7 @@
 
 MALLOC_ARENA_MAX=1 python -m experiments.benchmarks.soak
 
-Without MALLOC_ARENA_MAX, the C library of Linux keeps a heap for each thread, and memory grows by some percent more
+Without MALLOC_ARENA_MAX, the C library of Linux keeps a heap for each thread, and memory grows by a few percent more
 until all of them have been filled once.
 """
 
@@ -36,11 +36,11 @@ class Random:
 
 
 def soak(num_chunks: int, chunk_size: int, path: pathlib.Path) -> dict[str, float]:
-    """Measures so many chunks into a new store.
+    """Measures `num_chunks` chunks into a new store.
 
     Returns:
-      Megabytes in use when the first chunk is in the store and at most at the ends of later tenths, and pairs a second
-      in the first tenth from there on and in the last tenth.
+      By name: the pairs and the seconds; the megabytes in use once the first chunk is in the store, and the most from
+      then on, seen at the ends of tenths; and the pairs a second in the tenth that begins there, and in the last one.
     """
     classifier = models.create("mlp", jax.random.key(0), image_shape=_SHAPE, num_classes=10, num_hidden=(32, 32))
     windows = subspaces.dct_diagonal(_SHAPE, size=2, step=2)
@@ -77,9 +77,9 @@ def soak(num_chunks: int, chunk_size: int, path: pathlib.Path) -> dict[str, floa
 
 
 def _megabytes() -> float:
-    """The memory of this process that is in use, by Linux, once the C library has given back what it keeps for later.
+    """The memory that this process uses, by Linux, once the C library has given back what it keeps for later.
 
-    Without that, it grows and shrinks by some percent from chunk to chunk.
+    Without that, it grows and shrinks by a few percent from chunk to chunk.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -89,7 +89,7 @@ def _megabytes() -> float:
 
 
 def main() -> None:
-    """Prints the figures, how much memory has grown, and how much the rate has fallen."""
+    """Prints the figures, how much memory has grown, and how much the rate has changed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-chunks", type=int, default=100, help="at least 20")
     parser.add_argument("--chunk-size", type=int, default=2_500, help="images, each in 4 subspaces")
@@ -101,9 +101,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name}: {value:,.0f}")
     _, _, first, most, early, late = found.values()
-    print(
-        f"memory grows by {100 * (most / first - 1):.1f}%; the last tenth is {100 * (late / early - 1):+.1f}% as fast as the first"
-    )
+    print(f"memory grows by {100 * (most / first - 1):.1f}%, and the rate changes by {100 * (late / early - 1):+.1f}%")
 
 
 if __name__ == "__main__":

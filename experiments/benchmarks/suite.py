@@ -70,7 +70,7 @@ def suite(
       budget: seconds from now.
       data_dir: folder of prepared data sets.
       reference: a checkout of the authors' repository, to be timed and trained as well.
-      experiment: name of the experiment that is run at last.
+      experiment: name of the experiment that is run last.
       config: its configuration; its full form if not given.
       root: where the folder of its results is made.
       clock: the time in seconds.
@@ -158,7 +158,7 @@ def _fill(future, measure, before, seconds) -> None:
 def _seconds_per_pass(before, left, workload) -> tuple[float, float]:
     """The seconds of a pass through a network, and those for measuring that are left once it is compiled.
 
-    As in the last row on this network. Before there is one, as a share of the products of matrices says.
+    They are those of the last row on this network or, before there is one, estimated from the products of matrices.
     """
     alike = [row for row in before.values() if row.get("network") == workload.network]
     if alike:
@@ -171,7 +171,7 @@ def _seconds_per_pass(before, left, workload) -> tuple[float, float]:
 def _number(seconds_per_image: float, left: float, most: float, batch_size: int = 1) -> int:
     """The number of images, whole batches, that there is time for.
 
-    The least may take longer than other rows, but leaves time for some of these.
+    One batch may take longer than `most`, but must leave time for other rows.
     """
     number = int(min(left, most) / seconds_per_image) // batch_size * batch_size
     if number < batch_size and batch_size * seconds_per_image > left * _PART_OF_REST:
@@ -180,7 +180,7 @@ def _number(seconds_per_image: float, left: float, most: float, batch_size: int 
 
 
 def _fitted(workload, passes, before, left, most):
-    """The workload with the images that can be measured twice: the first call compiles."""
+    """The workload with as many images as can be measured twice: the first call compiles."""
     per_pass, left = _seconds_per_pass(before, left, workload)
     number = _number(2 * len(workload.subspaces) * passes * per_pass, left, most)
     return workload._replace(images=workload.images[:number])

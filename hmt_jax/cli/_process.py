@@ -40,7 +40,7 @@ _STOP: contextvars.ContextVar[_Stop | None] = contextvars.ContextVar("_STOP", de
 
 @contextlib.contextmanager
 def putting_off() -> Iterator[Callable[[], bool]]:
-    """Lets SIGTERM wait for work that can keep where it is, for at most 10 s. Yields what tells that it has come."""
+    """Lets SIGTERM wait, for at most 10 s, for work that can keep its state. Yields a function: whether it has come."""
     stop = _STOP.get() or _Stop()  # a new one if no command is running
     stop.is_put_off = True
     try:
@@ -94,7 +94,7 @@ def _check_once(arguments: list[str]) -> None:
     """Raises ValueError for an option that is there twice, of which tyro would take the last."""
     options = [argument.partition("=")[0] for argument in arguments if re.match("--[a-z]", argument)]
     if doubled := [option for option in dict.fromkeys(options) if options.count(option) > 1]:
-        raise ValueError(f"{doubled[0]} is there twice: give it once, with all its values after it")
+        raise ValueError(f"{doubled[0]} is there twice: pass it once, with all its values after it")
 
 
 def run(
@@ -108,7 +108,7 @@ def run(
 
     The command runs in a thread of its own, because Python handles signals only in the main thread, and there only
     after compiled code has returned, which may take minutes. A signal ends the process at once, so the files of a
-    command must be complete at any moment; only work within `putting_off` may first keep where it is.
+    command must be complete at any moment; only work within `putting_off` may first keep its state.
 
     Args:
       command: the command, which returns its exit code.
@@ -147,7 +147,7 @@ def _is_preempted(error: BaseException) -> bool:
 
 
 def use_fast_convolutions() -> None:
-    """Lets XLA on CPU convolve by oneDNN: a ResNet is measured 1.4 times as fast, with equal margins up to rounding.
+    """Lets XLA on CPU convolve with oneDNN: a ResNet is measured 1.4 times as fast, with equal margins up to rounding.
 
     XLA reads its flags when JAX first looks for devices. An unknown flag would end the process, and other releases do
     not know these. XLA cannot write programs with such convolutions into the compilation cache, so every run compiles

@@ -12,7 +12,7 @@ _PATIENCE = 300  # seconds to wait until all processes are there
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> tuple[int, int]:
     """The number of this process, from 0, and the number of processes, which share the chunks of a store.
 
-    Numbers without a coordinator are taken as they are, as in a job array. Otherwise the processes meet, where a
+    Numbers without a coordinator are taken as they are, as in a job array. Otherwise the processes meet, if a
     coordinator is given or JAX recognises a cluster. They part again at once, because nothing that they do later needs
     another process, and one that dies would take the others with it.
 
@@ -21,7 +21,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     """
     if coordinator is None and (num_processes, process_id) != (None, None):
         if num_processes is None or process_id is None:
-            raise ValueError("--num-processes and --process-id belong together: give both, or neither")
+            raise ValueError("--num-processes and --process-id belong together: pass both, or neither")
         return _checked(process_id, num_processes), num_processes
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")

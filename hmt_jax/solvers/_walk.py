@@ -227,18 +227,19 @@ def tight(effort: str = "normal") -> Walk:
     point of the boundary linearised at the sample is nearer, it is evaluated as well. For a linear classifier the
     margin is therefore exact, provided that the nearest class is one of the ten candidates.
 
-    In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes some hundred
-    forward passes for each pair in one dimension, and some thousand in two.
+    In one and two dimensions, all efforts are the same scan of all directions, as in `Scan`. It takes a few hundred
+    forward passes for each pair in one dimension, and a few thousand in two.
 
     A step takes one forward and one backward pass. All subspaces share the linearisation at the sample. The steps are
 
-      "quick"     one round of 3 to 21 steps, fewest where the boundary is flat; there, a step counts as up to 31
+      "quick"     one round of 2 to 21 steps, fewest where the boundary is flat; there, a step counts as up to 31
       "fast"      one round of 7 to 30, where a step counts as up to 5
       "normal"    three rounds of 9 to 30, where a step counts as up to 4
       "thorough"  twenty rounds of 29
 
-    as well as the polish, and usually two or three steps until the label first changes. It takes more of them if the
-    boundary is far; if the label has not changed after 100 steps, the search is given up.
+    as well as the polish and, in "thorough", the steps until the label first changes, usually two or three; the others
+    count these as steps of the walk. All take more of them if the boundary is far; if the label has not changed after
+    100 steps, the search is given up.
 
     Args:
       effort: "quick", "fast", "normal" or "thorough".

@@ -269,7 +269,7 @@ MISTAKES = {
     ),
     "option twice": (
         [*MEASURE, "--subspaces", "full", "--subspaces", "random:3"],
-        "--subspaces is there twice: give it once, with all its values after it",
+        "--subspaces is there twice: pass it once, with all its values after it",
     ),
     "large window": (
         with_("--subspaces", "full", "dct-diagonal:9"),

@@ -182,8 +182,8 @@ def test_a_cluster_that_jax_cannot_use_gives_a_warning(meeting):
         ((":1", 2, 0), r"^--coordinator must be HOST:PORT"),
         (("a:1", 2, 2), r"^--process-id must be from 0 to 1, got 2: processes count from 0$"),
         ((None, 2, 2), r"^--process-id must be from 0 to 1, got 2: processes count from 0$"),
-        ((None, 2, None), r"^--num-processes and --process-id belong together: give both, or neither$"),
-        ((None, None, 0), r"^--num-processes and --process-id belong together: give both, or neither$"),
+        ((None, 2, None), r"^--num-processes and --process-id belong together: pass both, or neither$"),
+        ((None, None, 0), r"^--num-processes and --process-id belong together: pass both, or neither$"),
     ],
 )
 def test_numbers_that_do_not_fit(arguments, message):
