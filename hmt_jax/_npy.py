@@ -13,8 +13,8 @@ from hmt_jax._paths import reason
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of an npz file, by name.
 
-    `np.load` would not compare the checksum of an array whose head says that it is shorter than it is, and would unpack
-    any number of bytes.
+    `np.load` would not compare the checksum of an array whose header says that it is shorter than it is, and would
+    unpack any number of bytes.
 
     Raises:
       OSError: if the file can't be read; it names the file.
@@ -43,7 +43,7 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-    except Exception as error:  # whatever NumPy raises for a head that it can't parse
+    except Exception as error:  # whatever NumPy raises for a header that it can't parse
         raise ValueError(reason(error)) from error
 
 
@@ -53,7 +53,7 @@ def is_damage(error: OSError) -> bool:
 
 
 def _check_fits(archive: zipfile.ZipFile) -> None:
-    """Raises ValueError if all members together, of which zipfile unpacks no more than it says here, need too much."""
+    """Raises ValueError if the members, whose sizes zipfile holds them to, need more than this process may use."""
     size, most = sum(member.file_size for member in archive.infolist()), _memory.limit()
     if size > most:
         raise ValueError(
@@ -66,5 +66,5 @@ def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):  # at the end of a member, its checksum is compared
-            raise ValueError(f"{name} is longer than its head says")
+            raise ValueError(f"{name} is longer than its header says")
     return array

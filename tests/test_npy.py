@@ -20,14 +20,14 @@ def test_arrays_are_those_of_numpy(save, tmp_path):
         assert found[name].dtype == array.dtype
 
 
-def test_a_head_that_says_that_the_array_is_shorter_is_found(tmp_path):
+def test_a_header_that_says_that_the_array_is_shorter_is_found(tmp_path):
     """NumPy alone reads the first rows, and compares no checksum."""
     path = tmp_path / "it.npz"
     np.savez(path, images=np.zeros((6000, 4), np.uint8))
     path.write_bytes(path.read_bytes().replace(b"(6000, 4)", b"(4000, 4)"))
     with np.load(path) as arrays:
         assert arrays["images"].shape == (4000, 4)
-    with pytest.raises(ValueError, match=r"^images\.npy is longer than its head says$"):
+    with pytest.raises(ValueError, match=r"^images\.npy is longer than its header says$"):
         _npy.read_npz(path)
 
 
@@ -35,7 +35,7 @@ def test_arrays_beyond_the_memory_are_refused_before_they_are_unpacked(tmp_path,
     path = tmp_path / "it.npz"
     np.savez_compressed(path, images=np.zeros(10**6, np.uint8))
     assert path.stat().st_size < 10**4
-    monkeypatch.setattr(_memory, "limit", lambda: 1e6)  # and the head of an array has its bytes, too
+    monkeypatch.setattr(_memory, "limit", lambda: 1e6)  # and the header of an array has its bytes, too
     with pytest.raises(ValueError, match=r"^its arrays are .* this process may use .*: save them in several files$"):
         _npy.read_npz(path)
     monkeypatch.setattr(_memory, "limit", lambda: 1.1e6)

@@ -81,7 +81,7 @@ def compare_solvers(path: pathlib.Path, *, num_images: int = 50, data_dir: str |
 
 
 def compare_variants(path: pathlib.Path, *, num_images: int = 50, data_dir: str | None = None) -> str:
-    """The same ratios and costs for variants of the quick walk and of the thorough one, as `compare_solvers` returns them.
+    """The same ratios and costs for variants of the quick and the thorough walk, as `compare_solvers` returns them.
 
     Raises:
       ValueError: as `compare_solvers`.
