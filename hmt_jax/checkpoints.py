@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,13 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from hmt_jax import _batches, _disk, _locks, _processes, training
+from hmt_jax._checks import check_key
 from hmt_jax._misc import differences, warn
 from hmt_jax._paths import expand, reason
 from hmt_jax.attacks import Attack
+from hmt_jax.margins._identity import ADDRESS
 from hmt_jax.training import Metrics, Recipe, TrainState
 from hmt_jax.training._recipe import steps_per_epoch
 from hmt_jax.training._train import Module
@@ -263,8 +267,9 @@ def train(
       classifier, images, labels, recipe, key, attack, devices: as in `hmt_jax.training.train`.
       test_images: (M, height, width, channels), on which the network is evaluated after every epoch.
       test_labels: (M,) their labels.
-      run: what tells this training from others, such as the seed and the settings of the recipe, fit for JSON. A
-        checkpoint of another run or of other samples is refused.
+      run: what else tells this training from others, such as the name of the network, fit for JSON. A checkpoint of
+        another run is refused, as are those with another recipe, attack or key, or of other samples. Functions are
+        compared by their names.
       on_epoch: called after every epoch, in every process, with the classifier and the history so far, before they are
         kept. The classifier's buffers live until the next step: copy anything that you want to keep.
       should_stop: asked before every step, on accelerators before every 32 steps, whether to stop there. Several
@@ -272,8 +277,8 @@ def train(
 
     Raises:
       PreemptedError: if it was told to stop. All that was trained is kept.
-      ValueError: if the folder holds a checkpoint of another run, of other samples or of another network, or one that
-        can't be read, or another process trains in it.
+      ValueError: if the folder holds a checkpoint of another run or of another network, or one that can't be read, or
+        another process trains in it.
       FloatingPointError: if a loss or a gradient is not finite; it says which state was the last good one.
       OSError: if a checkpoint can't be written.
 
@@ -293,11 +298,13 @@ def train(
     >>> [epoch["epoch"] for epoch in found.history]
     [0, 1, 2]
     """
-    described = json.loads(json.dumps(dict(run or {})))  # tuples as lists, as they will be read
-    described["samples"] = _hash_of(images, labels, test_images, test_labels)
+    check_key(key)
     history: list[dict[str, Any]] = []
     pixels, targets = _batches.check_samples(images, labels)
     state = training.start(classifier, recipe, len(pixels))
+    described = {**(run or {}), **_described(recipe, attack, key)}
+    described["samples"] = _hash_of(images, labels, test_images, test_labels)
+    described = json.loads(json.dumps(described))  # tuples as lists, as they will be read
     directory = pathlib.Path(expand("path", path))
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -400,6 +407,15 @@ def _check_run(checkpoint, found, run) -> None:
             f"{checkpoint} belongs to another run ({differing}): put that of this run back, or start over in an empty "
             "folder"
         )
+
+
+def _described(recipe: Recipe, attack: Attack | None, key: jax.Array) -> dict[str, Any]:
+    """The settings of a recipe, and texts that differ for other attacks and keys."""
+    settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    texts = {"augment": recipe.augment, "attack": attack}
+    settings |= {name: ADDRESS.sub("", repr(value)) for name, value in texts.items()}
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return {**settings, "key": str(np.asarray(jax.random.key_data(key) if is_typed else key).tolist())}
 
 
 def _hash_of(*arrays: ArrayLike) -> str:

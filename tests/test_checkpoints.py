@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, and what failures and kills leave."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hmt_jax import checkpoints, models, training
+from hmt_jax import attacks, checkpoints, models, training
 from hmt_jax.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -303,11 +304,11 @@ IMAGES, LABELS = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.
 SHORT = training.Recipe(num_epochs=3, batch_size=4)
 
 
-def train_in(path, *, images=IMAGES, on_epoch=None, should_stop=None, **run):
+def train_in(path, *, images=IMAGES, recipe=SHORT, seed_of_key=1, attack=None, on_epoch=None, should_stop=None, **run):
     classifier = models.create("logistic", jax.random.key(0), image_shape=(8, 8, 1), num_classes=3)
     tested = {"test_images": IMAGES[:5], "test_labels": LABELS[:5]}
-    options = {**tested, "run": run, "on_epoch": on_epoch, "should_stop": should_stop}
-    return checkpoints.train(path, classifier, images, LABELS, SHORT, jax.random.key(1), **options)
+    options = {**tested, "run": run, "attack": attack, "on_epoch": on_epoch, "should_stop": should_stop}
+    return checkpoints.train(path, classifier, images, LABELS, recipe, jax.random.key(seed_of_key), **options)
 
 
 def stop_after(number):
@@ -417,6 +418,36 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         train_in(tmp_path, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"recipe": dataclasses.replace(SHORT, momentum=0.5)}, "momentum is 0.9 there, 0.5 here"),
+        ({"recipe": dataclasses.replace(SHORT, augment=training.crop_and_mirror)}, "augment is 'None' there, .*crop"),
+        ({"attack": attacks.PGD(norm="l2", epsilon=0.1, step_size=0.1, num_steps=1)}, "attack is 'None' there, .*PGD"),
+        ({"seed_of_key": 2}, r"key is '\[0, 1\]' there, '\[0, 2\]' here"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_another_recipe_attack_or_key_is_refused(tmp_path, other, difference):
+    train_in(tmp_path)
+    with pytest.raises(ValueError, match=rf"belongs to another run \({difference}.*\): put"):
+        train_in(tmp_path, **other)
+
+
+def test_functions_of_a_recipe_are_compared_by_their_names(tmp_path):
+    """Their addresses differ in every process."""
+
+    def augmentation():
+        def mirrored(key, images):
+            return images[:, :, ::-1]
+
+        return mirrored
+
+    first, second = (dataclasses.replace(SHORT, augment=augmentation()) for _ in range(2))
+    assert repr(first) != repr(second)
+    assert train_in(tmp_path, recipe=first).history == train_in(tmp_path, recipe=second).history
 
 
 def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(tmp_path):

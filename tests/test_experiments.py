@@ -805,7 +805,8 @@ def test_the_last_checkpoint_of_another_run_is_refused(finished, tmp_path, capsy
     store.start(tmp_path / "run", store.to_json("digits", changed), fresh=False)
     told = fails(capsys, "run", "digits", *QUICK, "--seed", "7", "--folder", tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "1"
-    assert f"error: {last} belongs to another run (seed is 0 there, 7 here): put that of this run back, or" in told
+    assert f"error: {last} belongs to another run (seed is 0 there, 7 here; key is " in told
+    assert "): put that of this run back, or" in told
 
 
 def rewrite_checkpoint(checkpoint, *, score, **run):

@@ -31,8 +31,8 @@ def seconds_of(count: int, folder: pathlib.Path) -> float:
         free.bind(("127.0.0.1", 0))
         meeting = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--num-processes", str(count)]
     command = [sys.executable, "-m", "hmt_jax", "measure", "--model", f"{folder}/net.py:make"]
-    command += ["--images", f"{folder}/images.npy", "--out", f"{folder}/{count}.zarr", "--cache-dir", f"{folder}/cache"]
-    command += ["--subspaces", "dct-diagonal:8:5", "--chunk-size", "100"]
+    command += ["--images", f"{folder}/images.npy", "--subspaces", "dct-diagonal:8:5", "--chunk-size", "100"]
+    command += ["--out", f"{folder}/{count}.zarr", "--cache-dir", f"{folder}/cache-{count}"]
     started = time.perf_counter()
     processes = []
     for number in range(count):
