@@ -45,7 +45,10 @@ def main() -> None:
     device = jax.local_devices()[0].device_kind
     print(f"on {device}, an image takes {of_image:.3g} s, and each of its subspaces {of_pair:.3g} s more\n")
     rows = [
-        [f"{num_windows}", *(f"{hours(of_image, of_pair, num_windows, number):.3g}" for number in (1, 8, 64))]
+        [
+            f"{num_windows}",
+            *(f"{float(f'{hours(of_image, of_pair, num_windows, number):.3g}'):,g}" for number in (1, 8, 64)),
+        ]
         for num_windows in (14, 217)
     ]
     print(tables.markdown(["windows | hours on 1 device | on 8 | on 64", *(" | ".join(row) for row in rows)]))
