@@ -62,12 +62,13 @@ class Checked(Subspace):
     """Base class of the library's subspaces. They check their arguments, and are orthonormal by construction."""
 
     is_orthonormal: ClassVar[bool] = True
-    #: The number of axes of each array of a single subspace.
+    #: The number of axes of each array of a single subspace, if it has that array.
     num_axes: ClassVar[dict[str, int]] = {}
 
     def check_is_single(self) -> None:
         """Raises ValueError for several subspaces stacked in one, as `jax.vmap` maps over them."""
-        if any(np.ndim(getattr(self, name)) != number for name, number in self.num_axes.items()):
+        arrays = ((getattr(self, name), number) for name, number in self.num_axes.items())
+        if any(array is not None and np.ndim(array) != number for array, number in arrays):
             raise ValueError(
                 f"this {type(self).__name__} is several, stacked along a leading axis: pass a list of single "
                 "subspaces, or map over it with jax.vmap"

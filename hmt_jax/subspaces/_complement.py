@@ -7,14 +7,16 @@ import jax.numpy as jnp
 
 from hmt_jax.subspaces._base import Subspace
 from hmt_jax.subspaces._dct import DCTWindow, DCTWindowComplement
+from hmt_jax.subspaces._separable import Separable, complement_of
 from hmt_jax.subspaces._span import Span, SpanComplement, basis_of_reflected, reflector_of
 
 
 def orthogonal_complement(subspace: Subspace) -> Subspace:
     """The subspace of all directions orthogonal to a subspace.
 
-    Like a DCT window, its complement needs no matrix of a basis. The complement of a span takes as much memory as the
-    span. The complement of a complement is the original subspace. For other classes, a basis of the subspace is formed.
+    The complements of DCT windows and of separable subspaces need no matrix of a basis, either. That of a span takes as
+    much memory as the span. The complement of a complement is the original subspace. For other classes, a basis of the
+    subspace is formed.
 
     Args:
       subspace: a subspace of fewer dimensions than the whole space.
@@ -38,6 +40,8 @@ def orthogonal_complement(subspace: Subspace) -> Subspace:
             return Span(basis_of_reflected(subspace.reflector), subspace.image_shape)
         case Span():
             return SpanComplement(reflector_of(subspace.basis), subspace.image_shape)
+        case Separable():
+            return complement_of(subspace)
         case _:
             images = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
             basis = images.reshape(subspace.dimension, -1).T

@@ -1,0 +1,324 @@
+"""Families of subspaces, each against the library that defines it, and what they have in common."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+import pywt
+import scipy.linalg
+from helpers import basis_of, linear_logits, random_images, slow_except, with_parameters
+from sklearn import decomposition, discriminant_analysis
+
+import hmt_jax
+from hmt_jax import solvers, subspaces
+from hmt_jax.subspaces import _of_data
+
+SHAPE = (8, 12, 3)
+RNG = np.random.default_rng(0)
+# Correlated pixels, and classes that differ.
+LABELS = np.arange(300) % 4
+IMAGES = random_images(300, 4, 5, 2) @ RNG.normal(size=(2, 2)) + LABELS[:, None, None, None] * RNG.normal(
+    size=(4, 5, 2)
+)
+
+
+def mask():
+    return np.random.default_rng(1).uniform(size=SHAPE) < 0.3
+
+
+FAMILIES = {
+    "wavelet_bands": lambda: subspaces.wavelet_bands(SHAPE, "db2", levels=2),
+    "fourier_rings": lambda: subspaces.fourier_rings(SHAPE, [0, 1, 2.5, 4, 6]),
+    "patches": lambda: subspaces.patches(SHAPE, size=4),
+    "pixels": lambda: [subspaces.pixels(mask()), subspaces.pixels(~mask())],
+    "channels": lambda: subspaces.channels(SHAPE),
+    "luma_chroma": lambda: subspaces.luma_chroma(SHAPE),
+}
+# Of images with fewer pixels.
+OF_DATA = {
+    "principal_components": lambda: subspaces.principal_components(IMAGES, [(0, 3), (3, 10), (10, 38), (-2, None)]),
+    "class_means": lambda: subspaces.class_means(IMAGES, LABELS),
+}
+ALL = FAMILIES | OF_DATA
+EACH = slow_except(ALL, "wavelet_bands", "class_means")
+
+
+def projections_of(image, family):
+    return [np.asarray(each.embed(each.coordinates(image))) for each in family]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_coordinates_are_orthonormal(name, x64):
+    for each in ALL[name]():
+        basis = basis_of(each)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(each.dimension), atol=1e-7)
+        image = random_images(*each.image_shape)
+        np.testing.assert_allclose(each.coordinates(image), basis.T @ image.ravel(), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "principal_components"])
+def test_members_are_the_whole_space_together(name, x64):
+    family = ALL[name]()
+    image = random_images(*family[0].image_shape)
+    assert sum(each.dimension for each in family) == image.size
+    np.testing.assert_allclose(sum(projections_of(image, family)), image, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Level value of 2 is too high")
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4", "coif2"])
+def test_wavelet_bands_are_those_of_pywavelets(wavelet, x64):
+    """Filters of up to 12 taps, on sides of 8 and 12 pixels: they wrap around."""
+    image = random_images(*SHAPE)
+    found = [np.asarray(band.coordinates(image)) for band in subspaces.wavelet_bands(SHAPE, wavelet, levels=2)]
+    approximation, *details = pywt.wavedec2(image, wavelet, mode="periodization", level=2, axes=(0, 1))
+    expected = [approximation, *(band for level in details for band in level)]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other.ravel(), atol=1e-10)  # filters of PyWavelets have as many digits
+
+
+@pytest.mark.parametrize(
+    ("shape", "edges"), [((8, 12, 2), [0, 1, 2.2, 6]), ((7, 7, 1), [0, 3, 3.1, 6]), ((9, 4, 1), [1, 2, 3])]
+)
+def test_fourier_rings_are_those_of_numpy(shape, edges, x64):
+    image = random_images(*shape)
+    radii = min(shape[:2]) * np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1]))
+    projections = projections_of(image, subspaces.fourier_rings(shape, edges))
+    for inner, outer, found in zip(edges[:-1], edges[1:], projections, strict=True):
+        is_inside = (radii > inner - 1e-6) & (radii < outer - 1e-6)
+        expected = np.fft.ifft2(np.fft.fft2(image, axes=(0, 1)) * is_inside[..., None], axes=(0, 1))
+        assert np.abs(expected.imag).max() < 1e-12
+        np.testing.assert_allclose(found, expected.real, atol=1e-12)
+
+
+def test_patches_pixels_and_channels_are_parts_of_the_image(x64):
+    image = random_images(*SHAPE)
+    second = projections_of(image, subspaces.patches(SHAPE, size=4))[1]
+    np.testing.assert_array_equal(second[:4, 4:8], image[:4, 4:8])
+    assert not second[:, :4].any()
+    np.testing.assert_array_equal(projections_of(image, [subspaces.pixels(mask())])[0], np.where(mask(), image, 0))
+    for channel, found in enumerate(projections_of(image, subspaces.channels(SHAPE))):
+        np.testing.assert_array_equal(found, image * (np.arange(3) == channel))
+
+
+def test_luma_is_the_mean_of_the_channels_and_chroma_the_rest(x64):
+    image = random_images(*SHAPE)
+    luma, chroma = projections_of(image, subspaces.luma_chroma(SHAPE))
+    np.testing.assert_allclose(luma, np.broadcast_to(image.mean(axis=2, keepdims=True), SHAPE), atol=1e-12)
+    np.testing.assert_allclose(chroma, image - image.mean(axis=2, keepdims=True), atol=1e-12)
+
+
+def ways(images):
+    """The images as an array, as a source by number, and as a stream of batches."""
+    return {"array": images, "source": list(images), "stream": (images[i : i + 7] for i in range(0, len(images), 7))}
+
+
+@pytest.mark.parametrize("way", ["array", "source", "stream"])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_principal_components_are_those_of_scikit_learn(way, is_large, x64, monkeypatch):
+    monkeypatch.setattr(_of_data, "_BYTES_AT_A_TIME", 8 * 40 * 50)  # chunks of 50 images
+    if is_large:
+        monkeypatch.setattr(_of_data, "_fits", lambda num_entries: num_entries != 40**2)
+    groups = [(0, 3), (3, 10)] if is_large else [(0, 3), (3, 10), (-2, None)]
+    found = subspaces.principal_components(ways(IMAGES)[way], groups)
+    expected = decomposition.PCA(svd_solver="full").fit(IMAGES.reshape(300, -1)).components_
+    for each, (first, stop) in zip(found, groups, strict=True):
+        cosines = np.asarray(each.basis).T @ expected[first:stop].T
+        np.testing.assert_allclose(np.abs(cosines), np.eye(each.dimension), atol=1e-6)
+        assert (each.basis.max(axis=0) > -each.basis.min(axis=0)).all()
+
+
+def test_8_bit_images_have_the_components_of_their_pixels():
+    images = (255 * random_images(50, 4, 4, 1)).astype(np.uint8)
+    one, other = (subspaces.principal_components(each, [(0, 2)])[0] for each in (images, images / np.float32(255)))
+    np.testing.assert_array_equal(one.basis, other.basis)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_fishers_directions_are_those_of_scikit_learn(is_large, x64, monkeypatch):
+    if is_large:  # then all images are in memory, but not the products of their pixels
+        monkeypatch.setattr(_of_data, "_fits", lambda num_entries: num_entries != 40**2)
+    rows = IMAGES.reshape(300, -1)
+    means, rest, fisher, other = subspaces.class_means(IMAGES, LABELS)
+    differences = np.stack([rows[label == LABELS].mean(axis=0) - rows.mean(axis=0) for label in range(3)])
+    assert (
+        subspaces.principal_angles(means, subspaces.from_basis(np.linalg.qr(differences.T)[0], (4, 5, 2))).max() < 1e-6
+    )
+    expected = discriminant_analysis.LinearDiscriminantAnalysis(solver="eigen").fit(rows, LABELS).scalings_[:, :3]
+    assert scipy.linalg.subspace_angles(basis_of(fisher), expected).max() < 1e-6
+    for subspace, complement in ((means, rest), (fisher, other)):
+        assert complement.dimension == 37
+        np.testing.assert_allclose(basis_of(subspace).T @ basis_of(complement), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_complements_are_matrix_free_and_come_back(name, x64):
+    image = random_images(*SHAPE)
+    for each in FAMILIES[name]():
+        rest = subspaces.orthogonal_complement(each)
+        assert sum(leaf.size for leaf in jax.tree.leaves(rest)) <= 8 * 8 + 12 * 12 + 3 * 3 + image.size
+        np.testing.assert_allclose(sum(projections_of(image, [each, rest])), image, atol=1e-7)
+        back = subspaces.orthogonal_complement(rest)
+        np.testing.assert_allclose(back.coordinates(image), each.coordinates(image), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_margins_of_linear_classifiers_are_the_closed_form(name):
+    family = ALL[name]()
+    shape = family[0].image_shape
+    weights, biases = np.random.default_rng(3).normal(size=(2, math.prod(shape))), np.zeros(2)
+    images = random_images(3, *shape, dtype="float32")
+    result = hmt_jax.measure_margins(
+        with_parameters(linear_logits, (weights, biases)), images, family, solvers.tight("quick")
+    )
+    normal = weights[0] - weights[1]
+    gaps = np.abs(images.reshape(3, -1) @ normal)
+    for each, margins in zip(family, result.margin, strict=True):
+        length = np.linalg.norm(basis_of(each).T @ normal)
+        np.testing.assert_allclose(margins, gaps / length, rtol=1e-4)
+
+
+def test_members_of_one_structure_share_one_compilation():
+    structures = {name: [jax.tree.structure(each) for each in family()] for name, family in ALL.items()}
+    shapes = {
+        name: [tuple(np.shape(leaf) for leaf in jax.tree.leaves(each)) for each in family()]
+        for name, family in ALL.items()
+    }
+    for name in ("patches", "channels"):
+        assert len(set(zip(structures[name], shapes[name], strict=True))) == 1
+    assert len(set(zip(structures["wavelet_bands"], shapes["wavelet_bands"], strict=True))) == 2  # one for each level
+
+
+def test_principal_angles_are_those_of_scipy(x64):
+    a, b = (subspaces.random(jax.random.key(seed), (4, 4, 1), dimension) for seed, dimension in ((0, 3), (1, 5)))
+    found = subspaces.principal_angles(a, b)
+    np.testing.assert_allclose(found, scipy.linalg.subspace_angles(basis_of(a), basis_of(b))[::-1], atol=1e-7)
+    np.testing.assert_array_equal(subspaces.principal_angles(b, a), found)
+    assert subspaces.principal_angles(a, a).max() < 1e-7
+
+
+def test_intersection_and_sum():
+    shape = (6, 6, 1)
+    a, b = (subspaces.dct_window(shape, row=0, column=column, size=3) for column in (0, 2))
+    both, either = subspaces.intersection(a, b), subspaces.sum(a, b)
+    assert (both.dimension, either.dimension) == (3, 15)
+    image = random_images(*shape, dtype="float32")
+    # Windows are sums of frequencies, so projections on what they share and on all of them add up.
+    onto = {name: projections_of(image, [each])[0] for name, each in zip("abcd", (a, b, both, either), strict=True)}
+    np.testing.assert_allclose(onto["c"] + onto["d"], onto["a"] + onto["b"], atol=1e-5)
+    assert isinstance(subspaces.sum(a, subspaces.orthogonal_complement(a)), subspaces.WholeSpace)
+
+
+def test_sums_of_subspaces_at_any_angle_span_both():
+    a, b = (subspaces.random(jax.random.key(seed), (4, 4, 1), 3) for seed in (0, 1))
+    both = basis_of(subspaces.sum(a, b))
+    assert both.shape == (16, 6)
+    for each in (a, b):
+        np.testing.assert_allclose(both @ (both.T @ basis_of(each)), basis_of(each), atol=1e-5)
+
+
+def tilted(angle):
+    """Two planes that share a direction up to an angle."""
+    first = np.eye(16, 2)
+    second = np.eye(16)[:, [2, 0]] * np.cos(angle) + np.eye(16)[:, [3, 4]] * np.sin(angle)
+    return [subspaces.from_basis(np.linalg.qr(basis)[0], (4, 4, 1)) for basis in (first, second)]
+
+
+BAD = {
+    "too many levels": (
+        lambda: subspaces.wavelet_bands((28, 28, 1), "haar", levels=3),
+        r"^levels must be at most 2 for images of 28 x 28 pixels, got 3: ",
+    ),
+    "unknown wavelet": (lambda: subspaces.wavelet_bands(SHAPE, "db", 1), r"^unknown wavelet 'db': use one of"),
+    "not orthogonal": (
+        lambda: subspaces.wavelet_bands(SHAPE, "bior2.2", 1),
+        r"^the wavelet bior2\.2 is not orthogonal: use",
+    ),
+    "one edge": (lambda: subspaces.fourier_rings(SHAPE, [1]), r"^edges must be two or more radii in ascending order"),
+    "falling edges": (lambda: subspaces.fourier_rings(SHAPE, [2, 1]), r"^edges must be two or more radii in ascend"),
+    "empty ring": (
+        lambda: subspaces.fourier_rings(SHAPE, [0, 1, 20, 30]),
+        r"^no frequency of images of 8 x 12 pixels has a radius from 20 to 30: the greatest radius is 5\.657$",
+    ),
+    "mask of numbers": (
+        lambda: subspaces.pixels(np.ones(SHAPE)),
+        r"^mask must be an array .* got float64 \(8, 12, 3\)$",
+    ),
+    "empty mask": (lambda: subspaces.pixels(np.zeros(SHAPE, bool)), r"^mask has no True: mark"),
+    "size that does not divide": (
+        lambda: subspaces.patches(SHAPE, size=5),
+        r"^size must divide both sides of images of 8 x 12 pixels, got 5$",
+    ),
+    "grey": (lambda: subspaces.luma_chroma((8, 8, 1)), r"^luma_chroma needs images of three channels"),
+    "empty group": (
+        lambda: subspaces.principal_components(IMAGES, [(40, 41)]),
+        r"^the group \(40, 41\) has no components, or not all: there are 40$",
+    ),
+    "no pair": (lambda: subspaces.principal_components(IMAGES, [3]), r"^groups must be pairs \(first, stop\)"),
+    "constant classes": (
+        lambda: subspaces.class_means(np.eye(4).reshape(4, 2, 2, 1)[[0, 1, 0, 1]], np.arange(4) % 2),
+        r"^all images of a class are equal, so Fisher's directions are undefined: pass other",
+    ),
+    "one class": (lambda: subspaces.class_means(IMAGES, np.zeros(300, int)), r"^labels must be of two classes or more"),
+    "labels of others": (
+        lambda: subspaces.class_means(IMAGES, LABELS[:299]),
+        r"^labels must be one for each image, got 2",
+    ),
+    "equal means": (
+        lambda: subspaces.class_means(np.zeros((4, 2, 2, 1)), np.arange(4) % 2),
+        r"^the means of all classes are equal, so no direction tells them apart",
+    ),
+    "nothing in common": (
+        lambda: subspaces.intersection(*subspaces.patches((4, 4, 1), size=2)[:2]),
+        r"^the subspaces have no direction in common: the smallest angle is 1\.57 radians$",
+    ),
+    "nearly the same": (
+        lambda: subspaces.intersection(*tilted(1e-3)),
+        r"^an angle between the subspaces is 0\.001 radians, too small to tell",
+    ),
+    "nearly the same, summed": (lambda: subspaces.sum(*tilted(1e-3)), r"^an angle between the subspaces is 0\.001 rad"),
+    "other shapes": (
+        lambda: subspaces.principal_angles(subspaces.full((4, 4, 1)), subspaces.full((4, 5, 1))),
+        r"^the subspaces are for images of shape \(4, 5, 1\), but images have shape \(4, 4, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_named_with_their_remedy(case):
+    call, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_too_many_pixels_and_images_for_the_memory(monkeypatch):
+    monkeypatch.setattr(_of_data._memory, "limit", lambda: 4 * 8 * 40 * 20)  # 20 images, and not 40 x 40 products
+    monkeypatch.setattr(_of_data, "_BYTES_AT_A_TIME", 8 * 40 * 10)
+    with pytest.raises(ValueError, match=r"^the images are more than fit into memory, .* pass at most 20 images, or"):
+        subspaces.principal_components(IMAGES, [(0, 3)])
+    with pytest.raises(ValueError, match=r"^20 images have at most 19 components that are known, .* name component 19"):
+        subspaces.principal_components(IMAGES[:20], [(0, 20)])
+    with pytest.raises(ValueError, match=r"^the images are more than fit into memory, .* pass at most 20 images, or"):
+        subspaces.class_means(IMAGES, LABELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FAMILIES, "principal_components", "class_means"])
+def test_coordinates_are_orthonormal_at_the_size_of_imagenet(name):
+    """In float32, as far as random coordinates show."""
+    shape = (224, 224, 3)
+    families = {
+        "wavelet_bands": lambda: subspaces.wavelet_bands(shape, "db2", levels=5),
+        "fourier_rings": lambda: subspaces.fourier_rings(shape, [0, 8, 32, 160]),
+        "patches": lambda: subspaces.patches(shape, size=16)[:2],
+        "pixels": lambda: [subspaces.pixels(np.random.default_rng(0).uniform(size=shape) < 0.5)],
+        "channels": lambda: subspaces.channels(shape),
+        "luma_chroma": lambda: subspaces.luma_chroma(shape),
+        "principal_components": lambda: subspaces.principal_components(random_images(40, *shape), [(0, 8), (8, 32)]),
+        "class_means": lambda: subspaces.class_means(random_images(40, *shape), np.arange(40) % 4),
+    }
+    for each in families[name]():
+        z = np.random.default_rng(0).normal(size=each.dimension).astype(np.float32)
+        image = each.embed(z)
+        np.testing.assert_allclose(each.coordinates(image), z, atol=1e-5 * np.abs(z).max())
+        np.testing.assert_allclose(np.linalg.norm(image), np.linalg.norm(z), rtol=1e-5)
