@@ -126,6 +126,14 @@ class Measure(Command):
             f"One or several of {_specs.SUBSPACES}. (default: dct-diagonal of size 8, or 16 from 128 pixels on)",
         ),
     ] = ()
+    features_of: Annotated[
+        str | None,
+        option(
+            "IMAGES",
+            "The images of principal-components and class-means, such as mnist:train: as for --images, with classes "
+            "from subfolders, or an array labels in an .npz file.",
+        ),
+    ] = None
     solver: Annotated[
         str,
         option(
@@ -193,8 +201,10 @@ class Measure(Command):
         hmt_jax.cache_programs(self.cache_dir)
         source = self.source
         images = source.images()
-        texts = self.subspaces or (_specs.default_subspaces(images.image_shape),)
-        subspaces, names = _specs.subspaces_of(texts, images.image_shape)
+        texts = [*map(_specs.absolute, self.subspaces)] or [_specs.default_subspaces(images.image_shape)]
+        if self.features_of is not None and not _specs.need_features(texts):
+            raise ValueError("--features-of is for principal-components and class-means: leave it out")
+        subspaces, names = _specs.subspaces_of(texts, images.image_shape, source.features)
         classifier = source.classifier(images)
         if isinstance(classifier, hmt_jax.models.TorchClassifier):
             # Remembered, because a later call may find the other backend faster, whose margins are rounded differently.
@@ -219,7 +229,7 @@ class Measure(Command):
                     "source": dataclasses.asdict(source),
                     "images": images.description,
                     "image_names": list(images.names),
-                    "subspace_specs": list(texts),
+                    "subspace_specs": texts,
                     "subspace_names": names,
                     "solver_spec": self.solver,
                 },
@@ -242,7 +252,8 @@ class Measure(Command):
         backend = _backend_in(self.out) if self.backend == "auto" else self.backend
         model = Model(text, self.weights and _absolute(self.weights), self.weights_key, self.mean, self.std, backend)
         data_dir = self.data_dir and _absolute(self.data_dir)
-        return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir)
+        features = self.features_of and _absolute(self.features_of)
+        return Source(model, _absolute(self.images), self.num, self.resize, self.crop, data_dir, features)
 
     def remedy(self, command: str) -> str:
         path = os.path.expanduser(self.out)
@@ -266,12 +277,22 @@ class Source:
     resize: int | None
     crop: int | None
     data_dir: str | None
+    features_text: str | None
 
     def images(self) -> "Images":
         from hmt_jax.cli import _images
 
         found = _images.load(self.images_text, resize=self.resize, crop=self.crop, data_dir=self.data_dir)
         return found.first(self.num)
+
+    @property
+    def features(self) -> "Callable[[], Images] | None":
+        """What returns the images of principal components and class means, or None."""
+        from hmt_jax.cli import _images
+
+        options: Any = {"resize": self.resize, "crop": self.crop, "data_dir": self.data_dir}
+        text = self.features_text
+        return None if text is None else lambda: _images.load(text, **options, option="--features-of")
 
     def classifier(self, images: "Images") -> Any:
         return self.model.load(images.image_shape)
@@ -435,7 +456,8 @@ class Audit(Command):
             )
         # Not the first ones: a folder is sorted by class.
         chosen = sorted(np.random.default_rng(0).choice(store.num_images, number, replace=False).tolist())
-        subspaces, names = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape)
+        texts = store.attributes["subspace_specs"]
+        subspaces, names = _specs.subspaces_of(texts, images.image_shape, source.features)
         with _progress.bar("pairs") as progress:
             again = hmt_jax.measure_margins(
                 source.classifier(images), images.at(chosen), subspaces, solver, progress=progress

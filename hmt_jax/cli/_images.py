@@ -29,6 +29,7 @@ class Images:
       num_images: their number.
       content: an array, or a source of images and labels; only its first `num_images` are measured.
       names: the file of each image of a folder, relative to it; empty for other images.
+      classes: the label of each image, or of more; None if they are not known.
     """
 
     description: str
@@ -36,6 +37,7 @@ class Images:
     num_images: int
     content: Any
     names: tuple[str, ...] = ()
+    classes: np.ndarray | None = None
 
     def first(self, number: int | None) -> "Images":
         """The first images.
@@ -55,6 +57,19 @@ class Images:
             return self.content[numbers]
         return np.stack([np.asarray(self.content[number][0]) for number in numbers])
 
+    def labels(self) -> np.ndarray:
+        """The labels of the images.
+
+        Raises:
+          ValueError: if they are not known.
+        """
+        if self.classes is None:
+            raise ValueError(
+                f"the classes of the images in {self.description} are not known: name a folder with a subfolder for "
+                "each class, an .npz file with an array that is named labels, or a data set such as mnist:train"
+            )
+        return self.classes[: self.num_images]
+
     def read(self) -> Any:
         """The images as `hmt_jax.measure_to_store` takes them: an array, or a source that decodes them on the way."""
         if isinstance(self.content, np.ndarray):
@@ -62,14 +77,19 @@ class Images:
         return _First(self.content, self.num_images)
 
 
-def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None) -> Images:
+def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | None, option: str = "--images") -> Images:
     """The images that a text names: a folder, a `.npy` or `.npz` file, or a data set as in `mnist:test[:1000]`.
+
+    Args:
+      text: the value of an option.
+      resize, crop, data_dir: as on the command line.
+      option: the name of the option.
 
     Raises:
       ValueError: if there are none, or they can't be read.
       ModuleNotFoundError: if a package that reads them is missing.
     """
-    path = expand("--images", text)
+    path = expand(option, text)
     if not os.path.exists(path) and (match := _DATA_SET.fullmatch(text)):
         return _data_set(text, match, resize, crop, data_dir)
     if os.path.isdir(path):
@@ -81,12 +101,12 @@ def load(text: str, *, resize: int | None, crop: int | None, data_dir: str | Non
         )
     if resize is not None or crop is not None:
         raise ValueError(f"--resize and --crop are for folders and data sets, and {shown(path)} holds an array")
-    array = _array(path)
-    return Images(os.path.abspath(path), array.shape[1:], len(array), array)
+    array, classes = _array(path)
+    return Images(os.path.abspath(path), array.shape[1:], len(array), array, classes=classes)
 
 
-def _array(path: str) -> np.ndarray:
-    """The array of images in a file, without reading all of it if the format allows that."""
+def _array(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array of images in a file, without reading all of it if the format allows that, and labels if it has some."""
     with open(path, "rb") as file:
         first = file.read(4)
     is_npy = first == b"\x93NUM"
@@ -99,7 +119,9 @@ def _array(path: str) -> np.ndarray:
             f"{shown(path)} can't be read as an array of numbers ({reason(error).rstrip('.')}): write it with "
             "numpy.save, as uint8 or float32"
         ) from error
+    classes = None
     if isinstance(found, dict):
+        classes = found.get("labels")
         wanted = [name for name, array in found.items() if array.ndim == 4]
         wanted = ["images"] if "images" in found else wanted
         if len(wanted) != 1:
@@ -119,7 +141,7 @@ def _array(path: str) -> np.ndarray:
         raise ValueError(
             f"{shown(path)} holds images with channels first, {found.shape}: write images.transpose(0, 2, 3, 1)"
         )
-    return found
+    return found, classes
 
 
 def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images:
@@ -133,12 +155,15 @@ def _data_set(text: str, match: re.Match[str], resize, crop, data_dir) -> Images
     dataset = data.load(name, data_dir)
     if split not in ("train", "test"):
         raise ValueError(f"{name} has no split {split!r}: use {name}:train or {name}:test, or a part such as [:1000]")
-    images = dataset.train_images if split == "train" else dataset.test_images
+    is_train = split == "train"
+    images, labels = (
+        (dataset.train_images, dataset.train_labels) if is_train else (dataset.test_images, dataset.test_labels)
+    )
     bounds = [int(match[end]) if match[end] else None for end in ("first", "last")]
-    num_images, images = len(images), np.asarray(images)[slice(*bounds)]
+    num_images, images, labels = len(images), np.asarray(images)[slice(*bounds)], np.asarray(labels)[slice(*bounds)]
     if not len(images):
         raise ValueError(f"{text} has no images: the split {split} has {num_images}")
-    return Images(text, images.shape[1:], len(images), images)
+    return Images(text, images.shape[1:], len(images), images, classes=labels)
 
 
 def _folder(path: str, resize, crop) -> Images:
@@ -160,7 +185,10 @@ def _folder(path: str, resize, crop) -> Images:
     mode = "L" if all(mode in _GREY for _, mode in heads) else "RGB"
     width, height = next(iter(shapes)) if sides is None else (sides[1], sides[1])
     source = _Folder(path, tuple(files), mode, sides)
-    return Images(os.path.abspath(path), (height, width, 1 if mode == "L" else 3), len(files), source, tuple(files))
+    folders = [file.partition(os.sep)[0] for file in files if os.sep in file]
+    classes = np.unique(folders, return_inverse=True)[1] if len(folders) == len(files) else None
+    shape = (height, width, 1 if mode == "L" else 3)
+    return Images(os.path.abspath(path), shape, len(files), source, tuple(files), classes)
 
 
 def _files_below(root: str, folder: str, above: tuple[str, ...]) -> Iterator[str]:

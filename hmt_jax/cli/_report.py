@@ -60,9 +60,9 @@ def write(
 
 def _with_pictures(store: hmt_jax.MarginStore, name: str, source_of) -> report.Measurement:
     """The measurement in a store with its gallery, or with the reason why there is none."""
-    found, subspaces = _measurement(store, name)
+    found = _measurement(store, name)
     try:
-        return dataclasses.replace(found, pictures=_pictures(store, found, subspaces, source_of))
+        return dataclasses.replace(found, pictures=_pictures(store, found, source_of))
     except (ValueError, OSError, ImportError) as error:
         return dataclasses.replace(found, no_pictures=reason(error).rstrip("."))
 
@@ -83,7 +83,7 @@ def live(path: str, out: str) -> Callable[[int, int], None]:
             return
         store = hmt_jax.MarginStore.open(path)
         is_empty = len(store.missing()) == store.num_chunks
-        found = [] if is_empty else [dataclasses.replace(_measurement(store)[0], no_pictures=_RUNNING)]
+        found = [] if is_empty else [dataclasses.replace(_measurement(store), no_pictures=_RUNNING)]
         try:
             progress = report.Progress(num_done, num_pairs)
             report.write(out, found, title=path, command=command(out, [path]), progress=progress)
@@ -98,22 +98,22 @@ def live(path: str, out: str) -> Callable[[int, int], None]:
 _RUNNING = "the measurement is still going on"
 
 
-def _measurement(store: hmt_jax.MarginStore, name: str | None = None) -> tuple[report.Measurement, list[Any] | None]:
-    """The measurement in a store, and its subspaces if the store names them."""
+def _measurement(store: hmt_jax.MarginStore, name: str | None = None) -> report.Measurement:
+    """The measurement in a store."""
     found = report.of_store(store, name)
     known = store.attributes
     if "subspace_specs" not in known:
-        return found, None
+        return found
     texts = known["subspace_specs"]
-    subspaces, _ = _specs.subspaces_of(texts, tuple(known["data"]["image_shape"]))
     settings: dict[str, Any] = {"is_ordered": False, "command": _measure_command(store)}
-    if all(isinstance(subspace, hmt_jax.subspaces.DCTWindow) for subspace in subspaces) and len(texts) == 1:
+    if _specs.are_windows(texts) and len(texts) == 1:
+        subspaces, _ = _specs.subspaces_of(texts, tuple(known["data"]["image_shape"]))
         corners = np.array([subspace.corner for subspace in subspaces])
         settings |= report.of_windows(corners, subspaces[0].size) | {"subspaces": found.subspaces}
-    return dataclasses.replace(found, **settings), subspaces
+    return dataclasses.replace(found, **settings)
 
 
-def _pictures(store, measurement: report.Measurement, subspaces, source_of) -> list[report.Picture]:
+def _pictures(store, measurement: report.Measurement, source_of) -> list[report.Picture]:
     """Images of a store with their perturbations, which are found again if the store does not have them.
 
     Raises:
@@ -128,6 +128,7 @@ def _pictures(store, measurement: report.Measurement, subspaces, source_of) -> l
     numbers = sorted({n for _, n, _ in wanted})
     _check_images(store, images, numbers)
     few = {n: _image(images.content[n]) for n in numbers}
+    subspaces, _ = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape, source.features)
     if result.coordinates is not None:
         return report.pictures(result, subspaces, few, wanted)
     if "solver_spec" not in store.attributes:
@@ -183,6 +184,7 @@ def _measure_command(store: hmt_jax.MarginStore) -> str:
         ("--crop", source["crop"]),
         ("--data-dir", source["data_dir"]),
         ("--subspaces", known["subspace_specs"]),
+        ("--features-of", source["features_text"]),
         ("--solver", known.get("solver_spec")),
         ("--precision", None if known["precision"] == "highest" else known["precision"]),
     ):

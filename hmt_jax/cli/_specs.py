@@ -1,18 +1,44 @@
 """Subspaces and solvers that texts on the command line name."""
 
+import functools
 import inspect
+import itertools
 import math
+import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import hmt_jax
+from hmt_jax._npy import map_npy
 
-# How many numbers may follow each name, at least and at most.
-_SUBSPACES = {"dct-diagonal": (1, 2), "dct-grid": (1, 2), "dct-window": (3, 3), "random": (1, 2), "full": (0, 0)}
-SUBSPACES = (
-    "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
-)
+
+class _Kind(NamedTuple):
+    """What may follow the name of subspaces: how many parts, at least and at most, and which."""
+
+    least: int
+    most: int
+    usage: str
+    is_whole: bool = True  # whether all parts are whole numbers
+
+
+_KINDS = {
+    "dct-diagonal": _Kind(1, 2, ":SIZE[:STEP]"),
+    "dct-grid": _Kind(1, 2, ":SIZE[:STEP]"),
+    "dct-window": _Kind(3, 3, ":ROW:COLUMN:SIZE"),
+    "wavelet-bands": _Kind(2, 2, ":WAVELET:LEVELS", is_whole=False),
+    "fourier-rings": _Kind(2, 100, ":EDGE:EDGE[:EDGE...]", is_whole=False),
+    "patches": _Kind(1, 1, ":SIZE"),
+    "pixels": _Kind(1, 100, ":FILE", is_whole=False),  # whose path may have colons
+    "channels": _Kind(0, 0, ""),
+    "luma-chroma": _Kind(0, 0, ""),
+    "principal-components": _Kind(1, 2, ":FIRST[:STOP]"),
+    "class-means": _Kind(0, 0, ""),
+    "random": _Kind(1, 2, ":DIMENSION[:SEED]"),
+    "full": _Kind(0, 0, ""),
+}
+SUBSPACES = " or ".join(", ".join(f"{name}{kind.usage}" for name, kind in _KINDS.items()).rsplit(", ", 1))
+_OF_FEATURES = ("principal-components", "class-means")
 # The function or class of hmt_jax.solvers that makes each solver.
 _SOLVERS = {
     "deepfool": "DeepFool",
@@ -37,62 +63,134 @@ def default_subspaces(image_shape: tuple[int, int, int]) -> str:
     return f"dct-diagonal:{size}:{max(math.ceil((side - size) / _MOST_STEPS), 1)}"
 
 
-def subspaces_of(texts: Sequence[str], image_shape: tuple[int, int, int]) -> tuple[list[Any], list[str]]:
+def subspaces_of(
+    texts: Sequence[str], image_shape: tuple[int, int, int], features: Callable[[], Any] | None = None
+) -> tuple[list[Any], list[str]]:
     """The subspaces that texts such as `dct-diagonal:8:2` name, and a name for each.
 
+    Args:
+      texts: the texts.
+      image_shape: (height, width, channels) of the images.
+      features: what returns the images (`hmt_jax.cli._images.Images`) whose components or class means are meant.
+
     Raises:
-      ValueError: for an unknown text; the message lists the known ones.
+      ValueError: for an unknown text; the message lists the known ones. If a text needs other images, and there are
+        none, or they don't fit.
     """
     found: list[Any] = []
     names: list[str] = []
     origins: list[str] = []
+    others = functools.cache(lambda: _others(features, image_shape))
     for text in texts:
         if text in origins:
             raise ValueError(f"--subspaces has {text} twice: leave one of them out")
-        kind, *parts = text.split(":")
-        least, most = _SUBSPACES.get(kind, (0, -1))
-        if not least <= len(parts) <= most:
+        name, *parts = text.split(":")
+        kind = _KINDS.get(name)
+        if kind is None or not kind.least <= len(parts) <= kind.most:
             raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
-        if not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
-            raise ValueError(f"{text!r} must have whole numbers after {kind}, of up to 9 digits: use {SUBSPACES}")
+        if kind.is_whole and not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
+            raise ValueError(f"{text!r} must have whole numbers after {name}, of up to 9 digits: use {SUBSPACES}")
         try:
-            members = _made(kind, [int(part) for part in parts], image_shape)
-        except ValueError as error:
+            values = [int(part) for part in parts] if kind.is_whole else parts
+            members, own = _made(name, values, image_shape, others)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
         origins += [text] * len(members)
-        names += [_name_of(kind, member) for member in members]
+        names += own
     if len(set(names)) < len(names):  # such as windows of two sizes
         names = [f"{text} {name}" for text, name in zip(origins, names, strict=True)]
     return found, names
 
 
-def _made(kind: str, numbers: list[int], image_shape) -> list[Any]:
+def absolute(text: str) -> str:
+    """The text with the absolute path of its file, if it has one, so that it means the same in other folders."""
+    kind, _, path = text.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(path))}" if kind == "pixels" else text
+
+
+def need_features(texts: Sequence[str]) -> bool:
+    """Whether some of the subspaces that texts name are those of other images."""
+    return any(text.partition(":")[0] in _OF_FEATURES for text in texts)
+
+
+def are_windows(texts: Sequence[str]) -> bool:
+    """Whether the subspaces that texts name are DCT windows."""
+    return all(text.startswith("dct-") for text in texts)
+
+
+def _others(features: Callable[[], Any] | None, image_shape) -> Any:
+    if features is None:
+        raise ValueError("name the images that it is of with --features-of, such as the training images")
+    images = features()
+    if images.image_shape != tuple(image_shape):
+        raise ValueError(f"the images of --features-of have shape {images.image_shape}: name others, or resize them")
+    return images
+
+
+def _made(kind: str, values: list[Any], image_shape, others: Callable[[], Any]) -> tuple[list[Any], list[str]]:
+    """The subspaces of one text, and their names in tables and pictures."""
     import jax
 
     subspaces = hmt_jax.subspaces
     match kind:
         case "full":
-            return [subspaces.full(image_shape)]
+            return [subspaces.full(image_shape)], ["full"]
         case "random":
-            dimension, seed = (*numbers, 0)[:2]
-            return [subspaces.random(jax.random.key(seed), image_shape, dimension)]
+            dimension, seed = (*values, 0)[:2]
+            return [subspaces.random(jax.random.key(seed), image_shape, dimension)], [f"random {dimension}"]
+        case "wavelet-bands":
+            wavelet, levels = values
+            bands = subspaces.wavelet_bands(image_shape, wavelet, _whole("LEVELS", levels))
+            details = itertools.product(range(int(levels), 0, -1), ("horizontal", "vertical", "diagonal"))
+            return bands, ["approximation", *(f"level {level} {orientation}" for level, orientation in details)]
+        case "fourier-rings":
+            rings = subspaces.fourier_rings(image_shape, [_edge(edge) for edge in values])
+            return rings, [f"{inner} to {outer}" for inner, outer in itertools.pairwise(values)]
+        case "patches":
+            size = values[0]
+            patches = subspaces.patches(image_shape, size)
+            places = itertools.product(range(0, image_shape[0], size), range(0, image_shape[1], size))
+            return patches, [f"{row},{column}" for row, column in places]
+        case "pixels":
+            path = ":".join(values)
+            mask = map_npy(path)
+            if mask.shape != tuple(image_shape):
+                raise ValueError(f"the mask has shape {mask.shape}: write one with numpy.save, of True and False")
+            return [subspaces.pixels(mask)], [f"pixels of {os.path.basename(path)}"]
+        case "channels":
+            return subspaces.channels(image_shape), [f"channel {number}" for number in range(image_shape[2])]
+        case "luma-chroma":
+            return subspaces.luma_chroma(image_shape), ["luma", "chroma"]
+        case "principal-components":
+            first, stop = (*values, None)[:2]
+            components = subspaces.principal_components(others().read(), [(first, stop)])
+            numbers = range(math.prod(image_shape))[first:stop]
+            return components, [f"components {numbers[0]} to {numbers[-1]}"]
+        case "class-means":
+            images = others()
+            means = subspaces.class_means(images.read(), images.labels())
+            names = ("class means", "Fisher's directions")
+            return means, [each for name in names for each in (name, f"complement of {name}")]
         case "dct-window":
-            row, column, size = numbers
-            return [subspaces.dct_window(image_shape, row=row, column=column, size=size)]
-    size, step = (*numbers, 1)[:2]
-    function = subspaces.dct_diagonal if kind == "dct-diagonal" else subspaces.dct_grid
-    return function(image_shape, size, step)
+            row, column, size = values
+            return [subspaces.dct_window(image_shape, row=row, column=column, size=size)], [f"{row},{column}"]
+    size, step = (*values, 1)[:2]
+    windows = (subspaces.dct_diagonal if kind == "dct-diagonal" else subspaces.dct_grid)(image_shape, size, step)
+    corners = [tuple(map(int, window.corner)) for window in windows]
+    return windows, [f"{row}" if kind == "dct-diagonal" else f"{row},{column}" for row, column in corners]
 
 
-def _name_of(kind: str, subspace: Any) -> str:
-    """The name of a subspace in tables and pictures."""
-    if kind == "full":
-        return "full"
-    if kind == "random":
-        return f"random {subspace.dimension}"
-    row, column = map(int, subspace.corner)
-    return f"{row},{column}" if row != column or kind != "dct-diagonal" else f"{row}"
+def _edge(text: str) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        raise ValueError(f"edges must be numbers such as 0 or 2.5, got {text!r}")
+    return float(text)
+
+
+def _whole(name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ValueError(f"{name} must be a whole number, got {text!r}")
+    return int(text)
 
 
 def axis_of(texts: Sequence[str]) -> str:

@@ -17,7 +17,12 @@ LOGISTIC = [
     "--out",
     "new.zarr",
 ]
-SPECS = "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, random:DIMENSION[:SEED] or full"
+SPECS = (
+    "dct-diagonal:SIZE[:STEP], dct-grid:SIZE[:STEP], dct-window:ROW:COLUMN:SIZE, wavelet-bands:WAVELET:LEVELS, "
+    "fourier-rings:EDGE:EDGE[:EDGE...], patches:SIZE, pixels:FILE, channels, luma-chroma, "
+    "principal-components:FIRST[:STOP], class-means, random:DIMENSION[:SEED] or full"
+)
+FEATURES = "name the images that it is of with --features-of, such as the training images"
 
 
 def with_(option, *values, base=MEASURE):
@@ -254,6 +259,35 @@ MISTAKES = {
         "full path, or put ./ before it if ~ is part of the name",
     ),
     # subspaces and solvers
+    "no images of components": (
+        with_("--subspaces", "principal-components:0:2"),
+        f"principal-components:0:2 does not fit images of shape (8, 8, 1): {FEATURES}",
+    ),
+    "images of components of another shape": (
+        [*with_("--subspaces", "principal-components:0:2"), "--features-of", "colour.npy"],
+        "the images of --features-of have shape (8, 8, 3): name others, or resize them",
+    ),
+    "images without components": (
+        [*MEASURE, "--features-of", "images.npy"],
+        "--features-of is for principal-components and class-means: leave it out",
+    ),
+    "means of no classes": (
+        [*with_("--subspaces", "class-means"), "--features-of", "grey"],
+        "the classes of the images in {}/grey are not known: name a folder with a subfolder for each class, an ",
+    ),
+    "edges that are no numbers": (
+        with_("--subspaces", "fourier-rings:0:a"),
+        "edges must be numbers such as 0 or 2.5, got 'a'",
+    ),
+    "levels that are no number": (
+        with_("--subspaces", "wavelet-bands:db2:x"),
+        "LEVELS must be a whole number, got 'x'",
+    ),
+    "a mask of numbers": (
+        with_("--subspaces", "pixels:flat.npy"),
+        "the mask has shape (6, 64): write one with numpy.save, of True and False",
+    ),
+    "no mask": (with_("--subspaces", "pixels:away.npy"), "pixels:{}/away.npy does not fit images of shape (8, 8, 1): "),
     "no subspaces": (with_("--subspaces", "dct"), f"unknown subspaces 'dct': use {SPECS}"),
     "subspaces without numbers": (
         with_("--subspaces", "random:many"),
