@@ -81,6 +81,7 @@ def subspaces_of(
     names: list[str] = []
     origins: list[str] = []
     others = functools.cache(lambda: _others(features, image_shape))
+    labels = functools.cache(lambda: others().labels())
     for text in texts:
         if text in origins:
             raise ValueError(f"--subspaces has {text} twice: leave one of them out")
@@ -90,9 +91,10 @@ def subspaces_of(
             raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
         if kind.is_whole and not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
             raise ValueError(f"{text!r} must have whole numbers after {name}, of up to 9 digits: use {SUBSPACES}")
+        given = [*([others()] if name in _OF_FEATURES else []), *([labels()] if name == "class-means" else [])]
         try:
             values = [int(part) for part in parts] if kind.is_whole else parts
-            members, own = _made(name, values, image_shape, others)
+            members, own = _made(name, values, image_shape, *given)
         except (ValueError, OSError) as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
@@ -121,14 +123,16 @@ def are_windows(texts: Sequence[str]) -> bool:
 
 def _others(features: Callable[[], Any] | None, image_shape) -> Any:
     if features is None:
-        raise ValueError("name the images that it is of with --features-of, such as the training images")
+        raise ValueError(f"{' and '.join(_OF_FEATURES)} need --features-of: name the images that they are of")
     images = features()
     if images.image_shape != tuple(image_shape):
         raise ValueError(f"the images of --features-of have shape {images.image_shape}: name others, or resize them")
     return images
 
 
-def _made(kind: str, values: list[Any], image_shape, others: Callable[[], Any]) -> tuple[list[Any], list[str]]:
+def _made(
+    kind: str, values: list[Any], image_shape, features: Any = None, labels: Any = None
+) -> tuple[list[Any], list[str]]:
     """The subspaces of one text, and their names in tables and pictures."""
     import jax
 
@@ -154,6 +158,8 @@ def _made(kind: str, values: list[Any], image_shape, others: Callable[[], Any]) 
             return patches, [f"{row},{column}" for row, column in places]
         case "pixels":
             path = ":".join(values)
+            if not os.path.isfile(path):
+                raise ValueError("there is no such file: write a mask there with numpy.save")
             mask = map_npy(path)
             if mask.shape != tuple(image_shape):
                 raise ValueError(f"the mask has shape {mask.shape}: write one with numpy.save, of True and False")
@@ -164,12 +170,11 @@ def _made(kind: str, values: list[Any], image_shape, others: Callable[[], Any]) 
             return subspaces.luma_chroma(image_shape), ["luma", "chroma"]
         case "principal-components":
             first, stop = (*values, None)[:2]
-            components = subspaces.principal_components(others().read(), [(first, stop)])
+            components = subspaces.principal_components(features.read(), [(first, stop)])
             numbers = range(math.prod(image_shape))[first:stop]
             return components, [f"components {numbers[0]} to {numbers[-1]}"]
         case "class-means":
-            images = others()
-            means = subspaces.class_means(images.read(), images.labels())
+            means = subspaces.class_means(features.read(), labels)
             names = ("class means", "Fisher's directions")
             return means, [each for name in names for each in (name, f"complement of {name}")]
         case "dct-window":

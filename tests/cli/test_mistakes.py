@@ -22,7 +22,6 @@ SPECS = (
     "fourier-rings:EDGE:EDGE[:EDGE...], patches:SIZE, pixels:FILE, channels, luma-chroma, "
     "principal-components:FIRST[:STOP], class-means, random:DIMENSION[:SEED] or full"
 )
-FEATURES = "name the images that it is of with --features-of, such as the training images"
 
 
 def with_(option, *values, base=MEASURE):
@@ -261,7 +260,7 @@ MISTAKES = {
     # subspaces and solvers
     "no images of components": (
         with_("--subspaces", "principal-components:0:2"),
-        f"principal-components:0:2 does not fit images of shape (8, 8, 1): {FEATURES}",
+        "principal-components and class-means need --features-of: name the images that they are of",
     ),
     "images of components of another shape": (
         [*with_("--subspaces", "principal-components:0:2"), "--features-of", "colour.npy"],
@@ -273,21 +272,25 @@ MISTAKES = {
     ),
     "means of no classes": (
         [*with_("--subspaces", "class-means"), "--features-of", "grey"],
-        "the classes of the images in {}/grey are not known: name a folder with a subfolder for each class, an ",
+        "the classes of the images in {}/grey are not known: name a folder with a subfolder for each class, an [...]",
     ),
     "edges that are no numbers": (
         with_("--subspaces", "fourier-rings:0:a"),
-        "edges must be numbers such as 0 or 2.5, got 'a'",
+        "fourier-rings:0:a does not fit images of shape (8, 8, 1): edges must be numbers such as 0 or 2.5, got 'a'",
     ),
     "levels that are no number": (
         with_("--subspaces", "wavelet-bands:db2:x"),
-        "LEVELS must be a whole number, got 'x'",
+        "wavelet-bands:db2:x does not fit images of shape (8, 8, 1): LEVELS must be a whole number, got 'x'",
     ),
     "a mask of numbers": (
         with_("--subspaces", "pixels:flat.npy"),
-        "the mask has shape (6, 64): write one with numpy.save, of True and False",
+        "pixels:{}/flat.npy does not fit images of shape (8, 8, 1): the mask has shape (6, 64): write one with "
+        "numpy.save, of True and False",
     ),
-    "no mask": (with_("--subspaces", "pixels:away.npy"), "pixels:{}/away.npy does not fit images of shape (8, 8, 1): "),
+    "no mask": (
+        with_("--subspaces", "pixels:away.npy"),
+        "pixels:{}/away.npy does not fit images of shape (8, 8, 1): there is no such file: write a mask there with numpy.save",
+    ),
     "no subspaces": (with_("--subspaces", "dct"), f"unknown subspaces 'dct': use {SPECS}"),
     "subspaces without numbers": (
         with_("--subspaces", "random:many"),
