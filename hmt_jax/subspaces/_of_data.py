@@ -149,6 +149,7 @@ def _moments(
         counts += np.bincount(own, minlength=num_classes)
     if labels is not None and num_read != len(labels):
         raise ValueError(f"labels must be one for each image, got {len(labels)} for at least {num_read} images")
+    assert shift is not None  # there is at least one image
     means = sums / counts[:, None]
     return counts, products - (sums.T @ means), means + shift
 

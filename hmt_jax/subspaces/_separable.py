@@ -76,7 +76,8 @@ def complement_of(subspace: Separable) -> Separable:
     if subspace.positions is not None:
         numbers = numbers[np.asarray(subspace.positions)]
     positions = np.setdiff1d(np.arange(math.prod(shape)), numbers)
-    return Separable(*matrices, positions.astype(np.int32), subspace.image_shape)
+    rows, columns, colours = matrices
+    return Separable(rows, columns, colours, positions.astype(np.int32), subspace.image_shape)
 
 
 def _completed(matrix: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hmt_jax._checks import check_image_shape, integer
+from hmt_jax._extras import require
 from hmt_jax.subspaces._separable import Separable
 
 # Of W W^T - I, in float64: some filters are tabulated to a few digits only.
@@ -57,7 +58,9 @@ def _num_halvings(length: int) -> int:
 
 def _matrices(length: int, wavelet: str, levels: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The rows that give the approximation and the details of each level, from signals of a length."""
-    pywt = _pywavelets()
+    require("a wavelet", "wavelets", "pywt")
+    import pywt
+
     if not isinstance(wavelet, str) or wavelet not in pywt.wavelist(kind="discrete"):
         raise ValueError(f"unknown wavelet {wavelet!r}: use one of PyWavelets, such as haar, db2 or sym4")
     low, high, signal = [], [], np.eye(length)
@@ -69,11 +72,3 @@ def _matrices(length: int, wavelet: str, levels: int) -> tuple[list[np.ndarray],
         if np.abs(both @ both.T - np.eye(len(both))).max() > _TOLERANCE:
             raise ValueError(f"the wavelet {wavelet} is not orthogonal: use one that is, such as haar, db2 or sym4")
     return low, high
-
-
-def _pywavelets():
-    try:
-        import pywt
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("wavelets need PyWavelets: pip install PyWavelets") from error
-    return pywt

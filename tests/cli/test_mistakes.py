@@ -289,7 +289,8 @@ MISTAKES = {
     ),
     "no mask": (
         with_("--subspaces", "pixels:away.npy"),
-        "pixels:{}/away.npy does not fit images of shape (8, 8, 1): there is no such file: write a mask there with numpy.save",
+        "pixels:{}/away.npy does not fit images of shape (8, 8, 1): there is no such file: write a mask "
+        "there with numpy.save",
     ),
     "no subspaces": (with_("--subspaces", "dct"), f"unknown subspaces 'dct': use {SPECS}"),
     "subspaces without numbers": (
