@@ -235,13 +235,17 @@ class Measure(Command):
                 },
                 share=share,
             )
-        if self.report is not None:
+        missing = store.missing()
+        is_empty = len(missing) == store.num_chunks  # of more processes than chunks, some have no share
+        if self.report is not None and not is_empty:
             _write_page(self.report, [store.path])
-        if share[1] > 1 and store.missing() and not self.json:
-            chunks = f"{len(store.missing())} of {store.num_chunks} chunks"
+        if share[1] > 1 and missing and not self.json:
+            chunks = f"{len(missing)} of {store.num_chunks} chunks"
             print(f"process {share[0]} of {share[1]} has measured its share of {store.path}; {chunks} are missing")
-            return
-        Show(store=store.path, json=self.json).run()
+        elif is_empty:
+            _print_json({**_about(store, 0), "summary": None})
+        else:
+            Show(store=store.path, json=self.json).run()
 
     @property
     def source(self) -> "Source":
@@ -315,8 +319,7 @@ class Show(Command):
         result = store.read(partial=True)
         summary = hmt_jax.statistics.summarize(result, names=_names_of(store))
         if self.json:
-            about = {"store": store.path, "num_images": store.num_images, "num_measured": result.margin.shape[1]}
-            _print_json({**about, "solver": result.solver, "summary": summary})
+            _print_json({**_about(store, result.margin.shape[1]), "summary": summary})
             return
         known = [store.attributes[key] for key in ("images", "solver") if key in store.attributes]
         print(f"{store.path}: {', '.join([*known, *store.attributes.get('subspace_specs', ())])}")
@@ -442,6 +445,8 @@ class Audit(Command):
     def run(self) -> None:
         import numpy as np
 
+        from hmt_jax.margins._to_store import check_is_of
+
         solver = _specs.solver_of(self.solver)
         hmt_jax.cache_programs(self.cache_dir)
         store = _opened(self.store)
@@ -449,21 +454,17 @@ class Audit(Command):
         result = _whole(store)
         number = min(self.num, store.num_images)
         images = source.images()
-        if images.num_images != store.num_images:
-            raise ValueError(
-                f"{store.path} has margins of {store.num_images} images, and {source.images_text} has "
-                f"{images.num_images} now: put back those that were measured"
-            )
         # Not the first ones: a folder is sorted by class.
         chosen = sorted(np.random.default_rng(0).choice(store.num_images, number, replace=False).tolist())
+        pixels = images.at(chosen, store)
         texts = store.attributes["subspace_specs"]
         subspaces, names = _specs.subspaces_of(texts, images.image_shape, source.features)
+        classifier = source.classifier(images)
+        check_is_of(store, classifier, images.read(), subspaces)
         with _progress.bar("pairs") as progress:
-            again = hmt_jax.measure_margins(
-                source.classifier(images), images.at(chosen), subspaces, solver, progress=progress
-            )
+            again = hmt_jax.measure_margins(classifier, pixels, subspaces, solver, progress=progress)
         before = result[:, chosen]
-        if (before.label != again.label).any():
+        if (before.label != again.label).any():  # the code of other versions of JAX can't be compared
             raise ValueError(f"the model or the images of {store.path} have changed: their labels are different now")
         comparison = hmt_jax.statistics.compare(before, again, names=names)
         if self.json:
@@ -590,6 +591,12 @@ def _names_of(store: "hmt_jax.MarginStore") -> list[str]:
     """The names of the subspaces of a store; their numbers if it has no names."""
     number = len(store.attributes.get("subspaces", ())) or store.attributes["layout"]["num_subspaces"]
     return store.attributes.get("subspace_names") or [str(r) for r in range(number)]
+
+
+def _about(store: "hmt_jax.MarginStore", num_measured: int) -> dict[str, Any]:
+    """What JSON has before the summary of a store."""
+    known = {"store": store.path, "num_images": store.num_images, "num_measured": num_measured}
+    return {**known, "solver": store.attributes["solver"]}
 
 
 def _print_json(value: dict[str, Any]) -> None:

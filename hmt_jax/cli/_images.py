@@ -14,6 +14,7 @@ from hmt_jax._npy import map_npy, read_npz
 from hmt_jax._paths import expand, reason, shown
 from hmt_jax.data._decoding import check_crop, decode, resize_and_crop, size_and_mode
 from hmt_jax.data._image_folder import SUFFIXES, entries_of, is_image, readable
+from hmt_jax.margins import MarginStore, _identity
 
 _DATA_SET = re.compile(r"(?P<name>[\w/.-]+):(?P<split>\w+)(\[(?P<first>\d*):(?P<last>\d*)\])?")
 _GREY = ("1", "L", "LA")
@@ -51,11 +52,26 @@ class Images:
             raise ValueError(f"--num {number} must be from 1 to {self.num_images}, the number of images")
         return dataclasses.replace(self, num_images=number, names=self.names[:number])
 
-    def at(self, numbers: Sequence[int]) -> np.ndarray:
-        """Some of the images, by their numbers."""
-        if isinstance(self.content, np.ndarray):
-            return self.content[numbers]
-        return np.stack([np.asarray(self.content[number][0]) for number in numbers])
+    def at(self, numbers: Sequence[int], store: MarginStore) -> np.ndarray:
+        """Some of the images, by their numbers.
+
+        Raises:
+          ValueError: if they are not the images whose margins are in the store.
+        """
+        if self.num_images != store.num_images:
+            raise ValueError(
+                f"{store.path} has margins of {store.num_images} images, and {self.description} has "
+                f"{self.num_images} now: put back those that were measured"
+            )
+        is_array = isinstance(self.content, np.ndarray)
+        found = np.stack([np.asarray(self.content[n] if is_array else self.content[n][0]) for n in numbers])
+        hashes = {chunk: store.image_sha256(chunk) for chunk in {n // store.chunk_size for n in numbers}}
+        if _identity.of_images(found) != [hashes[n // store.chunk_size][n % store.chunk_size] for n in numbers]:
+            raise ValueError(
+                f"{store.path} has margins of other images than {self.description} has now: put back those that were "
+                "measured"
+            )
+        return found
 
     def labels(self) -> np.ndarray:
         """The labels of the images.

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 _PATIENCE = 300  # seconds to wait until all processes are there
+_MOST_PORT = 65535
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> tuple[int, int]:
@@ -25,7 +26,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return _checked(process_id, num_processes), num_processes
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal():
+        if not host or not port.isdecimal() or not 0 < int(port) <= _MOST_PORT:
             raise ValueError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:4321, got {coordinator!r}")
         if num_processes is not None and process_id is not None:
             _checked(process_id, num_processes)
@@ -40,8 +41,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         _meet(given)
     except TimeoutError:
         raise ValueError(
-            f"the other processes did not come within {_PATIENCE} seconds: start all of them together, or pass "
-            "--num-processes 1 --process-id 0 to measure in this one alone"
+            f"the other processes did not come within {_PATIENCE} seconds: start all of them together, with process "
+            "ids of their own, or pass --num-processes 1 --process-id 0 to measure in this one alone"
         ) from None
     except Exception as error:  # whatever the recognition of clusters makes of this one
         return _alone(given, error)
@@ -90,7 +91,10 @@ def _alone(given: dict[str, Any], error: Exception) -> tuple[int, int]:
     if given["coordinator_address"] is not None:
         is_unknown = "must be defined" in text or "must be a nonnegative" in text
         reason = "JAX recognises no cluster here" if is_unknown else text
-        raise ValueError(f"the processes can't meet ({reason}): pass --num-processes and --process-id") from error
+        remedy = "choose a --coordinator whose port is free on the machine of process 0"
+        if None in given.values():
+            remedy = "pass --num-processes and --process-id"
+        raise ValueError(f"the processes can't meet ({reason}): {remedy}") from error
     if "must be called before" in text:  # JAX runs in this process already, and knows of all that there are
         return jax.process_index(), jax.process_count()
     if "should be defined" not in text:

@@ -14,7 +14,6 @@ from hmt_jax import _looks, report
 from hmt_jax._extras import require
 from hmt_jax._paths import reason, shown
 from hmt_jax.cli import _specs
-from hmt_jax.margins import _identity
 from hmt_jax.report._gallery import chosen
 
 _EVERY = 30.0  # seconds from one page of a running measurement to the next
@@ -126,8 +125,7 @@ def _pictures(store, measurement: report.Measurement, source_of) -> list[report.
     wanted = chosen(result)
     images = source.images()
     numbers = sorted({n for _, n, _ in wanted})
-    _check_images(store, images, numbers)
-    few = {n: _image(images.content[n]) for n in numbers}
+    few = dict(zip(numbers, images.at(numbers, store), strict=True))
     subspaces, _ = _specs.subspaces_of(store.attributes["subspace_specs"], images.image_shape, source.features)
     if result.coordinates is not None:
         return report.pictures(result, subspaces, few, wanted)
@@ -149,22 +147,6 @@ def _pictures(store, measurement: report.Measurement, source_of) -> list[report.
     places = [(windows.index(r), numbers.index(n), rank) for r, n, rank in wanted]
     found = report.pictures(again, [subspaces[r] for r in windows], [few[n] for n in numbers], places)
     return [each._replace(subspace=r, image=n) for each, (r, n, _) in zip(found, wanted, strict=True)]
-
-
-def _check_images(store, images, numbers: Sequence[int]) -> None:
-    """Raises ValueError unless the images are still those of the store, as far as that is seen without decoding all."""
-    if images.num_images != store.num_images:
-        raise ValueError(f"there are {images.num_images} images now, and the store has {store.num_images}")
-    if isinstance(images.content, np.ndarray):
-        for chunk in {n // store.chunk_size for n in numbers}:
-            there = images.content[: images.num_images][store.images_of(chunk)]
-            if _identity.of_images(np.ascontiguousarray(there)) != store.image_sha256(chunk):
-                raise ValueError("the images are not what they were")
-
-
-def _image(item: Any) -> np.ndarray:
-    """The image of a source, which may have its label beside it."""
-    return np.asarray(item[0] if isinstance(item, tuple) else item)
 
 
 def _measure_command(store: hmt_jax.MarginStore) -> str:

@@ -24,7 +24,7 @@ from hmt_jax.margins._plan import Plan
 from hmt_jax.margins._result import MarginResult
 from hmt_jax.margins._signs import Signs, report
 from hmt_jax.margins._store import MarginStore, damaged_in
-from hmt_jax.solvers import Solver
+from hmt_jax.solvers import Solver, tight
 from hmt_jax.subspaces import Subspace
 from hmt_jax.subspaces._base import dimension_of
 
@@ -70,7 +70,7 @@ def measure_to_store(
         `hmt_jax.measure_margins`.
       path: a folder, or an address that TensorStore knows, such as `gs://bucket/margins.zarr`.
       progress: called every few steps with the number of finished pairs of the share, including those found in the
-        store, and the number of all pairs of the share.
+        store, and the number of all pairs of the share; never for a share without chunks.
       num_images: the number of images, for an iterable of batches.
       chunk_size: images in a chunk of a new store; chosen for the devices if not given.
       attributes: anything else about the measurement that JSON can hold, for a new store, such as the files of the
@@ -198,7 +198,7 @@ def _store_for(
             store = MarginStore.open(path)
         except FileNotFoundError:
             raise error from None
-    _check_is_same(store, own)
+    _check_is_same(store, own, "choose another path to measure these")
     if damaged := store.set_damaged_aside(_of_share(store, share)):
         warn(
             f"{store.path} had {damaged_in(damaged)}: they are now in {store.path}-damaged, and their chunks are "
@@ -227,7 +227,21 @@ def _run(plan: Plan, share: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
+def check_is_of(store: MarginStore, classifier: Classifier, images: Any, subspaces: Sequence[Subspace]) -> None:
+    """Raises ValueError if a store is of another classifier, other subspaces, or images of another shape or number."""
+    known = store.attributes
+    settings: dict[str, Any] = {"precision": known["precision"], "batch_size": 1, "devices": jax.local_devices()[:1]}
+    plan = Plan(classifier, images, subspaces, tight("quick"), **settings)
+    try:
+        number = _number_of_images(plan, None)
+        own = _identity_of(plan, _identity.kind_of(classifier), number, known["keep_coordinates"])
+    finally:
+        plan.programs.drop()
+    del own["solver"]
+    _check_is_same(store, own, "put back what was measured")
+
+
+def _check_is_same(store: MarginStore, own: Mapping[str, Any], remedy: str) -> None:
     """Raises ValueError if a store is of another measurement; it names the first difference."""
     known = store.attributes
     if not {*own, "runs"} <= set(known):
@@ -238,7 +252,6 @@ def _check_is_same(store: MarginStore, own: Mapping[str, Any]) -> None:
     classifier = {name: value for name, value in own["classifier"].items() if name not in ignored}
     for name, here in {**own, "classifier": classifier}.items():
         if difference := _difference(known[name], here):
-            remedy = "choose another path to measure these"
             if name == "classifier" and difference.startswith("backend"):
                 remedy = f"make the classifier with backend={known[name]['backend']!r} to go on, or {remedy}"
             raise ValueError(f"{store.path} holds margins of {_OTHERS[name]}{difference}; {remedy}")
@@ -348,7 +361,8 @@ def _measure(plan: Plan, chunk: Chunk, keep_coordinates: bool, progress) -> tupl
 
 
 def _of_all(progress, num_pairs: int) -> Callable[[int], None]:
-    return lambda number: None if progress is None else progress(int(number), num_pairs)
+    # A share without pairs has no progress, whose part of them would be 0 / 0.
+    return lambda number: None if progress is None or not num_pairs else progress(int(number), num_pairs)
 
 
 def _after(progress: Callable[[int], None], num_done: int) -> Callable[[int], None]:

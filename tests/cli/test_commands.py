@@ -292,18 +292,45 @@ def test_an_audit_finds_smaller_margins(hmt, measure):
     assert hmt("audit", store.path, "--num", "3", "--solver", "tight:fast")[1] == out
 
 
-def test_an_audit_of_a_model_that_has_changed_is_refused(folder, hmt, tmp_path):
-    program = tmp_path / "net.py"
+def test_an_audit_of_another_model_or_other_images_is_refused(folder, hmt, tmp_path):
+    """Also where all labels stay the same, so that only margins show it: those of half the contrast are smaller."""
+    program, images, path = tmp_path / "net.py", tmp_path / "images.npy", tmp_path / "m.zarr"
     program.write_text("from cli_models import make")
-    arguments = ["measure", "--model", f"{program}:make", "--images", "images.npy", "--out", tmp_path / "m.zarr"]
+    np.save(images, IMAGES)
+    arguments = ["measure", "--model", f"{program}:make", "--images", images, "--out", path]
     assert hmt(*arguments)[0] == 0
-    program.write_text("from cli_models import other as make  # another one")
-    code, _, err = hmt("audit", tmp_path / "m.zarr", "--num", "6", "--solver", "linear")
-    message = f"the model or the images of {tmp_path / 'm.zarr'} have changed: their labels are different now"
-    assert (code, err) == (2, f"error: {message}\n")
-    code, _, err = hmt(*arguments)
-    assert code == 2
-    assert err.startswith(f"error: {tmp_path / 'm.zarr'} holds margins of ")
+    audit = ["audit", path, "--num", "6", "--solver", "linear"]
+    halved = """
+import jax
+import cli_models
+def make():
+    return jax.tree.map(lambda leaf: leaf / 2, cli_models.make())
+"""
+    labels = [network(IMAGES / 255).argmax(1).tolist() for network in (cli_models.make(), cli_models.other())]
+    assert labels[0] == jax.tree.map(lambda leaf: leaf / 2, cli_models.make())(IMAGES / 255).argmax(1).tolist()
+    assert labels[0] != labels[1]
+    for text in (halved, "from cli_models import other as make  # another one"):
+        program.write_text(text)
+        code, _, err = hmt(*audit)
+        message = f"error: {path} holds margins of another classifier: parameters_sha256 "
+        assert code == 2
+        assert err.startswith(message)
+        assert err.endswith("; put back what was measured\n")
+        code, _, err = hmt(*arguments)
+        assert code == 2
+        assert err.startswith(message)
+    program.write_text("from cli_models import make")
+    for pixels in (IMAGES // 2, IMAGES.astype("f4") / 255, IMAGES[::-1]):
+        np.save(images, pixels)
+        message = (
+            f"error: {path} has margins of other images than {images} has now: put back those that were measured\n"
+        )
+        assert hmt(*audit)[::2] == (2, message)
+    np.save(images, IMAGES[:5])
+    message = f"error: {path} has margins of 6 images, and {images} has 5 now: put back those that were measured\n"
+    assert hmt(*audit)[::2] == (2, message)
+    np.save(images, IMAGES)
+    assert hmt(*audit)[::2] == (0, "")
 
 
 def test_the_version_is_that_of_the_library(hmt):

@@ -1,5 +1,6 @@
 """Several processes that measure one store: `hmt measure` with a coordinator, in a job array, and when one dies."""
 
+import json
 import signal
 import socket
 import time
@@ -180,6 +181,8 @@ def test_a_cluster_that_jax_cannot_use_gives_a_warning(meeting):
     [
         (("here", 2, 0), r"^--coordinator must be HOST:PORT, such as 10\.0\.0\.1:4321, got 'here'$"),
         ((":1", 2, 0), r"^--coordinator must be HOST:PORT"),
+        (("a:0", 2, 0), r"^--coordinator must be HOST:PORT"),
+        (("a:65536", 2, 0), r"^--coordinator must be HOST:PORT"),
         (("a:1", 2, 2), r"^--process-id must be from 0 to 1, got 2: processes count from 0$"),
         ((None, 2, 2), r"^--process-id must be from 0 to 1, got 2: processes count from 0$"),
         ((None, 2, None), r"^--num-processes and --process-id belong together: pass both, or neither$"),
@@ -195,7 +198,8 @@ def test_processes_that_do_not_come_are_waited_for_in_vain(meeting, monkeypatch)
     monkeypatch.setattr(_processes, "_PATIENCE", 0.1)
     meeting(lambda **_: time.sleep(1))
     message = (
-        r"^the other processes did not come within 0\.1 seconds: start all of them together, or pass --num-processes 1"
+        r"^the other processes did not come within 0\.1 seconds: start all of them together, with process ids of their "
+        r"own, or pass --num-processes 1 --process-id 0 to measure in this one alone$"
     )
     with pytest.raises(ValueError, match=message):
         _processes.join("127.0.0.1:1", 2, 0)
@@ -206,6 +210,25 @@ def test_a_coordinator_alone_is_not_enough(meeting):
     message = r"^the processes can't meet \(JAX recognises no cluster here\): pass --num-processes and --process-id$"
     with pytest.raises(ValueError, match=message):
         _processes.join("127.0.0.1:1", None, None)
+
+
+def test_a_port_that_is_taken_has_another_remedy(meeting):
+    meeting(fails(RuntimeError("UNKNOWN: Failed to start RPC server")))
+    message = r"\(UNKNOWN: Failed to start RPC server\): choose a --coordinator whose port is free on the machine of"
+    with pytest.raises(ValueError, match=message):
+        _processes.join("127.0.0.1:1", 2, 0)
+
+
+def test_a_process_without_a_share_is_no_error(hmt, folder, tmp_path):
+    """There are three chunks, and none is measured when the last of eight processes ends."""
+    command = [*MEASURE[:-1], tmp_path / "m.zarr", "--chunk-size", 2, "--num-processes", 8, "--process-id", 7]
+    code, out, err = hmt(*command, "--report", tmp_path / "page.html")
+    assert (code, err) == (0, "")
+    assert out.endswith("; 3 of 3 chunks are missing\n")
+    code, out, err = hmt(*command, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["num_images"], found["num_measured"], found["summary"]) == (6, 0, None)
 
 
 def test_numbers_on_the_command_line(hmt, folder):
