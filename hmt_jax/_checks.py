@@ -124,7 +124,7 @@ def check_type(argument: str, images: Any) -> None:
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"{argument} must be uint8, or floating point in [0, 1], got {images.dtype}; convert 8-bit images with "
-            f"{argument}.astype(np.uint8)"
+            f"{argument}.astype(np.uint8), and 16-bit ones with {argument}.astype(np.float32) / 65535"
         )
 
 

@@ -230,7 +230,7 @@ MISTAKES = {
     "integers": (
         with_("--images", "integers.npy"),
         "images must be uint8, or floating point in [0, 1], got int64; convert 8-bit images with "
-        "images.astype(np.uint8)",
+        "images.astype(np.uint8), and 16-bit ones with images.astype(np.float32) / 65535",
     ),
     "resized array": (
         with_("--resize", "8"),

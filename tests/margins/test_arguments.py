@@ -48,9 +48,10 @@ def test_an_empty_batch_is_refused():
 def test_images_are_8_bit_or_floating_point(dtype):
     message = rf"must be uint8, or floating point in \[0, 1\], got {dtype}; convert 8-bit images with "
     images = images_of_two_classes().astype(dtype)
-    with pytest.raises(ValueError, match=rf"^images {message}images\.astype\(np\.uint8\)$"):
+    deep = r"\.astype\(np\.uint8\), and 16-bit ones with "
+    with pytest.raises(ValueError, match=rf"^images {message}images{deep}images\.astype\(np\.float32\) / 65535$"):
         measure_two(images)
-    with pytest.raises(ValueError, match=rf"^image {message}image\.astype\(np\.uint8\)$"):
+    with pytest.raises(ValueError, match=rf"^image {message}image{deep}image\.astype\(np\.float32\) / 65535$"):
         hmt_jax.measure_margin(two_classes(), images[0], WHOLE)
 
 
