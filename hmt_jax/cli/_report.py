@@ -80,13 +80,15 @@ def live(path: str, out: str) -> Callable[[int, int], None]:
         start = time.monotonic()
         if start < due:
             return
-        store = hmt_jax.MarginStore.open(path)
-        is_empty = len(store.missing()) == store.num_chunks
-        found = [] if is_empty else [dataclasses.replace(_measurement(store), no_pictures=_RUNNING)]
         try:
+            store = hmt_jax.MarginStore.open(path)
+            is_empty = len(store.missing()) == store.num_chunks
+            found = [] if is_empty else [dataclasses.replace(_measurement(store), no_pictures=_RUNNING)]
             progress = report.Progress(num_done, num_pairs)
             report.write(out, found, title=path, command=command(out, [path]), progress=progress)
-        except OSError as error:  # a page is no reason to lose a measurement
+        # A page is no reason to lose a measurement. The store may be out of reach for a while, or a chunk of another
+        # process's share may be damaged, which only that process sets aside.
+        except (OSError, ValueError) as error:
             warnings.warn(f"the page {shown(out)} can't be written ({reason(error)}); measuring goes on", stacklevel=1)
         end = time.monotonic()
         due = end + max(_EVERY, (end - start) / _SHARE)

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import shutil
 
 import cli_models
 import numpy as np
@@ -160,6 +161,24 @@ def test_the_page_of_a_running_measurement_is_written_every_half_minute(folder, 
 def test_a_page_that_cannot_be_written_is_no_reason_to_lose_a_measurement(folder, tmp_path):
     show = _report.live("part.zarr", str(tmp_path / "no" / "page.html"))
     with pytest.warns(UserWarning, match=r"the page .* can't be written \(.*No such file.*\); measuring goes on"):
+        show(2, 6)
+
+
+def test_a_store_that_cannot_be_read_is_no_reason_to_lose_a_measurement(folder, tmp_path, monkeypatch):
+    """A chunk of another process's share is damaged, or the network is down for a while."""
+    path = shutil.copytree("part.zarr", tmp_path / "damaged.zarr")
+    (path / "margin" / "c" / "0" / "0").write_bytes(b"damaged")
+    show = _report.live(str(path), str(tmp_path / "page.html"))
+    message = r"the page .* can't be written \(.* has 1 damaged file \(margin/c/0/0\): .*\); measuring goes on"
+    with pytest.warns(UserWarning, match=message):
+        show(2, 6)
+
+    def open_nothing(_):
+        raise OSError("it does not answer")
+
+    monkeypatch.setattr(hmt_jax.MarginStore, "open", open_nothing)
+    show = _report.live(str(path), str(tmp_path / "page.html"))
+    with pytest.warns(UserWarning, match=r"the page .* can't be written \(it does not answer\); measuring goes on"):
         show(2, 6)
 
 
