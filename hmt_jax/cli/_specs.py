@@ -80,8 +80,7 @@ def subspaces_of(
     found: list[Any] = []
     names: list[str] = []
     origins: list[str] = []
-    others = functools.cache(lambda: _others(features, image_shape))
-    labels = functools.cache(lambda: others().labels())
+    data = _Features(features, tuple(image_shape), texts)
     for text in texts:
         if text in origins:
             raise ValueError(f"--subspaces has {text} twice: leave one of them out")
@@ -91,10 +90,11 @@ def subspaces_of(
             raise ValueError(f"unknown subspaces {text!r}: use {SUBSPACES}")
         if kind.is_whole and not all(re.fullmatch(r"-?\d{1,9}", part) for part in parts):
             raise ValueError(f"{text!r} must have whole numbers after {name}, of up to 9 digits: use {SUBSPACES}")
-        given = [*([others()] if name in _OF_FEATURES else []), *([labels()] if name == "class-means" else [])]
+        if name in _OF_FEATURES:
+            data.check(name)
         try:
             values = [int(part) for part in parts] if kind.is_whole else parts
-            members, own = _made(name, values, image_shape, *given)
+            members, own = _made(name, values, image_shape, data)
         except (ValueError, OSError) as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
         found += members
@@ -121,18 +121,39 @@ def are_windows(texts: Sequence[str]) -> bool:
     return all(text.startswith("dct-") for text in texts)
 
 
-def _others(features: Callable[[], Any] | None, image_shape) -> Any:
-    if features is None:
-        raise ValueError(f"{' and '.join(_OF_FEATURES)} need --features-of: name the images that they are of")
-    images = features()
-    if images.image_shape != tuple(image_shape):
-        raise ValueError(f"the images of --features-of have shape {images.image_shape}: name others, or resize them")
-    return images
+class _Features:
+    """The images of --features-of, loaded when a text first needs them, and their components that texts name."""
+
+    def __init__(self, load: Callable[[], Any] | None, image_shape: tuple[int, ...], texts: Sequence[str]):
+        self._load, self._image_shape = load, image_shape
+        found = [re.fullmatch(r"principal-components:(-?\d{1,9})(?::(-?\d{1,9}))?", text) for text in texts]
+        self._groups = [(int(each[1]), int(each[2]) if each[2] else None) for each in found if each]
+
+    @functools.cached_property
+    def images(self) -> Any:
+        if self._load is None:
+            raise ValueError(f"{' and '.join(_OF_FEATURES)} need --features-of: name the images that they are of")
+        images = self._load()
+        if images.image_shape != self._image_shape:
+            raise ValueError(
+                f"the images of --features-of have shape {images.image_shape}: name others, or resize them"
+            )
+        return images
+
+    @functools.cached_property
+    def components(self) -> dict[tuple[int, int | None], Any]:
+        """The span of each group of components that a text names; the images are read once for all."""
+        spans = hmt_jax.subspaces.principal_components(self.images.read(), self._groups)
+        return dict(zip(self._groups, spans, strict=True))
+
+    def check(self, name: str) -> None:
+        """Raises ValueError if there are no images for subspaces of a name, or their classes are needed and unknown."""
+        images = self.images
+        if name == "class-means":
+            images.labels()
 
 
-def _made(
-    kind: str, values: list[Any], image_shape, features: Any = None, labels: Any = None
-) -> tuple[list[Any], list[str]]:
+def _made(kind: str, values: list[Any], image_shape, data: _Features) -> tuple[list[Any], list[str]]:
     """The subspaces of one text, and their names in tables and pictures."""
     import jax
 
@@ -170,11 +191,10 @@ def _made(
             return subspaces.luma_chroma(image_shape), ["luma", "chroma"]
         case "principal-components":
             first, stop = (*values, None)[:2]
-            components = subspaces.principal_components(features.read(), [(first, stop)])
             numbers = range(math.prod(image_shape))[first:stop]
-            return components, [f"components {numbers[0]} to {numbers[-1]}"]
+            return [data.components[first, stop]], [f"components {numbers[0]} to {numbers[-1]}"]
         case "class-means":
-            means = subspaces.class_means(features.read(), labels)
+            means = subspaces.class_means(data.images.read(), data.images.labels())
             names = ("class means", "Fisher's directions")
             return means, [each for name in names for each in (name, f"complement of {name}")]
         case "dct-window":
