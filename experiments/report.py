@@ -48,6 +48,18 @@ def median_ratios(margins: Margins, others: Margins) -> np.ndarray:
         return percentiles(margins)[:, 1] / percentiles(others)[:, 1]
 
 
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """The rank correlation of two curves, of which some values may be infinite; NaN if one has no order."""
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from low to high, from one half on; equal values share the mean of theirs. NaN for all if one is NaN."""
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    return ((values[None] < values[:, None]).sum(1) + (values[None] <= values[:, None]).sum(1)) / 2
+
+
 def read_margins(path: pathlib.Path) -> tuple[hmt_jax.MarginResult, np.ndarray]:
     """The margins of a run, and the corners of their windows."""
     result, arrays = store.read_margins(path / "margins.npz")

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import store
 from experiments.claims import Claim, Statistic
+from experiments.report import spearman
 from hmt_jax import statistics
 from hmt_jax.estimates import Estimate, from_medians, from_share
 
@@ -118,18 +119,6 @@ def margins(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Censored margins (R, N) of a run, and the corners (R, 2) of its windows."""
     arrays = store.read_arrays(path / "margins.npz")
     return statistics.censored(arrays["margin"], arrays["status"]), arrays["corner"]
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """The rank correlation of two curves, of which some values may be infinite; NaN if one has no order."""
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values):
-    """Ranks from low to high; equal values share the mean of theirs."""
-    if np.isnan(values).any():
-        return np.full(len(values), np.nan)
-    return ((values[None] < values[:, None]).sum(1) + (values[None] <= values[:, None]).sum(1)) / 2
 
 
 def _both(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,408 @@
+"""The experiment on families of features: margins in their members, beside what a linear classifier makes of each.
+
+A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import hmt_jax
+from experiments import manipulations, report, store
+from experiments.claims import for_json
+from experiments.experiment import Config, Run, check_at_least, check_at_most
+from experiments.images import Images
+from hmt_jax import _progress, _tables, data, plots, solvers, statistics
+from hmt_jax._looks import LOOKS, check_number
+from hmt_jax.cli import _images, _specs
+from hmt_jax.estimates import Estimate, from_medians
+from hmt_jax.report import Measurement
+
+_LINEAR, _MARGINS = "linear.npz", "margins.npz"
+_ROUNDING = 1 / (12 * 255**2)  # the variance that rounding to 8 bits gives a pixel
+_LEAST_BANDS = 3  # the fewest that have an order worth a number
+_OTHERS_COLOR = "#cccccc"
+
+
+class Member(NamedTuple):
+    """A subspace of a family."""
+
+    family: str
+    name: str
+    subspace: Any
+
+
+class Found(NamedTuple):
+    """What a run has found in the R members of its families."""
+
+    families: list[str]  # of each member
+    names: list[str]
+    dimension: np.ndarray  # (R,)
+    is_band: np.ndarray  # (R,)
+    accuracy: np.ndarray  # (R,) of linear classifiers
+    chance: float  # the accuracy of a classifier that sees nothing
+    result: hmt_jax.MarginResult
+    seconds: float
+
+    def bands_of(self, family: str) -> np.ndarray:
+        """Which members are bands of a family, (R,) truth values."""
+        return self.is_band & (np.array(self.families) == family)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Families(Config):
+    """Margins of a network in families of subspaces, and the accuracy of a linear classifier on each member alone.
+
+    A linear classifier is fitted to all training images of the network. They are also the images whose principal
+    components and class means are meant.
+
+    Attributes:
+      baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
+        finished there.
+      data: data set of that experiment.
+      families: subspaces, as `hmt measure --subspaces` takes them, but for files.
+      num_images: test images whose margins are measured, from the first one.
+      effort: effort of `hmt_jax.solvers.tight`.
+    """
+
+    baseline: str
+    data: str
+    families: tuple[str, ...]
+    num_images: int = 500
+    effort: Literal["quick", "fast", "normal", "thorough"] = "normal"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "num_images")
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise ValueError(f"families must be at least one text, and different ones, got {self.families}")
+        if files := [text for text in self.families if text.startswith("pixels:")]:
+            raise ValueError(f"families has {files[0]}, a file that no run keeps: name patches:SIZE, or leave it out")
+
+    def check(self, data_dir: str | None) -> None:
+        dataset = data.load(self.data, data_dir)
+        check_at_most("num_images", self.num_images, len(dataset.test_images), f"test images of {self.data}")
+        for text in self.families:
+            if not _specs.need_features([text]):
+                _specs.subspaces_of([text], dataset.image_shape)
+
+    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
+        if not isinstance(other, Images):
+            raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
+        if other.data != self.data:
+            raise ValueError(f"baseline={self.baseline} is on {other.data}, got data={self.data}: change one of them")
+        if other.num_test:
+            check_at_most("num_images", self.num_images, other.num_test, f"test images of {self.baseline}")
+        return dataclasses.replace(other, seed=self.seed)
+
+    def run(self, run: Run) -> None:
+        if run.baseline is None:
+            raise ValueError("baseline=none has no network: name the experiment that trains it")
+        if not (run.path / _MARGINS).exists():
+            config = Images(**store.settings(run.baseline))
+            dataset = config.load(run.data_dir)
+            parts = dataset.train_images, dataset.test_images
+            train, test = (manipulations.apply(config.manipulation, images) for images in parts)
+            members = self.members(train, dataset.train_labels)
+            if not (run.path / _LINEAR).exists():
+                found = linear_accuracies(members, train, dataset.train_labels, test, dataset.test_labels)
+                store.write_arrays(run.path / _LINEAR, found)
+            with config.pixels_explained():
+                first = slice(self.num_images)
+                self.measure(run, members, data.as_floats(test[first]), dataset.test_labels[first])
+        found = read(run.path)
+        network = store.read_json(run.baseline / "summary.json")
+        store.write_json(
+            run.path / "summary.json",
+            {
+                "experiment": run.name,
+                "test_accuracy": network["test_accuracy"],
+                "num_test": network["num_test"],
+                "measurement_seconds": round(found.seconds, 2),
+                "num_images": found.result.margin.shape[1],
+                **describe(found),
+            },
+        )
+        store.write_picture(run.path / "accuracy.png", _accuracy_picture(run.name, found))
+        store.write_picture(run.path / "margins.png", _margins_picture(run.name, found))
+
+    def members(self, images: np.ndarray, labels: np.ndarray) -> list[Member]:
+        """The members of all families. Texts that name one subspace each, of one kind, make a family together."""
+        shape: tuple[int, int, int] = images.shape[1:]
+        of_data = _images.Images(self.data, shape, len(images), images, classes=labels)
+        found = []
+        for text in self.families:
+            subspaces, names = _specs.subspaces_of([text], shape, lambda: of_data)
+            family = text if len(subspaces) > 1 else text.partition(":")[0]
+            found += [Member(family, *each) for each in zip(names, subspaces, strict=True)]
+        return found
+
+    def measure(self, run: Run, members: Sequence[Member], images: np.ndarray, labels: np.ndarray) -> None:
+        """Measures images in all members, from where an interrupted run stopped, and writes `margins.npz`."""
+        started = time.perf_counter()
+        classifier, solver = store.read_classifier(run.baseline), solvers.tight(self.effort)
+        subspaces = [member.subspace for member in members]
+        with _progress.bar("pairs", "margins") as show:
+            path = run.path / store.MARGINS
+            result = hmt_jax.measure_to_store(classifier, images, subspaces, solver, path, progress=show).read()
+        store.write_margins(
+            run.path / _MARGINS,
+            result,
+            family=[member.family for member in members],
+            member=[member.name for member in members],
+            dimension=[member.subspace.dimension for member in members],
+            true_label=labels,
+            image_shape=images.shape[1:],
+            seconds=time.perf_counter() - started,
+        )
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        found = read(path)
+        names = np.array(found.names)
+        ids = [f"{self.data} test {number}" for number in range(found.result.margin.shape[1])]
+        shared: Any = {"is_ordered": False, "image_ids": ids, "no_pictures": "the perturbations were not kept"}
+        return [
+            Measurement(
+                name=f"{store.read_config(path)['experiment']}, {family}",
+                result=_part(found.result, is_member),
+                subspaces=names[is_member].tolist(),
+                axis=f"member of {family}",
+                **shared,
+            )
+            for family, is_member in _members_of(found).items()
+        ]
+
+    def report(self, path: pathlib.Path) -> str:
+        summary = store.read_json(path / "summary.json")
+        lines = [
+            f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; margins "
+            f"{summary['measurement_seconds']:.0f} s; a linear classifier that sees nothing: {summary['chance']:.2%}"
+        ]
+        for family in summary["families"]:
+            rows = [("member", "dimension", "linear accuracy", "5%", "median", "95%", "no margin")]
+            rows += [_row(member) for member in summary["members"] if member["family"] == family]
+            lines += ["", family, report.aligned(rows)]
+        rows = [("family", "bands", "rank correlation", "95% interval")]
+        for family, part in {"all": summary["all"], **summary["families"]}.items():
+            numbers = [float(part[end]) for end in ("value", "low", "high")]
+            rows.append((family, str(part["num_bands"]), f"{numbers[0]:.2f}", "{1:.2f} to {2:.2f}".format(*numbers)))
+        lines += ["", "linear accuracy and median margin, over the bands of", report.aligned(rows), ""]
+        for kind, text in (("small", "the third of least accuracy"), ("large", "the third of greatest accuracy")):
+            misfits = [each for each in summary["misfits"] if each["margin"] == kind]
+            lines.append(f"bands in {text} that are in the third of {kind} margins: {len(misfits)}")
+            if misfits:
+                rows = [("band", "dimension", "linear accuracy", "median margin")]
+                rows += [(f"{each['family']} {each['member']}", *_cells(each)) for each in misfits]
+                lines.append(report.aligned(rows))
+        return "\n".join(lines)
+
+
+# Linear classifiers
+
+
+def linear_accuracies(
+    members: Sequence[Member],
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The accuracies (R,) on test images of linear discriminant analysis on the coordinates in each subspace alone.
+
+    The variance of rounding to 8 bits is added to the covariance within classes. So a subspace in which images hardly
+    vary tells nothing, and the covariance has an inverse. Beyond that, neither scale nor basis of the coordinates
+    matters. "chance" is the accuracy of a subspace that tells nothing: the most frequent class is always chosen.
+    """
+    classes, numbers = np.unique(train_labels, return_inverse=True)
+    shares = np.bincount(numbers) / len(numbers)
+    means, covariance = _moments([_rows(train_images[numbers == number]) for number in range(len(classes))])
+    tests, accuracies = _rows(test_images), []
+    for member in members:
+        basis = _basis(member.subspace)
+        within = basis.T @ covariance @ basis + _ROUNDING * np.eye(basis.shape[1])
+        weights = basis @ np.linalg.solve(within, (means @ basis).T)  # (D, C)
+        biases = np.log(shares) - np.einsum("cd,dc->c", means, weights) / 2
+        accuracies.append(np.mean(classes[np.argmax(tests @ weights + biases, axis=1)] == test_labels))
+    chance = np.mean(classes[np.argmax(shares)] == test_labels)
+    return {"accuracy": np.array(accuracies), "chance": chance}
+
+
+def _moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The means (C, D) of the rows of each class, and their covariance (D, D) within classes."""
+    means = np.stack([rows.mean(axis=0) for rows in parts])
+    products = sum((rows - mean).T @ (rows - mean) for rows, mean in zip(parts, means, strict=True))
+    return means, products / sum(map(len, parts))
+
+
+def _rows(images: np.ndarray) -> np.ndarray:
+    return data.as_floats(images).reshape(len(images), -1).astype(np.float64)
+
+
+def _basis(subspace: Any) -> np.ndarray:
+    """Orthonormal columns (D, d)."""
+    columns = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
+    return np.asarray(columns, np.float64).reshape(subspace.dimension, -1).T
+
+
+# Findings
+
+
+def read(path: pathlib.Path) -> Found:
+    """What the run in a folder has found.
+
+    A member of more than half of all dimensions is not a band, but what a band leaves.
+    """
+    result, arrays = store.read_margins(path / _MARGINS)
+    linear = store.read_arrays(path / _LINEAR)
+    return Found(
+        families=arrays["family"].tolist(),
+        names=arrays["member"].tolist(),
+        dimension=arrays["dimension"],
+        is_band=2 * arrays["dimension"] <= np.prod(arrays["image_shape"]),
+        accuracy=linear["accuracy"],
+        chance=float(linear["chance"]),
+        result=result,
+        seconds=float(arrays["seconds"]),
+    )
+
+
+def correlation(found: Found, is_kept: np.ndarray) -> Estimate:
+    """Spearman's rank correlation of linear accuracies and median margins over the members kept, (R,) truth values.
+
+    Its interval is over the images whose margins were measured.
+    """
+    if is_kept.sum() < _LEAST_BANDS:
+        raise ValueError(f"{is_kept.sum()} bands have no order, it takes {_LEAST_BANDS}: name more families")
+    accuracy = found.accuracy[is_kept]
+    margins = statistics.censored_margins(found.result)[is_kept]
+    return from_medians(lambda medians: report.spearman(medians, accuracy), margins)
+
+
+def describe(found: Found) -> dict[str, Any]:
+    """The findings for a summary in JSON."""
+    summary = statistics.summarize(found.result)
+    members = [
+        {
+            "family": found.families[r],
+            "member": found.names[r],
+            "dimension": int(found.dimension[r]),
+            "is_band": bool(found.is_band[r]),
+            "linear_accuracy": float(found.accuracy[r]),
+            **report.statistics_of(summary, r),
+        }
+        for r in range(len(found.names))
+    ]
+    return {
+        "chance": found.chance,
+        "confidence": summary.confidence,
+        "all": _described(found, found.is_band),
+        "families": {family: _described(found, found.bands_of(family)) for family in _members_of(found)},
+        "misfits": [{**members[r], "margin": margin} for r, margin in misfits(found).items()],
+        "members": members,
+    }
+
+
+def misfits(found: Found) -> dict[int, str]:
+    """The bands whose margin is not what their linear accuracy leads to expect, by their numbers.
+
+    "small" for those in the third of least accuracy and in that of smallest margins, "large" for those in the third of
+    greatest accuracy and in that of largest margins. Equal values share their mean rank.
+    """
+    places = np.flatnonzero(found.is_band)
+    medians = statistics.percentile(statistics.censored_margins(found.result)[places], 50)
+    accuracy, margin = (report.ranks(values) / len(places) for values in (found.accuracy[places], medians))
+    is_small, is_large = (accuracy < 1 / 3) & (margin < 1 / 3), (accuracy > 2 / 3) & (margin > 2 / 3)
+    return {int(r): "small" if is_small[n] else "large" for n, r in enumerate(places) if is_small[n] or is_large[n]}
+
+
+def _described(found: Found, is_kept: np.ndarray) -> dict[str, Any]:
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    estimate = correlation(found, is_kept) if is_kept.sum() >= _LEAST_BANDS else nothing
+    numbers = {field: for_json(number) for field, number in estimate._asdict().items()}
+    return {"num_bands": int(is_kept.sum()), **numbers}
+
+
+def _members_of(found: Found) -> dict[str, np.ndarray]:
+    """Which members a family has, (R,) truth values, by its name."""
+    families = np.array(found.families)
+    return {family: families == family for family in dict.fromkeys(found.families)}
+
+
+def _part(result: hmt_jax.MarginResult, is_kept: np.ndarray) -> hmt_jax.MarginResult:
+    """The result in some of its subspaces; its work is that of all."""
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    arrays = {name: value[is_kept] for name, value in values.items() if np.shape(value) == result.margin.shape}
+    return dataclasses.replace(result, **arrays)
+
+
+def _row(member: dict[str, Any]) -> tuple[str, ...]:
+    low, median, high = _tables.numbers(map(float, member["percentiles"].values()))
+    num_without = sum(member["counts"].values()) - member["counts"]["converged"]
+    dimension, accuracy, _ = _cells(member)
+    name = member["member"] if member["is_band"] else f"({member['member']})"
+    return name, dimension, accuracy, low, median, high, str(num_without)
+
+
+def _cells(member: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        str(member["dimension"]),
+        f"{member['linear_accuracy']:.2%}",
+        _tables.number(float(member["median"])),
+    )
+
+
+# Pictures
+
+
+def _accuracy_picture(title: str, found: Found) -> Any:
+    """Linear accuracies and median margins of bands: a panel for each family, with the others in grey."""
+    families = {family: found.bands_of(family) for family in _members_of(found)}
+    families = {family: is_band for family, is_band in families.items() if is_band.any()}
+    check_number(len(families), "families")
+    medians = statistics.percentile(statistics.censored_margins(found.result), 50)
+    num_columns = min(3, len(families))
+    num_rows = -(-len(families) // num_columns)
+    figure = Figure(figsize=(4.2 * num_columns, 3.9 * num_rows), dpi=150, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(families) :]:
+        axes.set_axis_off()
+    for axes, look, (family, is_band) in zip(panels, LOOKS, families.items(), strict=False):
+        others = found.is_band & ~is_band
+        axes.scatter(found.accuracy[others], medians[others], s=10, color=_OTHERS_COLOR, zorder=1)
+        axes.scatter(found.accuracy[is_band], medians[is_band], s=28, color=look.color, marker=look.marker, zorder=3)
+        axes.axvline(found.chance, color="black", linestyle=":", linewidth=1, zorder=0)
+        for r in np.flatnonzero(is_band & np.isfinite(medians)):
+            place = (found.accuracy[r], medians[r])
+            axes.annotate(found.names[r], place, (4, 3), textcoords="offset points", fontsize=6, zorder=4)
+        axes.set(yscale="log")
+        axes.set_title(family, fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("accuracy of a linear classifier on the band alone; dotted: chance")
+    figure.supylabel("median margin (L2, pixels in [0, 1])")
+    plots.frame(figure, f"{title}: what discriminates, and where the network decides")
+    return panels
+
+
+def _margins_picture(title: str, found: Found) -> Any:
+    """Margins in all members: a panel for each family."""
+    families, percentiles = _members_of(found), report.percentiles(found.result)
+    names = np.array(found.names)
+    figure = Figure(figsize=(14, 4.2 * -(-len(families) // 2)), dpi=150, layout="constrained")
+    panels = figure.subplots(-(-len(families) // 2), 2, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(families) :]:
+        axes.set_axis_off()
+    limits = []
+    for axes, (family, is_member) in zip(panels, families.items(), strict=False):
+        plots.margin_intervals(names[is_member].tolist(), {"": percentiles[is_member]}, axes=axes, title=family)
+        limits.append(axes.get_ylim())
+    lows, highs = zip(*limits, strict=True)
+    panels[0].set_ylim(min(lows), max(highs))
+    plots.frame(figure, f"{title}: margins of {found.result.margin.shape[1]} test images")
+    return panels
