@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import hmt_jax
 from experiments import manipulations, report, store
@@ -29,6 +31,8 @@ _LINEAR, _MARGINS = "linear.npz", "margins.npz"
 _ROUNDING = 1 / (12 * 255**2)  # the variance that rounding to 8 bits gives a pixel
 _LEAST_BANDS = 3  # the fewest that have an order worth a number
 _OTHERS_COLOR = "#cccccc"
+_LABEL_HEIGHT = 0.036  # of a panel
+_COLUMN, _WIDTH = 0.94, 1.4  # where names on the right begin and end
 
 
 class Member(NamedTuple):
@@ -183,7 +187,8 @@ class Families(Config):
         summary = store.read_json(path / "summary.json")
         lines = [
             f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; margins "
-            f"{summary['measurement_seconds']:.0f} s; a linear classifier that sees nothing: {summary['chance']:.2%}"
+            f"{summary['measurement_seconds']:.0f} s; a linear classifier that sees nothing: {summary['chance']:.2%}",
+            "members in brackets have more than half of all dimensions, and are no bands",
         ]
         for family in summary["families"]:
             rows = [("member", "dimension", "linear accuracy", "5%", "median", "95%", "no margin")]
@@ -191,8 +196,10 @@ class Families(Config):
             lines += ["", family, report.aligned(rows)]
         rows = [("family", "bands", "rank correlation", "95% interval")]
         for family, part in {"all": summary["all"], **summary["families"]}.items():
-            numbers = [float(part[end]) for end in ("value", "low", "high")]
-            rows.append((family, str(part["num_bands"]), f"{numbers[0]:.2f}", "{1:.2f} to {2:.2f}".format(*numbers)))
+            value, low, high = (float(part[end]) for end in ("value", "low", "high"))
+            has_order = part["num_bands"] >= _LEAST_BANDS
+            cells = (f"{value:.2f}", f"{low:.2f} to {high:.2f}") if has_order else ("", "")
+            rows.append((family, str(part["num_bands"]), *cells))
         lines += ["", "linear accuracy and median margin, over the bands of", report.aligned(rows), ""]
         for kind, text in (("small", "the third of least accuracy"), ("large", "the third of greatest accuracy")):
             misfits = [each for each in summary["misfits"] if each["margin"] == kind]
@@ -367,6 +374,8 @@ def _accuracy_picture(title: str, found: Found) -> Any:
     families = {family: is_band for family, is_band in families.items() if is_band.any()}
     check_number(len(families), "families")
     medians = statistics.percentile(statistics.censored_margins(found.result), 50)
+    finite = medians[found.is_band & np.isfinite(medians)]
+    limits = (finite.min() / 1.3, finite.max() * 1.3) if finite.size else (0.1, 1.0)
     num_columns = min(3, len(families))
     num_rows = -(-len(families) // num_columns)
     figure = Figure(figsize=(4.2 * num_columns, 3.9 * num_rows), dpi=150, layout="constrained")
@@ -375,19 +384,42 @@ def _accuracy_picture(title: str, found: Found) -> Any:
         axes.set_axis_off()
     for axes, look, (family, is_band) in zip(panels, LOOKS, families.items(), strict=False):
         others = found.is_band & ~is_band
+        axes.set(xlim=(0, _WIDTH), ylim=limits, yscale="log", xticks=np.linspace(0, 1, 6))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.scatter(found.accuracy[others], medians[others], s=10, color=_OTHERS_COLOR, zorder=1)
         axes.scatter(found.accuracy[is_band], medians[is_band], s=28, color=look.color, marker=look.marker, zorder=3)
         axes.axvline(found.chance, color="black", linestyle=":", linewidth=1, zorder=0)
-        for r in np.flatnonzero(is_band & np.isfinite(medians)):
-            place = (found.accuracy[r], medians[r])
-            axes.annotate(found.names[r], place, (4, 3), textcoords="offset points", fontsize=6, zorder=4)
-        axes.set(yscale="log")
+        is_left = found.accuracy < 0.5
+        for side in (is_left, ~is_left):
+            _label(axes, found, medians, np.flatnonzero(is_band & side & np.isfinite(medians)))
         axes.set_title(family, fontsize=9)
         axes.grid(alpha=0.3)
     figure.supxlabel("accuracy of a linear classifier on the band alone; dotted: chance")
     figure.supylabel("median margin (L2, pixels in [0, 1])")
     plots.frame(figure, f"{title}: what discriminates, and where the network decides")
     return panels
+
+
+def _label(axes: Axes, found: Found, medians: np.ndarray, members: np.ndarray) -> None:
+    """Writes names to the right of points on one side of a panel, one above the other so that none is hidden."""
+    bottom, top = np.log(axes.get_ylim())
+    lowest = 0.0
+    for r in members[np.argsort(medians[members])]:
+        accuracy, median = found.accuracy[r], medians[r]
+        height = max((np.log(median) - bottom) / (top - bottom), lowest)
+        lowest = height + _LABEL_HEIGHT
+        axes.annotate(
+            found.names[r],
+            (accuracy, median),
+            (accuracy + 0.06 if accuracy < 0.5 else max(accuracy + 0.04, _COLUMN), height),
+            textcoords=("data", "axes fraction"),
+            va="center",
+            fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999", "shrinkA": 0, "shrinkB": 0},
+            zorder=4,
+        )
 
 
 def _margins_picture(title: str, found: Found) -> Any:
