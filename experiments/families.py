@@ -116,11 +116,12 @@ class Families(Config):
             train, test = (manipulations.apply(config.manipulation, images) for images in parts)
             members = self.members(train, dataset.train_labels)
             if not (run.path / _LINEAR).exists():
-                found = linear_accuracies(members, train, dataset.train_labels, test, dataset.test_labels)
-                store.write_arrays(run.path / _LINEAR, found)
+                linear = linear_accuracies(members, train, dataset.train_labels, test, dataset.test_labels)
+                store.write_arrays(run.path / _LINEAR, linear)
             with config.pixels_explained():
                 first = slice(self.num_images)
-                self.measure(run, members, data.as_floats(test[first]), dataset.test_labels[first])
+                classifier = store.read_classifier(run.baseline)
+                self.measure(run, classifier, members, data.as_floats(test[first]), dataset.test_labels[first])
         found = read(run.path)
         network = store.read_json(run.baseline / "summary.json")
         store.write_json(
@@ -148,10 +149,11 @@ class Families(Config):
             found += [Member(family, *each) for each in zip(names, subspaces, strict=True)]
         return found
 
-    def measure(self, run: Run, members: Sequence[Member], images: np.ndarray, labels: np.ndarray) -> None:
+    def measure(
+        self, run: Run, classifier: Any, members: Sequence[Member], images: np.ndarray, labels: np.ndarray
+    ) -> None:
         """Measures images in all members, from where an interrupted run stopped, and writes `margins.npz`."""
-        started = time.perf_counter()
-        classifier, solver = store.read_classifier(run.baseline), solvers.tight(self.effort)
+        started, solver = time.perf_counter(), solvers.tight(self.effort)
         subspaces = [member.subspace for member in members]
         with _progress.bar("pairs", "margins") as show:
             path = run.path / store.MARGINS
@@ -191,23 +193,18 @@ class Families(Config):
             "members in brackets have more than half of all dimensions, and are no bands",
         ]
         for family in summary["families"]:
-            rows = [("member", "dimension", "linear accuracy", "5%", "median", "95%", "no margin")]
-            rows += [_row(member) for member in summary["members"] if member["family"] == family]
-            lines += ["", family, report.aligned(rows)]
-        rows = [("family", "bands", "rank correlation", "95% interval")]
-        for family, part in {"all": summary["all"], **summary["families"]}.items():
-            value, low, high = (float(part[end]) for end in ("value", "low", "high"))
-            has_order = part["num_bands"] >= _LEAST_BANDS
-            cells = (f"{value:.2f}", f"{low:.2f} to {high:.2f}") if has_order else ("", "")
-            rows.append((family, str(part["num_bands"]), *cells))
-        lines += ["", "linear accuracy and median margin, over the bands of", report.aligned(rows), ""]
+            members = [_row(member) for member in summary["members"] if member["family"] == family]
+            headings: tuple[str, ...] = ("member", "dimension", "linear accuracy", "5%", "median", "95%", "no margin")
+            lines += ["", family, report.aligned([headings, *members])]
+        families = [_order(family, part) for family, part in {"all": summary["all"], **summary["families"]}.items()]
+        headings = ("family", "bands", "rank correlation", "95% interval")
+        lines += ["", "linear accuracy and median margin, over the bands of", report.aligned([headings, *families]), ""]
         for kind, text in (("small", "the third of least accuracy"), ("large", "the third of greatest accuracy")):
             misfits = [each for each in summary["misfits"] if each["margin"] == kind]
             lines.append(f"bands in {text} that are in the third of {kind} margins: {len(misfits)}")
             if misfits:
-                rows = [("band", "dimension", "linear accuracy", "median margin")]
-                rows += [(f"{each['family']} {each['member']}", *_cells(each)) for each in misfits]
-                lines.append(report.aligned(rows))
+                bands = [(f"{each['family']} {each['member']}", *_cells(each)) for each in misfits]
+                lines.append(report.aligned([("band", "dimension", "linear accuracy", "median margin"), *bands]))
         return "\n".join(lines)
 
 
@@ -347,6 +344,13 @@ def _part(result: hmt_jax.MarginResult, is_kept: np.ndarray) -> hmt_jax.MarginRe
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     arrays = {name: value[is_kept] for name, value in values.items() if np.shape(value) == result.margin.shape}
     return dataclasses.replace(result, **arrays)
+
+
+def _order(family: str, part: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a family's rank correlation; empty ones if too few bands have an order."""
+    value, low, high = (float(part[end]) for end in ("value", "low", "high"))
+    numbers = (f"{value:.2f}", f"{low:.2f} to {high:.2f}") if part["num_bands"] >= _LEAST_BANDS else ("", "")
+    return family, str(part["num_bands"]), *numbers
 
 
 def _row(member: dict[str, Any]) -> tuple[str, ...]:
