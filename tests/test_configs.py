@@ -98,7 +98,7 @@ def runs(name, path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*REDUCED, "image_gallery", "feature_families", "feature_families_cifar10"])
+@pytest.mark.parametrize("name", [*REDUCED, "image_gallery"])
 def test_quick_forms_run(name, stand_ins, root, capsys):
     runs(name, run.folder_of(name, is_quick=True, root=root), capsys)
 

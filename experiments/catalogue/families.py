@@ -59,7 +59,10 @@ TABLE = {
     "feature_families": Experiment(
         config=_MNIST,
         quick=dataclasses.replace(
-            _MNIST, families=("dct-grid:14:14", "patches:14", "class-means"), num_images=20, effort="quick"
+            _MNIST,
+            families=("dct-grid:14:14", "patches:14", "principal-components:0:49"),
+            num_images=20,
+            effort="quick",
         ),
         claims=[
             Claim(
@@ -85,9 +88,7 @@ TABLE = {
     ),
     "feature_families_cifar10": Experiment(
         config=_CIFAR10,
-        quick=dataclasses.replace(
-            _CIFAR10, families=("dct-grid:16:16", "channels", "luma-chroma"), num_images=2, effort="quick"
-        ),
+        quick=dataclasses.replace(_CIFAR10, families=("dct-grid:16:16", "channels"), num_images=2, effort="quick"),
         claims=[
             Claim(
                 _TEXT,
