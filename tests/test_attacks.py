@@ -124,6 +124,7 @@ def check_bounds(images, perturbed, norm, epsilon, domain, basis):
     np.testing.assert_allclose(flat @ basis @ basis.T, flat, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "domain", "name"),
     slow_except(BOUNDS, ("l2", "flipped", "window"), ("linf", "pixels", "everywhere")),
@@ -208,6 +209,7 @@ def test_pgd_comes_near_the_optimum_where_the_box_cuts_the_ball():
         assert 0.99 < share < 1 + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("domain", "name"),
     slow_except([("flipped", "everywhere"), ("pixels", "random"), ("flipped", "window")], ("pixels", "random")),
@@ -371,6 +373,7 @@ def counted(logits_fn):
     return counting, traces
 
 
+@pytest.mark.slow
 @each_attack
 def test_networks_and_windows_share_the_compiled_attack(make):
     counting, traces = counted(tanh_logits)
@@ -387,6 +390,7 @@ def test_networks_and_windows_share_the_compiled_attack(make):
     assert (found[0] != found[1]).any()
 
 
+@pytest.mark.slow
 @each_attack
 def test_no_gradient_passes_through_an_attack(make):
     classifier, images, attack = tanh_classifier(), jnp.asarray(grey_images()), make(epsilon=0.5)
@@ -945,6 +949,7 @@ def test_labels_of_an_attack_alone_are_classes(make):
             make(epsilon=0.1)(tanh_classifier(), grey_images(), np.full(6, wrong), KEY)
 
 
+@pytest.mark.slow
 @each_attack
 @pytest.mark.parametrize("dtype", slow_except(["int8", "int16", "uint8", "int32"], "uint8"))
 def test_labels_may_be_of_any_whole_type_and_part_of_a_program(make, dtype):

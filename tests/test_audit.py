@@ -15,6 +15,8 @@ from experiments import registry, store
 from experiments.analyses import audit, compare_solvers
 from hmt_jax import cli, data, statistics, subspaces
 
+pytestmark = pytest.mark.slow
+
 NUM_IMAGES = 8
 FIELDS = [
     "--num-epochs",
@@ -51,7 +53,6 @@ def margins_of(path):
         return arrays["margin"][:, :NUM_IMAGES]
 
 
-@pytest.mark.slow
 def test_the_page_has_the_tight_margins_and_the_certified_bounds(finished, report, tmp_path):
     measured, tight = hmt_jax.report.load(finished / "measurements.npz")
     with np.load(finished / "audit.npz") as arrays:
@@ -75,7 +76,6 @@ def test_the_page_has_the_tight_margins_and_the_certified_bounds(finished, repor
     assert ">digits, tight<" in out.read_text()
 
 
-@pytest.mark.slow
 def test_ratios_are_those_of_the_run_to_the_tight_margins(finished, report):
     written = json.loads((finished / "audit.json").read_text())
     with np.load(finished / "audit.npz") as arrays:
@@ -118,7 +118,6 @@ def test_certified_bounds_are_beside_the_tight_margins_of_the_same_images(finish
         assert row.split()[3:5] == [f"{median:.4g}" for median in medians]
 
 
-@pytest.mark.slow
 def test_margins_that_are_not_found_are_no_reason_to_lose_an_audit(tmp_path):
     path = tmp_path / "robust"
     fields = [
@@ -176,7 +175,6 @@ def test_windows_that_a_run_has_no_medians_of_are_not_in_its_order():
         assert audit.order(half, margins).endswith("1 of 1 pairs that the tight margins tell apart: stands")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compare", "table", "tight"),
     [

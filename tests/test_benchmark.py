@@ -44,6 +44,7 @@ def test_passes_and_operations_are_counted(tiny_plan, tmp_path, capsys):
     assert "workload tiny, dimension 4, seconds_per_pair " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_operations_of_training_are_counted(tiny_plan, dtype):
     images, labels = np.zeros((16, 4, 4, 1), np.uint8), np.zeros(16, np.int32)

@@ -22,6 +22,7 @@ def images_of(num=3, seed=0, shape=SHAPE):
     return random_images(num, *shape, seed=seed, dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("num_hidden", "dimension"), [((5, 6, 5), 1), ((8, 6), 2), ((9,), 3)])
 def test_no_bound_is_above_the_exact_margin(seed, num_hidden, dimension):
@@ -66,6 +67,7 @@ def test_bounds_of_pools_are_below_the_margins_of_all_lines(flat):
     assert (radius > 0.05 * np.min(margins, 0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "subspace"),
     [
@@ -205,6 +207,7 @@ def test_what_rounding_may_decide_is_not_certified():
     assert (found.label.tolist(), found.radius.tolist()) == ([[0]], [[0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logistic", "mlp"])
 def test_a_class_that_is_ruled_out_does_not_count(name):
     """Bounds and exact margins are those of the network without that class; a single class has no boundary."""

@@ -234,6 +234,7 @@ class TrainsWhenCalled(nnx.Module):
         return self.layer(images, **{argument: not train})[:, 0, 0, :2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)), lambda: nnx.BatchNorm(SHAPE[2], rngs=nnx.Rngs(0))],
@@ -345,6 +346,7 @@ class LinenRegularised(linen.Module):
         return images.reshape(len(images), -1)[:, :2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -513,6 +515,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", helpers.slow_except(CALLS, "measure_margins", "augment"))
 def test_nothing_is_kept_of_a_function_after_the_call(call):
     """No programs, and nothing that the function closes over: a new function in every call would fill the memory."""

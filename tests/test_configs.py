@@ -126,6 +126,7 @@ def given_small(name, given):
     return dataclasses.replace(quick, network="logistic", **sizes, **paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(GIVEN, "imagenet_vgg16"))
 def test_quick_forms_run_on_given_weights(name, given, tmp_path, capsys, monkeypatch):
     small = given_small(name, given)
@@ -271,6 +272,7 @@ def test_classes_must_be_those_of_the_network(given, tmp_path):
         dataclasses.replace(small, weights=str(tmp_path / "four.npz")).check(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "shape", "num_hidden"), sorted(NETWORKS))
 def test_networks_take_the_images(network, shape, num_hidden):
     options = {"num_hidden": num_hidden} if num_hidden else {}

@@ -90,6 +90,7 @@ def test_linear_classifiers_have_margins_in_closed_form(name, num_classes, dtype
     check_linear(name, num_classes, 10, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [2, 4])
 def test_only_candidates_are_moved_towards(num_candidates):
     check_linear("window", 10, num_candidates, "float64")
@@ -245,6 +246,7 @@ def test_moving_the_origin_with_the_classifier_changes_nothing(curved):
     assert_same_solutions(solve_all(moved, images + offset, subspace), expected)
 
 
+@pytest.mark.slow
 def test_eager_compiled_and_mapped_agree(curved):
     parameters, images, subspace, mapped = curved
     classifier = tanh_classifier(parameters)
@@ -382,6 +384,7 @@ def test_failures_have_a_status_and_never_a_margin_of_zero(name, x64):
     assert_failed(solve_one(with_parameters(logits_of_one, CLASSIFIERS.index(classifier)), pixel), *expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_steps", "expected"), [(1, FIRST_STEP), (2, FIRST_STEP + SECOND_STEP)])
 def test_a_sample_out_of_steps_has_the_distance_reached_for_a_margin(max_steps, expected, x64):
     solution = solve_one(UNDERSHOT, 0.0, max_steps=max_steps)

@@ -405,6 +405,7 @@ def test_flipped_data_are_normalised_by_the_flipped_mean_image():
     np.testing.assert_allclose(flipped - flipped_mean, expected, atol=1e-5)  # float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -774,6 +775,7 @@ def unfinished(finished, path):
     return path
 
 
+@pytest.mark.slow
 def test_training_goes_on_before_a_damaged_checkpoint(finished, tmp_path, capsys):
     path = unfinished(finished, tmp_path / "run")
     flip_last_bit(path / "checkpoints" / "1" / "state" / "_METADATA")
@@ -954,6 +956,7 @@ def test_a_run_that_goes_on_elsewhere_tells_where_it_was(tmp_path, monkeypatch):
     assert store.read_environment(tmp_path) == {"devices": ["tpu"], "seconds": 0, "earlier": []}
 
 
+@pytest.mark.slow
 def test_claims_are_tested_anew_without_their_file(finished, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -120,6 +120,7 @@ def assert_same(classifier, original, images, rtol=1e-6):
 # What is computed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_classifier_computes_the_same_without_its_code(kind, path):
     weights = random_weights()
@@ -136,6 +137,7 @@ def test_every_kind_of_classifier_computes_the_same_without_its_code(kind, path)
         np.testing.assert_allclose(np.moveaxis(gradients, 0, 1).reshape(by_images.shape), by_images, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_channels", slow_except([1, 3], 1))
 def test_lenet_is_exported_for_any_number_of_images(num_channels, path):
     statistics = {"mean": [0.1] * num_channels, "std": [0.5] * num_channels}
@@ -163,6 +165,7 @@ def random_weights_of(name, image_shape):
     return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(weights(leaf)), parameters))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11_cifar", pytest.param("resnet18_cifar", marks=pytest.mark.slow)])
 def test_deep_networks_compute_the_same(name, path):
     network = random_weights_of(name, (32, 32, 3))
@@ -318,6 +321,7 @@ def test_files_of_one_architecture_share_compiled_programs(tmp_path):
     assert not np.allclose(*logits)
 
 
+@pytest.mark.slow
 def test_memory_is_planned_as_for_the_original(path):
     network = random_network("lenet", (28, 28, 1), mean=[0.1], std=[0.5])
     settings = {"num_lanes": None, "devices": jax.devices()[:1]}

@@ -41,7 +41,7 @@ OF_DATA = {
     "class_means": lambda: subspaces.class_means(IMAGES, LABELS),
 }
 ALL = FAMILIES | OF_DATA
-EACH = slow_except(ALL, "wavelet_bands", "class_means")
+EACH = slow_except(ALL, "class_means")
 
 
 def projections_of(image, family):

@@ -93,6 +93,7 @@ def test_flipping_exchanges_low_and_high_pass():
     np.testing.assert_allclose(low_flipped, frequency.high_pass(frequency.flip(images), 4), **FLOAT64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apply", [frequency.dct, frequency.inverse_dct, frequency.flip])
 def test_float32_stays_float32(apply):
     images = random_images(4, 28, 28, 1).astype(np.float32)

@@ -12,6 +12,8 @@ from experiments.analyses.gallery import Gallery
 from experiments.catalogue import beyond_the_paper as gallery
 from hmt_jax import data, models
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Gallery(baseline="digits", shown=("flip", "low_pass:4"), num_shown=4)
 
 
@@ -38,7 +40,6 @@ def coefficients(images):
     return fft.dctn(images, axes=(-3, -2), norm="ortho")
 
 
-@pytest.mark.slow
 def test_the_network_is_that_of_the_run_beside(made):
     assert store.baseline(made) == made.parent / "digits_quick"
     paths = (made, made.parent / "digits_quick")

@@ -19,7 +19,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from helpers import slow_except
 from hostile import OF_FILES, TALLY, check_damage, check_refusal, contents_of, is_same, rewrite, settings
 from hostile_arguments import IMAGES, RIGHT_IMAGES, WRONG, WRONG_OF_STORES
 from hypothesis import strategies as st
@@ -27,6 +26,8 @@ from linear_cases import FORMS, SOLVERS, cases, check_image, contained, inputs_o
 from readers import PIXELS, READERS, WEIGHTS
 
 import hmt_jax
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,7 +48,7 @@ def test_damaged_files(kind, tmp_path, num_examples, watch):
     assert [each.name for each in tmp_path.iterdir()] == ["files"]
 
 
-@pytest.mark.parametrize("name", slow_except(SOLVERS, "quick"))
+@pytest.mark.parametrize("name", SOLVERS)
 def test_linear_classifiers(name, num_examples, watch):
     num_forms = min(max(2, num_examples // 400), len(FORMS))
 

@@ -114,6 +114,7 @@ def test_all_local_devices_are_used_by_default():
     assert work.num_lane_steps == 3 * 8 * max(makespans(NUM_STEPS, 3, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 def test_items_below_zero_are_passed_over_in_the_same_compiled_code(num_devices):
     method = Collatz(f"passing over on {num_devices} devices")

@@ -22,6 +22,8 @@ from hmt_jax import _devices, attacks, classifiers, lanes, models, solvers, subs
 from hmt_jax.margins import _driver
 from hmt_jax.training import _state, _step, _train
 
+pytestmark = pytest.mark.slow
+
 PLATFORMS = ("tpu", "cuda")
 NUM_IMAGES = NUM_LANES = BATCH_SIZE = 128
 PRODUCTS = ("dot_general", "convolution")
@@ -196,9 +198,8 @@ REST = ("DeepFool()", 'tight("normal")')
         *(("lenet", MNIST, "float32", name) for name in SOLVERS),
         ("lenet", MNIST, "bfloat16", 'tight("quick")'),
         ("resnet18_cifar", CIFAR, "float32", 'tight("quick")'),
-        # No operation that the ones above lack, and as many seconds again.
-        *(pytest.param("lenet", MNIST, "bfloat16", name, marks=pytest.mark.slow) for name in REST),
-        *(pytest.param("resnet18_cifar", CIFAR, "float32", name, marks=pytest.mark.slow) for name in REST),
+        *(("lenet", MNIST, "bfloat16", name) for name in REST),
+        *(("resnet18_cifar", CIFAR, "float32", name) for name in REST),
     ],
 )
 def test_measurements_fit_other_devices(network, image_shape, dtype, solver):
@@ -228,7 +229,7 @@ def test_lanes_of_several_devices_do_not_communicate():
         ("lenet", MNIST, {}),
         ("lenet", MNIST, {"attack": attacks.PGD(norm="l2", epsilon=0.3, step_size=0.1, num_steps=5)}),
         ("lenet", MNIST, {"augment": training.crop_and_mirror, "compute_dtype": "bfloat16"}),
-        pytest.param("resnet18_cifar", CIFAR, {}, marks=pytest.mark.slow),
+        ("resnet18_cifar", CIFAR, {}),
     ],
     ids=["plain", "adversarial", "augmented, in bfloat16", "deep"],
 )

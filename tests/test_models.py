@@ -219,6 +219,7 @@ def num_parameters(classifier):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(classifier, nnx.Param)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_shape", "options", "expected"),
     [

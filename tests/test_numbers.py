@@ -42,6 +42,7 @@ TAKE_IMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAKE_IMAGES)
 def test_arrays_may_have_any_byte_order(name):
     expected, found = (np.asarray(TAKE_IMAGES[name](IMAGES.astype(kind))) for kind in ("=f4", ">f4"))

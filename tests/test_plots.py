@@ -285,6 +285,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "title"), [*((name, LONG) for name in DRAWN), ("curves", "_".join(LONG.split()))])
 def test_long_texts_are_not_cut_off(name, title):
     figure = figure_of(DRAWN[name](title))

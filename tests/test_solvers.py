@@ -324,6 +324,7 @@ def measured():
 
 
 # Two steps are one look, since `start` looks at nothing.
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", slow_except([2, 3], 2))
 @pytest.mark.parametrize(
     "solver_of",
@@ -416,6 +417,7 @@ def test_bisection_does_not_take_nan_for_another_label():
     assert np.isfinite(halved.gap).all()
 
 
+@pytest.mark.slow
 def test_the_best_of_two_results_is_no_larger_than_either(measured):
     """DeepFool's points stand where a solver of one look finds none, and where it finds a farther one."""
     classifier, images, windows, deepfool = measured
@@ -461,6 +463,7 @@ def test_tight_margins_of_the_reference_network_in_planes(reference, reference_l
     np.testing.assert_allclose(found.margin, scanned.margin, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64], ids=lambda dtype: dtype.__name__
 )
@@ -483,6 +486,7 @@ def test_states_keep_their_types(name, dtype, x64):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), before)
 
 
+@pytest.mark.slow
 def test_a_small_gap_in_half_precision_is_searched():
     """In float16, a millionth of the gap is 0."""
     parameters = (jnp.asarray([[[1.0, 0.0], [0.0, 1.0]]], jnp.float16), jnp.asarray([[0.01, 0.0]], jnp.float16))
@@ -491,6 +495,7 @@ def test_a_small_gap_in_half_precision_is_searched():
     np.testing.assert_allclose(solution.margin[0], 0.01 / np.sqrt(2), rtol=0.1)  # float16 has three digits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [FAMILY["ddn"], FAMILY["fmn"], solvers.Walk(num_steps=18, num_rounds=1)],

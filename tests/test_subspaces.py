@@ -244,6 +244,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
 def test_subspaces_of_one_kind_can_be_mapped_over(name, x64):
     image = jnp.asarray(random_image())

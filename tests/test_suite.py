@@ -13,6 +13,8 @@ from experiments import registry, store, tables
 from experiments.benchmarks import suite, timing, workloads
 from hmt_jax import models, solvers, statistics, subspaces
 
+pytestmark = pytest.mark.slow
+
 DIGITS = dataclasses.replace(registry.form("digits", is_quick=True), num_train=256, num_test=64)
 
 
@@ -47,7 +49,6 @@ def rows_of(path):
     return file, {row["measurement"]: row for row in file["suite"]}
 
 
-@pytest.mark.slow
 def test_every_row_is_measured_or_says_why_not(tiny_plans, tmp_path, monkeypatch, capsys):
     fewer = {name: (workload, 6, ("quick",)) for name, (workload, _, _) in suite._NETWORKS.items()}
     monkeypatch.setattr(suite, "_NETWORKS", fewer)  # each effort compiles for seconds
@@ -86,7 +87,6 @@ def test_every_row_is_measured_or_says_why_not(tiny_plans, tmp_path, monkeypatch
     assert "measurement LeNet, quick, value " in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_medians_in_bfloat16_are_near_those_in_float32(tiny_plans):
     before = {"products, highest precision": {"flops_per_s": 1e9}}
     standard = suite._precision(lambda: tiny(6, None), "highest", 24, before, 400)

@@ -669,6 +669,7 @@ def test_networks_of_one_architecture_share_the_compiled_step(samples):
     assert num_traces == after_first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [ONE, jax.devices()], ids=["one", "all"])
 def test_a_step_is_compiled_once(samples, logistic, devices):
     """Several epochs, each of several steps."""
@@ -865,6 +866,7 @@ def test_batches_that_devices_cannot_share(samples, logistic):
         training.train(logistic, *samples, RECIPE, jax.random.key(0), devices=jax.local_devices())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "expected"), [(128, 2), (9, 3), (7, 1), (1, 1)])
 def test_training_takes_the_devices_that_can_share_a_batch(batch_size, expected, samples, logistic, monkeypatch):
     devices = jax.local_devices()[:3]

@@ -215,6 +215,7 @@ def test_the_table_and_its_json(hmt, whole):
     assert found["summary"]["counts"]["converged"] == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_table_has_a_row_for_each_pair(suffix, hmt, measure, tmp_path):
     pandas = pytest.importorskip("pandas")

@@ -440,6 +440,7 @@ def test_usage_is_explained(name, hmt, monkeypatch):
         assert text in err
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_mended_by_the_command_that_measured_it(hmt, tmp_path):
     store = measured(tmp_path / "damaged.zarr")
     (tmp_path / "damaged.zarr" / "margin" / "c" / "0" / "1").write_bytes(b"")

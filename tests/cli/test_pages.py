@@ -141,6 +141,7 @@ def test_windows_of_a_grid_are_a_heat_map(measure, hmt, tmp_path):
     assert "Still measuring" not in text_of(out)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_running_measurement_is_written_every_half_minute(folder, tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(_report.time, "monotonic", lambda: now[0])

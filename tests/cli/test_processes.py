@@ -141,6 +141,7 @@ def test_errors_of_users_and_machines_are_2(error):
     assert _process.failed(error)[0] == 2
 
 
+@pytest.mark.slow
 def test_without_a_home_directory_programs_are_not_kept(hmt, folder, monkeypatch, tmp_path):
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -160,6 +161,7 @@ def test_the_library_imports_every_name_when_it_is_used():
 # In processes of their own
 
 
+@pytest.mark.slow
 def test_help_comes_without_jax_and_ctrl_c_while_it_is_imported_is_one_line(folder, tmp_path):
     (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(100)")
     settings = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path[1:]])}

@@ -118,6 +118,7 @@ def test_sigterm_ends_processes_that_have_met_as_it_ends_one(launch, tmp_path):
 # In this process
 
 
+@pytest.mark.slow
 def test_numbers_without_a_coordinator_are_shares(hmt, folder, tmp_path):
     command = [*MEASURE[:-1], tmp_path / "m.zarr", "--chunk-size", 2, "--num-processes", 2, "--process-id"]
     code, out, err = hmt(*command, 1)

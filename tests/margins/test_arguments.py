@@ -242,6 +242,7 @@ def test_settings_of_solvers_and_of_other_functions_are_no_arguments(name):
         measure_two(images_of_two_classes(), **{name: 1})
 
 
+@pytest.mark.slow
 def test_arrays_of_jax_are_images_like_all_others():
     images = images_of_two_classes()
     found, expected = (measure_two(each).margin for each in (jax.device_put(images), images))

@@ -42,6 +42,7 @@ def measured():
     return measure_two(images_of_two_classes(), DeepFool(overshoot=0.5), keep_coordinates=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 10])
 def test_the_margin_of_a_plane_is_the_nearest_point_of_a_grid_behind_it(num_steps, measured):
     images = images_of_two_classes()
@@ -218,6 +219,7 @@ def test_results_are_checked_beside_a_class_that_is_ruled_out():
         hmt_jax.bisect(classifiers[1], images, WHOLE, known, devices=ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [solvers.Linear(), DeepFool(overshoot=0.0)], ids=["exact", "DeepFool"])
 def test_points_on_the_boundary_of_two_classes_are_right(solver):
     """All logits are equal there but for rounding, and zero if they are (0, logit)."""

@@ -122,6 +122,7 @@ def test_images_may_come_in_any_form(kind, expected, tmp_path):
     assert_expected(MarginResult.concatenate(parts), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [PIXELS, batches(1, 4, 2, images=PIXELS)], ids=["array", "batches"])
 def test_8_bit_images_are_divided_by_255(images, expected):
     parts = list(measure(images))
@@ -181,6 +182,7 @@ def test_progress_counts_the_images_that_were_read():
     assert calls[-1] == (21, 21)
 
 
+@pytest.mark.slow
 def test_all_chunks_share_one_compilation():
     traces = []
 
@@ -343,6 +345,7 @@ def test_a_source_warns_of_its_range():
     assert warned[0].filename == __file__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "error", "message"),
     [

@@ -162,6 +162,7 @@ def test_a_single_subspace_is_a_list_of_one(measured, x64):
 # Batches, devices, and other images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_devices", "batch_size"), slow_except([(1, 1), (2, 64), (8, 2)], (8, 2)))
 def test_batches_and_devices_do_not_matter(num_devices, batch_size, measured, x64):
     result = measure_tanh(devices=jax.devices()[:num_devices], batch_size=batch_size)
@@ -318,6 +319,7 @@ def _precisions(jaxpr):
             yield from _precisions(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "expected"), [({}, "highest"), ({"precision": "default"}, "default")])
 def test_the_classifier_runs_in_the_precision_that_is_recorded(settings, expected):
     precisions = []

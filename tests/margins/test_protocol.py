@@ -82,6 +82,7 @@ def with_nan(images):
     return images
 
 
+@pytest.mark.slow
 def test_a_constant_classifier_has_no_boundary():
     """Gradients are zero: 0 / 0, if a solver does not care."""
     images = with_nan(images_of_two_classes())

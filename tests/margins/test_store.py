@@ -461,6 +461,7 @@ class Module(models.TorchClassifier):
         return (flat[:, :, None] * self.tensors["weight"][None]).sum(axis=1)
 
 
+@pytest.mark.slow
 def test_another_backend_of_a_module_is_refused_with_its_remedy(tmp_path):
     def module(backend):
         return Module({"weight": jnp.eye(40, 4)}, None, None, None, backend)

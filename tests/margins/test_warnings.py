@@ -28,6 +28,7 @@ def measure(classifier, images, **settings):
 # The range of pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transform", "lowest", "highest"),
     [

@@ -142,6 +142,7 @@ def test_the_switch_makes_the_axis_linear_and_back(opened):
         assert_affine(scale(medians(0)), markers(chart, 0)[:, 1])
 
 
+@pytest.mark.slow
 def test_hovering_shows_exact_values(opened):
     page = opened()
     chart = figure(page, "curves")

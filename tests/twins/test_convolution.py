@@ -74,6 +74,7 @@ def test_gradients_by_windows_are_those_of_other_devices(shape, x64):
 ONE_CHANNEL = [shape for shape in SHAPES if shape[2] == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [(0, None, None), (0, 0, 0), (None, None, None)], ids=str)
 @pytest.mark.parametrize("shape", ONE_CHANNEL)
 def test_pooling_by_taps_is_that_of_other_devices(shape, mapped, x64):

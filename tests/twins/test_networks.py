@@ -363,6 +363,7 @@ TORCHVISION_TO_KUANGLIU = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "substitutions"),
     [
@@ -517,6 +518,7 @@ def test_the_layout_of_the_public_robust_checkpoints():
         np.testing.assert_array_equal(found["fc.bias"], network.fc.bias.numpy() + change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "fitting", "size", "fault"),
     [

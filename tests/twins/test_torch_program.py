@@ -48,6 +48,7 @@ def parsed(members, end):
     return json.loads(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", [{}, {"decomposed": True}, {"batch": 1}], ids=["saved", "decomposed", "one"])
 def test_programs_have_the_logits_of_their_modules(settings, backend, tmp_path):
