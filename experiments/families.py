@@ -4,13 +4,12 @@ A run goes from top to bottom. Each stage leaves a file, and a stage whose file 
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,10 +21,13 @@ from experiments.claims import for_json
 from experiments.experiment import Config, Run, check_at_least, check_at_most
 from experiments.images import Images
 from hmt_jax import _progress, _tables, data, plots, solvers, statistics
+from hmt_jax._images import Images as ImagesToRead
 from hmt_jax._looks import LOOKS, check_number
 from hmt_jax.cli import _images, _specs
 from hmt_jax.estimates import Estimate, from_medians
 from hmt_jax.report import Measurement
+from hmt_jax.subspaces import _of_data
+from hmt_jax.subspaces._base import basis_of
 
 _LINEAR, _MARGINS = "linear.npz", "margins.npz"
 _ROUNDING = 1 / (12 * 255**2)  # the variance that rounding to 8 bits gives a pixel
@@ -44,7 +46,7 @@ class Member(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a run has found in the R members of its families."""
+    """The findings of a run in the R members of its families."""
 
     families: list[str]  # of each member
     names: list[str]
@@ -143,8 +145,7 @@ class Families(Config):
         shape: tuple[int, int, int] = images.shape[1:]
         of_data = _images.Images(self.data, shape, len(images), images, classes=labels)
         found = []
-        for text in self.families:
-            subspaces, names = _specs.subspaces_of([text], shape, lambda: of_data)
+        for text, subspaces, names in _specs.families_of(self.families, shape, lambda: of_data):
             family = text if len(subspaces) > 1 else text.partition(":")[0]
             found += [Member(family, *each) for each in zip(names, subspaces, strict=True)]
         return found
@@ -225,11 +226,12 @@ def linear_accuracies(
     matters. "chance" is the accuracy of a subspace that tells nothing: the most frequent class is always chosen.
     """
     classes, numbers = np.unique(train_labels, return_inverse=True)
-    shares = np.bincount(numbers) / len(numbers)
-    means, covariance = _moments([_rows(train_images[numbers == number]) for number in range(len(classes))])
-    tests, accuracies = _rows(test_images), []
+    num_pixels = math.prod(train_images.shape[1:])
+    counts, products, means = _of_data.moments(_of_data.rows_of(ImagesToRead(train_images)), num_pixels, numbers)
+    shares, covariance = counts / counts.sum(), products / counts.sum()
+    tests, accuracies = np.concatenate([*_of_data.rows_of(ImagesToRead(test_images))]), []
     for member in members:
-        basis = _basis(member.subspace)
+        basis = basis_of(member.subspace)
         within = basis.T @ covariance @ basis + _ROUNDING * np.eye(basis.shape[1])
         weights = basis @ np.linalg.solve(within, (means @ basis).T)  # (D, C)
         biases = np.log(shares) - np.einsum("cd,dc->c", means, weights) / 2
@@ -238,28 +240,11 @@ def linear_accuracies(
     return {"accuracy": np.array(accuracies), "chance": chance}
 
 
-def _moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The means (C, D) of the rows of each class, and their covariance (D, D) within classes."""
-    means = np.stack([rows.mean(axis=0) for rows in parts])
-    products = sum((rows - mean).T @ (rows - mean) for rows, mean in zip(parts, means, strict=True))
-    return means, products / sum(map(len, parts))
-
-
-def _rows(images: np.ndarray) -> np.ndarray:
-    return data.as_floats(images).reshape(len(images), -1).astype(np.float64)
-
-
-def _basis(subspace: Any) -> np.ndarray:
-    """Orthonormal columns (D, d)."""
-    columns = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
-    return np.asarray(columns, np.float64).reshape(subspace.dimension, -1).T
-
-
 # Findings
 
 
 def read(path: pathlib.Path) -> Found:
-    """What the run in a folder has found.
+    """The findings of the run in a folder.
 
     A member of more than half of all dimensions is not a band, but what a band leaves.
     """

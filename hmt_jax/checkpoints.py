@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -414,8 +413,7 @@ def _described(recipe: Recipe, attack: Attack | None, key: jax.Array) -> dict[st
     settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     texts = {"augment": recipe.augment, "attack": attack}
     settings |= {name: ADDRESS.sub("", repr(value)) for name, value in texts.items()}
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return {**settings, "key": str(np.asarray(jax.random.key_data(key) if is_typed else key).tolist())}
+    return {**settings, "key": str(np.asarray(jax.random.key_data(key)).tolist())}
 
 
 def _hash_of(*arrays: ArrayLike) -> str:

@@ -254,6 +254,7 @@ BAD = {
         lambda: subspaces.principal_components(IMAGES, [(40, 41)]),
         r"^the group \(40, 41\) has no components, or not all: there are 40$",
     ),
+    "no groups": (lambda: subspaces.principal_components(IMAGES, []), r"^groups is empty: name at least one, such as"),
     "no pair": (lambda: subspaces.principal_components(IMAGES, [3]), r"^groups must be pairs \(first, stop\)"),
     "constant classes": (
         lambda: subspaces.class_means(np.eye(4).reshape(4, 2, 2, 1)[[0, 1, 0, 1]], np.arange(4) % 2),

@@ -291,7 +291,7 @@ class Source:
 
     @property
     def features(self) -> "Callable[[], Images] | None":
-        """What returns the images of principal components and class means, or None."""
+        """A function that returns the images of principal components and class means, or None."""
         from hmt_jax.cli import _images
 
         options: Any = {"resize": self.resize, "crop": self.crop, "data_dir": self.data_dir}
@@ -594,7 +594,7 @@ def _names_of(store: "hmt_jax.MarginStore") -> list[str]:
 
 
 def _about(store: "hmt_jax.MarginStore", num_measured: int) -> dict[str, Any]:
-    """What JSON has before the summary of a store."""
+    """The part of a store's JSON that comes before its summary."""
     known = {"store": store.path, "num_images": store.num_images, "num_measured": num_measured}
     return {**known, "solver": store.attributes["solver"]}
 

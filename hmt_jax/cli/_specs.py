@@ -14,7 +14,7 @@ from hmt_jax._npy import map_npy
 
 
 class _Kind(NamedTuple):
-    """What may follow the name of subspaces: how many parts, at least and at most, and which."""
+    """The parts that may follow the name of subspaces: how many, at least and at most, and which."""
 
     least: int
     most: int
@@ -71,18 +71,37 @@ def subspaces_of(
     Args:
       texts: the texts.
       image_shape: (height, width, channels) of the images.
-      features: what returns the images (`hmt_jax.cli._images.Images`) whose components or class means are meant.
+      features: a function that returns the images (`hmt_jax.cli._images.Images`) whose components or class means are
+        meant.
 
     Raises:
       ValueError: for an unknown text; the message lists the known ones. If a text needs other images, and there are
         none, or they don't fit.
     """
-    found: list[Any] = []
-    names: list[str] = []
-    origins: list[str] = []
+    families = families_of(texts, image_shape, features)
+    found = [each for family in families for each in family.subspaces]
+    names = [name for family in families for name in family.names]
+    if len(set(names)) < len(names):  # such as windows of two sizes
+        names = [f"{family.text} {name}" for family in families for name in family.names]
+    return found, names
+
+
+class Family(NamedTuple):
+    """The subspaces that one text names, with their names in tables and pictures."""
+
+    text: str
+    subspaces: list[Any]
+    names: list[str]
+
+
+def families_of(
+    texts: Sequence[str], image_shape: tuple[int, int, int], features: Callable[[], Any] | None = None
+) -> list[Family]:
+    """The subspaces of each text; arguments and errors are those of `subspaces_of`."""
+    found: list[Family] = []
     data = _Features(features, tuple(image_shape), texts)
     for text in texts:
-        if text in origins:
+        if text in (family.text for family in found):
             raise ValueError(f"--subspaces has {text} twice: leave one of them out")
         name, *parts = text.split(":")
         kind = _KINDS.get(name)
@@ -94,15 +113,10 @@ def subspaces_of(
             data.check(name)
         try:
             values = [int(part) for part in parts] if kind.is_whole else parts
-            members, own = _made(name, values, image_shape, data)
+            found.append(Family(text, *_made(name, values, image_shape, data)))
         except (ValueError, OSError) as error:
             raise ValueError(f"{text} does not fit images of shape {image_shape}: {error}") from error
-        found += members
-        origins += [text] * len(members)
-        names += own
-    if len(set(names)) < len(names):  # such as windows of two sizes
-        names = [f"{text} {name}" for text, name in zip(origins, names, strict=True)]
-    return found, names
+    return found
 
 
 def absolute(text: str) -> str:

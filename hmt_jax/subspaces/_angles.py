@@ -1,10 +1,9 @@
 """Angles between two subspaces, and what they have in common and together."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmt_jax.subspaces._base import Subspace, check_fits
+from hmt_jax.subspaces._base import Subspace, basis_of, check_fits
 from hmt_jax.subspaces._span import Span, full
 
 # Radians. Principal angles up to the first one are rounding, and from the second one on two directions are different.
@@ -29,7 +28,7 @@ def principal_angles(a: Subspace, b: Subspace) -> np.ndarray:
     >>> principal_angles(a, b).round(2).tolist()
     [0.0, 0.0, 1.57, 1.57]
     """
-    return _principal(a, b)[0]
+    return _principal(*_bases(a, b))[0]
 
 
 def intersection(a: Subspace, b: Subspace) -> Span:
@@ -47,7 +46,7 @@ def intersection(a: Subspace, b: Subspace) -> Span:
     >>> intersection(a, b).dimension
     2
     """
-    angles, directions = _principal(a, b)
+    angles, directions = _principal(*_bases(a, b))
     number = _num_same(angles)
     if not number:
         raise ValueError(f"the subspaces have no direction in common: the smallest angle is {angles[0]:.3g} radians")
@@ -69,33 +68,30 @@ def sum(a: Subspace, b: Subspace) -> Subspace:  # noqa: A001 - as the field call
     >>> sum(a, b).dimension
     6
     """
-    a, b = sorted((a, b), key=lambda each: each.dimension)
-    angles, directions = _principal(a, b)
-    basis = _basis_of(b)
+    small, large = _bases(a, b)
+    angles, directions = _principal(small, large)
     rest = directions[:, _num_same(angles) :]
-    # What the rest of a adds to b, orthonormal up to the rounding that the second pass takes away.
+    # The part of the rest that the larger one lacks, orthonormal up to the rounding that the second pass takes away.
     for _ in range(2):
-        rest = rest - basis @ (basis.T @ rest)
+        rest = rest - large @ (large.T @ rest)
         rest = np.linalg.qr(rest)[0]
-    both = np.concatenate([basis, rest], axis=1)
-    return full(b.image_shape) if both.shape[0] == both.shape[1] else _span(both, b)
+    both = np.concatenate([large, rest], axis=1)
+    return full(a.image_shape) if both.shape[0] == both.shape[1] else _span(both, a)
 
 
-def _principal(a: Subspace, b: Subspace) -> tuple[np.ndarray, np.ndarray]:
-    """The principal angles, and the principal directions in the smaller subspace as columns."""
+def _bases(a: Subspace, b: Subspace) -> list[np.ndarray]:
+    """Orthonormal bases of two subspaces for images of one shape, that of the smaller one first."""
     check_fits(b, a.image_shape)
-    small, large = sorted((_basis_of(a), _basis_of(b)), key=lambda basis: basis.shape[1])
+    return sorted((basis_of(a), basis_of(b)), key=lambda basis: basis.shape[1])
+
+
+def _principal(small: np.ndarray, large: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The principal angles, and the principal directions in the smaller subspace as columns."""
     u, cosines, _ = np.linalg.svd(small.T @ large, full_matrices=False)
     directions = small @ u
     # Cosines hardly tell small angles apart, and sines large ones.
     sines = np.linalg.norm(directions - large @ (large.T @ directions), axis=0)
     return np.arctan2(sines, np.clip(cosines, 0, 1)), directions
-
-
-def _basis_of(subspace: Subspace) -> np.ndarray:
-    """An orthonormal basis of a subspace as columns (D, dimension), in float64."""
-    images = jax.jit(jax.vmap(subspace.embed))(jnp.eye(subspace.dimension))
-    return np.asarray(images, np.float64).reshape(subspace.dimension, -1).T
 
 
 def _num_same(angles: np.ndarray) -> int:

@@ -132,6 +132,12 @@ def dimension_of(subspace: Any, image_shape: ImageShape) -> int:
     return jax.eval_shape(subspace.coordinates, jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape[0]
 
 
+def basis_of(subspace: Any) -> np.ndarray:
+    """An orthonormal basis of a subspace as columns (D, dimension), in float64."""
+    images = jax.jit(jax.vmap(subspace.embed))(jnp.eye(subspace.dimension))
+    return np.asarray(images, np.float64).reshape(subspace.dimension, -1).T
+
+
 def as_list(subspaces: Any, image_shape: ImageShape) -> list[Any]:
     """The subspaces, or a single one, as a list that has been checked for images of this shape.
 

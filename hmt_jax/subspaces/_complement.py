@@ -2,10 +2,9 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
-from hmt_jax.subspaces._base import Subspace
+from hmt_jax.subspaces._base import Subspace, basis_of
 from hmt_jax.subspaces._dct import DCTWindow, DCTWindowComplement
 from hmt_jax.subspaces._separable import Separable, complement_of
 from hmt_jax.subspaces._span import Span, SpanComplement, basis_of_reflected, reflector_of
@@ -43,6 +42,4 @@ def orthogonal_complement(subspace: Subspace) -> Subspace:
         case Separable():
             return complement_of(subspace)
         case _:
-            images = jax.vmap(subspace.embed)(jnp.eye(subspace.dimension))
-            basis = images.reshape(subspace.dimension, -1).T
-            return SpanComplement(reflector_of(basis), subspace.image_shape)
+            return SpanComplement(reflector_of(jnp.asarray(basis_of(subspace))), subspace.image_shape)

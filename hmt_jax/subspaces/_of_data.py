@@ -48,9 +48,10 @@ def principal_components(
     """
     source = Images(images)
     num_pixels = math.prod(source.image_shape)
-    numbers = [_numbers(group, num_pixels) for group in groups]
+    if not (numbers := [_numbers(group, num_pixels) for group in groups]):
+        raise ValueError("groups is empty: name at least one, such as (0, 32)")
     if _fits(num_pixels**2):
-        _, products, _ = _moments(_chunks(source), num_pixels)
+        _, products, _ = moments(rows_of(source), num_pixels)
         components = np.linalg.eigh(products)[1][:, ::-1]
     else:
         components = _components_of_few(_all_of(source), max(each.stop for each in numbers))
@@ -58,7 +59,7 @@ def principal_components(
 
 
 def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLike) -> list[Subspace]:
-    """What tells classes apart to first order: differences of their means, Fisher's directions, and complements.
+    """The spans of the differences of class means and of Fisher's directions, and the complement of each.
 
     Fisher's discriminant directions are those of linear discriminant analysis: the directions in which means differ
     most relative to the variance within classes. Images are read once, chunk by chunk, as by `principal_components`.
@@ -90,11 +91,11 @@ def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLi
         raise ValueError(f"labels must be of two classes or more, got only {classes[0]}: pass images of others, too")
     num_pixels = math.prod(source.image_shape)
     if _fits(num_pixels**2):
-        axes, counts, within, means = np.eye(num_pixels), *_moments(_chunks(source), num_pixels, numbers)
+        axes, counts, within, means = np.eye(num_pixels), *moments(rows_of(source), num_pixels, numbers)
     else:  # all that images tell about classes is in the span of their differences
         rows = _all_of(source)
         axes = _components_of_few(rows, min(len(rows) - 1, num_pixels))
-        counts, within, means = _moments([rows @ axes], axes.shape[1], numbers)
+        counts, within, means = moments([rows @ axes], axes.shape[1], numbers)
     _check_differ(means)
     between = np.sqrt(counts / counts.sum())[:, None] * (means - counts @ means / counts.sum())
     variances, vectors = np.linalg.eigh(within / counts.sum())
@@ -121,14 +122,14 @@ def _fits(num_entries: int) -> bool:
     return 8 * num_entries <= _SHARE * _memory.limit()
 
 
-def _chunks(source: Images) -> Iterator[np.ndarray]:
-    """The images as rows (n, D) of float64."""
+def rows_of(source: Images) -> Iterator[np.ndarray]:
+    """Chunks of the images, as rows (n, D) of float64."""
     num_pixels = math.prod(source.image_shape)
     for chunk in source.chunks(max(_BYTES_AT_A_TIME // (8 * num_pixels), 1)):
         yield as_floats(chunk.own).reshape(-1, num_pixels).astype(np.float64)
 
 
-def _moments(
+def moments(
     chunks: Iterable[np.ndarray], num_pixels: int, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The number of images of each class, the sum of products within classes, and the means; one class if no labels."""
@@ -157,7 +158,7 @@ def _moments(
 def _all_of(source: Images) -> np.ndarray:
     """All images as rows (N, D) of float64, for images with more pixels than products of them fit into memory."""
     rows, num_images, num_pixels = [], 0, math.prod(source.image_shape)
-    for chunk in _chunks(source):
+    for chunk in rows_of(source):
         num_images += len(chunk)
         if not _fits(num_images * max(num_pixels, num_images)):
             raise ValueError(
