@@ -320,21 +320,21 @@ class MarginStore:
         Raises:
           OSError: if they can't be moved.
         """
-        damaged = self._damaged(range(self.num_chunks) if chunks is None else chunks)
-        absent = set()
         aside = Files(self.path.rstrip("/") + "-damaged")
-        for name in damaged:
+        found = {}
+        for name, chunk in self._damaged(range(self.num_chunks) if chunks is None else chunks).items():
             [content] = self._files.read(name)
-            if content is None:
-                absent.add(name)
-            else:
+            if chunk is None and self._is_whole(name, content):
+                continue  # another process is making the store, and has written this file in the meantime
+            if content is not None:
                 aside.write({name: content})
-        for name, chunk in damaged.items():
+            found[name] = chunk, content
+        for name, (chunk, _) in found.items():
             if chunk is not None:
                 self._files.write({name: None, self._layout.file_of(STATUS, chunk): None})
-        if None in damaged.values():
-            self._files.write({METADATA: group_of(self.attributes), **self._layout.files})
-        return [name for name, chunk in damaged.items() if chunk is not None or name not in absent]
+            else:
+                self._files.write({name: self._layout.files.get(name, group_of(self.attributes))})
+        return [name for name, (chunk, content) in found.items() if chunk is not None or content is not None]
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Adds attributes to those of the group, or replaces them.
@@ -422,16 +422,18 @@ class MarginStore:
 
     def _damaged(self, chunks: Sequence[int]) -> dict[str, int | None]:
         """The chunk of each damaged file of some chunks by the name of that file; None for metadata."""
-        [group, *arrays] = self._files.read(METADATA, *self._layout.files)
-        damaged: dict[str, int | None] = {} if is_group(group) else {METADATA: None}
-        for (name, expected), content in zip(self._layout.files.items(), arrays, strict=True):
-            if content != expected:
-                damaged[name] = None
+        metadata = [METADATA, *self._layout.files]
+        found = zip(metadata, self._files.read(*metadata), strict=True)
+        damaged: dict[str, int | None] = {name: None for name, content in found if not self._is_whole(name, content)}
         missing = set(self.missing())
         for chunk in chunks:
             if chunk not in missing:
                 damaged |= dict.fromkeys(self._read_chunk(chunk)[1], chunk)
         return damaged
+
+    def _is_whole(self, name: str, content: bytes | None) -> bool:
+        """Whether this is what a file of metadata should hold."""
+        return is_group(content) if name == METADATA else content == self._layout.files[name]
 
 
 def damaged_in(files: Sequence[str]) -> str:

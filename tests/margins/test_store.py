@@ -796,6 +796,28 @@ def test_metadata_of_a_killed_creation_are_no_obstacle(tmp_path):
         new_store(tmp_path / "m", 3)
 
 
+def test_a_store_that_another_process_is_making_is_not_damaged(tmp_path, monkeypatch):
+    whole = new_store(tmp_path / "whole", 3)
+    shutil.copytree(tmp_path / "whole", tmp_path / "m")
+    late = [tmp_path / "m" / name / "zarr.json" for name in ARRAYS]
+    for file in late:
+        file.unlink()
+    read = _store_files.Files.read
+
+    def read_and_write(self, *names, **settings):
+        """What there is now; then the other process writes the rest."""
+        contents = read(self, *names, **settings)
+        for file in late:
+            shutil.copy(tmp_path / "whole" / file.relative_to(tmp_path / "m"), file)
+        return contents
+
+    store = MarginStore.open(tmp_path / "m")
+    monkeypatch.setattr(_store_files.Files, "read", read_and_write)
+    assert store.set_damaged_aside() == []
+    assert not (tmp_path / "m-damaged").exists()
+    assert (store.verify(), store.missing()) == ([], whole.missing())
+
+
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path, monkeypatch):
     """A path where there is nothing yet: in a folder, or in a bucket on this machine that works as Google's do."""
