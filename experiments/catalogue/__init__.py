@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-from experiments.catalogue import beyond_the_paper, cifar10, digits, families, imagenet, mnist, synthetic
+from experiments.catalogue import (
+    beyond_the_paper,
+    cifar10,
+    digits,
+    families,
+    generalization,
+    imagenet,
+    mnist,
+    synthetic,
+)
 from experiments.experiment import Experiment
 
 TABLES: Mapping[str, Mapping[str, Experiment]] = {
@@ -13,4 +22,5 @@ TABLES: Mapping[str, Mapping[str, Experiment]] = {
     "synthetic samples": synthetic.TABLE,
     "beyond the paper, on MNIST": beyond_the_paper.TABLE,
     "families of features": families.TABLE,
+    "margins and generalization": generalization.TABLE,
 }

@@ -1,0 +1,174 @@
+"""Small networks that train in seconds, until their loss on the training images is low enough."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from hmt_jax import models, training
+from hmt_jax.models import _layers
+
+_SIZE = 3  # of a kernel
+_UNITS_A_FILTER = 8  # of a linear layer, so that networks of one width and depth have parameters of one order
+
+Dropout = Callable[[jax.Array], jax.Array]
+
+
+class SmallNetwork(nnx.Module):
+    """A network of `depth` hidden layers with ReLU, on normalised images.
+
+    They are 3 x 3 convolutions of `width` filters with stride 2 and then a linear layer ("cnn"), or all linear ("mlp").
+    Linear layers have 8 `width` units. Dropout comes after hidden linear layers. Its rate is no part of the network, so
+    that all networks of one architecture share compiled programs.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["cnn", "mlp"],
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: int,
+        depth: int,
+        rngs: nnx.Rngs,
+    ):
+        height, width_of_image, channels = image_shape
+        num_convolutions = depth if kind == "cnn" else 0
+        filters = [channels, *num_convolutions * [width]]
+        self.convolutions = nnx.List(
+            [
+                _layers.conv(*pair, _SIZE, stride=2, padding=_SIZE // 2, rngs=rngs)
+                for pair in itertools.pairwise(filters)
+            ]
+        )
+        num_pixels = -(-height // 2**num_convolutions) * -(-width_of_image // 2**num_convolutions)
+        hidden = (1 if kind == "cnn" else depth) * [_UNITS_A_FILTER * width]
+        units = [num_pixels * filters[-1], *hidden, num_classes]
+        self.linear = nnx.List([_layers.linear(*pair, rngs=rngs) for pair in itertools.pairwise(units)])
+
+    def __call__(self, images: jax.Array, dropout: Dropout = lambda units: units) -> jax.Array:
+        x = images
+        for convolution in self.convolutions:
+            x = jax.nn.relu(convolution(x))
+        x = _layers.flatten(x)
+        *hidden, last = self.linear
+        for layer in hidden:
+            x = dropout(jax.nn.relu(layer(x)))
+        return last(x)
+
+
+class Settings(NamedTuple):
+    """The settings in which small networks and their training differ.
+
+    Attributes:
+      kind: "cnn" or "mlp".
+      width: filters of a convolution; linear layers have eight times as many units.
+      depth: number of hidden layers, without the linear one of a "cnn".
+      batch_size: samples in a step.
+      dropout_rate: share of the units of hidden linear layers that are dropped in a step.
+      weight_decay: of AdamW.
+      wrong_share: share of the training images that have a wrong label.
+    """
+
+    kind: Literal["cnn", "mlp"]
+    width: int
+    depth: int
+    batch_size: int
+    dropout_rate: float
+    weight_decay: float
+    wrong_share: float
+
+
+class Trained(NamedTuple):
+    """A network, the epochs of its training, and its metrics on the training images."""
+
+    classifier: models.Normalized
+    num_epochs: int
+    metrics: training.Metrics
+
+
+def train(
+    settings: Settings,
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    target_loss: float,
+    max_epochs: int,
+    learning_rate: float,
+    key: jax.Array,
+) -> Trained:
+    """A network that is trained by AdamW until its mean cross-entropy on the training images is at most `target_loss`.
+
+    The loss is that of the network without dropout, after each epoch. The last samples of an epoch that fill no batch
+    take no part in it. Images are normalised by the mean and the standard deviation of each channel.
+
+    Args:
+      settings: those of the network and of its training.
+      images: (N, height, width, channels), floating point in [0, 1].
+      labels: (N,), with the wrong ones.
+      num_classes: number of logits.
+      target_loss: in nats.
+      max_epochs: epochs after which training ends, whatever the loss.
+      learning_rate: of AdamW.
+      key: random key of the weights, of the order of samples, and of dropout.
+    """
+    init_key, order_key, dropout_key = jax.random.split(key, 3)
+    network = SmallNetwork(
+        settings.kind,
+        images.shape[1:],
+        num_classes,
+        width=settings.width,
+        depth=settings.depth,
+        rngs=nnx.Rngs(init_key),
+    )
+    mean, std = (jnp.asarray(statistic(images, axis=(0, 1, 2))) for statistic in (np.mean, np.std))
+    normalized = np.asarray((images - mean) / std)
+    structure, parameters = nnx.split(network, nnx.Param)
+    scalars = {name: jnp.float32(getattr(settings, name)) for name in ("dropout_rate", "weight_decay")}
+    scalars["learning_rate"] = jnp.float32(learning_rate)
+    state = parameters, _optimizer(scalars).init(parameters)
+    batch_size = min(settings.batch_size, len(images))
+    num_batches = len(images) // batch_size
+    epoch = 0
+    while True:
+        epoch += 1
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images)))
+        keys = jax.random.split(jax.random.fold_in(dropout_key, epoch), num_batches)
+        # A loop on the host: on CPU, XLA runs convolutions in compiled loops on one core.
+        for rows, step_key in zip(order[: num_batches * batch_size].reshape(num_batches, -1), keys, strict=True):
+            state = _step(structure, state, normalized[rows], labels[rows], step_key, scalars)
+        classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), mean, std)
+        metrics = training.evaluate(classifier, images, labels)
+        if metrics.loss <= target_loss or epoch == max_epochs:
+            return Trained(classifier, epoch, metrics)
+
+
+def _optimizer(scalars: dict[str, jax.Array]) -> optax.GradientTransformation:
+    return optax.adamw(scalars["learning_rate"], weight_decay=scalars["weight_decay"])
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _step(structure, state, images, labels, key, scalars) -> tuple[Any, Any]:
+    """The parameters and the optimizer after a step."""
+    rate = scalars["dropout_rate"]
+
+    def loss_of(parameters: nnx.State) -> jax.Array:
+        network = nnx.merge(structure, parameters)
+        keys = iter(jax.random.split(key, len(network.linear)))
+
+        def dropout(units: jax.Array) -> jax.Array:
+            return units * jax.random.bernoulli(next(keys), 1 - rate, units.shape) / (1 - rate)
+
+        logits = network(images, dropout)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    parameters, optimizer = state
+    updates, optimizer = _optimizer(scalars).update(jax.grad(loss_of)(parameters), optimizer, parameters)
+    return optax.apply_updates(parameters, updates), optimizer
