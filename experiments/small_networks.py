@@ -128,8 +128,8 @@ def train(
         depth=settings.depth,
         rngs=nnx.Rngs(init_key),
     )
-    mean, std = (jnp.asarray(statistic(images, axis=(0, 1, 2))) for statistic in (np.mean, np.std))
-    normalized = np.asarray((images - mean) / std)
+    mean, std = (statistic(images, axis=(0, 1, 2)) for statistic in (np.mean, np.std))
+    normalized = (images - mean) / std
     structure, parameters = nnx.split(network, nnx.Param)
     scalars = {name: jnp.float32(getattr(settings, name)) for name in ("dropout_rate", "weight_decay")}
     scalars["learning_rate"] = jnp.float32(learning_rate)
@@ -144,10 +144,15 @@ def train(
         # A loop on the host: on CPU, XLA runs convolutions in compiled loops on one core.
         for rows, step_key in zip(order[: num_batches * batch_size].reshape(num_batches, -1), keys, strict=True):
             state = _step(structure, state, normalized[rows], labels[rows], step_key, scalars)
-        classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), mean, std)
+        classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), jnp.asarray(mean), jnp.asarray(std))
         metrics = training.evaluate(classifier, images, labels)
         if metrics.loss <= target_loss or epoch == max_epochs:
             return Trained(classifier, epoch, metrics)
+
+
+def drop(units: jax.Array, rate: jax.typing.ArrayLike, key: jax.Array) -> jax.Array:
+    """The units, a share of which, drawn at random, is set to 0; the others grow, so that expected values stay."""
+    return units * jax.random.bernoulli(key, 1 - rate, units.shape) / (1 - rate)
 
 
 def _optimizer(scalars: dict[str, jax.Array]) -> optax.GradientTransformation:
@@ -157,16 +162,11 @@ def _optimizer(scalars: dict[str, jax.Array]) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(structure, state, images, labels, key, scalars) -> tuple[Any, Any]:
     """The parameters and the optimizer after a step."""
-    rate = scalars["dropout_rate"]
 
     def loss_of(parameters: nnx.State) -> jax.Array:
         network = nnx.merge(structure, parameters)
         keys = iter(jax.random.split(key, len(network.linear)))
-
-        def dropout(units: jax.Array) -> jax.Array:
-            return units * jax.random.bernoulli(next(keys), 1 - rate, units.shape) / (1 - rate)
-
-        logits = network(images, dropout)
+        logits = network(images, lambda units: drop(units, scalars["dropout_rate"], next(keys)))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     parameters, optimizer = state
