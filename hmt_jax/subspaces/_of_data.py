@@ -26,8 +26,9 @@ def principal_components(
 
     Images are read once, chunk by chunk, into the products (D, D) of their D pixels, in float64. If these take more
     than a quarter of memory, the products (N, N) of the N images less their mean serve instead, and images are read
-    several times: for their mean, once or more for the products, and for the components. Then a stream, which is read
-    once, must fit into memory, and only components along which images vary are known: N - 1 at most.
+    several times: for their mean, for the products, and for the components. K components then take memory for N^2 and
+    D K numbers, a stream, which is read once, must fit into memory, and only components along which images vary are
+    known: N - 1 at most.
 
     The same images give the same components, bit for bit on one machine. Their error from rounding grows with the
     square of the ratio of the greatest standard deviation to their own: it is about 1e-6 where that is 1e5. Components
@@ -141,7 +142,7 @@ def _check_known(last: int, num_known: int, num_images: int) -> None:
     if last >= num_known:
         raise ValueError(
             f"{num_images} images have at most {num_known} components that are known, without those at the end, but "
-            f"the groups name component {last}: pass more images that differ, or groups that stop at {num_known}"
+            f"the groups name component {last}: pass more images that differ, or name only those"
         )
 
 
