@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -59,7 +60,7 @@ def _embedded(subspace, z):
 def of_file() -> list[str]:
     """For spans of a file of random images: seconds, the most megabytes of arrays, and the rounding of S^T S = I."""
     labels = np.arange(_NUM_IN_FILE) % 8
-    calls = {
+    calls: dict[str, Callable[[np.ndarray], Sequence[subspaces.Subspace]]] = {
         "principal_components([(0, 32)])": lambda images: subspaces.principal_components(images, [(0, 32)]),
         "class_means, 8 classes": lambda images: subspaces.class_means(images, labels),
     }

@@ -27,8 +27,8 @@ def principal_components(
     Images are read once, chunk by chunk, into the products (D, D) of their D pixels, in float64. If these take more
     than a quarter of memory, the products (N, N) of the N images less their mean serve instead, and images are read
     several times: for their mean, for the products, and for the components. K components then take memory for N^2 and
-    D K numbers, a stream, which is read once, must fit into memory, and only components along which images vary are
-    known: N - 1 at most.
+    D K numbers. A stream, which is read once, must fit into memory. Only components along which images vary are known
+    then, at most N - 1, of which (N - 33, N - 1) are the 32 trailing ones.
 
     The same images give the same components, bit for bit on one machine. Their error from rounding grows with the
     square of the ratio of the greatest standard deviation to their own: it is about 1e-6 where that is 1e5. Components
@@ -154,12 +154,12 @@ def _check_fit(name: str, number: int, num_pixels: int) -> None:
 def _eigh(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvalues, from the greatest on, and eigenvectors of a matrix given on and below its diagonal.
 
-    They take the memory of the matrix, which is overwritten.
+    The matrix is overwritten, and the result takes as much memory again.
     """
     import scipy.linalg  # which takes a second
 
-    # LAPACK goes by columns, so that the transpose needs no copy.
-    values, vectors = scipy.linalg.eigh(products.T, lower=False, overwrite_a=True, driver="evd")
+    # LAPACK goes by columns, so that the transpose needs no copy. NumPy's eigh takes several times the memory.
+    values, vectors = scipy.linalg.eigh(products.T, lower=False, overwrite_a=True, driver="evr")
     return values[::-1], vectors[:, ::-1]
 
 

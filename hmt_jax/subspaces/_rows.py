@@ -105,7 +105,7 @@ class Centred:
         """
         found = np.zeros((self.num_images, self.num_images))
         size = _chunk_size(self._source)
-        num_bytes = min(_BYTES_HELD, int(_SHARE * _memory.limit()))
+        num_bytes = int(min(_BYTES_HELD, _SHARE * _memory.limit()))
         num_held = size * max(num_bytes // (8 * self.num_pixels * size), 1)
         held = np.empty((min(num_held, self.num_images), self.num_pixels))
         for start in range(0, self.num_images, num_held):
