@@ -26,7 +26,7 @@ from hmt_jax._looks import LOOKS, check_number
 from hmt_jax.cli import _images, _specs
 from hmt_jax.estimates import Estimate, from_medians
 from hmt_jax.report import Measurement
-from hmt_jax.subspaces import _of_data
+from hmt_jax.subspaces import _rows
 from hmt_jax.subspaces._base import basis_of
 
 _LINEAR, _MARGINS = "linear.npz", "margins.npz"
@@ -227,9 +227,9 @@ def linear_accuracies(
     """
     classes, numbers = np.unique(train_labels, return_inverse=True)
     num_pixels = math.prod(train_images.shape[1:])
-    counts, products, means = _of_data.moments(_of_data.rows_of(ImagesToRead(train_images)), num_pixels, numbers)
+    counts, products, means = _rows.moments(_rows.rows_of(ImagesToRead(train_images)), num_pixels, numbers)
     shares, covariance = counts / counts.sum(), products / counts.sum()
-    tests, accuracies = np.concatenate([*_of_data.rows_of(ImagesToRead(test_images))]), []
+    tests, accuracies = np.concatenate([*_rows.rows_of(ImagesToRead(test_images))]), []
     for member in members:
         basis = basis_of(member.subspace)
         within = basis.T @ covariance @ basis + _ROUNDING * np.eye(basis.shape[1])

@@ -53,7 +53,7 @@ class ImageSource(Protocol):
 
 
 class Images:
-    """Images to be read once, chunk by chunk.
+    """Images to be read chunk by chunk: a stream once, others as often as they are needed.
 
     Attributes:
       image_shape: (height, width, channels).

@@ -1,6 +1,7 @@
 """Families of subspaces, each against the library that defines it, and what they have in common."""
 
 import math
+import tracemalloc
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn import decomposition, discriminant_analysis
 
 import hmt_jax
 from hmt_jax import solvers, subspaces
-from hmt_jax.subspaces import _of_data
+from hmt_jax.subspaces import _rows
 
 SHAPE = (8, 12, 3)
 RNG = np.random.default_rng(0)
@@ -113,12 +114,20 @@ def ways(images):
     return {"array": images, "source": list(images), "stream": (images[i : i + 7] for i in range(0, len(images), 7))}
 
 
+def set_sizes(monkeypatch, num_pixels, chunk, held=10**6, in_memory=None):
+    """Sets the numbers of images read at a time, of those held, and of float64 numbers that fit into memory."""
+    monkeypatch.setattr(_rows, "_BYTES_AT_A_TIME", 8 * num_pixels * chunk)
+    monkeypatch.setattr(_rows, "_BYTES_HELD", 8 * num_pixels * held)
+    if in_memory is not None:
+        monkeypatch.setattr(_rows._memory, "limit", lambda: 4 * 8 * in_memory)
+
+
 @pytest.mark.parametrize("way", ["array", "source", "stream"])
 @pytest.mark.parametrize("is_large", [False, True])
 def test_principal_components_are_those_of_scikit_learn(way, is_large, x64, monkeypatch):
-    monkeypatch.setattr(_of_data, "_BYTES_AT_A_TIME", 8 * 40 * 50)  # chunks of 50 images
+    set_sizes(monkeypatch, num_pixels=40, chunk=50, held=100)
     if is_large:
-        monkeypatch.setattr(_of_data, "_fits", lambda num_entries: num_entries != 40**2)
+        monkeypatch.setattr(_rows, "fits", lambda num_entries: num_entries != 40**2)
     groups = [(0, 3), (3, 10)] if is_large else [(0, 3), (3, 10), (-2, None)]
     found = subspaces.principal_components(ways(IMAGES)[way], groups)
     expected = decomposition.PCA(svd_solver="full").fit(IMAGES.reshape(300, -1)).components_
@@ -126,6 +135,79 @@ def test_principal_components_are_those_of_scikit_learn(way, is_large, x64, monk
         cosines = np.asarray(each.basis).T @ expected[first:stop].T
         np.testing.assert_allclose(np.abs(cosines), np.eye(each.dimension), atol=1e-6)
         assert (each.basis.max(axis=0) > -each.basis.min(axis=0)).all()
+
+
+def fewer_than_pixels():
+    """60 images of 192 pixels far from 0, whose standard deviations go from 1 to 1e-4, along known directions."""
+    rng = np.random.default_rng(5)
+    (u, _), (v, _) = (np.linalg.qr(rng.normal(size=(number, 60))) for number in (60, 192))
+    return (100 + u * np.logspace(0, -4, 60) @ v.T).reshape(60, 8, 8, 3)
+
+
+# 192 x 192 products of pixels do not fit into memory, 60 x 60 of images do, and so does a stream of all images.
+FEW = {"num_pixels": 192, "in_memory": 60 * 192}
+
+
+@pytest.mark.parametrize("way", ["array", "source", "stream"])
+@pytest.mark.parametrize(("chunk", "held"), [(7, 7), (7, 21), (100, 100)])
+def test_components_of_fewer_images_than_pixels_are_those_of_the_svd(way, chunk, held, x64, monkeypatch):
+    """Leading ones, a band between, and the trailing ones of the 59 that are known."""
+    set_sizes(monkeypatch, chunk=chunk, held=held, **FEW)
+    images, groups = fewer_than_pixels(), [(0, 3), (20, 25), (57, 59)]
+    rows = images.reshape(60, -1)
+    expected = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2]
+    found = subspaces.principal_components(ways(images)[way], groups)
+    for each, (first, stop) in zip(found, groups, strict=True):
+        cosines = np.asarray(each.basis).T @ expected[first:stop].T
+        # Products have squares of deviations: 2e-16 of the greatest one is 2e-8 of the smallest one.
+        np.testing.assert_allclose(np.abs(cosines), np.eye(each.dimension), atol=1e-6)
+        np.testing.assert_allclose(each.basis.T @ each.basis, np.eye(each.dimension), atol=1e-12)
+
+
+def test_the_same_images_have_the_same_components(x64, monkeypatch):
+    """Bit for bit, wherever they are read from; in other chunks, up to rounding."""
+    set_sizes(monkeypatch, chunk=7, held=21, **FEW)
+    images = fewer_than_pixels()
+    first = subspaces.principal_components(images, [(0, 59)])[0].basis
+    for way in ways(images).values():
+        np.testing.assert_array_equal(subspaces.principal_components(way, [(0, 59)])[0].basis, first)
+    set_sizes(monkeypatch, chunk=11, held=11, **FEW)
+    np.testing.assert_allclose(subspaces.principal_components(images, [(0, 59)])[0].basis, first, atol=1e-6)
+
+
+class MadeOnRequest:
+    """Images that exist only while they are read, and their number of readings."""
+
+    def __init__(self, num_images):
+        self.num_images, self.num_read = num_images, 0
+
+    def __len__(self):
+        return self.num_images
+
+    def __getitem__(self, number):
+        self.num_read += 1
+        return np.random.default_rng(number).uniform(size=(64, 64, 3))
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_memory_stays_far_below_that_of_all_images(name, monkeypatch):
+    images = MadeOnRequest(200)  # 20 MB
+    num_pixels = 64 * 64 * 3
+    set_sizes(monkeypatch, num_pixels, chunk=4, held=20, in_memory=20 * num_pixels)
+    with pytest.raises(ValueError, match=r"^images is a stream, which can be read only once, and neither its images"):
+        subspaces.principal_components((images[number][None] for number in range(200)), [(0, 3)])
+    images.num_read = 0
+    tracemalloc.start()
+    if name == "class_means":
+        subspaces.class_means(images, np.arange(200) % 3)
+    else:
+        subspaces.principal_components(images, [(0, 3)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 20 images are held, and chunks of 4 are read ahead; the rest is a few times 3 vectors and the products.
+    assert peak < 0.4 * 200 * num_pixels * 8
+    # For the mean, for the products while the first 20, the next 20, ... are held, and for what is made of them.
+    assert images.num_read <= 200 * (1 + 5.5 + 2) + 1
 
 
 def test_8_bit_images_have_the_components_of_their_pixels():
@@ -136,8 +218,8 @@ def test_8_bit_images_have_the_components_of_their_pixels():
 
 @pytest.mark.parametrize("is_large", [False, True])
 def test_fishers_directions_are_those_of_scikit_learn(is_large, x64, monkeypatch):
-    if is_large:  # then all images are in memory, but not the products of their pixels
-        monkeypatch.setattr(_of_data, "_fits", lambda num_entries: num_entries != 40**2)
+    if is_large:
+        monkeypatch.setattr(_rows, "fits", lambda num_entries: num_entries != 40**2)
     rows = IMAGES.reshape(300, -1)
     means, rest, fisher, other = subspaces.class_means(IMAGES, LABELS)
     differences = np.stack([rows[label == LABELS].mean(axis=0) - rows.mean(axis=0) for label in range(3)])
@@ -149,6 +231,20 @@ def test_fishers_directions_are_those_of_scikit_learn(is_large, x64, monkeypatch
     for subspace, complement in ((means, rest), (fisher, other)):
         assert complement.dimension == 37
         np.testing.assert_allclose(basis_of(subspace).T @ basis_of(complement), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("way", ["array", "source", "stream"])
+def test_fishers_directions_of_fewer_images_than_pixels_are_those_of_numpy(way, x64, monkeypatch):
+    set_sizes(monkeypatch, chunk=7, held=21, **FEW)
+    labels = np.arange(60) // 20  # chunks of one class, and of two
+    images = random_images(60, 8, 8, 3) + labels[:, None, None, None]
+    means, _, fisher, _ = subspaces.class_means(ways(images)[way], labels)
+    rows = images.reshape(60, -1)
+    own = np.stack([rows[label == labels].mean(axis=0) for label in range(3)])
+    between = (own[:2] - own[2]).T
+    within = (rows - own[labels]).T @ (rows - own[labels])
+    for found, expected in ((means, between), (fisher, np.linalg.pinv(within, rcond=1e-8, hermitian=True) @ between)):
+        assert scipy.linalg.subspace_angles(basis_of(found), expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -260,6 +356,12 @@ BAD = {
         lambda: subspaces.class_means(np.eye(4).reshape(4, 2, 2, 1)[[0, 1, 0, 1]], np.arange(4) % 2),
         r"^all images of a class are equal, so Fisher's directions are undefined: pass other",
     ),
+    "not finite": (
+        lambda: subspaces.principal_components(
+            np.where(np.arange(300)[:, None, None, None] == 7, np.nan, IMAGES), [(0, 1)]
+        ),
+        r"^image 7 has pixels that are NaN or infinite: leave it out$",
+    ),
     "one class": (lambda: subspaces.class_means(IMAGES, np.zeros(300, int)), r"^labels must be of two classes or more"),
     "labels of others": (
         lambda: subspaces.class_means(IMAGES, LABELS[:299]),
@@ -293,14 +395,29 @@ def test_bad_arguments_are_named_with_their_remedy(case):
 
 
 def test_too_many_pixels_and_images_for_the_memory(monkeypatch):
-    monkeypatch.setattr(_of_data._memory, "limit", lambda: 4 * 8 * 40 * 20)  # 20 images, and not 40 x 40 products
-    monkeypatch.setattr(_of_data, "_BYTES_AT_A_TIME", 8 * 40 * 10)
-    with pytest.raises(ValueError, match=r"^the images are more than fit into memory, .* pass at most 20 images, or"):
-        subspaces.principal_components(IMAGES, [(0, 3)])
+    set_sizes(monkeypatch, num_pixels=40, chunk=10, in_memory=20**2)
+    both = r"^neither the products of 40 pixels nor those of 300 images fit into memory: pass at most 20 images, or"
+    for call in (
+        lambda: subspaces.principal_components(IMAGES, [(0, 3)]),
+        lambda: subspaces.class_means(IMAGES, LABELS),
+    ):
+        with pytest.raises(ValueError, match=both):
+            call()
     with pytest.raises(ValueError, match=r"^20 images have at most 19 components that are known, .* name component 19"):
-        subspaces.principal_components(IMAGES[:20], [(0, 20)])
-    with pytest.raises(ValueError, match=r"^the images are more than fit into memory, .* pass at most 20 images, or"):
-        subspaces.class_means(IMAGES, LABELS)
+        subspaces.principal_components(IMAGES[:20], [(0, 3), (15, 20)])
+    with pytest.raises(
+        ValueError, match=r"^11 components of 40 pixels do not fit into memory: ask for fewer at a time"
+    ):
+        subspaces.principal_components(IMAGES[:20], [(0, 8), (6, 11)])
+    with pytest.raises(ValueError, match=r"^20 means of classes of 40 pixels do not fit into memory: ask for fewer"):
+        subspaces.class_means(IMAGES[:20], np.arange(20))
+    with pytest.raises(ValueError, match=r"^labels must be one for each image, got 19 for 20 images$"):
+        subspaces.class_means(IMAGES[:20], LABELS[:19])
+    twice = np.concatenate([IMAGES[:10], IMAGES[:10]])
+    with pytest.raises(
+        ValueError, match=r"^20 images have at most 9 components .* pass more images that differ, or name only those$"
+    ):
+        subspaces.principal_components(twice, [(8, 10)])
 
 
 @pytest.mark.slow

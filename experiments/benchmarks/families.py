@@ -1,9 +1,16 @@
 """The memory of each family of subspaces for images of 224 x 224 x 3 pixels, the time of `embed`, and its rounding.
 
+Then what it takes to make those that are spans of data, from a file of images that is read chunk by chunk.
+
 python -m experiments.benchmarks.families
 """
 
 import functools
+import pathlib
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +20,7 @@ from experiments.benchmarks.timing import timed
 from hmt_jax import subspaces
 
 _SHAPE = (224, 224, 3)
+_NUM_IN_FILE = 2048
 
 
 def families() -> dict[str, list[subspaces.Subspace]]:
@@ -49,10 +57,37 @@ def _embedded(subspace, z):
     return subspace.embed(z)
 
 
+def of_file() -> list[str]:
+    """For spans of a file of random images: CPU seconds, the most megabytes of arrays, and the error of S^T S = I."""
+    labels = np.arange(_NUM_IN_FILE) % 8
+    calls: dict[str, Callable[[np.ndarray], Sequence[subspaces.Subspace]]] = {
+        "principal_components([(0, 32)])": lambda images: subspaces.principal_components(images, [(0, 32)]),
+        "class_means, 8 classes": lambda images: subspaces.class_means(images, labels),
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "images.npy"
+        np.save(path, np.random.default_rng(0).integers(0, 256, (_NUM_IN_FILE, *_SHAPE), np.uint8))
+        images = np.load(path, mmap_mode="r")
+        for name, call in calls.items():
+            tracemalloc.start()
+            started = time.process_time()
+            spans = [member for member in call(images) if isinstance(member, subspaces.Span)]
+            seconds, megabytes = time.process_time() - started, tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
+            bases = [np.asarray(span.basis, np.float32) for span in spans]
+            rounding = max(np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() for basis in bases)
+            rows.append(f"{name} | {seconds:.0f} | {megabytes:,.0f} | {rounding:.1e}")
+    return rows
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints both tables."""
     rows = [" | ".join([name, *row(members)]) for name, members in families().items()]
     print(tables.markdown(["family | subspaces | MB | ms of embed | rounding", *rows]))
+    megabytes = np.prod(_SHAPE) * _NUM_IN_FILE / 1e6
+    print(f"\nfrom a file of {_NUM_IN_FILE:,} images, {megabytes:,.0f} MB as 8-bit numbers:\n")
+    print(tables.markdown(["family | CPU s | MB | rounding", *of_file()]))
 
 
 if __name__ == "__main__":

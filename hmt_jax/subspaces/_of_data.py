@@ -1,22 +1,20 @@
 """Subspaces that a data set spans: principal components, class means and Fisher's discriminant directions."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hmt_jax import _memory
 from hmt_jax._checks import ImageShape, as_array, check_labels, integer
-from hmt_jax._images import Images, ImageSource, as_floats
+from hmt_jax._images import Images, ImageSource
+from hmt_jax.subspaces import _rows
 from hmt_jax.subspaces._base import Subspace
 from hmt_jax.subspaces._complement import orthogonal_complement
 from hmt_jax.subspaces._span import Span
 
-_BYTES_AT_A_TIME = 2**26
-_SHARE = 0.25  # of the memory that a process may use, for one array
 # Directions in which standard deviations are less than this share of the greatest one count as constant.
 _CONSTANT = 1e-4
 
@@ -26,9 +24,15 @@ def principal_components(
 ) -> list[Span]:
     """The spans of groups of principal components, the directions in which images vary, from the greatest variance on.
 
-    Images are read once, chunk by chunk, into the sum of their products, in float64. If pixels are too many for that
-    matrix, which has the square of their number of entries, all images must fit into memory. The same images give the
-    same components. Components of equal variance are an arbitrary basis of their span, as where pixels are constant.
+    Images are read once, chunk by chunk, into the products (D, D) of their D pixels, in float64. If these take more
+    than a quarter of memory, the products (N, N) of the N images less their mean serve instead, and images are read
+    several times: for their mean, for the products, and for the components. K components then take memory for N^2 and
+    D K numbers. A stream, which is read once, must fit into memory. Only components along which images vary are known
+    then, at most N - 1, of which (N - 33, N - 1) are the 32 trailing ones.
+
+    The same images give the same components, bit for bit on one machine. Their error from rounding grows with the
+    square of the ratio of the greatest standard deviation to their own: it is about 1e-6 where that is 1e5. Components
+    of equal variance are an arbitrary basis of their span, as where pixels are constant.
 
     Args:
       images: as for `hmt_jax.measure_margins`. 8-bit images are divided by 255.
@@ -39,7 +43,8 @@ def principal_components(
       A span for each group. Its coordinates are the scores of the components, except that no mean is subtracted.
 
     Raises:
-      ValueError: if a group is empty, or there are too few images or too little memory for its components.
+      ValueError: if a group is empty, there are too few images or too little memory for its components, or a pixel is
+        NaN or infinite.
 
     >>> images = np.random.default_rng(0).uniform(size=(100, 4, 4, 1))
     >>> leading, trailing = principal_components(images, [(0, 5), (-2, None)])
@@ -50,19 +55,20 @@ def principal_components(
     num_pixels = math.prod(source.image_shape)
     if not (numbers := [_numbers(group, num_pixels) for group in groups]):
         raise ValueError("groups is empty: name at least one, such as (0, 32)")
-    if _fits(num_pixels**2):
-        _, products, _ = moments(rows_of(source), num_pixels)
-        components = np.linalg.eigh(products)[1][:, ::-1]
+    wanted = sorted(set().union(*numbers))
+    if _rows.fits(num_pixels**2):
+        _, products, _ = _rows.moments(_rows.rows_of(source), num_pixels)
+        components = _eigh(products)[1][:, wanted]
     else:
-        components = _components_of_few(_all_of(source), max(each.stop for each in numbers))
-    return [_span(components[:, each.start : each.stop], source.image_shape) for each in numbers]
+        components = _components_of_few(source, wanted)
+    return [_span(components[:, np.searchsorted(wanted, each)], source.image_shape) for each in numbers]
 
 
 def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLike) -> list[Subspace]:
     """The spans of the differences of class means and of Fisher's directions, and the complement of each.
 
     Fisher's discriminant directions are those of linear discriminant analysis: the directions in which means differ
-    most relative to the variance within classes. Images are read once, chunk by chunk, as by `principal_components`.
+    most relative to the variance within classes. Images are read chunk by chunk, as by `principal_components`.
 
     Args:
       images: as for `hmt_jax.measure_margins`. 8-bit images are divided by 255.
@@ -90,20 +96,19 @@ def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLi
     if len(classes) < 2:
         raise ValueError(f"labels must be of two classes or more, got only {classes[0]}: pass images of others, too")
     num_pixels = math.prod(source.image_shape)
-    if _fits(num_pixels**2):
-        axes, counts, within, means = np.eye(num_pixels), *moments(rows_of(source), num_pixels, numbers)
-    else:  # all that images tell about classes is in the span of their differences
-        rows = _all_of(source)
-        axes = _components_of_few(rows, min(len(rows) - 1, num_pixels))
-        counts, within, means = moments([rows @ axes], axes.shape[1], numbers)
-    _check_differ(means)
-    between = np.sqrt(counts / counts.sum())[:, None] * (means - counts @ means / counts.sum())
-    variances, vectors = np.linalg.eigh(within / counts.sum())
-    if not variances[-1] > 0:
-        raise ValueError("all images of a class are equal, so Fisher's directions are undefined: pass other images")
-    is_kept = variances > _CONSTANT**2 * variances[-1]
-    inverse = vectors[:, is_kept] / variances[is_kept] @ vectors[:, is_kept].T
-    spans = [_span(axes @ _range_of(each), source.image_shape) for each in (between.T, inverse @ between.T)]
+    if _rows.fits(num_pixels**2):
+        counts, within, means = _rows.moments(_rows.rows_of(source), num_pixels, numbers)
+        between = _between(counts, means)
+        variances, vectors = _varying(within)
+        fisher = (vectors / variances) @ (vectors.T @ between)
+    else:
+        _check_fit("means of classes", len(classes), num_pixels)
+        centred = _rows.Centred(source, numbers)
+        between = _between(centred.counts, centred.means)
+        # X = U S V^T has products U S^2 U^T, and V S^-2 V^T B = X^T U S^-4 U^T X B.
+        variances, vectors = _varying(centred.products())
+        fisher = centred.combined((vectors / variances**2) @ (vectors.T @ centred.times(between)))
+    spans = [_span(_range_of(each), source.image_shape) for each in (between, fisher)]
     return [each for span in spans for each in (span, orthogonal_complement(span))]
 
 
@@ -118,72 +123,61 @@ def _numbers(group, num_pixels: int) -> range:
     return numbers
 
 
-def _fits(num_entries: int) -> bool:
-    return 8 * num_entries <= _SHARE * _memory.limit()
+def _components_of_few(source: Images, wanted: Sequence[int]) -> np.ndarray:
+    """The principal components of these numbers of fewer images than pixels, as columns (D, len(wanted))."""
+    import scipy.linalg  # which takes a second
 
-
-def rows_of(source: Images) -> Iterator[np.ndarray]:
-    """Chunks of the images, as rows (n, D) of float64."""
     num_pixels = math.prod(source.image_shape)
-    for chunk in source.chunks(max(_BYTES_AT_A_TIME // (8 * num_pixels), 1)):
-        yield as_floats(chunk.own).reshape(-1, num_pixels).astype(np.float64)
+    _check_fit("components", len(wanted), num_pixels)
+    centred = _rows.Centred(source)
+    _check_known(wanted[-1], centred.num_images - 1, centred.num_images)
+    variances, vectors = _eigh(centred.products())
+    is_known = variances > len(variances) * np.finfo(float).eps * variances[0]
+    _check_known(wanted[-1], min(np.sum(is_known), centred.num_images - 1), centred.num_images)
+    components = centred.combined(vectors[:, wanted])
+    return scipy.linalg.qr(components, overwrite_a=True, mode="economic")[0]
 
 
-def moments(
-    chunks: Iterable[np.ndarray], num_pixels: int, labels: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The number of images of each class, the sum of products within classes, and the means; one class if no labels."""
-    num_classes = 1 if labels is None else labels.max() + 1
-    counts, sums = np.zeros(num_classes), np.zeros((num_classes, num_pixels))
-    products = np.zeros((num_pixels, num_pixels))
-    shift: np.ndarray | None = None  # near the mean, so that little is lost when the means' products are subtracted
-    num_read = 0
-    for rows in chunks:
-        own = np.zeros(len(rows), int) if labels is None else labels[num_read : num_read + len(rows)]
-        num_read += len(rows)
-        if len(own) < len(rows):
-            break
-        shift = rows.mean(axis=0) if shift is None else shift
-        rows = rows - shift
-        products += rows.T @ rows
-        np.add.at(sums, own, rows)
-        counts += np.bincount(own, minlength=num_classes)
-    if labels is not None and num_read != len(labels):
-        raise ValueError(f"labels must be one for each image, got {len(labels)} for at least {num_read} images")
-    assert shift is not None  # there is at least one image
-    means = sums / counts[:, None]
-    return counts, products - (sums.T @ means), means + shift
-
-
-def _all_of(source: Images) -> np.ndarray:
-    """All images as rows (N, D) of float64, for images with more pixels than products of them fit into memory."""
-    rows, num_images, num_pixels = [], 0, math.prod(source.image_shape)
-    for chunk in rows_of(source):
-        num_images += len(chunk)
-        if not _fits(num_images * max(num_pixels, num_images)):
-            raise ValueError(
-                f"the images are more than fit into memory, and so are the products of their {num_pixels} pixels: pass "
-                f"at most {num_images - len(chunk)} images, or smaller ones"
-            )
-        rows.append(chunk)
-    return np.concatenate(rows)
-
-
-def _components_of_few(rows: np.ndarray, num_components: int) -> np.ndarray:
-    """The leading principal components of fewer images than pixels, as columns (D, num_components)."""
-    if num_components >= len(rows):
+def _check_known(last: int, num_known: int, num_images: int) -> None:
+    if last >= num_known:
         raise ValueError(
-            f"{len(rows)} images have at most {len(rows) - 1} components that are known, without those at the end, but "
-            f"the groups name component {num_components - 1}: pass more images, or other groups"
+            f"{num_images} images have at most {num_known} components that are known, without those at the end, but "
+            f"the groups name component {last}: pass more images that differ, or name only those"
         )
-    centred = rows - rows.mean(axis=0)
-    scores = np.linalg.eigh(centred @ centred.T)[1][:, ::-1][:, :num_components]
-    return np.linalg.qr(centred.T @ scores)[0]
 
 
-def _check_differ(means: np.ndarray) -> None:
+def _check_fit(name: str, number: int, num_pixels: int) -> None:
+    if not _rows.fits(number * num_pixels):
+        raise ValueError(f"{number} {name} of {num_pixels} pixels do not fit into memory: ask for fewer at a time")
+
+
+def _eigh(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues, from the greatest on, and eigenvectors of a matrix given on and below its diagonal.
+
+    The matrix is overwritten, and the result takes as much memory again.
+    """
+    import scipy.linalg  # which takes a second
+
+    # LAPACK goes by columns, so that the transpose needs no copy. NumPy's eigh takes several times the memory.
+    values, vectors = scipy.linalg.eigh(products.T, lower=False, overwrite_a=True, driver="evr")
+    return values[::-1], vectors[:, ::-1]
+
+
+def _varying(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues and eigenvectors of products within classes, without those that count as constant."""
+    variances, vectors = _eigh(products)
+    if not variances[0] > 0:
+        raise ValueError("all images of a class are equal, so Fisher's directions are undefined: pass other images")
+    num_kept = np.sum(variances > _CONSTANT**2 * variances[0])
+    return variances[:num_kept], vectors[:, :num_kept]
+
+
+def _between(counts: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """The differences of class means from the mean of all images, weighted by their numbers, as columns (D, C)."""
     if np.ptp(means, axis=0).max() <= 1e-12 * np.abs(means).max():
         raise ValueError("the means of all classes are equal, so no direction tells them apart: pass other images")
+    shares = counts / counts.sum()
+    return (np.sqrt(shares)[:, None] * (means - shares @ means)).T
 
 
 def _range_of(vectors: np.ndarray) -> np.ndarray:
