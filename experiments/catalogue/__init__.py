@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from experiments.catalogue import beyond_the_paper, cifar10, digits, families, imagenet, mnist, synthetic
+from experiments.catalogue import beyond_the_paper, cifar10, digits, families, frequency_map, imagenet, mnist, synthetic
 from experiments.experiment import Experiment
 
 TABLES: Mapping[str, Mapping[str, Experiment]] = {
@@ -13,4 +13,5 @@ TABLES: Mapping[str, Mapping[str, Experiment]] = {
     "synthetic samples": synthetic.TABLE,
     "beyond the paper, on MNIST": beyond_the_paper.TABLE,
     "families of features": families.TABLE,
+    "single frequencies": frequency_map.TABLE,
 }
