@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ class FrequencyMap(OnNetwork):
     num_images: int = 40
     num_tested: int = 500
 
-    most_images: ClassVar[str] = "num_tested"
+    most_images = "num_tested"
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,7 +10,7 @@ import hashlib
 import pathlib
 import time
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -292,7 +292,7 @@ class OnNetwork(Config):
     num_images: int
 
     # The field that says how many test images are needed: of several, the one with the greatest number.
-    most_images: ClassVar[str] = "num_images"
+    most_images = "num_images"
 
     def __post_init__(self):
         super().__post_init__()
