@@ -71,7 +71,7 @@ class FrequencyMap(OnNetwork):
 
     basis: Literal["fourier", "dct"] = "fourier"
     norms: tuple[float, ...] = (4.0, 8.0, 16.0)
-    num_images: int = 40
+    num_images: int = 25
     num_tested: int = 500
 
     most_images = "num_tested"

@@ -45,7 +45,7 @@ TABLE = {
             Claim(
                 "upper over lower decile of the median amplitudes where that noise makes no more errors",
                 spread_where_errors_are_silent,
-                "The heat map calls these frequencies equal. Medians of forty images scatter by tenths: three times is "
+                "The heat map calls these frequencies equal. Medians of 25 images scatter by tenths: three times is "
                 "a difference that users would want to see.",
                 at_least=3,
             ),
