@@ -18,8 +18,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 import hmt_jax
 from experiments import manipulations, report, store
 from experiments.claims import for_json
-from experiments.experiment import Config, Run, check_at_least, check_at_most
-from experiments.images import Images
+from experiments.experiment import Run
+from experiments.images import OnNetwork, trained
 from hmt_jax import _progress, _tables, data, plots, solvers, statistics
 from hmt_jax._images import Images as ImagesToRead
 from hmt_jax._looks import LOOKS, check_number
@@ -63,56 +63,39 @@ class Found(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Families(Config):
+class Families(OnNetwork):
     """Margins of a network in families of subspaces, and the accuracy of a linear classifier on each member alone.
 
     A linear classifier is fitted to all training images of the network. They are also the images whose principal
     components and class means are meant.
 
     Attributes:
-      baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
-        finished there.
-      data: data set of that experiment.
       families: subspaces, as `hmt measure --subspaces` takes them, but for files.
-      num_images: test images whose margins are measured, from the first one.
       effort: effort of `hmt_jax.solvers.tight`.
     """
 
-    baseline: str
-    data: str
     families: tuple[str, ...]
     num_images: int = 500
     effort: Literal["quick", "fast", "normal", "thorough"] = "normal"
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, 1, "num_images")
         if not self.families or len(set(self.families)) < len(self.families):
             raise ValueError(f"families must be at least one text, and different ones, got {self.families}")
         if files := [text for text in self.families if text.startswith("pixels:")]:
             raise ValueError(f"families has {files[0]}, a file that no run keeps: name patches:SIZE, or leave it out")
 
     def check(self, data_dir: str | None) -> None:
+        super().check(data_dir)
         dataset = data.load(self.data, data_dir)
-        check_at_most("num_images", self.num_images, len(dataset.test_images), f"test images of {self.data}")
         for text in self.families:
             if not _specs.need_features([text]):
                 _specs.subspaces_of([text], dataset.image_shape)
 
-    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
-        if not isinstance(other, Images):
-            raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
-        if other.data != self.data:
-            raise ValueError(f"baseline={self.baseline} is on {other.data}, got data={self.data}: change one of them")
-        if other.num_test:
-            check_at_most("num_images", self.num_images, other.num_test, f"test images of {self.baseline}")
-        return dataclasses.replace(other, seed=self.seed)
-
     def run(self, run: Run) -> None:
-        if run.baseline is None:
-            raise ValueError("baseline=none has no network: name the experiment that trains it")
+        config = trained(run)
+        assert run.baseline is not None
         if not (run.path / _MARGINS).exists():
-            config = Images(**store.settings(run.baseline))
             dataset = config.load(run.data_dir)
             parts = dataset.train_images, dataset.test_images
             train, test = (manipulations.apply(config.manipulation, images) for images in parts)

@@ -276,6 +276,50 @@ class Images(Measured):
         return attacks.PGD(**options, num_steps=num_steps, num_restarts=self.evaluation_restarts)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnNetwork(Config):
+    """The settings that kinds share which measure test images of the network of another experiment.
+
+    Attributes:
+      baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
+        finished there.
+      data: data set of that experiment.
+      num_images: test images whose margins are measured, from the first one.
+    """
+
+    baseline: str
+    data: str
+    num_images: int
+
+    # The field that says how many test images are needed: of several, the one with the greatest number.
+    most_images = "num_images"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "num_images")
+
+    def check(self, data_dir: str | None) -> None:
+        number = len(data.load(self.data, data_dir).test_images)
+        check_at_most(self.most_images, getattr(self, self.most_images), number, f"test images of {self.data}")
+
+    def baseline_config(self, other: Config, changes: dict[str, Any]) -> Config:
+        if not isinstance(other, Images):
+            raise ValueError(f"baseline={self.baseline} trains no network on images: name an experiment that does")
+        if other.data != self.data:
+            raise ValueError(f"baseline={self.baseline} is on {other.data}, got data={self.data}: change one of them")
+        if other.num_test:
+            number = getattr(self, self.most_images)
+            check_at_most(self.most_images, number, other.num_test, f"test images of {self.baseline}")
+        return dataclasses.replace(other, seed=self.seed)
+
+
+def trained(run: Run) -> "Images":
+    """The configuration of the experiment that trained the network of a run."""
+    if run.baseline is None:
+        raise ValueError("baseline=none has no network: name the experiment that trains it")
+    return Images(**store.settings(run.baseline))
+
+
 @functools.lru_cache(maxsize=1)  # for a run and its baseline
 def _load_all(name, data_dir):
     return data.load(name, data_dir)

@@ -11,6 +11,7 @@ import pytest
 from helpers import basis_of, random_basis
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from small_runs import small_baseline, small_digits
 
 import hmt_jax
 from experiments import families, registry, run, store
@@ -128,15 +129,6 @@ def test_misfits_are_in_the_wrong_third_of_both():
 # A run
 
 
-def small_digits(patch):
-    """One device, and a network that is trained at once."""
-    devices = jax.devices()[:1]  # simulated ones would wait for each other in every step
-    patch.setattr(jax, "local_devices", lambda: devices)
-    digits = registry.get("digits")
-    small = dataclasses.replace(digits.quick, network="logistic", num_epochs=2, num_images=12)
-    patch.setitem(registry._EXPERIMENTS, "digits", dataclasses.replace(digits, quick=small))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The folder of a run, beside that which trained its network."""
@@ -235,27 +227,11 @@ def test_an_interrupted_run_goes_on_from_its_last_stage(kept, undone, made, tmp_
     assert (path / "claims.json").read_bytes() == (made / "claims.json").read_bytes()
 
 
-def stand_in(name, data_dir):
-    """A faint template for each of three classes under noise, in place of a data set."""
-    rng, shape = np.random.default_rng(0), {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[name]
-    labels = np.arange(200) % 3
-    images = 100 + rng.uniform(0, 20, (3, *shape))[labels] + rng.uniform(0, 100, (200, *shape))
-    images = images.astype(np.uint8)
-    return data.from_arrays(images[:150], labels[:150], images[150:], labels[150:], name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["feature_families", "feature_families_cifar10"])
 def test_quick_forms_run(name, tmp_path, monkeypatch, capsys):
-    experiment = registry.get(name)
-    baseline = registry.get(experiment.config.baseline)
-    settings = {"network": "logistic", "num_train": 0, "num_test": 0, "num_epochs": 1, "num_images": 2}
-    small = dataclasses.replace(baseline.quick, **settings, window_step=20)
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(data, "load", stand_in)
-    monkeypatch.setitem(registry._EXPERIMENTS, experiment.config.baseline, dataclasses.replace(baseline, quick=small))
-    run.run(name, experiment.quick, tmp_path / name, is_quick=True, data_dir=str(tmp_path))
+    small_baseline(name, monkeypatch)
+    run.run(name, registry.get(name).quick, tmp_path / name, is_quick=True, data_dir=str(tmp_path))
     (verdict,) = json.loads((tmp_path / name / "claims.json").read_text())["claims"]
     assert np.isfinite(verdict["value"])
     assert verdict["claim"] in capsys.readouterr().out

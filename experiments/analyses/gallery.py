@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 import hmt_jax
 from experiments import manipulations, report, store
 from experiments.experiment import Config, Run, check_at_least, check_at_most
-from experiments.images import Images
+from experiments.images import Images, trained
 from hmt_jax import _tables, data, plots
 from hmt_jax.report import Measurement
 
@@ -48,9 +48,8 @@ class Gallery(Config):
         return dataclasses.replace(other, seed=self.seed)
 
     def run(self, run: Run) -> None:
-        if run.baseline is None:
-            raise ValueError("baseline=none has no network: name the experiment that trains it")
-        config = Images(**store.settings(run.baseline))
+        config = trained(run)
+        assert run.baseline is not None
         images = data.as_floats(config.load(run.data_dir).test_images[: config.num_images])
         manipulated = {"plain": images, **{text: manipulations.apply(text, images) for text in self.shown}}
         energy = np.array([(each**2).sum((1, 2, 3)) for each in manipulated.values()])

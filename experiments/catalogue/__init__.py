@@ -7,6 +7,7 @@ from experiments.catalogue import (
     cifar10,
     digits,
     families,
+    frequency_map,
     generalization,
     imagenet,
     mnist,
@@ -22,5 +23,6 @@ TABLES: Mapping[str, Mapping[str, Experiment]] = {
     "synthetic samples": synthetic.TABLE,
     "beyond the paper, on MNIST": beyond_the_paper.TABLE,
     "families of features": families.TABLE,
+    "single frequencies": frequency_map.TABLE,
     "margins and generalization": generalization.TABLE,
 }

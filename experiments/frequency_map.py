@@ -1,0 +1,424 @@
+"""The experiment on single frequencies: the amplitude of a wave at which a label changes, beside a heat map of errors.
+
+A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+import hmt_jax
+from experiments import manipulations, report, store
+from experiments.claims import for_json
+from experiments.experiment import Run, check_at_least
+from experiments.images import OnNetwork, trained
+from hmt_jax import _progress, _tables, data, plots, solvers, statistics, subspaces
+from hmt_jax._looks import LOOKS
+from hmt_jax.estimates import Estimate, from_medians, from_samples, from_share
+from hmt_jax.report import Measurement
+
+_NOISE, _MARGINS = "noise.npz", "margins.npz"
+_ROUNDING = 1e-4  # relative, by which margins and norms are compared
+_NUM_PLACES = 5  # frequencies that are listed for their places
+_HEADINGS = ("norm", "least error", "greatest", "rank correlation", "95% interval", "former label again")
+_SIDES = {
+    "at_floor": "frequencies with no more errors than without noise, within its 95% interval",
+    "at_ceiling": "frequencies with as many errors as a classifier that sees nothing, within its 95% interval",
+}
+_BEYOND_COLOR = "#cccccc"  # of medians beyond the reach
+_SILENT_COLOR = "#999999"
+
+
+class Found(NamedTuple):
+    """The findings of a run along R basis images: N margins, and K heat maps over M images, of which N are the first.
+
+    Noise of both signs counts alike. An image is changed if noise of either sign gives it another label.
+    """
+
+    frequency: np.ndarray  # (R, 2), vertical and horizontal
+    norms: np.ndarray  # (K,), of the noise
+    errors: np.ndarray  # (K, R), shares of wrong labels under noise
+    is_changed: np.ndarray  # (K, R, M)
+    error: float  # without noise
+    chance: float  # of a classifier that sees nothing
+    result: hmt_jax.MarginResult
+    seconds: float
+
+    @property
+    def margins(self) -> np.ndarray:
+        """Censored margins (R, N)."""
+        return statistics.censored_margins(self.result)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrequencyMap(OnNetwork):
+    """Margins of a network along single basis images, and its errors under noise along them at fixed norms.
+
+    Attributes:
+      basis: basis images, orthonormal ones: those of the real Fourier transform (Hartley's) or of the DCT.
+      norms: L2 norms of the noise, rising.
+      num_tested: test images whose labels are counted under noise, from the first one.
+    """
+
+    basis: Literal["fourier", "dct"] = "fourier"
+    norms: tuple[float, ...] = (4.0, 8.0, 16.0)
+    num_images: int = 25
+    num_tested: int = 500
+
+    most_images = "num_tested"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, self.num_images, "num_tested")
+        if not self.norms or min(self.norms) <= 0 or list(self.norms) != sorted(set(self.norms)):
+            raise ValueError(f"norms must be one or more positive numbers, rising, got {self.norms}")
+
+    def check(self, data_dir: str | None) -> None:
+        super().check(data_dir)
+        num_channels = data.load(self.data, data_dir).image_shape[2]
+        if num_channels != 1:
+            raise ValueError(
+                f"data={self.data} has {num_channels} channels, and a basis image is of one: name a data set of grey "
+                "images"
+            )
+
+    def run(self, run: Run) -> None:
+        config = trained(run)
+        assert run.baseline is not None
+        if not (run.path / _MARGINS).exists():
+            dataset = config.load(run.data_dir)
+            images = manipulations.apply(config.manipulation, dataset.test_images[: self.num_tested])
+            images, labels = data.as_floats(images), dataset.test_labels[: self.num_tested]
+            _, lines = basis(self.basis, images.shape[1:])
+            classifier = store.read_classifier(run.baseline)
+            with config.pixels_explained():
+                if not (run.path / _NOISE).exists():
+                    store.write_arrays(run.path / _NOISE, add_noise(classifier, images, labels, lines, self.norms))
+                self.measure(run, classifier, lines, images[: self.num_images], labels[: self.num_images])
+        found = read(run.path)
+        network = store.read_json(run.baseline / "summary.json")
+        store.write_json(
+            run.path / "summary.json",
+            {
+                "experiment": run.name,
+                "test_accuracy": network["test_accuracy"],
+                "num_test": network["num_test"],
+                "measurement_seconds": round(found.seconds, 2),
+                "num_images": found.result.margin.shape[1],
+                **describe(found),
+            },
+        )
+        store.write_picture(run.path / "map.png", _maps_picture(run.name, found, self.basis))
+        store.write_picture(run.path / "agreement.png", _agreement_picture(run.name, found))
+
+    def measure(self, run: Run, classifier: Any, lines: Sequence[Any], images: np.ndarray, labels: np.ndarray) -> None:
+        """Measures images along all lines, from where an interrupted run stopped, and writes `margins.npz`."""
+        started = time.perf_counter()
+        with _progress.bar("pairs", "margins") as show:
+            path = run.path / store.MARGINS
+            result = hmt_jax.measure_to_store(classifier, images, lines, solvers.Scan(), path, progress=show).read()
+        store.write_margins(
+            run.path / _MARGINS,
+            result,
+            frequency=basis(self.basis, images.shape[1:])[0],
+            true_label=labels,
+            image_shape=images.shape[1:],
+            seconds=time.perf_counter() - started,
+        )
+
+    def measurements(self, path: pathlib.Path) -> list[Measurement]:
+        found = read(path)
+        return [
+            Measurement(
+                name=store.read_config(path)["experiment"],
+                result=found.result,
+                subspaces=_names(found),
+                axis="vertical and horizontal frequency",
+                is_ordered=False,
+                image_ids=[f"{self.data} test {number}" for number in range(found.result.margin.shape[1])],
+                no_pictures="the perturbations were not kept",
+            )
+        ]
+
+    def report(self, path: pathlib.Path) -> str:
+        summary = store.read_json(path / "summary.json")
+        order = sorted(summary["frequencies"], key=lambda each: float(each["median"]))
+        least, most = (
+            f"{_tables.number(float(each['median']))} at {each['vertical']},{each['horizontal']}"
+            for each in (order[0], order[-1])
+        )
+        missed = summary["missed"]
+        lines = [
+            f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; amplitudes "
+            f"{summary['measurement_seconds']:.0f} s; median amplitudes from {least} to {most}, the vertical and "
+            "horizontal frequency",
+            f"errors of {summary['num_tested']} images without noise: {summary['error']:.2%}; of a classifier that "
+            f"sees nothing: {summary['chance']:.2%}",
+            f"labels that noise changes before the amplitude found: {missed['value']:.3%}",
+            "",
+            "errors under noise, and their rank correlation with median amplitudes",
+            report.aligned([_HEADINGS, *map(_row, summary["norms"])]),
+        ]
+        for side, text in _SIDES.items():
+            deciles = [(f"{each['norm']:g}", *_side(each[side])) for each in summary["norms"]]
+            headings = ("norm", "frequencies", "median amplitudes, 10%", "90%")
+            lines += ["", text, report.aligned([headings, *deciles])]
+        for each in summary["norms"]:
+            cells = [
+                (far["frequency"], f"{far['place_by_margin']:g}", f"{far['place_by_error']:g}")
+                for far in each["farthest"]
+            ]
+            lines += ["", f"places that differ most under noise of norm {each['norm']:g}, 1 the most sensitive"]
+            lines.append(report.aligned([("frequency", "by amplitude", "by errors"), *cells]))
+        return "\n".join(lines)
+
+
+# Basis images
+
+
+def basis(name: str, image_shape: Sequence[int]) -> tuple[np.ndarray, list[Any]]:
+    """The frequencies (R, 2) of an orthonormal basis of grey images, row by row, and the line of each basis image.
+
+    That of "fourier" at the frequency (u, v) is the wave cos(2 pi (u y / H + v x / W) - pi / 4) of norm 1, the basis
+    image of Hartley's transform (Bracewell, 1983). The wave at (-u, -v) has the same frequency, and is a quarter of a
+    period away. u and v are from minus a half of H and W on, as in pictures with the zero in their centre.
+    """
+    height, width, num_channels = image_shape
+    shape = height, width, num_channels
+    if name == "dct":
+        windows = subspaces.dct_grid(shape, 1, 1)
+        return np.stack([window.corner for window in windows]), windows
+    top, left = height // 2, width // 2
+    frequency = np.mgrid[-top : height - top, -left : width - left].reshape(2, -1).T
+    periods = frequency / np.array([height, width]) @ np.mgrid[:height, :width].reshape(2, -1)
+    waves = np.cos(2 * np.pi * periods - np.pi / 4) * np.sqrt(2 / (height * width))
+    return frequency, [subspaces.from_basis(wave[:, None].astype(np.float32), shape) for wave in waves]
+
+
+# Noise of one frequency
+
+
+def add_noise(
+    classifier: Any, images: np.ndarray, labels: np.ndarray, lines: Sequence[Any], norms: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """The labels (K, R, 2, M) of M images under noise of K norms along R lines, once added and once taken away.
+
+    Pixels are not clipped, which would add other frequencies.
+    """
+    amplitudes = jnp.asarray([[norm, -norm] for norm in norms])
+    found = []
+    with _progress.bar("frequencies", "noise") as show:
+        for number, line in enumerate(lines, start=1):
+            found.append(np.asarray(_labels_under_noise(classifier, images, line, amplitudes), np.int16))
+            show(number, len(lines))
+    return {
+        "norm": np.array(norms, float),
+        "label_under_noise": np.stack(found, axis=1),
+        "label": np.asarray(classifier(images).argmax(-1)),
+        "true_label": labels,
+    }
+
+
+@jax.jit
+def _labels_under_noise(classifier, images, line, amplitudes):
+    """Labels (K, 2, M) for amplitudes (K, 2)."""
+    shifts = jax.vmap(line.embed)(amplitudes.reshape(-1, 1))
+    labels = jax.lax.map(lambda shift: classifier(images + shift[None]).argmax(-1), shifts)
+    return labels.reshape(*amplitudes.shape, -1)
+
+
+# Findings
+
+
+def read(path: pathlib.Path) -> Found:
+    """The findings of the run in a folder."""
+    result, arrays = store.read_margins(path / _MARGINS)
+    noise = store.read_arrays(path / _NOISE)
+    labels, before, truth = noise["label_under_noise"], noise["label"], noise["true_label"]
+    return Found(
+        frequency=arrays["frequency"],
+        norms=noise["norm"],
+        errors=(labels != truth).mean((2, 3)),
+        is_changed=(labels != before).any(2),
+        error=float(np.mean(before != truth)),
+        chance=1 - np.unique(truth, return_counts=True)[1].max() / len(truth),
+        result=result,
+        seconds=float(arrays["seconds"]),
+    )
+
+
+def correlation(found: Found, k: int) -> Estimate:
+    """Spearman's rank correlation of median margins and errors under noise of a norm. Its interval is over margins."""
+    return from_medians(lambda medians: report.spearman(medians, found.errors[k]), found.margins)
+
+
+def is_at_floor(found: Found, k: int) -> np.ndarray:
+    """Where noise of a norm leaves the error within the 95% interval of the error without noise, (R,) truth values."""
+    return found.errors[k] <= from_share(found.error, found.is_changed.shape[2]).high
+
+
+def is_at_ceiling(found: Found, k: int) -> np.ndarray:
+    """Where errors are within the 95% interval of those of a classifier that sees nothing, or beyond it, (R,)."""
+    return found.errors[k] >= from_share(found.chance, found.is_changed.shape[2]).low
+
+
+def spread(found: Found, is_kept: np.ndarray) -> Estimate:
+    """The upper decile of the median margins along the basis images kept, (R,) truth values, over the lower one."""
+    if not is_kept.any():
+        raise ValueError("no frequency is left: change the norms")
+
+    def statistic(medians):
+        return statistics.percentile(medians, 90) / statistics.percentile(medians, 10)
+
+    return from_medians(statistic, found.margins[is_kept])
+
+
+def share_missed(found: Found) -> Estimate:
+    """The share of pairs and norms where a label is changed by noise, although the margin is larger than its norm."""
+    is_changed, is_beyond = _beside(found)
+    return from_samples(np.mean, (is_changed & is_beyond).mean((0, 1)))
+
+
+def share_returned(found: Found, k: int) -> Estimate:
+    """The share of pairs with a margin below a norm that have the former label again under noise of this norm."""
+    is_changed, is_beyond = (each[k] for each in _beside(found))
+    is_within = ~is_beyond
+    arrays = (~is_changed & is_within).sum(0), is_within.sum(0)
+    return from_samples(lambda returned, within: returned.sum() / within.sum(), *arrays)
+
+
+def _beside(found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Whether noise changes the label, and whether the margin is beyond its norm, (K, R, N)."""
+    margins = found.margins
+    is_beyond = margins > found.norms[:, None, None] * (1 + _ROUNDING)
+    return found.is_changed[:, :, : margins.shape[1]], is_beyond
+
+
+def places(found: Found, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places (R,) of basis images by their median margins, and by errors from many to few. Equal ones share one."""
+    medians = statistics.percentile(found.margins, 50)
+    return report.ranks(medians) + 0.5, report.ranks(-found.errors[k]) + 0.5
+
+
+def describe(found: Found) -> dict[str, Any]:
+    """The findings for a summary in JSON."""
+    medians = statistics.percentile(found.margins, 50)
+    return {
+        "num_tested": found.is_changed.shape[2],
+        "error": found.error,
+        "chance": found.chance,
+        "missed": _numbers(share_missed(found)),
+        "norms": [_of_norm(found, medians, k) for k in range(len(found.norms))],
+        "frequencies": [
+            {"vertical": u, "horizontal": v, "median": for_json(median), "errors": errors.tolist()}
+            for (u, v), median, errors in zip(found.frequency.tolist(), medians, found.errors.T, strict=True)
+        ],
+    }
+
+
+def _of_norm(found: Found, medians: np.ndarray, k: int) -> dict[str, Any]:
+    sides = {"at_floor": is_at_floor(found, k), "at_ceiling": is_at_ceiling(found, k)}
+    by_margin, by_error = places(found, k)
+    farthest = np.argsort(-np.abs(by_margin - by_error), kind="stable")[:_NUM_PLACES]
+    return {
+        "norm": float(found.norms[k]),
+        "errors": [float(end) for end in (found.errors[k].min(), found.errors[k].max())],
+        "correlation": _numbers(correlation(found, k)),
+        **{
+            side: {
+                "share": float(is_there.mean()),
+                "deciles": [for_json(float(statistics.percentile(medians[is_there], rank))) for rank in (10, 90)],
+            }
+            for side, is_there in sides.items()
+        },
+        "returned": _numbers(share_returned(found, k)),
+        "farthest": [
+            {"frequency": name, "place_by_margin": float(by_margin[r]), "place_by_error": float(by_error[r])}
+            for r, name in ((r, _names(found)[r]) for r in farthest)
+        ],
+    }
+
+
+def _numbers(estimate: Estimate) -> dict[str, Any]:
+    return {field: for_json(number) for field, number in estimate._asdict().items()}
+
+
+def _names(found: Found) -> list[str]:
+    return [f"{u},{v}" for u, v in found.frequency.tolist()]
+
+
+def _row(each: dict[str, Any]) -> tuple[str, ...]:
+    value, low, high = (f"{float(each['correlation'][end]):.2f}" for end in ("value", "low", "high"))
+    errors = [f"{end:.1%}" for end in each["errors"]]
+    return f"{each['norm']:g}", *errors, value, f"{low} to {high}", f"{float(each['returned']['value']):.1%}"
+
+
+def _side(side: dict[str, Any]) -> tuple[str, ...]:
+    return f"{side['share']:.1%}", *_tables.numbers(map(float, side["deciles"]))
+
+
+# Pictures
+
+
+def _maps_picture(title: str, found: Found, name: str) -> list[Axes]:
+    """Median margins by frequency, and the heat maps of errors beside them, on one scale."""
+    rows, columns = map(np.unique, found.frequency.T)
+    shape = len(rows), len(columns)
+    figure = Figure(figsize=(3.6 * (len(found.norms) + 1) + 1.4, 4.2), dpi=150, layout="constrained")
+    first, *others = panels = list(figure.subplots(1, len(found.norms) + 1))
+    medians = statistics.percentile(found.margins, 50).reshape(1, *shape)
+    labels = {"xlabel": "horizontal frequency", "ylabel": "vertical frequency"}
+    heading = [f"amplitudes: medians of {found.margins.shape[1]} images"]
+    plots.margin_maps(medians, rows, columns, titles=heading, axes=[first], **labels)
+    first.set_facecolor(_BEYOND_COLOR)
+    for axes, norm, errors in zip(others, found.norms, found.errors, strict=True):
+        mesh = axes.imshow(errors.reshape(shape), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xticks(first.get_xticks(), first.get_xticklabels())
+        axes.set_yticks(first.get_yticks(), first.get_yticklabels())
+        axes.set(title=f"errors under noise of norm {norm:g}", xlabel=labels["xlabel"])
+    figure.colorbar(mesh, ax=others, shrink=0.8, label=f"share of wrong labels, {found.is_changed.shape[2]} images")
+    where = {"fourier": "Fourier waves, the mean in the centre", "dct": "DCT coefficients, the mean in the upper left"}
+    plots.frame(figure, f"{title}: {where[name]}")
+    return panels
+
+
+def _agreement_picture(title: str, found: Found) -> list[Axes]:
+    """Errors under noise of each norm against median margins: a point for each basis image."""
+    medians = statistics.percentile(found.margins, 50)
+    is_finite = np.isfinite(medians)
+    ends = medians[is_finite] if is_finite.any() else found.norms
+    right = 1.3 * ends.max()
+    figure = Figure(figsize=(4 * len(found.norms), 4), dpi=150, layout="constrained")
+    panels = list(figure.subplots(1, len(found.norms), sharex=True, sharey=True, squeeze=False)[0])
+    panels[0].set(xscale="log", xlim=(ends.min() / 1.3, right), ylim=(-0.02, 1))
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].xaxis.set_major_formatter("{x:g}")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    for k, axes in enumerate(panels):
+        is_silent = is_at_floor(found, k)
+        for is_there, color, label in (
+            (~is_silent, LOOKS[0].color, "more errors than without noise"),
+            (is_silent, _SILENT_COLOR, "no more errors than without noise"),
+        ):
+            axes.scatter(medians[is_there], found.errors[k][is_there], s=8, color=color, label=label)
+            beyond = found.errors[k][is_there & ~is_finite]
+            axes.scatter(np.full(len(beyond), right), beyond, s=16, color=color, marker=">", clip_on=False)
+        axes.axvline(found.norms[k], color="black", linewidth=1, linestyle="--", label="norm of the noise")
+        axes.axhline(
+            found.chance, color="black", linewidth=1, linestyle=":", label="error of a classifier that sees nothing"
+        )
+        axes.set_title(f"noise of norm {found.norms[k]:g}", fontsize=10)
+        axes.set_xlabel("median amplitude (L2, pixels in [0, 1])")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("share of wrong labels")
+    plots.frame(figure, f"{title}: what a heat map shows of the amplitudes", *panels[0].get_legend_handles_labels())
+    return panels
