@@ -4,12 +4,16 @@ A run goes from top to bottom. Each stage leaves a file, and a stage whose file 
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
+import re
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,10 +33,12 @@ from hmt_jax.report import Measurement
 from hmt_jax.subspaces import _rows
 from hmt_jax.subspaces._base import basis_of
 
-_LINEAR, _MARGINS = "linear.npz", "margins.npz"
+_LINEAR, _MARGINS, _PARTS = "linear.npz", "margins.npz", "parts.npz"
+_NUM_SHOWN = 7  # members of a family in its picture, evenly from the first to the last
 _ROUNDING = 1 / (12 * 255**2)  # the variance that rounding to 8 bits gives a pixel
 _LEAST_BANDS = 3  # the fewest that have an order worth a number
 _OTHERS_COLOR = "#cccccc"
+_HEADING_WIDTH = 16  # characters in a line above an image
 _LABEL_HEIGHT = 0.036  # of a panel
 _COLUMN, _WIDTH = 0.94, 1.4  # where names on the right begin and end
 
@@ -95,7 +101,7 @@ class Families(OnNetwork):
     def run(self, run: Run) -> None:
         config = trained(run)
         assert run.baseline is not None
-        if not (run.path / _MARGINS).exists():
+        if not (run.path / _PARTS).exists():
             dataset = config.load(run.data_dir)
             parts = dataset.train_images, dataset.test_images
             train, test = (manipulations.apply(config.manipulation, images) for images in parts)
@@ -104,9 +110,10 @@ class Families(OnNetwork):
                 linear = linear_accuracies(members, train, dataset.train_labels, test, dataset.test_labels)
                 store.write_arrays(run.path / _LINEAR, linear)
             with config.pixels_explained():
-                first = slice(self.num_images)
-                classifier = store.read_classifier(run.baseline)
-                self.measure(run, classifier, members, data.as_floats(test[first]), dataset.test_labels[first])
+                classifier, images = store.read_classifier(run.baseline), data.as_floats(test[: self.num_images])
+                if not (run.path / _MARGINS).exists():
+                    self.measure(run, classifier, members, images, dataset.test_labels[: self.num_images])
+                self.perturb(run, classifier, members, images[0])
         found = read(run.path)
         network = store.read_json(run.baseline / "summary.json")
         store.write_json(
@@ -122,6 +129,10 @@ class Families(OnNetwork):
         )
         store.write_picture(run.path / "accuracy.png", _accuracy_picture(run.name, found))
         store.write_picture(run.path / "margins.png", _margins_picture(run.name, found))
+        shown = store.read_arrays(run.path / _PARTS)
+        for family in dict.fromkeys(found.families):
+            name = re.sub("[^a-z0-9]+", "-", family)
+            store.write_picture(run.path / f"family-{name}.png", _parts_picture(family, shown))
 
     def members(self, images: np.ndarray, labels: np.ndarray) -> list[Member]:
         """The members of all families. Texts that name one subspace each, of one kind, make a family together."""
@@ -152,6 +163,30 @@ class Families(OnNetwork):
             image_shape=images.shape[1:],
             seconds=time.perf_counter() - started,
         )
+
+    def perturb(self, run: Run, classifier: Any, members: Sequence[Member], image: np.ndarray) -> None:
+        """Writes the parts of an image in some members of each family, and its least perturbations there."""
+        shown = []
+        for _, own in itertools.groupby(members, lambda member: member.family):
+            family = list(own)
+            places = np.linspace(0, len(family) - 1, min(_NUM_SHOWN, len(family))).round().astype(int)
+            shown += [family[place] for place in places]
+        subspaces, solver = [member.subspace for member in shown], solvers.tight(self.effort)
+        result = hmt_jax.measure_margins(classifier, image[None], subspaces, solver, keep_coordinates=True)
+        assert result.coordinates is not None
+        found = list(zip(subspaces, result.coordinates, strict=True))
+        perturbations = np.stack([subspace.embed(jnp.asarray(rows[0])) for subspace, rows in found])
+        arrays = {
+            "family": [member.family for member in shown],
+            "member": [member.name for member in shown],
+            "image": image,
+            "part": np.stack([subspace.embed(subspace.coordinates(jnp.asarray(image))) for subspace in subspaces]),
+            "perturbation": perturbations,
+            "margin": result.margin[:, 0],
+            "label": result.label[:, 0],
+            "label_of_perturbed": np.asarray(classifier(image + perturbations).argmax(1)),
+        }
+        store.write_arrays(run.path / _PARTS, arrays)
 
     def measurements(self, path: pathlib.Path) -> list[Measurement]:
         found = read(path)
@@ -410,3 +445,22 @@ def _margins_picture(title: str, found: Found) -> Any:
     panels[0].set_ylim(min(lows), max(highs))
     plots.frame(figure, f"{title}: margins of {found.result.margin.shape[1]} test images")
     return panels
+
+
+def _parts_picture(family: str, arrays: dict[str, np.ndarray]) -> list[Axes]:
+    """An image as members of a family see it, its least perturbations there, and their sums with the image.
+
+    Parts and perturbations are drawn around grey, each as strong as it can be.
+    """
+    image = arrays["image"]
+    columns = {"image": np.stack([image, np.full_like(image, 0.5), image])}
+    captions = [["", "", f"label {arrays['label'][0]}"]]
+    for r in np.flatnonzero(arrays["family"] == family):
+        perturbation = arrays["perturbation"][r]
+        rows = report.around_grey(arrays["part"][r]), report.around_grey(perturbation), image + perturbation
+        columns[textwrap.fill(str(arrays["member"][r]), _HEADING_WIDTH)] = np.stack(rows)
+        norm = float(np.linalg.norm(arrays["part"][r]))
+        label = f"label {arrays['label_of_perturbed'][r]}"
+        captions.append([f"norm {norm:.3g}", f"margin {arrays['margin'][r]:.3g}", label])
+    title = f"{family}: parts of an image, its least perturbations, and the perturbed images"
+    return plots.image_grid(columns, captions=captions, title=title)

@@ -53,6 +53,12 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
+def around_grey(images: np.ndarray) -> np.ndarray:
+    """Perturbations (..., height, width, channels) as images, with grey for 0, each as strong as it can be."""
+    reach = np.abs(images).max((-3, -2, -1), keepdims=True)
+    return 0.5 + images / (2 * np.where(reach > 0, reach, 1))
+
+
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from low to high, from one half on; equal values share the mean of theirs. NaN for all if one is NaN."""
     if np.isnan(values).any():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from small_runs import small_baseline, small_digits
 
 import hmt_jax
-from experiments import families, registry, run, store
+from experiments import experiment, families, registry, run, store
 from experiments.catalogue.families import correlation_with_accuracy
 from experiments.families import Families, Found, Member
 from hmt_jax import data, plots, subspaces
@@ -146,7 +147,10 @@ def test_a_run_has_every_member_of_every_family(made):
     assert counts == {"dct-grid:4:4": 4, "patches:4": 4, "principal-components": 3, "class-means": 4}
     assert arrays["dimension"].tolist() == [16] * 11 + [9, 55, 9, 55]
     assert arrays["margin"].shape == (15, 12)
-    for picture in ("accuracy.png", "margins.png"):
+    of_families = [
+        f"family-{name}.png" for name in ("dct-grid-4-4", "patches-4", "principal-components", "class-means")
+    ]
+    for picture in ("accuracy.png", "margins.png", *of_families):
         assert (made / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -162,6 +166,35 @@ def test_margins_are_those_of_the_network_beside(made):
     gaps = np.delete(logits[label] - np.asarray(logits), label)
     expected = np.min(gaps / np.linalg.norm(normals @ basis_of(patch), axis=1))
     np.testing.assert_allclose(arrays["margin"][5, 3], expected, rtol=1e-3)  # of the last step of the search
+
+
+@pytest.mark.slow
+def test_pictures_show_what_lies_in_a_member_and_changes_the_label(made):
+    arrays = store.read_arrays(made / "parts.npz")
+    image = data.as_floats(data.load("digits").test_images[0])
+    np.testing.assert_array_equal(arrays["image"], image)
+    inside = np.zeros((8, 8, 1), bool)
+    inside[:4, 4:] = True
+    np.testing.assert_allclose(arrays["part"][5], np.where(inside, image, 0), atol=1e-6)  # of the second patch
+    assert (arrays["perturbation"][5][~inside] == 0).all()
+    norms = np.linalg.norm(arrays["perturbation"].reshape(len(arrays["member"]), -1), axis=1)
+    np.testing.assert_allclose(norms, arrays["margin"], rtol=1e-5)
+    classifier = store.read_classifier(made.parent / "digits_quick")
+    labels = [int(np.argmax(classifier((image + each)[None]))) for each in arrays["perturbation"]]
+    assert labels == arrays["label_of_perturbed"].tolist()
+    assert set(arrays["label"].tolist()) == {int(np.argmax(classifier(image[None])))}
+    assert (arrays["label_of_perturbed"] != arrays["label"]).all()
+
+
+def test_a_picture_shows_seven_members_from_the_first_to_the_last(monkeypatch):
+    shape, kept = (1, 20, 1), {}
+    members = [Member("pixels", str(n), subspaces.pixels(np.arange(20).reshape(shape) == n)) for n in range(20)]
+    members += [Member("whole", "all", subspaces.full(shape))]
+    classifier = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.eye(20, 2) + 0.1)
+    monkeypatch.setattr(store, "write_arrays", lambda path, arrays: kept.update(arrays))
+    run_of = experiment.Run("name", pathlib.Path("folder"))
+    CONFIG.perturb(run_of, classifier, members, np.full(shape, 0.5, np.float32))
+    assert kept["member"] == ["0", "3", "6", "10", "13", "16", "19", "all"]
 
 
 @pytest.mark.slow
@@ -208,7 +241,11 @@ def test_the_report_lists_every_member_and_marks_those_that_are_no_bands(made, c
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "undone"),
-    [(["linear.npz"], "linear_accuracies"), (["linear.npz", "margins.npz"], "manipulations")],
+    [
+        (["linear.npz"], "linear_accuracies"),
+        (["linear.npz", "margins.npz"], "linear_accuracies"),
+        (["linear.npz", "margins.npz", "parts.npz"], "manipulations"),
+    ],
 )
 def test_an_interrupted_run_goes_on_from_its_last_stage(kept, undone, made, tmp_path, monkeypatch):
     small_digits(monkeypatch)
@@ -219,7 +256,7 @@ def test_an_interrupted_run_goes_on_from_its_last_stage(kept, undone, made, tmp_
         shutil.copy(made / name, path / name)
     monkeypatch.setattr(families, undone, None)  # the stage would fail
     run.run("feature_families", CONFIG, path, is_quick=True)
-    for name in ("linear.npz", "margins.npz"):
+    for name in ("linear.npz", "margins.npz", "parts.npz"):
         before, after = (store.read_arrays(folder / name) for folder in (made, path))
         before.pop("seconds", None)
         for field, array in before.items():

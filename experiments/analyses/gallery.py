@@ -107,9 +107,8 @@ def perturb(run: Run, config: Images, classifier: Any, images: np.ndarray) -> di
 
 def _picture(name: str, images: np.ndarray, found: dict[str, np.ndarray]) -> list[Axes]:
     """Images beside their perturbations, which are drawn around grey, each as strong as it can be."""
-    reach = np.abs(found["perturbation"]).max((2, 3, 4), keepdims=True)
     windows = [f"window {row}, {column}" for row, column in found["corner"].tolist()]
-    columns = dict(zip(windows, 0.5 + found["perturbation"] / (2 * reach), strict=True))
+    columns = dict(zip(windows, report.around_grey(found["perturbation"]), strict=True))
     captions = [[str(label) for label in found["label"][0]], *_captions(found)]
     shown = {"image": _stretched(images), **columns}
     return plots.image_grid(shown, captions=captions, title=f"{name}: perturbations")
