@@ -418,8 +418,10 @@ def _picture(title: str, found: Found) -> Any:
             axes.xaxis.set_minor_formatter("{x:g}")
             axes.tick_params(labelsize=7, which="both")
             axes.grid(alpha=0.3, which="both")
-    figure.supxlabel("mean margin of training images (L2, pixels in [0, 1])")
-    figure.supylabel("test accuracy")
+    for axes in panels[-1]:
+        axes.set_xlabel("mean margin of training images (L2)", fontsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("test accuracy", fontsize=8)
     title = f"{title}: {len(found.numbers)} networks of one training loss"
     plots.frame(figure, title, *panels[0, 0].get_legend_handles_labels())
     return panels
