@@ -399,7 +399,7 @@ def _agreement_picture(title: str, found: Found) -> list[Axes]:
     right = 1.3 * ends.max()
     figure = Figure(figsize=(4 * len(found.norms), 4), dpi=150, layout="constrained")
     panels = list(figure.subplots(1, len(found.norms), sharex=True, sharey=True, squeeze=False)[0])
-    panels[0].set(xscale="log", xlim=(ends.min() / 1.3, right), ylim=(-0.02, 1))
+    panels[0].set(xscale="log", xlim=(min(ends.min(), found.norms[0]) / 1.3, right), ylim=(-0.02, 1))
     panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].xaxis.set_minor_formatter(NullFormatter())
