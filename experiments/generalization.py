@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 
 import hmt_jax
@@ -285,6 +284,8 @@ def read(path: pathlib.Path) -> Found:
 
 def kendall(first: np.ndarray, second: np.ndarray) -> float:
     """Kendall's rank correlation, tau-b; NaN if all values of one are equal."""
+    import scipy.stats  # which takes a second
+
     return float(scipy.stats.kendalltau(first, second).statistic)
 
 
@@ -303,6 +304,8 @@ def gain(found: Found, subspace: str, solver: str = "tight") -> Estimate:
 
 def by_chance(margins: np.ndarray, accuracy: np.ndarray) -> tuple[float, float]:
     """The interval that Kendall's rank correlation lies in if accuracies are exchanged among networks at random."""
+    import scipy.stats  # which takes a second
+
     result = scipy.stats.permutation_test(
         (margins,),
         lambda exchanged: kendall(exchanged, accuracy),
