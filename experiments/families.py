@@ -34,7 +34,7 @@ from hmt_jax.subspaces import _rows
 from hmt_jax.subspaces._base import basis_of
 
 _LINEAR, _MARGINS, _PARTS = "linear.npz", "margins.npz", "parts.npz"
-_NUM_SHOWN = 7  # members of a family in its picture, evenly from the first to the last
+_NUM_SHOWN = 7  # members of a family in its picture at most, evenly from the first to the last
 _ROUNDING = 1 / (12 * 255**2)  # the variance that rounding to 8 bits gives a pixel
 _LEAST_BANDS = 3  # the fewest that have an order worth a number
 _OTHERS_COLOR = "#cccccc"
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     dimension: np.ndarray  # (R,)
     is_band: np.ndarray  # (R,)
     accuracy: np.ndarray  # (R,) of linear classifiers
-    chance: float  # the accuracy of a classifier that sees nothing
+    chance: float  # the accuracy of a classifier that sees nothing, and always chooses the most frequent class
     result: hmt_jax.MarginResult
     seconds: float
 
@@ -72,11 +72,11 @@ class Found(NamedTuple):
 class Families(OnNetwork):
     """Margins of a network in families of subspaces, and the accuracy of a linear classifier on each member alone.
 
-    A linear classifier is fitted to all training images of the network. They are also the images whose principal
-    components and class means are meant.
+    Linear classifiers are fitted to all training images of the network. Principal components and class means are those
+    of the same images.
 
     Attributes:
-      families: subspaces, as `hmt measure --subspaces` takes them, but for files.
+      families: subspaces, as `hmt measure --subspaces` takes them, except `pixels`, which needs a file.
       effort: effort of `hmt_jax.solvers.tight`.
     """
 
@@ -87,7 +87,7 @@ class Families(OnNetwork):
     def __post_init__(self):
         super().__post_init__()
         if not self.families or len(set(self.families)) < len(self.families):
-            raise ValueError(f"families must be at least one text, and different ones, got {self.families}")
+            raise ValueError(f"families must be one or more different texts, got {self.families}")
         if files := [text for text in self.families if text.startswith("pixels:")]:
             raise ValueError(f"families has {files[0]}, a file that no run keeps: name patches:SIZE, or leave it out")
 
@@ -165,7 +165,7 @@ class Families(OnNetwork):
         )
 
     def perturb(self, run: Run, classifier: Any, members: Sequence[Member], image: np.ndarray) -> None:
-        """Writes the parts of an image in some members of each family, and its least perturbations there."""
+        """Writes the parts of an image in some members of each family, and the smallest perturbations there."""
         shown = []
         for _, own in itertools.groupby(members, lambda member: member.family):
             family = list(own)
@@ -448,9 +448,9 @@ def _margins_picture(title: str, found: Found) -> Any:
 
 
 def _parts_picture(family: str, arrays: dict[str, np.ndarray]) -> list[Axes]:
-    """An image as members of a family see it, its least perturbations there, and their sums with the image.
+    """The parts of an image in members of a family, the smallest perturbations there, and the perturbed images.
 
-    Parts and perturbations are drawn around grey, each as strong as it can be.
+    Parts and perturbations are drawn with grey for 0, each with the strongest contrast that fits.
     """
     image = arrays["image"]
     columns = {"image": np.stack([image, np.full_like(image, 0.5), image])}

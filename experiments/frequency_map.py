@@ -1,6 +1,7 @@
 """The experiment on single frequencies: the amplitude of a wave at which a label changes, beside a heat map of errors.
 
-A run goes from top to bottom. Each stage leaves a file, and a stage whose file is there is not run again.
+An amplitude is the margin of an image along one basis image. A run goes from top to bottom. Each stage leaves a file,
+and a stage whose file is there is not run again.
 """
 
 import dataclasses
@@ -27,21 +28,22 @@ from hmt_jax.estimates import Estimate, from_medians, from_samples, from_share
 from hmt_jax.report import Measurement
 
 _NOISE, _MARGINS = "noise.npz", "margins.npz"
-_ROUNDING = 1e-4  # relative, by which margins and norms are compared
-_NUM_PLACES = 5  # frequencies that are listed for their places
-_HEADINGS = ("norm", "least error", "greatest", "rank correlation", "95% interval", "former label again")
+_ROUNDING = 1e-4  # relative tolerance when margins are compared with norms
+_NUM_PLACES = 5  # frequencies listed because their places in the two orders differ most
+_HEADINGS = ("norm", "least error", "greatest error", "rank correlation", "95% interval", "former label again")
 _SIDES = {
-    "at_floor": "frequencies with no more errors than without noise, within its 95% interval",
-    "at_ceiling": "frequencies with as many errors as a classifier that sees nothing, within its 95% interval",
+    "at_floor": "frequencies whose error is not above the 95% interval of the error without noise",
+    "at_ceiling": "frequencies whose error is not below the 95% interval of that of a classifier that sees nothing",
 }
-_BEYOND_COLOR = "#cccccc"  # of medians beyond the reach
-_SILENT_COLOR = "#999999"
+_BEYOND_COLOR = "#cccccc"  # of infinite medians, beyond the reach of the scan
+_SILENT_COLOR = "#999999"  # of frequencies at which noise adds no errors
 
 
 class Found(NamedTuple):
-    """The findings of a run along R basis images: N margins, and K heat maps over M images, of which N are the first.
+    """The findings of a run along R basis images: the amplitudes of N images, and K heat maps over M images.
 
-    Noise of both signs counts alike. An image is changed if noise of either sign gives it another label.
+    The N images are the first of the M. Errors are counted over both signs of the noise. An image is changed if noise
+    of either sign changes its label.
     """
 
     frequency: np.ndarray  # (R, 2), vertical and horizontal
@@ -49,13 +51,13 @@ class Found(NamedTuple):
     errors: np.ndarray  # (K, R), shares of wrong labels under noise
     is_changed: np.ndarray  # (K, R, M)
     error: float  # without noise
-    chance: float  # of a classifier that sees nothing
+    chance: float  # the error of a classifier that sees nothing, and always chooses the most frequent class
     result: hmt_jax.MarginResult
     seconds: float
 
     @property
     def margins(self) -> np.ndarray:
-        """Censored margins (R, N)."""
+        """The amplitudes (R, N), infinite if none was found."""
         return statistics.censored_margins(self.result)
 
 
@@ -64,9 +66,9 @@ class FrequencyMap(OnNetwork):
     """Margins of a network along single basis images, and its errors under noise along them at fixed norms.
 
     Attributes:
-      basis: basis images, orthonormal ones: those of the real Fourier transform (Hartley's) or of the DCT.
-      norms: L2 norms of the noise, rising.
-      num_tested: test images whose labels are counted under noise, from the first one.
+      basis: orthonormal basis images, of the real Fourier transform (Hartley's) or of the DCT.
+      norms: L2 norms of the noise, in ascending order.
+      num_tested: test images whose errors under noise are counted, from the first one.
     """
 
     basis: Literal["fourier", "dct"] = "fourier"
@@ -80,15 +82,15 @@ class FrequencyMap(OnNetwork):
         super().__post_init__()
         check_at_least(self, self.num_images, "num_tested")
         if not self.norms or min(self.norms) <= 0 or list(self.norms) != sorted(set(self.norms)):
-            raise ValueError(f"norms must be one or more positive numbers, rising, got {self.norms}")
+            raise ValueError(f"norms must be one or more positive numbers in ascending order, got {self.norms}")
 
     def check(self, data_dir: str | None) -> None:
         super().check(data_dir)
         num_channels = data.load(self.data, data_dir).image_shape[2]
         if num_channels != 1:
             raise ValueError(
-                f"data={self.data} has {num_channels} channels, and a basis image is of one: name a data set of grey "
-                "images"
+                f"data={self.data} has {num_channels} channels, but basis images have one: name a data set of grey "
+                "images, such as mnist"
             )
 
     def run(self, run: Run) -> None:
@@ -121,7 +123,7 @@ class FrequencyMap(OnNetwork):
         store.write_picture(run.path / "agreement.png", _agreement_picture(run.name, found))
 
     def measure(self, run: Run, classifier: Any, lines: Sequence[Any], images: np.ndarray, labels: np.ndarray) -> None:
-        """Measures images along all lines, from where an interrupted run stopped, and writes `margins.npz`."""
+        """Measures amplitudes along all lines, from where an interrupted run stopped, and writes `margins.npz`."""
         started = time.perf_counter()
         with _progress.bar("pairs", "margins") as show:
             path = run.path / store.MARGINS
@@ -159,8 +161,8 @@ class FrequencyMap(OnNetwork):
         missed = summary["missed"]
         lines = [
             f"test accuracy {summary['test_accuracy']:.2%}; {summary['num_images']} images; amplitudes "
-            f"{summary['measurement_seconds']:.0f} s; median amplitudes from {least} to {most}, the vertical and "
-            "horizontal frequency",
+            f"{summary['measurement_seconds']:.0f} s; median amplitudes from {least} to {most} (vertical, horizontal "
+            "frequency)",
             f"errors of {summary['num_tested']} images without noise: {summary['error']:.2%}; of a classifier that "
             f"sees nothing: {summary['chance']:.2%}",
             f"labels that noise changes before the amplitude found: {missed['value']:.3%}",
@@ -170,14 +172,17 @@ class FrequencyMap(OnNetwork):
         ]
         for side, text in _SIDES.items():
             deciles = [(f"{each['norm']:g}", *_side(each[side])) for each in summary["norms"]]
-            headings = ("norm", "frequencies", "median amplitudes, 10%", "90%")
+            headings = ("norm", "share", "median amplitudes, 10%", "90%")
             lines += ["", text, report.aligned([headings, *deciles])]
         for each in summary["norms"]:
             cells = [
                 (far["frequency"], f"{far['place_by_margin']:g}", f"{far['place_by_error']:g}")
                 for far in each["farthest"]
             ]
-            lines += ["", f"places that differ most under noise of norm {each['norm']:g}, 1 the most sensitive"]
+            lines += [
+                "",
+                f"frequencies whose places differ most under noise of norm {each['norm']:g}; 1 is the most sensitive",
+            ]
             lines.append(report.aligned([("frequency", "by amplitude", "by errors"), *cells]))
         return "\n".join(lines)
 
@@ -186,11 +191,11 @@ class FrequencyMap(OnNetwork):
 
 
 def basis(name: str, image_shape: Sequence[int]) -> tuple[np.ndarray, list[Any]]:
-    """The frequencies (R, 2) of an orthonormal basis of grey images, row by row, and the line of each basis image.
+    """The frequencies (R, 2) and the lines of an orthonormal basis of grey images, row by row: each image spans a line.
 
-    That of "fourier" at the frequency (u, v) is the wave cos(2 pi (u y / H + v x / W) - pi / 4) of norm 1, the basis
-    image of Hartley's transform (Bracewell, 1983). The wave at (-u, -v) has the same frequency, and is a quarter of a
-    period away. u and v are from minus a half of H and W on, as in pictures with the zero in their centre.
+    For "fourier", the basis image at (u, v) is the wave cos(2 pi (u y / H + v x / W) - pi / 4), scaled to norm 1, as in
+    Hartley's transform (Bracewell, 1983). The wave at (-u, -v) is the same one shifted by a quarter of a period. u
+    begins at -(H // 2) and v at -(W // 2), so that the zero is in the centre of pictures.
     """
     height, width, num_channels = image_shape
     shape = height, width, num_channels
@@ -210,15 +215,15 @@ def basis(name: str, image_shape: Sequence[int]) -> tuple[np.ndarray, list[Any]]
 def add_noise(
     classifier: Any, images: np.ndarray, labels: np.ndarray, lines: Sequence[Any], norms: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """The labels (K, R, 2, M) of M images under noise of K norms along R lines, once added and once taken away.
+    """The arrays of `noise.npz`: labels (K, R, 2, M) of M images with noise of K norms along R lines, and without it.
 
-    Pixels are not clipped, which would add other frequencies.
+    Noise is added once and subtracted once. Pixels are not clipped, because that would add other frequencies.
     """
-    amplitudes = jnp.asarray([[norm, -norm] for norm in norms])
+    coordinates = jnp.asarray([[norm, -norm] for norm in norms])
     found = []
     with _progress.bar("frequencies", "noise") as show:
         for number, line in enumerate(lines, start=1):
-            found.append(np.asarray(_labels_under_noise(classifier, images, line, amplitudes), np.int16))
+            found.append(np.asarray(_labels_under_noise(classifier, images, line, coordinates), np.int16))
             show(number, len(lines))
     return {
         "norm": np.array(norms, float),
@@ -229,11 +234,11 @@ def add_noise(
 
 
 @jax.jit
-def _labels_under_noise(classifier, images, line, amplitudes):
-    """Labels (K, 2, M) for amplitudes (K, 2)."""
-    shifts = jax.vmap(line.embed)(amplitudes.reshape(-1, 1))
+def _labels_under_noise(classifier, images, line, coordinates):
+    """Labels (K, 2, M) of M images with noise at coordinates (K, 2) on a line."""
+    shifts = jax.vmap(line.embed)(coordinates.reshape(-1, 1))
     labels = jax.lax.map(lambda shift: classifier(images + shift[None]).argmax(-1), shifts)
-    return labels.reshape(*amplitudes.shape, -1)
+    return labels.reshape(*coordinates.shape, -1)
 
 
 # Findings
@@ -257,24 +262,27 @@ def read(path: pathlib.Path) -> Found:
 
 
 def correlation(found: Found, k: int) -> Estimate:
-    """Spearman's rank correlation of median margins and errors under noise of a norm. Its interval is over margins."""
+    """Spearman's rank correlation of median amplitudes and errors under noise of a norm.
+
+    The interval is a bootstrap over the images with amplitudes; errors stay as they are.
+    """
     return from_medians(lambda medians: report.spearman(medians, found.errors[k]), found.margins)
 
 
 def is_at_floor(found: Found, k: int) -> np.ndarray:
-    """Where noise of a norm leaves the error within the 95% interval of the error without noise, (R,) truth values."""
+    """Where the error under noise of a norm is not above the 95% interval of that without noise, (R,)."""
     return found.errors[k] <= from_share(found.error, found.is_changed.shape[2]).high
 
 
 def is_at_ceiling(found: Found, k: int) -> np.ndarray:
-    """Where errors are within the 95% interval of those of a classifier that sees nothing, or beyond it, (R,)."""
+    """Where the error is not below the 95% interval of that of a classifier that sees nothing, (R,)."""
     return found.errors[k] >= from_share(found.chance, found.is_changed.shape[2]).low
 
 
 def spread(found: Found, is_kept: np.ndarray) -> Estimate:
-    """The upper decile of the median margins along the basis images kept, (R,) truth values, over the lower one."""
+    """The upper over the lower decile of median amplitudes at the frequencies kept, (R,) truth values."""
     if not is_kept.any():
-        raise ValueError("no frequency is left: change the norms")
+        raise ValueError("no frequency is kept: noise adds errors at all of them, so set smaller norms")
 
     def statistic(medians):
         return statistics.percentile(medians, 90) / statistics.percentile(medians, 10)
@@ -283,13 +291,13 @@ def spread(found: Found, is_kept: np.ndarray) -> Estimate:
 
 
 def share_missed(found: Found) -> Estimate:
-    """The share of pairs and norms where a label is changed by noise, although the margin is larger than its norm."""
+    """The share of labels that noise changes although its norm is below the amplitude, over all pairs and norms."""
     is_changed, is_beyond = _beside(found)
     return from_samples(np.mean, (is_changed & is_beyond).mean((0, 1)))
 
 
 def share_returned(found: Found, k: int) -> Estimate:
-    """The share of pairs with a margin below a norm that have the former label again under noise of this norm."""
+    """The share with the former label again under noise of a norm, among pairs whose amplitude is at most this norm."""
     is_changed, is_beyond = (each[k] for each in _beside(found))
     is_within = ~is_beyond
     arrays = (~is_changed & is_within).sum(0), is_within.sum(0)
@@ -297,14 +305,14 @@ def share_returned(found: Found, k: int) -> Estimate:
 
 
 def _beside(found: Found) -> tuple[np.ndarray, np.ndarray]:
-    """Whether noise changes the label, and whether the margin is beyond its norm, (K, R, N)."""
+    """Whether noise changes the label, and whether the amplitude exceeds the norm of the noise, (K, R, N)."""
     margins = found.margins
     is_beyond = margins > found.norms[:, None, None] * (1 + _ROUNDING)
     return found.is_changed[:, :, : margins.shape[1]], is_beyond
 
 
 def places(found: Found, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places (R,) of basis images by their median margins, and by errors from many to few. Equal ones share one."""
+    """The places (R,) by median amplitude from small to large, and by error from large to small. Ties share one."""
     medians = statistics.percentile(found.margins, 50)
     return report.ranks(medians) + 0.5, report.ranks(-found.errors[k]) + 0.5
 
@@ -370,14 +378,14 @@ def _side(side: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _maps_picture(title: str, found: Found, name: str) -> list[Axes]:
-    """Median margins by frequency, and the heat maps of errors beside them, on one scale."""
+    """Median amplitudes by frequency, and beside them the heat maps of errors, which share one scale."""
     rows, columns = map(np.unique, found.frequency.T)
     shape = len(rows), len(columns)
     figure = Figure(figsize=(3.6 * (len(found.norms) + 1) + 1.4, 4.2), dpi=150, layout="constrained")
     first, *others = panels = list(figure.subplots(1, len(found.norms) + 1))
     medians = statistics.percentile(found.margins, 50).reshape(1, *shape)
     labels = {"xlabel": "horizontal frequency", "ylabel": "vertical frequency"}
-    heading = [f"amplitudes: medians of {found.margins.shape[1]} images"]
+    heading = [f"median amplitudes of {found.margins.shape[1]} images"]
     plots.margin_maps(medians, rows, columns, titles=heading, axes=[first], **labels)
     first.set_facecolor(_BEYOND_COLOR)
     for axes, norm, errors in zip(others, found.norms, found.errors, strict=True):
@@ -385,14 +393,14 @@ def _maps_picture(title: str, found: Found, name: str) -> list[Axes]:
         axes.set_xticks(first.get_xticks(), first.get_xticklabels())
         axes.set_yticks(first.get_yticks(), first.get_yticklabels())
         axes.set(title=f"errors under noise of norm {norm:g}", xlabel=labels["xlabel"])
-    figure.colorbar(mesh, ax=others, shrink=0.8, label=f"share of wrong labels, {found.is_changed.shape[2]} images")
-    where = {"fourier": "Fourier waves, the mean in the centre", "dct": "DCT coefficients, the mean in the upper left"}
+    figure.colorbar(mesh, ax=others, shrink=0.8, label=f"share of wrong labels of {found.is_changed.shape[2]} images")
+    where = {"fourier": "Fourier waves, frequency 0 in the centre", "dct": "DCT basis, frequency 0 at the upper left"}
     plots.frame(figure, f"{title}: {where[name]}")
     return panels
 
 
 def _agreement_picture(title: str, found: Found) -> list[Axes]:
-    """Errors under noise of each norm against median margins: a point for each basis image."""
+    """Errors under noise of each norm against median amplitudes: a point for each basis image."""
     medians = statistics.percentile(found.margins, 50)
     is_finite = np.isfinite(medians)
     ends = medians[is_finite] if is_finite.any() else found.norms
@@ -420,5 +428,5 @@ def _agreement_picture(title: str, found: Found) -> list[Axes]:
         axes.set_xlabel("median amplitude (L2, pixels in [0, 1])")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of wrong labels")
-    plots.frame(figure, f"{title}: what a heat map shows of the amplitudes", *panels[0].get_legend_handles_labels())
+    plots.frame(figure, f"{title}: errors of the heat maps against amplitudes", *panels[0].get_legend_handles_labels())
     return panels

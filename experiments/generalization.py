@@ -37,30 +37,30 @@ _CONFIDENCE = 95  # percent
 
 
 class Found(NamedTuple):
-    """The findings of a run, of the K networks that have reached the loss they were trained to."""
+    """The findings of a run on the K networks that have reached the target loss."""
 
-    numbers: list[int]  # of the networks
+    numbers: list[int]  # (K,), counted over all networks that were trained
     settings: list[Settings]
     test_accuracy: np.ndarray  # (K,)
     train_loss: np.ndarray  # (K,)
     num_epochs: np.ndarray  # (K,)
-    margins: dict[str, np.ndarray]  # (K, subspaces, images) by solver, censored
+    margins: dict[str, np.ndarray]  # (K, subspaces, images) by solver, infinite if none was found
     dimensions: list[int]  # of the subspaces
-    num_failed: int  # networks that have not reached the loss
+    num_failed: int  # networks that have not reached the target loss
     seconds: float
 
     def mean_margins(self, subspace: str, solver: str) -> np.ndarray:
-        """The mean margins (K,) of the images that have one."""
+        """The mean margin of each network, (K,), over the images whose margin was found."""
         margins = self.margins[solver][:, SUBSPACES.index(subspace)]
         return np.array([row[np.isfinite(row)].mean() for row in margins])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generalization(Config):
-    """Kendall's rank correlation of mean margins with test accuracy, over small networks of one training loss.
+    """Kendall's rank correlation of mean margins with test accuracy, over small networks trained to one loss.
 
-    Half of the networks are convolutional, half have only linear layers. Each value of a setting is that of as many
-    networks as any other, and which networks these are is drawn at random, setting by setting.
+    Half of the networks are convolutional, half have only linear layers. The values of a setting are spread evenly over
+    the networks, at random and for each setting on its own.
 
     Attributes:
       data: data set.
@@ -68,16 +68,16 @@ class Generalization(Config):
       num_train: training images, from the first one.
       num_images: training images whose margins are measured, from the first one.
       num_test: test images; 0 for all.
-      widths: numbers of filters of convolutions. Linear layers have eight times as many units.
-      depths: numbers of hidden layers.
-      batch_sizes: samples in a step.
-      dropout_rates: shares of units that are dropped.
+      widths: numbers of filters of a convolution. Hidden linear layers have eight times as many units.
+      depths: numbers of hidden layers, not counting the linear one of a convolutional network.
+      batch_sizes: images in a step of training.
+      dropout_rates: probabilities that a unit of a hidden linear layer is dropped.
       weight_decays: weight decays of AdamW.
-      wrong_shares: shares of the training images whose labels are wrong.
-      target_loss: training loss, in nats, at which training ends.
+      wrong_shares: shares of the training images that are given a wrong label.
+      target_loss: mean loss on the training images, in nats, at which training ends.
       max_epochs: epochs after which a network that has not reached that loss is left out.
       learning_rate: learning rate of AdamW.
-      low_band: the low band of the DCT has so many frequencies along each axis.
+      low_band: number of frequencies along each axis in the low band of the DCT.
       effort: effort of `hmt_jax.solvers.tight`.
     """
 
@@ -164,7 +164,7 @@ class Generalization(Config):
         dataset: Dataset,
         measured: Sequence[Subspace],
     ) -> None:
-        """Trains a network, measures its margins, and writes both into a file."""
+        """Trains a network, measures its margins, and writes its accuracies and margins into a file."""
         started = time.perf_counter()
         labels_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), number))
         images = data.as_floats(dataset.train_images)
@@ -216,12 +216,13 @@ class Generalization(Config):
         low, high = summary["test_accuracies"]
         lines = [
             f"{summary['num_networks']} networks; test accuracy {low:.2%} to {high:.2%}; {summary['num_failed']} more "
-            f"have not reached the loss; {summary['seconds']:.0f} s",
-            "Kendall's rank correlation of test accuracies and mean margins of training images; by chance: the middle "
-            f"{_CONFIDENCE}% if accuracies are exchanged at random",
+            f"have not reached the target loss; {summary['seconds']:.0f} s",
+            "Kendall's tau: rank correlation of test accuracies and mean margins of training images; by chance: its "
+            f"{_CONFIDENCE}% interval if accuracies are exchanged at random; equal shares: its mean within groups "
+            "of networks with equal shares of wrong labels",
         ]
         rows = [
-            ("margins in", "dimension", "solver", "mean", "without", "Kendall's tau", "by chance", "equal wrong labels")
+            ("margins in", "dimension", "solver", "mean", "no margin", "Kendall's tau", "by chance", "equal shares")
         ]
         for each in summary["measures"]:
             margin = _tables.number(float(each["mean_margin"]))
@@ -233,7 +234,7 @@ class Generalization(Config):
 
 
 def with_wrong_labels(labels: np.ndarray, share: float, num_classes: int, key: jax.Array) -> np.ndarray:
-    """The labels (N,), a share of which, drawn at random, is replaced by other classes, which are all as likely."""
+    """The labels (N,), with wrong ones for a share drawn at random; all wrong classes are equally likely."""
     order_key, class_key = jax.random.split(key)
     chosen = np.asarray(jax.random.permutation(order_key, len(labels)))[: round(share * len(labels))]
     wrong = np.array(labels)
@@ -244,8 +245,8 @@ def with_wrong_labels(labels: np.ndarray, share: float, num_classes: int, key: j
 def elbow(variances: np.ndarray) -> int:
     """The number of leading components at the elbow of the curve of explained variance.
 
-    The curve is that of the share of the variance that the first k of D components explain, over k / D. Its elbow is
-    where it is furthest above the diagonal: where a component stops to explain more than the mean one.
+    The curve is the share of the variance that the first k of D components explain, over k / D. Its elbow is where it
+    is furthest above the diagonal, at the last component that explains more than the mean one does.
     """
     shares = np.cumsum(variances) / np.sum(variances)
     return int(np.argmax(shares - np.arange(1, len(variances) + 1) / len(variances))) + 1
@@ -255,12 +256,15 @@ def elbow(variances: np.ndarray) -> int:
 
 
 def read(path: pathlib.Path) -> Found:
-    """The findings of the run in a folder, whose networks have all been trained."""
+    """The findings of the run in a folder, once all its networks have been trained."""
     files = [_file(path, number) for number in range(store.settings(path)["num_networks"])]
     arrays = [store.read_arrays(file) for file in files]
     kept = [number for number, each in enumerate(arrays) if each["is_trained"]]
     if len(kept) < 2:
-        raise ValueError(f"{len(kept)} networks have reached target_loss: raise it, or max_epochs")
+        raise ValueError(
+            f"{len(kept)} of {len(files)} networks have reached target_loss, but at least 2 must: raise target_loss or "
+            "max_epochs"
+        )
     results = [store.read_margins(files[number])[0] for number in kept]
     tight = np.stack([statistics.censored_margins(result) for result in results])
 
@@ -290,9 +294,9 @@ def kendall(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gain(found: Found, subspace: str, solver: str = "tight") -> Estimate:
-    """Kendall's rank correlation of the margins in a subspace with test accuracy, less that of those in whole space.
+    """Kendall's rank correlation of the margins in a subspace with test accuracy, less that in the whole space.
 
-    Its interval is over the networks.
+    The interval is a bootstrap over the networks.
     """
     margins = [found.mean_margins(name, solver) for name in (subspace, WHOLE)]
     return from_samples(
@@ -303,7 +307,7 @@ def gain(found: Found, subspace: str, solver: str = "tight") -> Estimate:
 
 
 def by_chance(margins: np.ndarray, accuracy: np.ndarray) -> tuple[float, float]:
-    """The interval that Kendall's rank correlation lies in if accuracies are exchanged among networks at random."""
+    """The 95% interval of Kendall's rank correlation if accuracies are exchanged among networks at random."""
     import scipy.stats  # which takes a second
 
     result = scipy.stats.permutation_test(
@@ -319,9 +323,10 @@ def by_chance(margins: np.ndarray, accuracy: np.ndarray) -> tuple[float, float]:
 
 
 def of_equal_wrong_shares(found: Found, margins: np.ndarray) -> float:
-    """Kendall's rank correlation within the groups of networks of one share of wrong labels: its mean over all pairs.
+    """The mean of Kendall's rank correlations within groups of networks with equal shares of wrong labels.
 
-    NaN if no two networks have the same share.
+    It is weighted by the number of pairs in each group. NaN if no two networks have the same share, or if a group with
+    several networks has equal accuracies or margins throughout.
     """
     shares = np.array([each.wrong_share for each in found.settings])
     sums, num_pairs = 0.0, 0
@@ -378,21 +383,21 @@ def _file(path: pathlib.Path, number: int) -> pathlib.Path:
 def _check_values(field: str, values: Sequence[float]) -> None:
     """Raises ValueError unless these are different values that the setting may have."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{field} must be at least one value, and different ones, got {values}")
+        raise ValueError(f"{field} must be one or more different values, got {values}")
     if field in ("widths", "depths", "batch_sizes"):
         if min(values) < 1:
             raise ValueError(f"{field} must be at least 1, got {min(values)}")
     elif min(values) < 0:
         raise ValueError(f"{field} must not be negative, got {min(values)}")
     elif field != "weight_decays" and max(values) >= 1:
-        raise ValueError(f"{field} are shares below 1, got {max(values)}")
+        raise ValueError(f"{field} must be below 1, got {max(values)}")
 
 
 # Picture
 
 
 def _picture(title: str, found: Found) -> Any:
-    """Test accuracies and mean margins: a panel for each subspace and solver, a look for each share of wrong labels."""
+    """Test accuracies and mean margins: one panel per subspace and solver, one marker per share of wrong labels."""
     shares = sorted({each.wrong_share for each in found.settings})
     check_number(len(shares), "wrong_shares")
     figure = Figure(figsize=(3.6 * len(SUBSPACES), 3.4 * len(SOLVERS)), dpi=150, layout="constrained")

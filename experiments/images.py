@@ -278,7 +278,7 @@ class Images(Measured):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnNetwork(Config):
-    """The settings that kinds share which measure test images of the network of another experiment.
+    """The settings shared by kinds that measure the network of another experiment on test images.
 
     Attributes:
       baseline: experiment that trains the network. Its folder beside this one's is used; it is run first if it is not
@@ -291,7 +291,7 @@ class OnNetwork(Config):
     data: str
     num_images: int
 
-    # The field that says how many test images are needed: of several, the one with the greatest number.
+    # The name of the field with the number of test images that are needed; of several such fields, the greatest.
     most_images = "num_images"
 
     def __post_init__(self):
@@ -316,7 +316,7 @@ class OnNetwork(Config):
 def trained(run: Run) -> "Images":
     """The configuration of the experiment that trained the network of a run."""
     if run.baseline is None:
-        raise ValueError("baseline=none has no network: name the experiment that trains it")
+        raise ValueError("baseline=none has no network: name an experiment that trains one")
     return Images(**store.settings(run.baseline))
 
 

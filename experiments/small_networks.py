@@ -14,18 +14,20 @@ from flax import nnx
 from hmt_jax import models, training
 from hmt_jax.models import _layers
 
-_SIZE = 3  # of a kernel
-_UNITS_A_FILTER = 8  # of a linear layer, so that networks of one width and depth have parameters of one order
+_SIZE = 3  # pixels along each side of a kernel
+# Units of a hidden linear layer for each filter, so that both kinds of one width and depth have parameters of one order
+# of magnitude.
+_UNITS_A_FILTER = 8
 
 Dropout = Callable[[jax.Array], jax.Array]
 
 
 class SmallNetwork(nnx.Module):
-    """A network of `depth` hidden layers with ReLU, on normalised images.
+    """A network with ReLU after each hidden layer, on normalised images.
 
-    They are 3 x 3 convolutions of `width` filters with stride 2 and then a linear layer ("cnn"), or all linear ("mlp").
-    Linear layers have 8 `width` units. Dropout comes after hidden linear layers. Its rate is no part of the network, so
-    that all networks of one architecture share compiled programs.
+    A "cnn" has `depth` 3 x 3 convolutions of `width` filters with stride 2, and then one hidden linear layer. An "mlp"
+    has `depth` hidden linear layers. Hidden linear layers have 8 * `width` units, and dropout comes after them. The
+    dropout rate is not part of the network, so that all networks of one architecture share compiled programs.
     """
 
     def __init__(
@@ -68,11 +70,11 @@ class Settings(NamedTuple):
 
     Attributes:
       kind: "cnn" or "mlp".
-      width: filters of a convolution; linear layers have eight times as many units.
-      depth: number of hidden layers, without the linear one of a "cnn".
-      batch_size: samples in a step.
-      dropout_rate: share of the units of hidden linear layers that are dropped in a step.
-      weight_decay: of AdamW.
+      width: filters of a convolution; hidden linear layers have eight times as many units.
+      depth: number of hidden layers, not counting the linear one of a "cnn".
+      batch_size: images in a step of training.
+      dropout_rate: probability that a unit of a hidden linear layer is dropped in a step.
+      weight_decay: weight decay of AdamW.
       wrong_share: share of the training images that have a wrong label.
     """
 
@@ -106,17 +108,17 @@ def train(
 ) -> Trained:
     """A network that is trained by AdamW until its mean cross-entropy on the training images is at most `target_loss`.
 
-    The loss is that of the network without dropout, after each epoch. The last samples of an epoch that fill no batch
-    take no part in it. Images are normalised by the mean and the standard deviation of each channel.
+    The loss is computed after each epoch, without dropout. Images left over at the end of an epoch are too few for a
+    batch, and are not used in it. Images are normalised by the mean and the standard deviation of each channel.
 
     Args:
-      settings: those of the network and of its training.
+      settings: settings of the network and of its training.
       images: (N, height, width, channels), floating point in [0, 1].
-      labels: (N,), with the wrong ones.
+      labels: (N,), wrong ones included.
       num_classes: number of logits.
       target_loss: in nats.
       max_epochs: epochs after which training ends, whatever the loss.
-      learning_rate: of AdamW.
+      learning_rate: learning rate of AdamW.
       key: random key of the weights, of the order of samples, and of dropout.
     """
     init_key, order_key, dropout_key = jax.random.split(key, 3)
@@ -151,7 +153,7 @@ def train(
 
 
 def drop(units: jax.Array, rate: jax.typing.ArrayLike, key: jax.Array) -> jax.Array:
-    """The units, a share of which, drawn at random, is set to 0; the others grow, so that expected values stay."""
+    """The units, each set to 0 with probability `rate`; the others grow, so that expected values stay the same."""
     return units * jax.random.bernoulli(key, 1 - rate, units.shape) / (1 - rate)
 
 

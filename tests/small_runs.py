@@ -1,4 +1,4 @@
-"""What stands in for networks and data that take long, in tests of whole experiments on a trained network."""
+"""Stand-ins for slow networks and data, in tests of whole experiments on a trained network."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from hmt_jax import data
 
 
 def one_device(patch):
-    """Simulated devices would wait for each other in every step."""
+    """Uses one device, because simulated devices would wait for each other in every step."""
     devices = jax.devices()[:1]
     patch.setattr(jax, "local_devices", lambda: devices)
 
 
 def small_digits(patch):
-    """One device, and a network that is trained at once."""
+    """Uses one device, and a network for `digits` that is trained quickly."""
     one_device(patch)
     digits = registry.get("digits")
     small = dataclasses.replace(digits.quick, network="logistic", num_epochs=2, num_images=12)
@@ -24,7 +24,7 @@ def small_digits(patch):
 
 
 def small_baseline(name, patch):
-    """The same for the network of an experiment, on images that are made up."""
+    """The same for the network that an experiment measures, on made-up images."""
     one_device(patch)
     baseline = registry.get(registry.get(name).config.baseline)
     settings = {"network": "logistic", "num_train": 0, "num_test": 0, "num_epochs": 1, "num_images": 2}
@@ -34,7 +34,7 @@ def small_baseline(name, patch):
 
 
 def _stand_in(name, data_dir):
-    """A faint template for each of three classes under noise, in place of a data set."""
+    """A data set of three classes: a faint template for each, under noise."""
     rng, shape = np.random.default_rng(0), {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[name]
     labels = np.arange(200) % 3
     images = 100 + rng.uniform(0, 20, (3, *shape))[labels] + rng.uniform(0, 100, (200, *shape))

@@ -280,8 +280,8 @@ def test_quick_forms_run(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"families": ()}, r"families must be at least one text, and different ones, got \(\)"),
-        ({"families": ("patches:4", "patches:4")}, "families must be at least one text, and different ones, got"),
+        ({"families": ()}, r"families must be one or more different texts, got \(\)"),
+        ({"families": ("patches:4", "patches:4")}, "families must be one or more different texts, got"),
         (
             {"families": ("pixels:mask.npy",)},
             "families has pixels:mask.npy, a file that no run keeps: name patches:SIZE",
@@ -293,7 +293,7 @@ def test_quick_forms_run(name, tmp_path, monkeypatch, capsys):
         ({"num_images": 361}, "num_images=361 is more than the 360 test images of digits"),
         ({"baseline": "synthetic_linear"}, "baseline=synthetic_linear trains no network on images"),
         ({"baseline": "mnist_lenet"}, "baseline=mnist_lenet is on mnist, got data=digits: change one of them"),
-        ({"baseline": "none"}, "baseline=none has no network: name the experiment that trains it"),
+        ({"baseline": "none"}, "baseline=none has no network: name an experiment that trains one"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(changes, message, tmp_path):

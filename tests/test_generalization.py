@@ -1,4 +1,4 @@
-"""Small networks of one training loss, and what their margins tell of their test accuracy."""
+"""Small networks trained to one loss, and what their margins tell about their test accuracy."""
 
 import collections
 import dataclasses
@@ -173,7 +173,7 @@ def found_of(margins, accuracy, wrong_shares=None):
 
 
 def pairs(first, second):
-    """The mean of the signs by which all pairs agree."""
+    """Kendall's tau without ties: the mean over all pairs of 1 if both order them alike, and of -1 if not."""
     signs = [
         np.sign((first[i] - first[j]) * (second[i] - second[j]))
         for i, j in itertools.combinations(range(len(first)), 2)
@@ -265,7 +265,7 @@ def test_networks_have_one_loss_and_their_own_settings(made):
 
 @pytest.mark.slow
 def test_margins_are_those_of_the_network_in_each_subspace(made):
-    """Of a network that is trained again; the components are scikit-learn's."""
+    """The network is trained again, and the components are scikit-learn's."""
     decomposition = pytest.importorskip("sklearn.decomposition")
     arrays = store.read_arrays(made / "network_001.npz")
     digits = data.load("digits").first(60, 100)
@@ -299,7 +299,9 @@ def test_claims_and_report_are_on_the_numbers_of_the_run(made):
     assert summary["num_networks"] == 4
     assert (made / "margins.png").read_bytes().startswith(b"\x89PNG")
     told = CONFIG.report(made)
-    assert told.startswith(f"4 networks; test accuracy {min(accuracy):.2%} to {max(accuracy):.2%}; 0 more have not ")
+    assert told.startswith(
+        f"4 networks; test accuracy {min(accuracy):.2%} to {max(accuracy):.2%}; 0 more have not reached the target loss"
+    )
     assert [line.split("  ")[0] for line in told.splitlines()[3:]] == [each for each in SUBSPACES for _ in range(2)]
     measured = hmt_jax.report.load(made / "measurements.npz")
     best = int(np.argmax(accuracy))
@@ -332,7 +334,7 @@ def test_an_interrupted_run_trains_what_is_missing(made, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_networks_that_miss_the_loss_are_left_out(tmp_path):
     few = dataclasses.replace(CONFIG, num_networks=2, max_epochs=1)
-    with pytest.raises(ValueError, match="0 networks have reached target_loss: raise it, or max_epochs"):
+    with pytest.raises(ValueError, match=r"^0 of 2 networks have reached target_loss, .*: raise target_loss or"):
         run.run("generalization", few, tmp_path / "few", is_quick=True)
 
 
@@ -345,10 +347,10 @@ def test_networks_that_miss_the_loss_are_left_out(tmp_path):
         ({"num_test": 10_000}, "num_test=10000 is more than the 360 test images of digits"),
         ({"low_band": 9}, "low_band=9 is more than the 8 frequencies of digits"),
         ({"target_loss": 0.0}, "target_loss must be positive, got 0.0"),
-        ({"widths": ()}, r"widths must be at least one value, and different ones, got \(\)"),
-        ({"depths": (1, 1)}, r"depths must be at least one value, and different ones, got \(1, 1\)"),
+        ({"widths": ()}, r"widths must be one or more different values, got \(\)"),
+        ({"depths": (1, 1)}, r"depths must be one or more different values, got \(1, 1\)"),
         ({"batch_sizes": (0,)}, "batch_sizes must be at least 1, got 0"),
-        ({"dropout_rates": (1.0,)}, "dropout_rates are shares below 1, got 1.0"),
+        ({"dropout_rates": (1.0,)}, "dropout_rates must be below 1, got 1.0"),
         ({"wrong_shares": (-0.1,)}, "wrong_shares must not be negative, got -0.1"),
         ({"effort": "much"}, "unknown effort 'much'; the known ones are quick, fast, normal, thorough"),
     ],

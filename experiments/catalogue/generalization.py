@@ -43,8 +43,9 @@ _CLAIMS = [
     Claim(
         "rank correlation of margins in the leading components with test accuracy, less that in the whole space",
         gain_of_components,
-        "Margins in the whole space are said to tell little, and those in the components much. If accuracies were "
-        "exchanged among 48 networks at random, the rank correlation would have a standard deviation of 0.1.",
+        "Mouton et al. find that margins in the whole space tell little, and those in the components much. If "
+        "accuracies were exchanged among 48 networks at random, the rank correlation would have a standard deviation "
+        "of 0.1.",
         at_least=0.1,
     ),
     Claim(
@@ -56,14 +57,15 @@ _CLAIMS = [
 ]
 _NOTE = """Margins and generalization: 48 small networks on {data}, ordered by their margins and by test accuracy.
 
-Claim: margins of training samples order networks of one training loss by their test accuracy if perturbations are held
-to the leading principal components of the training images, and do so less in the whole space. This is the result of
-Mouton, Theunissen and Davel, "Input margins can predict generalization too" (AAAI 2024, arXiv:2308.15466).
+Claim: margins of training images order networks trained to one loss by their test accuracy if perturbations stay in
+the span of the leading principal components of the training images, and less so in the whole space. This is the result
+of Mouton, Theunissen and Davel, "Input margins can predict generalization too" (AAAI 2024, arXiv:2308.15466).
 
 Half of the networks are convolutional. They differ in width, depth, batch size, dropout, weight decay, and the share of
 wrong labels among the {number} images that they are trained on. The number of components is at the elbow of the curve
-of explained variance, where it is furthest above its chord. As many random directions and a low band of the DCT show
-what is due to the components, and what to the number of dimensions; DeepFool's margins show whether tightness matters.
+of explained variance, where it is furthest above its chord. Margins in the span of as many
+random directions, and in a low band of the DCT, tell what is due to the components and what to having fewer dimensions.
+DeepFool's margins show whether tightness matters.
 """
 
 TABLE = {

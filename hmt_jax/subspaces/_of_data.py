@@ -25,14 +25,14 @@ def principal_components(
     """The spans of groups of principal components, the directions in which images vary, from the greatest variance on.
 
     Images are read once, chunk by chunk, into the products (D, D) of their D pixels, in float64. If these take more
-    than a quarter of memory, the products (N, N) of the N images less their mean serve instead, and images are read
-    several times: for their mean, for the products, and for the components. K components then take memory for N^2 and
-    D K numbers. A stream, which is read once, must fit into memory. Only components along which images vary are known
-    then, at most N - 1, of which (N - 33, N - 1) are the 32 trailing ones.
+    than a quarter of memory, the products (N, N) of the N images less their mean are used instead, and images are read
+    several times: for their mean, for the products, and for the components. Then K components take memory for N^2 and
+    D K numbers, a stream must fit into memory because it can be read only once, and only components along which images
+    vary are known. These are at most N - 1, of which (N - 33, N - 1) are the 32 trailing ones.
 
     The same images give the same components, bit for bit on one machine. Their error from rounding grows with the
-    square of the ratio of the greatest standard deviation to their own: it is about 1e-6 where that is 1e5. Components
-    of equal variance are an arbitrary basis of their span, as where pixels are constant.
+    square of the ratio of the greatest standard deviation to their own: it is about 1e-6 for a ratio of 1e5. Components
+    of equal variance, such as those of constant pixels, are an arbitrary basis of their span.
 
     Args:
       images: as for `hmt_jax.measure_margins`. 8-bit images are divided by 255.
@@ -43,8 +43,8 @@ def principal_components(
       A span for each group. Its coordinates are the scores of the components, except that no mean is subtracted.
 
     Raises:
-      ValueError: if a group is empty, there are too few images or too little memory for its components, or a pixel is
-        NaN or infinite.
+      ValueError: if there is no group, a group is empty, there are too few images or too little memory for its
+        components, or a pixel is NaN or infinite.
 
     >>> images = np.random.default_rng(0).uniform(size=(100, 4, 4, 1))
     >>> leading, trailing = principal_components(images, [(0, 5), (-2, None)])
@@ -77,11 +77,11 @@ def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLi
     Returns:
       The span of the differences of class means, its orthogonal complement, the span of Fisher's directions, and its
       orthogonal complement. With C classes, the spans have dimension C - 1, or fewer if means are linearly dependent.
-      Directions in which no class varies take no part in Fisher's.
+      Fisher's directions contain no direction in which no class varies.
 
     Raises:
-      ValueError: if there is only one class, all means are equal, no class varies, labels do not fit, or memory is too
-        little.
+      ValueError: if there is only one class, all means are equal, no class varies, labels are not one for each image,
+        there is too little memory, or a pixel is NaN or infinite.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(90) % 3
@@ -119,12 +119,14 @@ def _numbers(group, num_pixels: int) -> range:
     first, stop = (None if each is None else integer("groups", each) for each in group)
     numbers = range(num_pixels)[first:stop]
     if not numbers or (stop is not None and stop > num_pixels):
-        raise ValueError(f"the group {tuple(group)} has no components, or not all: there are {num_pixels}")
+        raise ValueError(
+            f"the group {tuple(group)} must name at least one of the {num_pixels} components, and no others"
+        )
     return numbers
 
 
 def _components_of_few(source: Images, wanted: Sequence[int]) -> np.ndarray:
-    """The principal components of these numbers of fewer images than pixels, as columns (D, len(wanted))."""
+    """The principal components with the wanted numbers, (D, len(wanted)), of fewer images than pixels."""
     import scipy.linalg  # which takes a second
 
     num_pixels = math.prod(source.image_shape)
@@ -141,8 +143,8 @@ def _components_of_few(source: Images, wanted: Sequence[int]) -> np.ndarray:
 def _check_known(last: int, num_known: int, num_images: int) -> None:
     if last >= num_known:
         raise ValueError(
-            f"{num_images} images have at most {num_known} components that are known, without those at the end, but "
-            f"the groups name component {last}: pass more images that differ, or name only those"
+            f"at most the {num_known} leading components of {num_images} images are known, but groups name component "
+            f"{last}: pass more images that differ, or end groups at {num_known}"
         )
 
 
@@ -158,22 +160,24 @@ def _eigh(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     import scipy.linalg  # which takes a second
 
-    # LAPACK goes by columns, so that the transpose needs no copy. NumPy's eigh takes several times the memory.
+    # LAPACK stores matrices by columns, so the transpose needs no copy. NumPy's eigh takes several times the memory.
     values, vectors = scipy.linalg.eigh(products.T, lower=False, overwrite_a=True, driver="evr")
     return values[::-1], vectors[:, ::-1]
 
 
 def _varying(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues and eigenvectors of products within classes, without those that count as constant."""
+    """The eigenvalues and eigenvectors of products within classes, without directions that count as constant."""
     variances, vectors = _eigh(products)
     if not variances[0] > 0:
-        raise ValueError("all images of a class are equal, so Fisher's directions are undefined: pass other images")
+        raise ValueError(
+            "within each class all images are equal, so Fisher's directions are undefined: pass other images"
+        )
     num_kept = np.sum(variances > _CONSTANT**2 * variances[0])
     return variances[:num_kept], vectors[:, :num_kept]
 
 
 def _between(counts: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """The differences of class means from the mean of all images, weighted by their numbers, as columns (D, C)."""
+    """The differences of class means from the mean of all images, times the root of their shares, as columns (D, C)."""
     if np.ptp(means, axis=0).max() <= 1e-12 * np.abs(means).max():
         raise ValueError("the means of all classes are equal, so no direction tells them apart: pass other images")
     shares = counts / counts.sum()

@@ -1,4 +1,4 @@
-"""Images as rows of pixels: their moments, and the products of images with each other where pixels are too many."""
+"""Images as rows of pixels: their moments, and products of images with each other if there are too many pixels."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from hmt_jax import _memory
 from hmt_jax._images import Images, as_floats
 
 _BYTES_AT_A_TIME = 2**26
-# Rows that all later images are multiplied with while these are read once: so many that multiplying takes longer.
+# Rows held in memory while later images are read once and multiplied by them: so many that reading takes less time.
 _BYTES_HELD = 2**30
 _SHARE = 0.25  # of the memory that a process may use, for one array
 
@@ -20,9 +20,9 @@ def fits(num_entries: int) -> bool:
 
 
 def rows_of(source: Images, first_chunk: int = 0) -> Iterator[np.ndarray]:
-    """Chunks of the images, as rows (n, D) of float64, from a chunk on.
+    """Chunks of the images, as rows (n, D) of float64, from chunk `first_chunk` on.
 
-    How images are cut into chunks depends on the number of their pixels alone.
+    The number of images in a chunk depends only on the number of their pixels.
     """
     size = _chunk_size(source)
     numbers = range(first_chunk, -(-source.num_images // size)) if first_chunk and source.num_images else None
@@ -39,7 +39,7 @@ def rows_of(source: Images, first_chunk: int = 0) -> Iterator[np.ndarray]:
 def moments(
     chunks: Iterable[np.ndarray], num_pixels: int, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The number of images of each class, the sum of products within classes, and the means; one class if no labels."""
+    """The counts (C,), the sum of centred products (D, D) and the means (C, D) of C classes; of one, without labels."""
     num_classes = 1 if labels is None else labels.max() + 1
     counts, sums = np.zeros(num_classes), np.zeros((num_classes, num_pixels))
     products = np.zeros((num_pixels, num_pixels))
@@ -66,15 +66,15 @@ def moments(
 class Centred:
     """N images less the mean of their class, as rows X (N, D) that are read again whenever they are needed.
 
-    Memory is that of the result, of the means, and of 1 GiB of rows at most.
+    Memory is taken by results, by the means, and by at most 1 GiB of rows and the chunk that is read.
 
     Attributes:
       counts: the number of images of each class, (C,).
       means: the mean of each class, (C, D).
 
     Raises:
-      ValueError: if the products of all images, or those of a stream themselves, are more than fit into memory, or
-        labels are not one for each image.
+      ValueError: if the products of all images, or the images of a stream, do not fit into memory, or labels are not
+        one for each image.
     """
 
     def __init__(self, source: Images, labels: np.ndarray | None = None):
@@ -101,7 +101,7 @@ class Centred:
     def products(self) -> np.ndarray:
         """X X^T, (N, N), on and below its diagonal.
 
-        While some rows are held, those from there on are read.
+        Rows are held in memory part by part. For each part, the rows from its first one on are read once.
         """
         found = np.zeros((self.num_images, self.num_images))
         size = _chunk_size(self._source)
@@ -141,7 +141,7 @@ def _chunk_size(source: Images) -> int:
 
 
 def _to_read_again(source: Images) -> Images:
-    """The images of a stream, which is read once, as an array; others as they are."""
+    """The images of a stream, which can be read only once, as an array; others as they are."""
     if source.num_images is not None:
         return source
     kept, num_bytes = [], 0
