@@ -5,6 +5,7 @@ trained again.
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -325,18 +326,15 @@ def by_chance(margins: np.ndarray, accuracy: np.ndarray) -> tuple[float, float]:
 def of_equal_wrong_shares(found: Found, margins: np.ndarray) -> float:
     """The mean of Kendall's rank correlations within groups of networks with equal shares of wrong labels.
 
-    It is weighted by the number of pairs in each group. NaN if no two networks have the same share, or if a group with
-    several networks has equal accuracies or margins throughout.
+    It is weighted by the number of pairs in each group. Groups in which all margins or accuracies are equal have none,
+    and are left out. NaN if no group is left.
     """
     shares = np.array([each.wrong_share for each in found.settings])
-    sums, num_pairs = 0.0, 0
-    for share in np.unique(shares):
-        is_same = shares == share
-        number = int(is_same.sum()) * (int(is_same.sum()) - 1) // 2
-        if number:
-            sums += number * kendall(margins[is_same], found.test_accuracy[is_same])
-            num_pairs += number
-    return sums / num_pairs if num_pairs else float("nan")
+    groups = [shares == share for share in np.unique(shares)]
+    taus = [kendall(margins[is_same], found.test_accuracy[is_same]) for is_same in groups if is_same.sum() > 1]
+    weights = [is_same.sum() * (is_same.sum() - 1) for is_same in groups if is_same.sum() > 1]
+    kept = np.isfinite(taus)
+    return float(np.average(np.array(taus)[kept], weights=np.array(weights)[kept])) if kept.any() else math.nan
 
 
 def describe(found: Found) -> dict[str, Any]:

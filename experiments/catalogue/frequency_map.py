@@ -43,7 +43,7 @@ TABLE = {
                 at_most=-0.8,
             ),
             Claim(
-                "upper over lower decile of the median amplitudes where that noise makes no more errors",
+                "upper over lower decile of the median amplitudes where noise of the middle norm makes no more errors",
                 spread_where_errors_are_silent,
                 "The heat map shows these frequencies as equal. Medians of 25 images scatter by some tenths of their "
                 "value; a factor of three is a difference that users would want to see.",
