@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -107,10 +108,11 @@ def train(
     """A network that is trained by AdamW until its mean cross-entropy on the training images is at most `target_loss`.
 
     The loss is that of the network without dropout, after each epoch. The last samples of an epoch that fill no batch
-    take no part in it. Images are normalised by the mean and the standard deviation of each channel.
+    take no part in it. Images are normalised by the mean and the standard deviation of each channel. Training ends
+    early if it diverges.
 
     Args:
-      settings: those of the network and of its training.
+      settings: those of the network and of its training. A batch has at most N samples.
       images: (N, height, width, channels), floating point in [0, 1].
       labels: (N,), with the wrong ones.
       num_classes: number of logits.
@@ -134,19 +136,19 @@ def train(
     scalars = {name: jnp.float32(getattr(settings, name)) for name in ("dropout_rate", "weight_decay")}
     scalars["learning_rate"] = jnp.float32(learning_rate)
     state = parameters, _optimizer(scalars).init(parameters)
-    batch_size = min(settings.batch_size, len(images))
-    num_batches = len(images) // batch_size
+    num_batches = len(images) // settings.batch_size
     epoch = 0
     while True:
         epoch += 1
         order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images)))
         keys = jax.random.split(jax.random.fold_in(dropout_key, epoch), num_batches)
         # A loop on the host: on CPU, XLA runs convolutions in compiled loops on one core.
-        for rows, step_key in zip(order[: num_batches * batch_size].reshape(num_batches, -1), keys, strict=True):
+        batches = order[: num_batches * settings.batch_size].reshape(num_batches, -1)
+        for rows, step_key in zip(batches, keys, strict=True):
             state = _step(structure, state, normalized[rows], labels[rows], step_key, scalars)
         classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), jnp.asarray(mean), jnp.asarray(std))
         metrics = training.evaluate(classifier, images, labels)
-        if metrics.loss <= target_loss or epoch == max_epochs:
+        if metrics.loss <= target_loss or epoch == max_epochs or not math.isfinite(metrics.loss):
             return Trained(classifier, epoch, metrics)
 
 
