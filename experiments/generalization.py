@@ -268,9 +268,7 @@ def read(path: pathlib.Path) -> Found:
     arrays = [store.read_arrays(file) for file in files]
     kept = [number for number, each in enumerate(arrays) if each["is_trained"]]
     if len(kept) < 2:
-        raise ValueError(
-            f"{len(kept)} networks have reached target_loss: raise it, or max_epochs, or change learning_rate"
-        )
+        raise ValueError(f"{len(kept)} networks have reached target_loss: raise it, or max_epochs")
     results = [store.read_margins(files[number])[0] for number in kept]
     tight = np.stack([statistics.censored_margins(result) for result in results])
 

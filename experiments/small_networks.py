@@ -108,8 +108,7 @@ def train(
     """A network that is trained by AdamW until its mean cross-entropy on the training images is at most `target_loss`.
 
     The loss is that of the network without dropout, after each epoch. The last samples of an epoch that fill no batch
-    take no part in it. Images are normalised by the mean and the standard deviation of each channel. Training ends
-    early if it diverges.
+    take no part in it. Images are normalised by the mean and the standard deviation of each channel.
 
     Args:
       settings: those of the network and of its training. A batch has at most N samples.
@@ -120,6 +119,9 @@ def train(
       max_epochs: epochs after which training ends, whatever the loss.
       learning_rate: of AdamW.
       key: random key of the weights, of the order of samples, and of dropout.
+
+    Raises:
+      FloatingPointError: if training diverges.
     """
     init_key, order_key, dropout_key = jax.random.split(key, 3)
     network = SmallNetwork(
@@ -148,7 +150,9 @@ def train(
             state = _step(structure, state, normalized[rows], labels[rows], step_key, scalars)
         classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), jnp.asarray(mean), jnp.asarray(std))
         metrics = training.evaluate(classifier, images, labels)
-        if metrics.loss <= target_loss or epoch == max_epochs or not math.isfinite(metrics.loss):
+        if not math.isfinite(metrics.loss):
+            raise FloatingPointError(f"training diverged in epoch {epoch}, with {settings}: lower learning_rate")
+        if metrics.loss <= target_loss or epoch == max_epochs:
             return Trained(classifier, epoch, metrics)
 
 
