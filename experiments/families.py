@@ -10,7 +10,7 @@ import pathlib
 import re
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -130,8 +130,7 @@ class Families(OnNetwork):
         store.write_picture(run.path / "accuracy.png", _accuracy_picture(run.name, found))
         store.write_picture(run.path / "margins.png", _margins_picture(run.name, found))
         shown = store.read_arrays(run.path / _PARTS)
-        for family in dict.fromkeys(found.families):
-            name = re.sub("[^a-z0-9]+", "-", family)
+        for family, name in _file_names(dict.fromkeys(found.families)).items():
             store.write_picture(run.path / f"family-{name}.png", _parts_picture(family, shown))
 
     def members(self, images: np.ndarray, labels: np.ndarray) -> list[Member]:
@@ -142,6 +141,8 @@ class Families(OnNetwork):
         for text, subspaces, names in _specs.families_of(self.families, shape, lambda: of_data):
             family = text if len(subspaces) > 1 else text.partition(":")[0]
             found += [Member(family, *each) for each in zip(names, subspaces, strict=True)]
+        bands = {each.family for each in found if _is_band(each.subspace.dimension, shape)}
+        check_number(len(bands), "families")  # before hours of work, rather than when they are drawn
         return found
 
     def measure(
@@ -262,22 +263,24 @@ def linear_accuracies(
 
 
 def read(path: pathlib.Path) -> Found:
-    """The findings of the run in a folder.
-
-    A member of more than half of all dimensions is not a band, but what a band leaves.
-    """
+    """The findings of the run in a folder."""
     result, arrays = store.read_margins(path / _MARGINS)
     linear = store.read_arrays(path / _LINEAR)
     return Found(
         families=arrays["family"].tolist(),
         names=arrays["member"].tolist(),
         dimension=arrays["dimension"],
-        is_band=2 * arrays["dimension"] <= np.prod(arrays["image_shape"]),
+        is_band=_is_band(arrays["dimension"], arrays["image_shape"]),
         accuracy=linear["accuracy"],
         chance=float(linear["chance"]),
         result=result,
         seconds=float(arrays["seconds"]),
     )
+
+
+def _is_band(dimension: Any, image_shape: Any) -> Any:
+    """Whether a member is a band: one of more than half of all dimensions is what a band leaves."""
+    return 2 * dimension <= np.prod(image_shape)
 
 
 def correlation(found: Found, is_kept: np.ndarray) -> Estimate:
@@ -342,6 +345,19 @@ def _members_of(found: Found) -> dict[str, np.ndarray]:
     return {family: families == family for family in dict.fromkeys(found.families)}
 
 
+def _file_names(families: Iterable[str]) -> dict[str, str]:
+    """A name for the picture of each family: letters and digits, and a number where that of two would be the same."""
+    names: dict[str, str] = {}
+    for family in families:
+        plain = name = re.sub("[^a-z0-9]+", "-", family)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}-again-{number}"
+        names[family] = name
+    return names
+
+
 def _part(result: hmt_jax.MarginResult, is_kept: np.ndarray) -> hmt_jax.MarginResult:
     """The result in some of its subspaces; its work is that of all."""
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
@@ -379,7 +395,6 @@ def _accuracy_picture(title: str, found: Found) -> Any:
     """Linear accuracies and median margins of bands: a panel for each family, with the others in grey."""
     families = {family: found.bands_of(family) for family in _members_of(found)}
     families = {family: is_band for family, is_band in families.items() if is_band.any()}
-    check_number(len(families), "families")
     medians = statistics.percentile(statistics.censored_margins(found.result), 50)
     finite = medians[found.is_band & np.isfinite(medians)]
     limits = (finite.min() / 1.3, finite.max() * 1.3) if finite.size else (0.1, 1.0)

@@ -176,7 +176,7 @@ class FrequencyMap(OnNetwork):
             lines += ["", text, report.aligned([headings, *deciles])]
         for each in summary["norms"]:
             cells = [
-                (far["frequency"], f"{far['place_by_margin']:g}", f"{far['place_by_error']:g}")
+                (far["frequency"], *(f"{float(far[place]):g}" for place in ("place_by_margin", "place_by_error")))
                 for far in each["farthest"]
             ]
             lines += [
@@ -350,7 +350,7 @@ def _of_norm(found: Found, medians: np.ndarray, k: int) -> dict[str, Any]:
         },
         "returned": _numbers(share_returned(found, k)),
         "farthest": [
-            {"frequency": name, "place_by_margin": float(by_margin[r]), "place_by_error": float(by_error[r])}
+            {"frequency": name, "place_by_margin": for_json(by_margin[r]), "place_by_error": for_json(by_error[r])}
             for r, name in ((r, _names(found)[r]) for r in farthest)
         ],
     }

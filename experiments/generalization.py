@@ -22,7 +22,8 @@ from experiments.claims import for_json
 from experiments.experiment import Config, Run, check_at_least, check_at_most
 from experiments.small_networks import Settings
 from hmt_jax import _progress, _tables, data, plots, solvers, statistics, subspaces, training
-from hmt_jax._looks import LOOKS, check_number
+from hmt_jax._checks import integer
+from hmt_jax._looks import LOOKS
 from hmt_jax.data import Dataset
 from hmt_jax.estimates import Estimate, from_samples
 from hmt_jax.report import Measurement
@@ -51,9 +52,9 @@ class Found(NamedTuple):
     seconds: float
 
     def mean_margins(self, subspace: str, solver: str) -> np.ndarray:
-        """The mean margin of each network, (K,), over the images whose margin was found."""
+        """The mean margin of each network, (K,), over the images whose margin was found; infinite if none was."""
         margins = self.margins[solver][:, SUBSPACES.index(subspace)]
-        return np.array([row[np.isfinite(row)].mean() for row in margins])
+        return np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else row.max() for row in margins])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,12 @@ class Generalization(Config):
     """Kendall's rank correlation of mean margins with test accuracy, over small networks trained to one loss.
 
     Half of the networks are convolutional, half have only linear layers. The values of a setting are spread evenly over
-    the networks, at random and for each setting on its own.
+    the networks, at random and for each setting on its own: each is that of as many as another, or of one more.
 
     Attributes:
       data: data set.
-      num_networks: networks to train.
-      num_train: training images, from the first one.
+      num_networks: networks to train, at least as many as a setting has values.
+      num_train: training images, from the first one, at least as many as a batch.
       num_images: training images whose margins are measured, from the first one.
       num_test: test images; 0 for all.
       widths: numbers of filters of a convolution. Hidden linear layers have eight times as many units.
@@ -101,14 +102,20 @@ class Generalization(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, 1, "num_train", "num_images", "max_epochs", "low_band")
-        check_at_least(self, 2, "num_networks")
+        check_at_least(self, 1, "num_images", "max_epochs", "low_band")
+        check_at_least(self, 2, "num_networks", "num_train")
         check_at_least(self, 0, "num_test")
         for field in ("target_loss", "learning_rate"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
         for field in ("widths", "depths", "batch_sizes", "dropout_rates", "weight_decays", "wrong_shares"):
-            _check_values(field, getattr(self, field))
+            _check_values(field, getattr(self, field), self.num_networks)
+        if len(self.wrong_shares) > len(LOOKS):
+            raise ValueError(
+                f"wrong_shares are {len(self.wrong_shares)} values, of which a picture tells {len(LOOKS)} apart: leave "
+                "some out"
+            )
+        check_at_most("batch_sizes", max(self.batch_sizes), self.num_train, "training images")
         check_at_most("num_images", self.num_images, self.num_train, "training images")
 
     def check(self, data_dir: str | None) -> None:
@@ -378,13 +385,18 @@ def _file(path: pathlib.Path, number: int) -> pathlib.Path:
     return path / f"network_{number:03d}.npz"
 
 
-def _check_values(field: str, values: Sequence[float]) -> None:
-    """Raises ValueError unless these are different values that the setting may have."""
+def _check_values(field: str, values: Sequence[float], num_networks: int) -> None:
+    """Raises ValueError unless these are different values that the setting may have, for as many networks at least."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{field} must be one or more different values, got {values}")
+    if len(values) > num_networks:
+        raise ValueError(
+            f"{field} are {len(values)} values, more than the {num_networks} networks: raise num_networks, or leave "
+            "some out"
+        )
     if field in ("widths", "depths", "batch_sizes"):
-        if min(values) < 1:
-            raise ValueError(f"{field} must be at least 1, got {min(values)}")
+        for value in values:
+            integer(field, value, at_least=1)
     elif min(values) < 0:
         raise ValueError(f"{field} must not be negative, got {min(values)}")
     elif field != "weight_decays" and max(values) >= 1:
@@ -397,7 +409,6 @@ def _check_values(field: str, values: Sequence[float]) -> None:
 def _picture(title: str, found: Found) -> Any:
     """Test accuracies and mean margins: one panel per subspace and solver, one marker per share of wrong labels."""
     shares = sorted({each.wrong_share for each in found.settings})
-    check_number(len(shares), "wrong_shares")
     figure = Figure(figsize=(3.6 * len(SUBSPACES), 3.4 * len(SOLVERS)), dpi=150, layout="constrained")
     panels = figure.subplots(len(SOLVERS), len(SUBSPACES), sharey=True, sharex="col", squeeze=False)
     for row, solver in zip(panels, SOLVERS, strict=True):
@@ -419,6 +430,8 @@ def _picture(title: str, found: Found) -> Any:
                     )
             tau = kendall(margins, found.test_accuracy)
             axes.set_title(f"{subspace} ({dimension}), {solver}: τ = {tau:.2f}", fontsize=9)
+            if not np.isfinite(margins).any():
+                axes.set_xlim(0.1, 1)  # of nothing, there is no logarithmic scale
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -112,7 +113,7 @@ def train(
     batch, and are not used in it. Images are normalised by the mean and the standard deviation of each channel.
 
     Args:
-      settings: settings of the network and of its training.
+      settings: settings of the network and of its training. A batch has at most N samples.
       images: (N, height, width, channels), floating point in [0, 1].
       labels: (N,), wrong ones included.
       num_classes: number of logits.
@@ -120,6 +121,9 @@ def train(
       max_epochs: epochs after which training ends, whatever the loss.
       learning_rate: learning rate of AdamW.
       key: random key of the weights, of the order of samples, and of dropout.
+
+    Raises:
+      FloatingPointError: if training diverges.
     """
     init_key, order_key, dropout_key = jax.random.split(key, 3)
     network = SmallNetwork(
@@ -136,18 +140,20 @@ def train(
     scalars = {name: jnp.float32(getattr(settings, name)) for name in ("dropout_rate", "weight_decay")}
     scalars["learning_rate"] = jnp.float32(learning_rate)
     state = parameters, _optimizer(scalars).init(parameters)
-    batch_size = min(settings.batch_size, len(images))
-    num_batches = len(images) // batch_size
+    num_batches = len(images) // settings.batch_size
     epoch = 0
     while True:
         epoch += 1
         order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images)))
         keys = jax.random.split(jax.random.fold_in(dropout_key, epoch), num_batches)
         # A loop on the host: on CPU, XLA runs convolutions in compiled loops on one core.
-        for rows, step_key in zip(order[: num_batches * batch_size].reshape(num_batches, -1), keys, strict=True):
+        batches = order[: num_batches * settings.batch_size].reshape(num_batches, -1)
+        for rows, step_key in zip(batches, keys, strict=True):
             state = _step(structure, state, normalized[rows], labels[rows], step_key, scalars)
         classifier = models.Normalized(nnx.merge(structure, state[0], copy=True), jnp.asarray(mean), jnp.asarray(std))
         metrics = training.evaluate(classifier, images, labels)
+        if not math.isfinite(metrics.loss):
+            raise FloatingPointError(f"training diverged in epoch {epoch}, with {settings}: lower learning_rate")
         if metrics.loss <= target_loss or epoch == max_epochs:
             return Trained(classifier, epoch, metrics)
 

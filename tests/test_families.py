@@ -233,6 +233,37 @@ def test_fishers_directions_are_those_of_scikit_learn(is_large, x64, monkeypatch
         np.testing.assert_allclose(basis_of(subspace).T @ basis_of(complement), 0, atol=1e-7)
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+def test_fishers_directions_have_a_part_in_each_scale(is_large, x64, monkeypatch):
+    """One class differs where images vary most, another where they hardly do, and all are far from 0 and each other."""
+    set_sizes(monkeypatch, chunk=7, held=21, **FEW) if is_large else set_sizes(monkeypatch, 192, chunk=7)
+    rng, labels = np.random.default_rng(6), np.arange(60) // 20
+    rows = rng.normal(size=(3, 20, 20))
+    scores = np.linalg.qr((rows - rows.mean(axis=1, keepdims=True)).reshape(60, 20))[0] * np.logspace(0, -3.8, 20)
+    means = np.zeros((3, 20))
+    means[1, 0], means[2, 19] = 1, 1
+    basis = np.linalg.qr(rng.normal(size=(192, 20)))[0]
+    images = ((scores + means[labels]) @ basis.T + 1000).reshape(60, 8, 8, 3)
+    fisher = subspaces.class_means(images, labels)[2]
+    assert fisher.dimension == 2
+    # Rounding of pixels near 1000 is 1e-13, and 1e-9 of the smallest deviation.
+    assert scipy.linalg.subspace_angles(basis_of(fisher), basis[:, [0, 19]]).max() < 1e-5
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_images_do_not_vary_by_rounding(is_large, dtype, monkeypatch):
+    if is_large:
+        set_sizes(monkeypatch, chunk=7, held=21, **FEW)
+    labels = np.arange(60) // 20
+    images = random_images(3, 8, 8, 3).astype(dtype)[labels]
+    with pytest.raises(ValueError, match=r"^all images of a class are equal, so Fisher's directions are undefined"):
+        subspaces.class_means(images, labels)
+    if is_large:
+        with pytest.raises(ValueError, match=r"^20 images have at most 0 components that are known"):
+            subspaces.principal_components(images[:20], [(0, 1)])
+
+
 @pytest.mark.parametrize("way", ["array", "source", "stream"])
 def test_fishers_directions_of_fewer_images_than_pixels_are_those_of_numpy(way, x64, monkeypatch):
     set_sizes(monkeypatch, chunk=7, held=21, **FEW)
@@ -350,6 +381,10 @@ BAD = {
         lambda: subspaces.principal_components(IMAGES, [(40, 41)]),
         r"^the group \(40, 41\) must name at least one of the 40 components, and no others$",
     ),
+    "group before the first": (
+        lambda: subspaces.principal_components(IMAGES, [(-41, None)]),
+        r"^the group \(-41, None\) must name at least one of the 40 components, and no others$",
+    ),
     "no groups": (lambda: subspaces.principal_components(IMAGES, []), r"^groups is empty: name at least one, such as"),
     "no pair": (lambda: subspaces.principal_components(IMAGES, [3]), r"^groups must be pairs \(first, stop\)"),
     "constant classes": (
@@ -363,6 +398,10 @@ BAD = {
         r"^image 7 has pixels that are NaN or infinite: leave it out$",
     ),
     "one class": (lambda: subspaces.class_means(IMAGES, np.zeros(300, int)), r"^labels must be of two classes or more"),
+    "no labels": (
+        lambda: subspaces.class_means(IMAGES, np.zeros(0, int)),
+        r"^labels must be of two classes or more, got none: pass images of others",
+    ),
     "labels of others": (
         lambda: subspaces.class_means(IMAGES, LABELS[:299]),
         r"^labels must be one for each image, got 2",

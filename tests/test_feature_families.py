@@ -302,6 +302,24 @@ def test_settings_that_do_not_fit_are_told(changes, message, tmp_path):
     assert not (tmp_path / "digits_quick").exists()
 
 
+def test_more_families_than_can_be_drawn_are_refused_before_any_work():
+    texts = [f"dct-grid:{size}:{step}" for size in (1, 2, 3, 4) for step in (1, 2, 3) if (8 - size) % step == 0]
+    texts += [f"fourier-rings:0:{edge}:6" for edge in (2, 3, 4, 5)]
+    assert len(texts) == 11
+    config = dataclasses.replace(CONFIG, families=tuple(texts))
+    with pytest.raises(ValueError, match="11 families can't be told apart, at most 10 can"):
+        config.members(np.zeros((2, 8, 8, 1), np.float32), np.arange(2))
+
+
+def test_pictures_of_two_families_do_not_share_a_file():
+    """Whatever is in their names."""
+    texts = ["fourier-rings:0:2.5", "fourier-rings:0:2:5", "luma-chroma", "fourier-rings:0-2-5"]
+    names = list(families._file_names(texts).values())
+    assert [names[0], names[2]] == ["fourier-rings-0-2-5", "luma-chroma"]
+    assert len(set(names)) == 4
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+
+
 def test_more_images_than_the_baseline_tests_on_are_refused():
     other = dataclasses.replace(registry.get("digits").config, num_test=10, num_images=5)
     with pytest.raises(ValueError, match="num_images=12 is more than the 10 test images of digits"):

@@ -126,6 +126,17 @@ def test_floor_and_ceiling_are_where_errors_differ_by_no_more_than_chance():
     assert frequency_map.is_at_ceiling(found, 0).tolist() == [False] * 5 + [True] * 3
 
 
+def test_a_margin_that_is_no_number_has_no_place_and_does_not_end_the_run(tmp_path):
+    margins = np.arange(1.0, 6)[:, None] * np.ones(1)
+    margins[2] = np.nan
+    found = found_of(margins, np.zeros((1, 5, 1)), [[0.9, 0.1, 0.1, 0.2, 0.3]], norms=(2.0,))
+    described = frequency_map.describe(found)
+    assert {each["place_by_margin"] for each in described["norms"][0]["farthest"]} == {"nan"}
+    summary = {"test_accuracy": 0.5, "num_images": 1, "measurement_seconds": 1.0, **described}
+    store.write_json(tmp_path / "summary.json", summary)
+    assert "nan" in CONFIG.report(tmp_path)
+
+
 def test_the_spread_is_between_deciles_of_medians():
     medians = np.arange(1.0, 12)
     found = found_of(medians[:, None] * np.array([0.5, 1, 7]), np.zeros((1, 11, 3)), np.zeros((1, 11)), norms=(2.0,))

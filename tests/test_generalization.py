@@ -97,6 +97,11 @@ def test_training_ends_with_the_epoch_that_reaches_the_loss(samples):
     assert one_less.metrics.loss > 0.3
 
 
+def test_training_that_diverges_is_told(samples):
+    with pytest.raises(FloatingPointError, match=r"^training diverged in epoch \d, with .*: lower learning_rate$"):
+        trained(MLP, samples, learning_rate=1e30, max_epochs=50)
+
+
 def test_dropout_changes_training_alone(samples):
     images, _ = samples
     kept, dropped = (trained(MLP._replace(dropout_rate=rate), samples).classifier for rate in (0.0, 0.5))
@@ -233,6 +238,21 @@ def test_images_without_a_margin_do_not_count_in_the_mean(found):
     assert described["mean_margin"] == pytest.approx(expected.mean())
 
 
+def test_a_network_without_margins_counts_as_the_one_of_largest(found, tmp_path):
+    accuracy = found.test_accuracy
+    for solver in generalization.SOLVERS:
+        found.margins[solver][4, SUBSPACES.index(COMPONENTS)] = np.inf
+        found.margins[solver][:, SUBSPACES.index(RANDOM)] = np.inf
+    margins = found.mean_margins(COMPONENTS, "tight")
+    assert np.flatnonzero(np.isinf(margins)) == [4]
+    largest = np.where(np.isinf(margins), 1e9, margins)
+    assert generalization.kendall(margins, accuracy) == pytest.approx(pairs(largest, accuracy))
+    described = generalization.describe(found)["measures"]
+    assert [each["mean_margin"] for each in described if each["subspace"] in (COMPONENTS, RANDOM)] == 4 * ["inf"]
+    assert {each["tau"] for each in described if each["subspace"] == RANDOM} == {"nan"}
+    store.write_picture(tmp_path / "margins.png", generalization._picture("none in one subspace", found))
+
+
 def test_the_gain_is_that_of_the_correlation(found):
     accuracy = found.test_accuracy
     expected = pairs(found.mean_margins(RANDOM, "DeepFool"), accuracy) - pairs(
@@ -349,6 +369,14 @@ def test_networks_that_miss_the_loss_are_left_out(tmp_path):
     ("changes", "message"),
     [
         ({"num_networks": 1}, "num_networks must be at least 2, got 1"),
+        ({"num_train": 1, "num_images": 1}, "num_train must be at least 2, got 1"),
+        ({"num_networks": 2, "depths": (1, 2, 3)}, "depths are 3 values, more than the 2 networks: raise num_networks"),
+        ({"batch_sizes": (20, 61)}, "batch_sizes=61 is more than the 60 training images"),
+        ({"depths": (1.5,)}, "depths must be a whole number, got 1.5"),
+        (
+            {"num_networks": 11, "wrong_shares": tuple(number / 20 for number in range(11))},
+            "wrong_shares are 11 values, of which a picture tells 10 apart: leave some out",
+        ),
         ({"num_images": 61}, "num_images=61 is more than the 60 training images"),
         ({"num_train": 10_000}, "num_train=10000 is more than the 1437 training images of digits"),
         ({"num_test": 10_000}, "num_test=10000 is more than the 360 test images of digits"),

@@ -94,21 +94,25 @@ def class_means(images: ArrayLike | ImageSource | Iterable[Any], labels: ArrayLi
     check_labels("labels", labels)
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"labels must be of two classes or more, got only {classes[0]}: pass images of others, too")
+        found = f"only {classes[0]}" if len(classes) else "none"
+        raise ValueError(f"labels must be of two classes or more, got {found}: pass images of others, too")
     num_pixels = math.prod(source.image_shape)
     if _rows.fits(num_pixels**2):
         counts, within, means = _rows.moments(_rows.rows_of(source), num_pixels, numbers)
         between = _between(counts, means)
         variances, vectors = _varying(within)
-        fisher = (vectors / variances) @ (vectors.T @ between)
+        white = vectors / np.sqrt(variances)
+        fisher = white @ _range_of(white.T @ between)
     else:
         _check_fit("means of classes", len(classes), num_pixels)
         centred = _rows.Centred(source, numbers)
         between = _between(centred.counts, centred.means)
-        # X = U S V^T has products U S^2 U^T, and V S^-2 V^T B = X^T U S^-4 U^T X B.
+        # X = U S V^T has products U S^2 U^T, and V S^-1 = X^T U S^-2.
         variances, vectors = _varying(centred.products())
-        fisher = centred.combined((vectors / variances**2) @ (vectors.T @ centred.times(between)))
-    spans = [_span(_range_of(each), source.image_shape) for each in (between, fisher)]
+        white = vectors / variances
+        fisher = centred.combined(white @ _range_of(white.T @ centred.times(between)))
+    # Columns of greatly different lengths: they are told from rounding where variances within classes are 1.
+    spans = [_span(basis, source.image_shape) for basis in (_range_of(between), np.linalg.qr(fisher)[0])]
     return [each for span in spans for each in (span, orthogonal_complement(span))]
 
 
@@ -118,7 +122,7 @@ def _numbers(group, num_pixels: int) -> range:
         raise ValueError(f"groups must be pairs (first, stop) of numbers of components, got {group!r}")
     first, stop = (None if each is None else integer("groups", each) for each in group)
     numbers = range(num_pixels)[first:stop]
-    if not numbers or (stop is not None and stop > num_pixels):
+    if not numbers or (stop is not None and stop > num_pixels) or (first is not None and first < -num_pixels):
         raise ValueError(
             f"the group {tuple(group)} must name at least one of the {num_pixels} components, and no others"
         )
@@ -185,9 +189,9 @@ def _between(counts: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _range_of(vectors: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the span of columns, without directions that rounding alone has made."""
+    """An orthonormal basis of the span of C columns that depend on each other, without what rounding alone has made."""
     u, s, _ = np.linalg.svd(vectors, full_matrices=False)
-    return u[:, s > 1e-7 * s[0]]
+    return u[:, s > 1e-7 * s[0]][:, : vectors.shape[1] - 1]
 
 
 def _span(basis: np.ndarray, image_shape: ImageShape) -> Span:

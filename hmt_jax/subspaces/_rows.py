@@ -43,24 +43,26 @@ def moments(
     num_classes = 1 if labels is None else labels.max() + 1
     counts, sums = np.zeros(num_classes), np.zeros((num_classes, num_pixels))
     products = np.zeros((num_pixels, num_pixels))
-    shift: np.ndarray | None = None  # near the mean, so that little is lost when the means' products are subtracted
+    starts = _starts(labels)
+    shifts = np.zeros_like(sums)  # near the means, so that little is lost when the means' products are subtracted
     num_read = 0
     for rows in chunks:
         own = np.zeros(len(rows), int) if labels is None else labels[num_read : num_read + len(rows)]
+        is_new = (num_read <= starts) & (starts < num_read + len(rows))
         num_read += len(rows)
         if len(own) < len(rows):
             break
-        shift = rows.mean(axis=0) if shift is None else shift
-        rows = rows - shift
+        for label in np.flatnonzero(is_new):
+            shifts[label] = _mean(rows[own == label])
+        rows = rows - shifts[own]
         products += rows.T @ rows
         np.add.at(sums, own, rows)
         counts += np.bincount(own, minlength=num_classes)
     if labels is not None and num_read != len(labels):
         raise ValueError(f"labels must be one for each image, got {len(labels)} for at least {num_read} images")
-    assert shift is not None  # there is at least one image
     means = sums / counts[:, None]
     products -= sums.T @ means
-    return counts, products, means + shift
+    return counts, products, means + shifts
 
 
 class Centred:
@@ -92,11 +94,16 @@ class Centred:
             raise ValueError(f"labels must be one for each image, got {len(self._labels)} for {self.num_images} images")
         self.counts = np.bincount(self._labels)
         self.means = np.zeros((len(self.counts), self.num_pixels))
-        sums, first = np.zeros_like(self.means), 0
-        for rows in rows_of(self._source):
-            np.add.at(sums, self._labels[first : first + len(rows)], rows)
-            first += len(rows)
-        self.means = sums / self.counts[:, None]
+        starts, sums = _starts(self._labels), np.zeros_like(self.means)
+        for part, rows in self._rows():
+            is_new = (part.start <= starts) & (starts < part.stop)
+            own = self._labels[part]
+            for label in np.flatnonzero(is_new):
+                shift = _mean(rows[own == label])
+                self.means[label] = shift
+                rows[own == label] -= shift
+            np.add.at(sums, own, rows)
+        self.means += sums / self.counts[:, None]
 
     def products(self) -> np.ndarray:
         """X X^T, (N, N), on and below its diagonal.
@@ -134,6 +141,16 @@ class Centred:
             rows -= self.means[self._labels[part]]
             yield part, rows
             first = part.stop
+
+
+def _starts(labels: np.ndarray | None) -> np.ndarray:
+    """The number of the first image of each class."""
+    return np.zeros(1, int) if labels is None else np.unique(labels, return_index=True)[1]
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean of rows; that of equal ones is the row itself, bit for bit, so that nothing is left of them less it."""
+    return rows[0] + (rows - rows[0]).mean(axis=0)
 
 
 def _chunk_size(source: Images) -> int:
