@@ -227,16 +227,15 @@ class Generalization(Config):
             f"have not reached the target loss; {summary['seconds']:.0f} s",
             "Kendall's tau: rank correlation of test accuracies and mean margins of training images; by chance: its "
             f"{_CONFIDENCE}% interval if accuracies are exchanged at random; equal shares: its mean within groups "
-            "of networks with equal shares of wrong labels",
+            "of networks with equal shares of wrong labels; same kind: the same among cnn and among mlp",
         ]
-        rows = [
-            ("margins in", "dimension", "solver", "mean", "no margin", "Kendall's tau", "by chance", "equal shares")
-        ]
+        headings = ("margins in", "dimension", "solver", "mean", "no margin", "Kendall's tau", "by chance")
+        rows = [(*headings, "equal shares", "same kind")]
         for each in summary["measures"]:
             margin = _tables.number(float(each["mean_margin"]))
-            tau, within = (f"{float(each[name]):.2f}" for name in ("tau", "tau_of_equal_wrong_shares"))
+            taus = [f"{float(tau):.2f}" for tau in (each["tau"], *each["within"].values())]
             chance = " to ".join(f"{float(end):.2f}" for end in each["by_chance"])
-            cells = (margin, f"{each['share_without']:.1%}", tau, chance, within)
+            cells = (margin, f"{each['share_without']:.1%}", taus[0], chance, *taus[1:])
             rows.append((each["subspace"], str(each["dimension"]), each["solver"], *cells))
         return "\n".join([*lines, report.aligned(rows)])
 
@@ -330,14 +329,14 @@ def by_chance(margins: np.ndarray, accuracy: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def of_equal_wrong_shares(found: Found, margins: np.ndarray) -> float:
-    """The mean of Kendall's rank correlations within groups of networks with equal shares of wrong labels.
+def within(found: Found, margins: np.ndarray, setting: str) -> float:
+    """The mean of Kendall's rank correlations within groups of networks that have the same value of a setting.
 
     It is weighted by the number of pairs in each group. Groups in which all margins or accuracies are equal have none,
     and are left out. NaN if no group is left.
     """
-    shares = np.array([each.wrong_share for each in found.settings])
-    groups = [shares == share for share in np.unique(shares)]
+    values = np.array([getattr(each, setting) for each in found.settings])
+    groups = [values == value for value in np.unique(values)]
     taus = [kendall(margins[is_same], found.test_accuracy[is_same]) for is_same in groups if is_same.sum() > 1]
     weights = [is_same.sum() * (is_same.sum() - 1) for is_same in groups if is_same.sum() > 1]
     kept = np.isfinite(taus)
@@ -359,7 +358,7 @@ def describe(found: Found) -> dict[str, Any]:
                     "share_without": float(np.mean(~np.isfinite(found.margins[solver][:, r]))),
                     "tau": for_json(kendall(margins, found.test_accuracy)),
                     "by_chance": [for_json(end) for end in by_chance(margins, found.test_accuracy)],
-                    "tau_of_equal_wrong_shares": for_json(of_equal_wrong_shares(found, margins)),
+                    "within": {name: for_json(within(found, margins, name)) for name in ("wrong_share", "kind")},
                 }
             )
     return {

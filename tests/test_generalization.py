@@ -204,16 +204,16 @@ def test_equal_shares_of_wrong_labels_compare_only_their_own_networks(found):
         for i, j in itertools.combinations(range(20), 2)
         if found.settings[i].wrong_share == found.settings[j].wrong_share
     ]
-    assert generalization.of_equal_wrong_shares(found, margins) == pytest.approx(np.mean(signs))
+    assert generalization.within(found, margins, "wrong_share") == pytest.approx(np.mean(signs))
     accuracy[[i for i in range(20) if found.settings[i].wrong_share == 0.2]] = 0.5  # and say nothing from now on
     signs = [
         np.sign((margins[i] - margins[j]) * (accuracy[i] - accuracy[j]))
         for i, j in itertools.combinations(range(20), 2)
         if found.settings[i].wrong_share == found.settings[j].wrong_share != 0.2
     ]
-    assert generalization.of_equal_wrong_shares(found, margins) == pytest.approx(np.mean(signs))
+    assert generalization.within(found, margins, "wrong_share") == pytest.approx(np.mean(signs))
     alone = found_of({name: [1, 2] for name in SUBSPACES}, [1, 2], [0.0, 0.1])
-    assert np.isnan(generalization.of_equal_wrong_shares(alone, np.array([1, 2])))
+    assert np.isnan(generalization.within(alone, np.array([1, 2]), "wrong_share"))
 
 
 def test_chance_is_as_wide_as_kendall_says():
