@@ -257,7 +257,7 @@ def test_equal_images_do_not_vary_by_rounding(is_large, dtype, monkeypatch):
         set_sizes(monkeypatch, chunk=7, held=21, **FEW)
     labels = np.arange(60) // 20
     images = random_images(3, 8, 8, 3).astype(dtype)[labels]
-    with pytest.raises(ValueError, match=r"^within each class all images are equal, so Fisher's directions are undefined"):
+    with pytest.raises(ValueError, match=r"^within each class all images are equal, so Fisher's directions"):
         subspaces.class_means(images, labels)
     if is_large:
         with pytest.raises(ValueError, match=r"^20 images have at most 0 components that are known"):
