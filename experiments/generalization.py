@@ -34,7 +34,7 @@ WHOLE, LOW_BAND, COMPONENTS, RANDOM = "whole space", "low band of the DCT", "lea
 SUBSPACES = (WHOLE, LOW_BAND, COMPONENTS, RANDOM)
 SOLVERS = ("tight", "DeepFool")
 _KINDS: tuple[Literal["cnn", "mlp"], ...] = ("cnn", "mlp")
-_NUM_PERMUTATIONS = 1999
+_NUM_PERMUTATIONS = 999
 _CONFIDENCE = 95  # percent
 
 

@@ -223,7 +223,8 @@ def test_chance_is_as_wide_as_kendall_says():
     assert (low, high) == pytest.approx((-1.96 * deviation, 1.96 * deviation), abs=0.02)
 
 
-def test_images_without_a_margin_do_not_count_in_the_mean(found):
+def test_images_without_a_margin_do_not_count_in_the_mean(found, monkeypatch):
+    monkeypatch.setattr(generalization, "_NUM_PERMUTATIONS", 9)
     margins = found.margins["tight"][:, SUBSPACES.index(COMPONENTS)]
     expected = margins.mean(axis=1)
     expected[3] = margins[3, 0]
@@ -238,7 +239,8 @@ def test_images_without_a_margin_do_not_count_in_the_mean(found):
     assert described["mean_margin"] == pytest.approx(expected.mean())
 
 
-def test_a_network_without_margins_counts_as_the_one_of_largest(found, tmp_path):
+def test_a_network_without_margins_counts_as_the_one_of_largest(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(generalization, "_NUM_PERMUTATIONS", 9)
     accuracy = found.test_accuracy
     for solver in generalization.SOLVERS:
         found.margins[solver][4, SUBSPACES.index(COMPONENTS)] = np.inf

@@ -145,6 +145,8 @@ def _components_of_few(source: Images, wanted: Sequence[int]) -> np.ndarray:
 
 
 def _check_known(last: int, num_known: int, num_images: int) -> None:
+    if not num_known:
+        raise ValueError("all images are equal, so they have no principal components: pass images that differ")
     if last >= num_known:
         raise ValueError(
             f"at most the {num_known} leading components of {num_images} images are known, but groups name component "
