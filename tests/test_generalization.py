@@ -61,32 +61,6 @@ def test_width_and_depth_are_those_of_the_layers(kind, shapes, samples):
     assert [layer.kernel.shape for layer in layers] == shapes
 
 
-def test_training_is_that_of_pytorch(samples):
-    torch = pytest.importorskip("torch")
-    images, labels = samples
-    before = trained(MLP, samples, learning_rate=0.0, max_epochs=1).classifier
-    mean, std = images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))
-    layers = []
-    for layer in before.network.linear:
-        linear = torch.nn.Linear(*layer.kernel.shape)
-        linear.weight.data = torch.tensor(np.asarray(layer.kernel[...]).T)
-        linear.bias.data = torch.tensor(np.asarray(layer.bias[...]))
-        layers += [linear, torch.nn.ReLU()]
-    module = torch.nn.Sequential(*layers[:-1])
-    inputs = torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2).reshape(12, -1).copy())
-    targets = torch.tensor(labels)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(inputs), targets).backward()
-        optimizer.step()
-    found = trained(MLP, samples)
-    np.testing.assert_allclose(found.classifier(images), module(inputs).detach(), atol=2e-5)
-    loss = torch.nn.functional.cross_entropy(module(inputs), targets)
-    assert found.metrics.loss == pytest.approx(loss.item(), abs=1e-5)
-    assert found.num_epochs == 3
-
-
 def test_training_ends_with_the_epoch_that_reaches_the_loss(samples):
     settings = MLP._replace(width=4, batch_size=5)
     found = trained(settings, samples, target_loss=0.3, max_epochs=300)
