@@ -186,6 +186,7 @@ def test_pictures_show_what_lies_in_a_member_and_changes_the_label(made):
     assert (arrays["label_of_perturbed"] != arrays["label"]).all()
 
 
+@pytest.mark.slow
 def test_a_picture_shows_seven_members_from_the_first_to_the_last(monkeypatch):
     shape, kept = (1, 20, 1), {}
     members = [Member("pixels", str(n), subspaces.pixels(np.arange(20).reshape(shape) == n)) for n in range(20)]
