@@ -23,7 +23,7 @@ import hmt_jax
 from experiments import manipulations, report, store
 from experiments.claims import for_json
 from experiments.experiment import Run
-from experiments.images import OnNetwork, trained
+from experiments.images import OnNetwork, summarize, trained
 from hmt_jax import _progress, _tables, data, plots, solvers, statistics
 from hmt_jax._images import Images as ImagesToRead
 from hmt_jax._looks import LOOKS, check_number
@@ -115,18 +115,7 @@ class Families(OnNetwork):
                     self.measure(run, classifier, members, images, dataset.test_labels[: self.num_images])
                 self.perturb(run, classifier, members, images[0])
         found = read(run.path)
-        network = store.read_json(run.baseline / "summary.json")
-        store.write_json(
-            run.path / "summary.json",
-            {
-                "experiment": run.name,
-                "test_accuracy": network["test_accuracy"],
-                "num_test": network["num_test"],
-                "measurement_seconds": round(found.seconds, 2),
-                "num_images": found.result.margin.shape[1],
-                **describe(found),
-            },
-        )
+        summarize(run, found.result, found.seconds, describe(found))
         store.write_picture(run.path / "accuracy.png", _accuracy_picture(run.name, found))
         store.write_picture(run.path / "margins.png", _margins_picture(run.name, found))
         shown = store.read_arrays(run.path / _PARTS)

@@ -21,7 +21,7 @@ import hmt_jax
 from experiments import manipulations, report, store
 from experiments.claims import for_json
 from experiments.experiment import Run, check_at_least
-from experiments.images import OnNetwork, trained
+from experiments.images import OnNetwork, summarize, trained
 from hmt_jax import _progress, _tables, data, plots, solvers, statistics, subspaces
 from hmt_jax._looks import LOOKS
 from hmt_jax.estimates import Estimate, from_medians, from_samples, from_share
@@ -107,18 +107,7 @@ class FrequencyMap(OnNetwork):
                     store.write_arrays(run.path / _NOISE, add_noise(classifier, images, labels, lines, self.norms))
                 self.measure(run, classifier, lines, images[: self.num_images], labels[: self.num_images])
         found = read(run.path)
-        network = store.read_json(run.baseline / "summary.json")
-        store.write_json(
-            run.path / "summary.json",
-            {
-                "experiment": run.name,
-                "test_accuracy": network["test_accuracy"],
-                "num_test": network["num_test"],
-                "measurement_seconds": round(found.seconds, 2),
-                "num_images": found.result.margin.shape[1],
-                **describe(found),
-            },
-        )
+        summarize(run, found.result, found.seconds, describe(found))
         store.write_picture(run.path / "map.png", _maps_picture(run.name, found, self.basis))
         store.write_picture(run.path / "agreement.png", _agreement_picture(run.name, found))
 
@@ -270,12 +259,12 @@ def correlation(found: Found, k: int) -> Estimate:
 
 
 def is_at_floor(found: Found, k: int) -> np.ndarray:
-    """Where the error under noise of a norm is not above the 95% interval of that without noise, (R,)."""
+    """Truth values (R,): whether the error under noise of a norm is no higher than the 95% interval without noise."""
     return found.errors[k] <= from_share(found.error, found.is_changed.shape[2]).high
 
 
 def is_at_ceiling(found: Found, k: int) -> np.ndarray:
-    """Where the error is not below the 95% interval of that of a classifier that sees nothing, (R,)."""
+    """Truth values (R,): whether the error is no lower than the 95% interval of a classifier that sees nothing."""
     return found.errors[k] >= from_share(found.chance, found.is_changed.shape[2]).low
 
 

@@ -265,15 +265,14 @@ def elbow(variances: np.ndarray) -> int:
 def read(path: pathlib.Path) -> Found:
     """The findings of the run in a folder, once all its networks have been trained."""
     files = [_file(path, number) for number in range(store.settings(path)["num_networks"])]
-    arrays = [store.read_arrays(file) for file in files]
+    results, arrays = zip(*(store.read_margins(file) for file in files), strict=True)
     kept = [number for number, each in enumerate(arrays) if each["is_trained"]]
     if len(kept) < 2:
         raise ValueError(
             f"{len(kept)} of {len(files)} networks have reached target_loss, but at least 2 must: raise target_loss or "
             "max_epochs"
         )
-    results = [store.read_margins(files[number])[0] for number in kept]
-    tight = np.stack([statistics.censored_margins(result) for result in results])
+    tight = np.stack([statistics.censored_margins(results[number]) for number in kept])
 
     def of_all(name: str) -> np.ndarray:
         return np.array([arrays[number][name] for number in kept])

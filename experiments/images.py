@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -318,6 +319,21 @@ def trained(run: Run) -> "Images":
     if run.baseline is None:
         raise ValueError("baseline=none has no network: name an experiment that trains one")
     return Images(**store.settings(run.baseline))
+
+
+def summarize(run: Run, result: hmt_jax.MarginResult, seconds: float, findings: Mapping[str, Any]) -> None:
+    """Writes the summary of a run on the network of another: its accuracy, the measurement, and the findings."""
+    assert run.baseline is not None
+    network = store.read_json(run.baseline / "summary.json")
+    summary = {
+        "experiment": run.name,
+        "test_accuracy": network["test_accuracy"],
+        "num_test": network["num_test"],
+        "measurement_seconds": round(seconds, 2),
+        "num_images": result.margin.shape[1],
+        **findings,
+    }
+    store.write_json(run.path / "summary.json", summary)
 
 
 @functools.lru_cache(maxsize=1)  # for a run and its baseline

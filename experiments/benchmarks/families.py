@@ -58,7 +58,7 @@ def _embedded(subspace, z):
 
 
 def of_file() -> list[str]:
-    """For spans of a file of random images: CPU seconds, the most megabytes of arrays, and the error of S^T S = I."""
+    """A table on spans of a file of images: CPU seconds, the most megabytes of arrays, and the error of S^T S = I."""
     labels = np.arange(_NUM_IN_FILE) % 8
     calls: dict[str, Callable[[np.ndarray], Sequence[subspaces.Subspace]]] = {
         "principal_components([(0, 32)])": lambda images: subspaces.principal_components(images, [(0, 32)]),
